@@ -1,0 +1,54 @@
+# Two commands need nothing but python (3.11 or newer) and make: `make serve`, `make test`.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PROJECTS := -e plugins/csm -e plugins/demo_voice
+PYPROJECTS := pyproject.toml plugins/csm/pyproject.toml plugins/demo_voice/pyproject.toml
+# Arguments for the command behind a verb: make serve ARGS="--port 9000 --model DIR"
+ARGS ?=
+
+.PHONY: help setup check test test-slow serve bench clean
+
+help:
+	@echo "make serve    install what is needed and speak on port 8000 (ARGS=... for flags)"
+	@echo "make test     install what is needed, run the checks and the tests"
+	@echo "make setup    install everything for development into $(VENV)"
+	@echo "make check    ruff, mypy, import contract"
+	@echo "make test-slow  the tests that take minutes (full-size model; some 8 GB of memory)"
+	@echo "make bench    measure against the reference implementation (ARGS=--help)"
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "vox_serve needs Python 3.11 or newer; try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.runtime: $(PYPROJECTS) | $(BIN)/python
+	$(BIN)/python -m pip install -e . $(PROJECTS)
+	@touch $@
+
+$(VENV)/.dev: $(PYPROJECTS) | $(BIN)/python
+	$(BIN)/python -m pip install -e '.[dev]' $(PROJECTS)
+	@touch $@ $(VENV)/.runtime
+
+setup: $(VENV)/.dev
+
+serve: $(VENV)/.runtime
+	$(BIN)/python -m vox_serve.launch $(ARGS)
+
+check: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: check
+	$(BIN)/pytest -m "not slow" $(ARGS)
+
+test-slow: $(VENV)/.dev
+	$(BIN)/pytest -m slow $(ARGS)
+
+bench: $(VENV)/.dev
+	$(BIN)/python -m benchmarks.csm $(ARGS)
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

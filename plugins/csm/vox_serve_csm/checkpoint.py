@@ -1,0 +1,145 @@
+"""A checkpoint directory to a loaded model.
+
+Two layouts are told apart: the transformers one, which is read, and Sesame's original one,
+which may lie beside it under `model.safetensors` and interleaves its RoPE pairs.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vox_serve import CheckpointError, LoadOptions, SamplingParams
+from vox_serve.hub import read_config
+from vox_serve.nn import WeightFiles, WeightLoader, llama_sources
+from vox_serve_csm.config import CsmConfig
+from vox_serve_csm.mimi import Mimi
+from vox_serve_csm.model import CsmModel, CsmNetwork
+from vox_serve_csm.prompt import PromptBuilder, TextTokenizer
+from vox_serve_csm.voices import read_voices
+
+CODEC_PREFIX = "codec_model."
+TRANSFORMERS_INDEX = "transformers.safetensors.index.json"
+
+
+def load_model(options: LoadOptions) -> CsmModel:
+    """Load a CSM checkpoint.
+
+    Raises:
+        CheckpointError: says which file, tensor or key is wrong and what to do.
+    """
+    directory = options.directory
+    config_json = read_config(str(directory))
+    config = CsmConfig.from_json(config_json)
+    loader = WeightLoader(WeightFiles(weights_path(directory, config_json)))
+    if "backbone_model.norm.weight" not in loader.unused:
+        raise CheckpointError(
+            f"{directory}: these weights are not in the transformers layout; download the "
+            "transformers-*.safetensors files and their index too"
+        )
+    device, dtype = torch.device(options.device), getattr(torch, options.dtype)
+    network = load_network(config, loader, device, dtype)
+    codec = load_codec(config, loader, device)
+    loader.finish()
+    builder = PromptBuilder(
+        TextTokenizer(directory),
+        config.num_codebooks,
+        config.end_code,
+        config.backbone.max_position_embeddings,
+        codec.encode,
+    )
+    return CsmModel(
+        config,
+        network,
+        codec,
+        builder,
+        read_voices(directory, codec),
+        read_sampling(directory),
+        weight_bytes=sum(p.numel() * p.element_size() for p in network.parameters()),
+    )
+
+
+def weights_path(directory: Path, config: Mapping[str, Any]) -> Path:
+    """The file or index that holds the transformers layout."""
+    named = config.get("transformers_weights")
+    if named:
+        path = directory / Path(str(named)).name
+        if not path.is_file():
+            raise CheckpointError(
+                f"{path}: config.json names this file, but it is missing; "
+                "download the checkpoint again"
+            )
+        return path
+    candidates = (TRANSFORMERS_INDEX, "model.safetensors.index.json", "model.safetensors")
+    for name in candidates:
+        if (directory / name).is_file():
+            return directory / name
+    raise CheckpointError(f"{directory}: no weights; one of {', '.join(candidates)} must be there")
+
+
+def load_network(
+    config: CsmConfig, loader: WeightLoader, device: torch.device, dtype: torch.dtype
+) -> CsmNetwork:
+    """Fill the network; weights are converted to `dtype` tensor by tensor."""
+    with torch.device("meta"):
+        network = CsmNetwork(config).to(dtype)
+    network.to_empty(device=device).requires_grad_(False)
+    sources = {
+        "text_embedding.weight": ["embed_text_tokens.weight"],
+        "audio_embedding.weight": [_audio_embedding(loader)],
+        "head.weight": ["lm_head.weight"],
+        "projector.weight": ["depth_decoder.model.inputs_embeds_projector.weight"],
+        "depth_heads": ["depth_decoder.codebooks_head.weight"],
+    }
+    stacks = (
+        ("backbone.", "backbone_model.", config.backbone),
+        ("depth.", "depth_decoder.model.", config.depth),
+    )
+    for ours, theirs, sizes in stacks:
+        names = llama_sources(theirs, sizes.num_hidden_layers)
+        sources |= {ours + name: tensors for name, tensors in names.items()}
+    for name, parameter in network.named_parameters():
+        loader.fill(parameter, sources[name])
+    network.backbone.prepare(device, dtype)
+    network.depth.prepare(device, dtype)
+    return network
+
+
+def load_codec(config: CsmConfig, loader: WeightLoader, device: torch.device) -> Mimi:
+    try:
+        codec = Mimi(config.codec, config.num_codebooks, device)
+        names = {n.removeprefix(CODEC_PREFIX) for n in loader.unused if n.startswith(CODEC_PREFIX)}
+        codec.load(lambda name: loader.read(CODEC_PREFIX + name), names)
+    except (ValueError, KeyError) as error:
+        raise CheckpointError(f"the checkpoint's codec cannot be loaded: {error}") from error
+    return codec
+
+
+def read_sampling(directory: Path) -> SamplingParams:
+    """Defaults of `generation_config.json` where it has any, else Sesame's 0.9 and 50."""
+    path = directory / "generation_config.json"
+    if not path.is_file():
+        return SamplingParams()
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: cannot be read as JSON ({error})") from error
+    if stored.get("do_sample") is False:
+        return SamplingParams(temperature=0.0)
+    named = {k: stored[k] for k in ("temperature", "top_k", "top_p") if stored.get(k) is not None}
+    return SamplingParams().merged(named)
+
+
+def _audio_embedding(loader: WeightLoader) -> str:
+    """Backbone and depth decoder share one table, stored under either name or both."""
+    names = (
+        "backbone_model.embed_tokens.embed_audio_tokens.weight",
+        "depth_decoder.model.embed_tokens.weight",
+    )
+    loader_has = [name for name in names if name in loader.unused]
+    loader.ignore(*names)
+    return loader_has[0] if loader_has else names[0]

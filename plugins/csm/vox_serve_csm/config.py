@@ -1,0 +1,86 @@
+"""A CSM `config.json` as typed sizes; keys that are left out take CsmConfig's defaults."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import attrs
+
+from vox_serve import CheckpointError
+from vox_serve.nn import LlamaConfig
+
+ROPE_THETA = 500_000.0
+BACKBONE_DEFAULTS: Mapping[str, Any] = {
+    "hidden_size": 2048,
+    "intermediate_size": 8192,
+    "num_hidden_layers": 16,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "max_position_embeddings": 2048,
+    "rms_norm_eps": 1e-5,
+}
+DEPTH_DEFAULTS: Mapping[str, Any] = {
+    "hidden_size": 1024,
+    "intermediate_size": 8192,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 33,
+    "rms_norm_eps": 1e-5,
+}
+
+
+@attrs.frozen
+class CsmConfig:
+    """Sizes of one CSM.
+
+    Args:
+        backbone, depth: the two Llama stacks.
+        num_codebooks: K.
+        audio_vocab: ids per codebook, reserved ones included.
+        text_vocab: ids of the text tokenizer.
+        end_code: a frame of nothing but this code ends the utterance.
+        codec: the Mimi configuration, as it is.
+    """
+
+    backbone: LlamaConfig
+    depth: LlamaConfig
+    num_codebooks: int
+    audio_vocab: int
+    text_vocab: int
+    end_code: int
+    codec: Mapping[str, Any]
+
+    @classmethod
+    def from_json(cls, config: Mapping[str, Any]) -> CsmConfig:
+        """Raises CheckpointError if the sizes contradict each other or are not supported."""
+        if config.get("model_type") != "csm":
+            raise CheckpointError(
+                f"not a CSM checkpoint: config.json says model_type {config.get('model_type')!r}"
+            )
+        if not config.get("tie_codebooks_embeddings", True):
+            raise CheckpointError("tie_codebooks_embeddings false is not supported")
+        depth = config.get("depth_decoder_config") or {}
+        read = cls(
+            backbone=LlamaConfig.from_json(config, BACKBONE_DEFAULTS, ROPE_THETA),
+            depth=LlamaConfig.from_json(depth, DEPTH_DEFAULTS, ROPE_THETA),
+            num_codebooks=int(config.get("num_codebooks", 32)),
+            audio_vocab=int(config.get("vocab_size", 2051)),
+            text_vocab=int(config.get("text_vocab_size", 128256)),
+            end_code=int(config.get("codebook_eos_token_id", 0)),
+            codec=config.get("codec_config") or {},
+        )
+        expected = {
+            "num_codebooks": read.num_codebooks,
+            "vocab_size": read.audio_vocab,
+            "backbone_hidden_size": read.backbone.hidden_size,
+        }
+        for key, value in expected.items():
+            if depth.get(key, value) != value:
+                raise CheckpointError(
+                    f"depth_decoder_config.{key} is {depth[key]}, but the backbone says {value}"
+                )
+        if read.depth.max_position_embeddings <= read.num_codebooks - 1:
+            raise CheckpointError("depth_decoder_config.max_position_embeddings is too small")
+        return read

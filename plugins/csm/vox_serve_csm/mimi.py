@@ -1,0 +1,404 @@
+"""Mimi, the codec inside CSM: 24 kHz sound to frames of 80 ms and back, through `moshi`.
+
+This module knows moshi's building blocks, the transformers configuration and tensor names
+of a Mimi checkpoint, and how to hold its streaming state in one row per slot.  It knows
+nothing of CSM, of checkpoint files or of the engine.
+
+Mimi is described in section 3.3 of the Moshi paper, https://arxiv.org/abs/2410.00037.  On
+the way out a frame of codes becomes one latent (quantizer), two latents (upsample), two
+latents that have seen the last `sliding_window` ones (transformer) and sound (SEANet).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from math import prod
+from typing import Any, NamedTuple
+
+import torch
+from moshi.modules.conv import NormConvTranspose1d, StreamingConv1d, StreamingConvTranspose1d
+from moshi.modules.resample import ConvDownsample1d, ConvTrUpsample1d
+from moshi.modules.seanet import SEANetDecoder, SEANetEncoder
+from moshi.modules.transformer import (
+    ProjectedTransformer,
+    RingKVCache,
+    StreamingMultiheadAttention,
+)
+from moshi.quantization.vq import SplitResidualVectorQuantizer
+from moshi.utils.compile import no_compile
+from torch import nn
+
+LATENTS_PER_FRAME = 2
+"""Stride between latents and frames: fixed in transformers' `MimiModel`, so here too."""
+
+_STATEFUL = (StreamingConv1d, StreamingConvTranspose1d, StreamingMultiheadAttention)
+
+# transformers' MimiConfig defaults: a published config.json may leave them out.
+_DEFAULTS: dict[str, Any] = {
+    "sampling_rate": 24000,
+    "hidden_size": 512,
+    "num_filters": 64,
+    "num_residual_layers": 1,
+    "upsampling_ratios": [8, 6, 5, 4],
+    "kernel_size": 7,
+    "last_kernel_size": 3,
+    "residual_kernel_size": 3,
+    "dilation_growth_rate": 2,
+    "compress": 2,
+    "use_conv_shortcut": False,
+    "codebook_size": 2048,
+    "vector_quantization_hidden_dimension": 256,
+    "num_quantizers": 32,
+    "num_semantic_quantizers": 1,
+    "num_hidden_layers": 8,
+    "intermediate_size": 2048,
+    "num_attention_heads": 8,
+    "norm_eps": 1e-5,
+    "sliding_window": 250,
+    "layer_scale_initial_scale": 0.01,
+}
+
+# moshi's parameter names become transformers' names by these substitutions, in this order.
+_RENAMES = (
+    (r"(\.conv(tr)?)+\.", ".conv."),
+    (r"\.model\.", ".layers."),
+    (r"_transformer\.transformer\.", "_transformer."),
+    (r"\.out_projs\.0\.", ".o_proj."),
+    (r"\.norm1\.", ".input_layernorm."),
+    (r"\.norm2\.", ".post_attention_layernorm."),
+    (r"\.linear(\d)\.", r".mlp.fc\1."),
+    (r"\.layer_scale_1\.", ".self_attn_layer_scale."),
+    (r"\.layer_scale_2\.", ".mlp_layer_scale."),
+    (r"\.rvq_first\.", ".semantic_residual_vector_quantizer."),
+    (r"\.rvq_rest\.", ".acoustic_residual_vector_quantizer."),
+    (r"\.vq\.layers\.", ".layers."),
+    (r"\._codebook\._?", ".codebook."),
+    (r"\.embedding_sum$", ".embed_sum"),
+)
+
+
+def _read_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Fill in the defaults; refuse with a ValueError what moshi's Mimi cannot reproduce."""
+    if config.get("sliding_window", 0) is None:
+        raise ValueError("codec_config: sliding_window is null; a stream needs a finite window")
+    c = _DEFAULTS | {key: value for key, value in config.items() if value is not None}
+    c["rope"] = {"rope_theta": c.get("rope_theta", 10000.0)}  # transformers 4's spelling
+    c["rope"] |= c.get("rope_scaling", {}) | c.get("rope_parameters", {})
+    c["frame_size"] = LATENTS_PER_FRAME * prod(c["upsampling_ratios"])
+    frame_rate = c["sampling_rate"] / c["frame_size"]
+    head_dim = c["hidden_size"] // c["num_attention_heads"]
+    supported = {
+        "audio_channels": 1,
+        "use_causal_conv": True,
+        "pad_mode": "constant",
+        "trim_right_ratio": 1.0,
+        "hidden_act": "gelu",
+        "attention_bias": False,
+        "num_key_value_heads": c["num_attention_heads"],
+        "hidden_size": head_dim * c["num_attention_heads"],
+        "head_dim": head_dim,
+        "upsample_groups": c["hidden_size"],
+        "codebook_dim": c["vector_quantization_hidden_dimension"],
+        "frame_rate": frame_rate,
+        "_frame_rate": frame_rate,
+    }
+    for key, value in supported.items():
+        if c.get(key, value) != value:
+            raise ValueError(f"codec_config: {key} is {c[key]!r}; only {value!r} is supported")
+    rope_type = c["rope"].get("rope_type", c["rope"].get("type", "default"))
+    if rope_type != "default":
+        raise ValueError(f"codec_config: rope_type is {rope_type!r}; only 'default' is supported")
+    return c
+
+
+def _build(c: Mapping[str, Any]) -> Any:
+    """Build moshi's modules, unfilled, on the meta device; returns an `nn.ModuleDict`."""
+    size = c["hidden_size"]
+    seanet = {
+        "channels": 1,
+        "dimension": size,
+        "n_filters": c["num_filters"],
+        "n_residual_layers": c["num_residual_layers"],
+        "ratios": list(c["upsampling_ratios"]),
+        "kernel_size": c["kernel_size"],
+        "last_kernel_size": c["last_kernel_size"],
+        "residual_kernel_size": c["residual_kernel_size"],
+        "dilation_base": c["dilation_growth_rate"],
+        "compress": c["compress"],
+        "true_skip": not c["use_conv_shortcut"],
+        "pad_mode": "constant",
+        "causal": True,
+    }
+    transformer = {
+        "d_model": size,
+        "input_dimension": size,
+        "output_dimensions": [size],
+        "num_heads": c["num_attention_heads"],
+        "num_layers": c["num_hidden_layers"],
+        "dim_feedforward": c["intermediate_size"],
+        "layer_scale": c["layer_scale_initial_scale"],
+        "context": c["sliding_window"],
+        "max_period": c["rope"]["rope_theta"],
+        "positional_embedding": "rope",
+        "conv_layout": True,
+        "causal": True,
+    }
+    resample = {"stride": LATENTS_PER_FRAME, "dimension": size, "causal": True, "learnt": True}
+    with torch.device("meta"):
+        quantizer = SplitResidualVectorQuantizer(
+            n_q=c["num_quantizers"],
+            n_q_semantic=c["num_semantic_quantizers"],
+            bins=c["codebook_size"],
+            dimension=c["vector_quantization_hidden_dimension"],
+            input_dimension=size,
+            output_dimension=size,
+        )
+        network = nn.ModuleDict(
+            {
+                "encoder": SEANetEncoder(**seanet),
+                "encoder_transformer": ProjectedTransformer(**transformer),
+                "downsample": ConvDownsample1d(**resample),
+                "quantizer": quantizer,
+                "upsample": ConvTrUpsample1d(**resample, channel_wise=True),
+                "decoder_transformer": ProjectedTransformer(**transformer),
+                "decoder": SEANetDecoder(**seanet),
+            }
+        )
+    if c["vector_quantization_hidden_dimension"] == size:
+        # transformers has no projection between equal sizes; moshi always makes one.
+        for rvq in (quantizer.rvq_first, quantizer.rvq_rest):
+            rvq.input_proj = rvq.output_proj = nn.Identity()
+    for module in network.modules():
+        if isinstance(module, nn.LayerNorm):
+            module.eps = c["norm_eps"]  # moshi offers no argument for it
+    for module in network["decoder"].modules():
+        if isinstance(module, NormConvTranspose1d):
+            module.convtr = _OverlapAdd.like(module.convtr)
+    return network
+
+
+class _OverlapAdd(nn.ConvTranspose1d):
+    """A transposed convolution whose kernel is twice its stride, for few time steps.
+
+    Every input makes two strides of output, by a matrix product; the second overlaps the
+    next input's first.  On a CPU torch's own code takes several times as long.
+    """
+
+    @classmethod
+    def like(cls, conv: nn.ConvTranspose1d) -> _OverlapAdd:
+        return cls(
+            conv.in_channels,
+            conv.out_channels,
+            conv.kernel_size[0],
+            conv.stride[0],
+            device=conv.weight.device,
+        )
+
+    def forward(self, x: torch.Tensor, output_size: list[int] | None = None) -> torch.Tensor:
+        """`[B, in, T]` to `[B, out, (T + 1) * stride]`."""
+        taps = x.transpose(1, 2) @ self.weight.flatten(1)
+        first, second = taps.reshape(*taps.shape[:2], self.out_channels, 2, -1).unbind(3)
+        pad = nn.functional.pad
+        y = pad(first, (0, 0, 0, 0, 0, 1)) + pad(second, (0, 0, 0, 0, 1, 0))  # [B, T+1, out, S]
+        y = y.transpose(1, 2).flatten(2)
+        return y if self.bias is None else y.add_(self.bias[:, None])
+
+
+class _Field(NamedTuple):
+    """A tensor of moshi's streaming state: an attribute, and its place in a row."""
+
+    owner: Any
+    name: str
+    batch_dim: int
+    start: int
+    shape: torch.Size  # without the batch dimension
+
+    def bind(self, flat: torch.Tensor) -> None:
+        """Make the attribute a view of `flat`, `[B, width]`; moshi then updates it in place."""
+        part = flat.narrow(1, self.start, self.shape.numel())
+        view = part.view(flat.shape[0], *self.shape)
+        setattr(self.owner, self.name, view.movedim(0, self.batch_dim))
+
+
+class _StateRows:
+    """The streaming state of one dtype: all its fields side by side, in a flat row per slot.
+
+    A last row stays zero, as moshi's state begins: a reset is a read from that row.
+    """
+
+    def __init__(
+        self, attributes: Iterable[tuple[Any, str, int]], num_slots: int, like: torch.Tensor
+    ) -> None:
+        self.fields: list[_Field] = []
+        width = 0
+        for owner, name, batch_dim in attributes:
+            shape = getattr(owner, name).select(batch_dim, 0).shape
+            self.fields.append(_Field(owner, name, batch_dim, width, shape))
+            width += -(-shape.numel() // 64) * 64  # CUDA's attention wants aligned rings
+        self.rows = like.new_zeros(num_slots + 1, width)
+        # Kept, because fresh pages for it in every step cost a CPU more than the copy does.
+        self.batch = like.new_empty(num_slots, width)
+
+    def gather(self, slots: torch.Tensor, reset: torch.Tensor) -> None:
+        """Make copies of the slots' rows (where reset, of the initial row) moshi's state."""
+        flat = self.batch[: len(slots)]
+        initial = self.rows.shape[0] - 1
+        torch.index_select(self.rows, 0, slots.masked_fill(reset, initial), out=flat)
+        for field in self.fields:
+            field.bind(flat)
+
+    def scatter(self, slots: torch.Tensor) -> None:
+        """Write back what moshi updated in place."""
+        self.rows.index_copy_(0, slots, self.batch[: len(slots)])
+
+
+def _interleave(weight: torch.Tensor, num_heads: int) -> torch.Tensor:
+    """Reorder the rows of a q or k matrix from RoPE halves (r.. i..) to pairs (r i r i ..)."""
+    pairs = weight.reshape(num_heads, 2, -1, weight.shape[1]).transpose(1, 2)
+    return pairs.reshape(weight.shape)
+
+
+class Mimi:
+    """The `Codec` of CSM.  Float32 throughout; build, `load`, `allocate`, then use."""
+
+    def __init__(
+        self, config: Mapping[str, Any], num_codebooks: int, device: torch.device | str = "cpu"
+    ) -> None:
+        """Build an unfilled codec of any size.
+
+        Args:
+            config: keys of transformers' `MimiConfig` (a CSM checkpoint's `codec_config`).
+            num_codebooks: K, how many of the checkpoint's codebooks are in use.
+            device: where its weights and state live.
+
+        Raises:
+            ValueError: the configuration asks for what moshi's Mimi cannot do.
+        """
+        c = _read_config(config)
+        semantic, total = c["num_semantic_quantizers"], c["num_quantizers"]
+        if not (semantic <= num_codebooks <= total and semantic < total):
+            raise ValueError(
+                f"codec_config: num_quantizers is {total}, of them {semantic} semantic; "
+                f"cannot use {num_codebooks} codebooks"
+            )
+        self.sample_rate: int = c["sampling_rate"]
+        self.frame_size: int = c["frame_size"]
+        self.frame_rate: float = self.sample_rate / self.frame_size
+        self.num_codebooks = num_codebooks
+        self.codebook_size: int = c["codebook_size"]
+        self.device = torch.device(device)
+        self._network = _build(c).to_empty(device=self.device).eval().requires_grad_(False)
+        self._network["quantizer"].set_num_codebooks(num_codebooks)
+        self._num_heads: int = c["num_attention_heads"]
+        self._state: list[_StateRows] = []
+
+    def load(self, read: Callable[[str], torch.Tensor], names: Iterable[str]) -> None:
+        """Fill the weights from a checkpoint's tensors, one at a time.
+
+        Args:
+            read: gives the tensor of a transformers name (without the `codec_model.` prefix).
+            names: all names the checkpoint has under that prefix.
+
+        Raises:
+            ValueError: a tensor is missing, has another shape, or is left over.
+        """
+        unread = set(names)
+
+        def take(name: str, shape: torch.Size) -> torch.Tensor:
+            if name not in unread:
+                raise ValueError(f"codec tensor {name} is missing")
+            unread.remove(name)
+            tensor = read(name)
+            if tensor.shape != shape:
+                raise ValueError(
+                    f"codec tensor {name} has shape {list(tensor.shape)}, not {list(shape)}"
+                )
+            return tensor
+
+        for target, tensor in self._network.state_dict().items():
+            name = target
+            for pattern, replacement in _RENAMES:
+                name = re.sub(pattern, replacement, name)
+            if name.endswith(".in_projs.0.weight"):
+                name = name.removesuffix("in_projs.0.weight")
+                q, k, v = tensor.chunk(3)
+                q.copy_(_interleave(take(f"{name}q_proj.weight", q.shape), self._num_heads))
+                k.copy_(_interleave(take(f"{name}k_proj.weight", k.shape), self._num_heads))
+                v.copy_(take(f"{name}v_proj.weight", v.shape))
+            else:
+                tensor.copy_(take(name, tensor.shape))
+        if unread:
+            raise ValueError(
+                f"{len(unread)} codec tensors have no place in Mimi, such as {min(unread)}"
+            )
+        # moshi makes its tables at their first use, which must not be inside a CUDA graph.
+        codes = torch.zeros(1, self.num_codebooks, 1, dtype=torch.int64, device=self.device)
+        self._network["quantizer"].decode(codes)
+
+    def allocate(self, num_slots: int) -> None:
+        """Make the state rows of slots 0 .. num_slots - 1, and let moshi's decoder side stream."""
+        floats: list[tuple[Any, str, int]] = []
+        counts: list[tuple[Any, str, int]] = []
+        for part in ("upsample", "decoder_transformer", "decoder"):
+            for module in self._network[part].modules():
+                if not isinstance(module, _STATEFUL):
+                    continue  # containers, whose state is host counters that Mimi never reads
+                # The state of one row: its exec_mask, a single True, broadcasts to any batch.
+                state: Any = module._init_streaming_state(1)
+                module._streaming_state = state
+                if isinstance(module, StreamingConv1d):
+                    floats.append((state, "previous", 0))
+                elif isinstance(module, StreamingConvTranspose1d):
+                    floats.append((state, "partial", 0))
+                else:
+                    state.kv_cache = self._ring(module)
+                    floats.append((state.kv_cache, "cache", 1))
+                    counts += [(state.kv_cache, "end_offset", 0), (state, "offset", 0)]
+        like = torch.empty(0, device=self.device)
+        self._state = [
+            _StateRows(floats, num_slots, like),
+            _StateRows(counts, num_slots, like.long()),
+        ]
+
+    def _ring(self, attention: Any) -> RingKVCache:
+        # moshi makes room for `context` latents, but a step writes all of a frame's before
+        # its first one looks back: that one would miss the oldest of its window.
+        return RingKVCache(
+            batch_size=1,
+            num_heads=attention.num_heads,
+            dim_per_head=attention.embed_dim // attention.num_heads,
+            capacity=attention.context + LATENTS_PER_FRAME - 1,
+            device=self.device,
+            dtype=torch.float32,
+        )
+
+    @torch.no_grad()
+    def step(
+        self, codes: torch.Tensor, slots: torch.Tensor, reset: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Decode a frame of each slot; see `Codec.step`.  N samples are always valid."""
+        for rows in self._state:
+            rows.gather(slots, reset)
+        with no_compile():  # moshi would run torch.compile on CUDA
+            latents = self._network["quantizer"].decode(codes[:, :, None])
+            latents = self._network["upsample"](latents)
+            (latents,) = self._network["decoder_transformer"](latents)
+            pcm = self._network["decoder"](latents).squeeze(1)
+        for rows in self._state:
+            rows.scatter(slots)
+        return pcm, torch.full_like(slots, self.frame_size)
+
+    @torch.no_grad()
+    def encode(self, pcm: torch.Tensor) -> torch.Tensor:
+        """Encode a clip; see `Codec.encode`.  Its last frame is filled up with silence."""
+        if not len(pcm):
+            return torch.empty(self.num_codebooks, 0, dtype=torch.int64, device=self.device)
+        pcm = pcm.to(self.device, torch.float32)
+        latents = nn.functional.pad(pcm, (0, -len(pcm) % self.frame_size))[None, None]
+        with no_compile():
+            latents = self._network["encoder"](latents)
+            (latents,) = self._network["encoder_transformer"](latents)
+            latents = self._network["downsample"](latents)
+            codes: torch.Tensor = self._network["quantizer"].encode(latents)
+        return codes[0]

@@ -1,0 +1,127 @@
+"""The CSM network: a Llama backbone over frames, a depth decoder over a frame's codebooks.
+
+Implements `vox_serve.Model`.  Behaviour follows Sesame's published generator; where that and
+transformers differ, docs/csm.md of the project says what is done here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import nn
+
+from vox_serve import Codec, KVCache, KVLayout, Prompt, Sampler, SamplingParams, Segment, Voice
+from vox_serve.nn import FrameCache, Llama
+from vox_serve_csm.config import CsmConfig
+from vox_serve_csm.prompt import PromptBuilder
+
+
+class CsmNetwork(nn.Module):
+    """The weights, with parameters uninitialised; `checkpoint.py` fills them."""
+
+    def __init__(self, config: CsmConfig) -> None:
+        super().__init__()
+        width, depth_width = config.backbone.hidden_size, config.depth.hidden_size
+        books, vocab = config.num_codebooks, config.audio_vocab
+        self.text_embedding = nn.Embedding(config.text_vocab, width)
+        self.audio_embedding = nn.Embedding(books * vocab, width)
+        self.backbone = Llama(config.backbone)
+        self.head = nn.Linear(width, vocab, bias=False)
+        self.projector = nn.Linear(width, depth_width, bias=False)
+        self.depth = Llama(config.depth)
+        self.depth_heads = nn.Parameter(torch.empty(books - 1, depth_width, vocab))
+
+
+class CsmModel:
+    """Implements `vox_serve.Model`.
+
+    Args:
+        config: sizes.
+        network: loaded weights, on their device.
+        codec: loaded Mimi.
+        builder: makes prompts.
+        voices: speakers with their reference clips.
+        default_sampling: what a request gets that names nothing.
+    """
+
+    def __init__(
+        self,
+        config: CsmConfig,
+        network: CsmNetwork,
+        codec: Codec,
+        builder: PromptBuilder,
+        voices: Sequence[Voice],
+        default_sampling: SamplingParams,
+        weight_bytes: int,
+    ) -> None:
+        self.config = config
+        self.network = network
+        self.codec = codec
+        self.voices = voices
+        self.default_sampling = default_sampling
+        self.weight_bytes = weight_bytes
+        self.num_codebooks = config.num_codebooks
+        self.hidden_size = config.backbone.hidden_size
+        self.max_positions = config.backbone.max_position_embeddings
+        self.kv_layout: KVLayout = config.backbone.kv_layout
+        self.device = network.head.weight.device
+        self.dtype = network.head.weight.dtype
+        self._builder = builder
+        self._offsets = torch.arange(self.num_codebooks, device=self.device) * config.audio_vocab
+        self._depth_positions = torch.arange(self.num_codebooks, device=self.device)[None]
+
+    def prompt(self, text: str, voice: Voice, context: Sequence[Segment]) -> Prompt:
+        return self._builder.build(text, voice.speaker, [*voice.segments, *context])
+
+    def prefill(
+        self,
+        inputs: Mapping[str, torch.Tensor],
+        lengths: torch.Tensor,
+        slots: torch.Tensor,
+        kv: KVCache,
+    ) -> torch.Tensor:
+        tokens = inputs["tokens"]
+        time = torch.arange(tokens.shape[1], device=self.device)
+        positions = kv.lengths[slots][:, None] + time
+        hidden = self.network.backbone(self._embed(tokens), positions, kv.view(slots, positions))
+        last: torch.Tensor = hidden[torch.arange(len(slots), device=self.device), lengths - 1]
+        return last
+
+    def emit(self, hidden: torch.Tensor, sampler: Sampler) -> tuple[torch.Tensor, torch.Tensor]:
+        net, vocab = self.network, self.config.audio_vocab
+        code = sampler(net.head(hidden), 0)
+        codes = [code]
+        cache = FrameCache(
+            self.config.depth.kv_layout, len(hidden), self.num_codebooks, self.device, self.dtype
+        )
+        # Positions 0 and 1 hold the hidden state and code 0; position i holds code i - 1.
+        x = torch.stack([hidden, net.audio_embedding(code)], dim=1)
+        span = range(0, 2)
+        for book in range(1, self.num_codebooks):
+            positions = self._depth_positions[:, span.start : span.stop]
+            depth = net.depth(net.projector(x), positions, cache.append(span))[:, -1]
+            code = sampler(depth @ net.depth_heads[book - 1], book)
+            codes.append(code)
+            x = net.audio_embedding(code + book * vocab)[:, None]
+            span = range(book + 1, book + 2)
+        frame = torch.stack(codes, dim=1)
+        return frame, (frame == self.config.end_code).all(dim=1)
+
+    def advance(self, codes: torch.Tensor, slots: torch.Tensor, kv: KVCache) -> torch.Tensor:
+        embedded = self.network.audio_embedding(codes + self._offsets)
+        x = embedded.sum(dim=1, keepdim=True, dtype=torch.float32).to(self.dtype)
+        positions = kv.lengths[slots][:, None]
+        hidden = self.network.backbone(x, positions, kv.view(slots, positions))
+        last: torch.Tensor = hidden[:, 0]
+        return last
+
+    def _embed(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Sum of the filled columns of `[B, T, K + 1]`, rounded once."""
+        filled = (tokens >= 0)[..., None]
+        ids = tokens.clamp(min=0)
+        audio = self.network.audio_embedding(ids[..., :-1] + self._offsets)
+        text = self.network.text_embedding(ids[..., -1])
+        total = (audio * filled[..., :-1, :]).sum(dim=-2, dtype=torch.float32)
+        embedded: torch.Tensor = (total + text.float() * filled[..., -1, :]).to(self.dtype)
+        return embedded

@@ -1,0 +1,47 @@
+"""What the plugin offers; imports no tensor library."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from vox_serve import CheckpointSpec, LoadOptions, Model, ModelSpec, hookimpl
+
+HUB_ID = "sesame/csm-1b"
+
+
+def _matches(config: Mapping[str, Any]) -> bool:
+    return config.get("model_type") == "csm"
+
+
+def _files(config: Mapping[str, Any]) -> Sequence[str]:
+    """The transformers layout alone; the original one lies beside it and is as large."""
+    weights = (
+        "transformers*.safetensors*" if "transformers_weights" in config else "model*.safetensors*"
+    )
+    return ["*.json", weights, "prompts/*.wav"]
+
+
+def _load(options: LoadOptions) -> Model:
+    from vox_serve_csm.checkpoint import load_model
+
+    return load_model(options)
+
+
+@hookimpl
+def vox_serve_models() -> Sequence[ModelSpec]:
+    return [
+        ModelSpec(
+            name="csm",
+            summary="CSM: conversational speech, 24 kHz, 2 speakers, follows earlier turns",
+            hub_ids=(HUB_ID, "unsloth/csm-1b"),
+            matches=_matches,
+            files=_files,
+            load=_load,
+        )
+    ]
+
+
+@hookimpl
+def vox_serve_checkpoints() -> Sequence[CheckpointSpec]:
+    return [CheckpointSpec("csm-1b", HUB_ID, "Sesame's CSM-1B (gated: accept its licence first)")]

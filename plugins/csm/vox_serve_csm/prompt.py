@@ -1,0 +1,141 @@
+"""Text and context to prompt tokens.
+
+A prompt is `tokens` int64 `[T, K + 1]`: K columns of audio codes and one of text ids, with
+-1 where a column is empty.  A text position fills the last column only, an audio frame all
+others.  Per context segment: text, its frames, one frame of end codes; then the text to say.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer
+
+from vox_serve import (
+    CheckpointError,
+    InvalidRequest,
+    Prompt,
+    PromptTooLong,
+    Segment,
+    UnspeakableText,
+)
+
+EMPTY = -1
+
+
+class TextTokenizer:
+    """The checkpoint's own tokenizer, with begin and end tokens put on here.
+
+    Some tokenizers add both by themselves and some only the first, so they are told to add
+    none.
+
+    Raises:
+        CheckpointError: a file or a special token is missing.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        path = directory / "tokenizer.json"
+        if not path.is_file():
+            raise CheckpointError(f"{path}: this file is missing; download the checkpoint again")
+        try:
+            self._tokenizer = Tokenizer.from_file(str(path))
+            config = json.loads((directory / "tokenizer_config.json").read_text(encoding="utf-8"))
+        except Exception as error:  # tokenizers raises bare Exception
+            raise CheckpointError(f"{path}: cannot be read ({error})") from error
+        self.begin = self._special(config, "bos_token")
+        self.end = self._special(config, "eos_token")
+        unknown = config.get("unk_token")
+        self.unknown = self._id(unknown) if unknown else None
+
+    def encode(self, text: str, speaker: int) -> list[int]:
+        """`[speaker]text` between begin and end.
+
+        Runs of white space become one space.
+
+        Raises:
+            UnspeakableText: a character that the tokenizer does not know.
+        """
+        spoken = f"[{speaker}]{' '.join(text.split())}"
+        encoding = self._tokenizer.encode(spoken, add_special_tokens=False)
+        ids: list[int] = encoding.ids
+        if self.unknown is not None and self.unknown in ids:
+            start, end = encoding.offsets[ids.index(self.unknown)]
+            raise UnspeakableText(
+                f"text holds {spoken[start:end]!r}, which this model cannot speak", "text"
+            )
+        return [self.begin, *ids, self.end]
+
+    def _special(self, config: dict[str, object], key: str) -> int:
+        token = config.get(key)
+        if not token:
+            raise CheckpointError(f"tokenizer_config.json names no {key}")
+        return self._id(token)
+
+    def _id(self, token: object) -> int:
+        content = token["content"] if isinstance(token, dict) else token
+        number = self._tokenizer.token_to_id(str(content))
+        if number is None:
+            raise CheckpointError(f"tokenizer.json does not know the token {content!r}")
+        return int(number)
+
+
+class PromptBuilder:
+    """Builds prompts for one model.
+
+    Args:
+        tokenizer: text to ids.
+        num_codebooks: K.
+        end_code: fills the frame after each context audio.
+        max_positions: the context.
+        encode: audio float32 `[T]` to codes `[K, F]`.
+    """
+
+    def __init__(
+        self,
+        tokenizer: TextTokenizer,
+        num_codebooks: int,
+        end_code: int,
+        max_positions: int,
+        encode: Callable[[torch.Tensor], torch.Tensor],
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._num_codebooks = num_codebooks
+        self._end_code = end_code
+        self._max_positions = max_positions
+        self._encode = encode
+
+    def build(self, text: str, speaker: int, segments: Sequence[Segment]) -> Prompt:
+        """Raises UnspeakableText or PromptTooLong, and InvalidRequest for a bad segment."""
+        parts: list[torch.Tensor] = []
+        for segment in segments:
+            parts += [self._text(segment.text, segment.speaker), self._audio(segment)]
+        parts.append(self._text(text, speaker))
+        tokens = torch.cat(parts)
+        if len(tokens) >= self._max_positions:
+            field = "context" if len(parts[-1]) < self._max_positions else "text"
+            raise PromptTooLong(
+                f"{field} is too long: text and context take {len(tokens)} positions of the "
+                f"{self._max_positions} that the model has",
+                field,
+            )
+        return Prompt({"tokens": tokens})
+
+    def _text(self, text: str, speaker: int) -> torch.Tensor:
+        ids = self._tokenizer.encode(text, speaker)
+        tokens = torch.full((len(ids), self._num_codebooks + 1), EMPTY)
+        tokens[:, -1] = torch.tensor(ids)
+        return tokens
+
+    def _audio(self, segment: Segment) -> torch.Tensor:
+        codes = segment.codes
+        if codes is None:
+            if segment.audio is None or not len(segment.audio):
+                raise InvalidRequest("each context segment needs audio", "context")
+            codes = self._encode(torch.from_numpy(segment.audio))
+        tokens = torch.full((codes.shape[1] + 1, self._num_codebooks + 1), EMPTY)
+        tokens[:-1, :-1] = codes.T.cpu()
+        tokens[-1, :-1] = self._end_code
+        return tokens

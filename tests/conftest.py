@@ -1,0 +1,133 @@
+"""Fixtures: an engine that hums, and servers on real sockets."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import attrs
+import httpx
+import pytest
+import uvicorn
+
+from tests.tone import ToneModel
+from vox_serve.config import EngineConfig, ServerConfig
+from vox_serve.engine.client import EngineClient
+from vox_serve.engine.engine import Engine
+from vox_serve.engine.messages import Audio, Failed, Finished, SpeechRequest, StepOutput
+from vox_serve.metrics import Metrics
+from vox_serve.plugins import load_plugins
+from vox_serve.server.app import create_app
+
+TONE = EngineConfig(model="tone", plugins=("tests.tone",), max_batch_size=4)
+
+
+@attrs.define
+class Spoken:
+    """What became of one request."""
+
+    pcm: bytes = b""
+    end: Finished | Failed | None = None
+
+
+def run_engine(engine: Engine, steps: int | None = None) -> dict[str, Spoken]:
+    """Step until the work is done (or so many steps); returns what each request got."""
+    spoken: dict[str, Spoken] = {}
+    while engine.has_work and steps != 0:
+        collect(engine.step(), spoken)
+        steps = None if steps is None else steps - 1
+    return spoken
+
+
+def collect(output: StepOutput, spoken: dict[str, Spoken]) -> None:
+    for event in output.events:
+        entry = spoken.setdefault(event.request_id, Spoken())
+        if isinstance(event, Audio):
+            entry.pcm += event.pcm
+        elif isinstance(event, Finished | Failed):
+            entry.end = event
+
+
+def speak(engine: Engine, *texts: str, **fields: Any) -> list[Spoken]:
+    """Speak texts together; returns what each got, in order."""
+    for number, text in enumerate(texts):
+        engine.add(SpeechRequest(str(number), text, **fields))
+    spoken = run_engine(engine)
+    return [spoken[str(number)] for number in range(len(texts))]
+
+
+@pytest.fixture
+def tone_engine() -> Engine:
+    return Engine(ToneModel(), TONE)
+
+
+@attrs.define
+class RunningServer:
+    """A server on a real socket of this machine."""
+
+    url: str
+    client: EngineClient
+    http: httpx.Client
+
+    def metric(self, series: str) -> float:
+        """The value of one series of /metrics, e.g. `vox_serve_ready{model="tone"}`."""
+        for line in self.http.get("/metrics").text.splitlines():
+            if line.startswith(series + " "):
+                return float(line.rsplit(" ", 1)[1])
+        raise KeyError(series)
+
+    def wait_idle(self, seconds: float = 5.0) -> None:
+        """Wait until no request is open and no slot is taken."""
+        until(lambda: not self.client.open_requests and not self.client.stats.running, seconds)
+
+
+def until(condition: Callable[[], bool], seconds: float = 5.0) -> None:
+    """Wait for a condition; fails the test when it does not come true in time."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "the condition did not come true in time"
+        time.sleep(0.01)
+
+
+@contextmanager
+def running_server(
+    engine: EngineConfig = TONE, server: ServerConfig | None = None, wait: bool = True
+) -> Iterator[RunningServer]:
+    """Serve with the engine in a thread; the event loop has a thread too."""
+    server = server or ServerConfig(port=0)
+    metrics = Metrics(engine.model)
+    client = EngineClient(engine, server, metrics, in_thread=True)
+    app = create_app(client, load_plugins(engine.plugins))
+    config = uvicorn.Config(
+        app, port=0, http="httptools", ws="none", log_config=None, access_log=False
+    )
+    config.timeout_graceful_shutdown = 5
+    uvicorn_server = uvicorn.Server(config)
+    thread = threading.Thread(target=uvicorn_server.run, daemon=True)
+    thread.start()
+    until(lambda: uvicorn_server.started, 10)
+    port = uvicorn_server.servers[0].sockets[0].getsockname()[1]
+    url = f"http://127.0.0.1:{port}"
+    with httpx.Client(base_url=url, timeout=30) as http:
+        if wait:
+            until(lambda: http.get("/ready").status_code == 200, 60)
+        yield RunningServer(url, client, http)
+    uvicorn_server.should_exit = True
+    thread.join(15)
+    assert not thread.is_alive(), "the server did not shut down"
+
+
+@pytest.fixture(scope="module")
+def tone_server() -> Iterator[RunningServer]:
+    with running_server() as server:
+        yield server
+
+
+@pytest.fixture
+def start_server() -> Iterator[Callable[..., RunningServer]]:
+    """Start servers with settings of their own; they end with the test."""
+    with ExitStack() as stack:
+        yield lambda **settings: stack.enter_context(running_server(**settings))

@@ -1,0 +1,55 @@
+"""vox_serve serves open text-to-speech models.
+
+These are the names that a plugin author imports; building blocks are in `vox_serve.nn`.
+"""
+
+from vox_serve.codec import Codec
+from vox_serve.errors import (
+    CheckpointError,
+    InvalidRequest,
+    NotFound,
+    PromptTooLong,
+    RequestError,
+    UnspeakableText,
+    VoxServeError,
+)
+from vox_serve.hookspecs import hookimpl
+from vox_serve.model import (
+    CheckpointSpec,
+    KVCache,
+    KVLayout,
+    KVView,
+    LoadOptions,
+    Model,
+    ModelSpec,
+    Prompt,
+)
+from vox_serve.sampling import Sampler, SamplingParams
+from vox_serve.voice import Segment, Voice
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CheckpointError",
+    "CheckpointSpec",
+    "Codec",
+    "InvalidRequest",
+    "KVCache",
+    "KVLayout",
+    "KVView",
+    "LoadOptions",
+    "Model",
+    "ModelSpec",
+    "NotFound",
+    "Prompt",
+    "PromptTooLong",
+    "RequestError",
+    "Sampler",
+    "SamplingParams",
+    "Segment",
+    "UnspeakableText",
+    "Voice",
+    "VoxServeError",
+    "__version__",
+    "hookimpl",
+]

@@ -1,0 +1,52 @@
+"""Audio files to samples, bounded while they are read.  Imports no torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+import soundfile
+import soxr
+
+BLOCK_SECONDS = 1.0
+
+
+class AudioUnreadable(ValueError):
+    """The audio cannot be used; the text says why."""
+
+
+def read_audio(
+    file: Path | BinaryIO, sample_rate: int, max_seconds: float
+) -> npt.NDArray[np.float32]:
+    """Read a clip as float32 mono `[T]` at `sample_rate`.
+
+    Reads a second at a time and stops as soon as the clip is too long, whatever its header
+    says.  Channels are averaged.
+
+    Raises:
+        AudioUnreadable: no audio that libsndfile reads, empty, not finite or too long.
+    """
+    try:
+        with soundfile.SoundFile(file) as clip:
+            blocks: list[npt.NDArray[np.float32]] = []
+            limit = int(max_seconds * clip.samplerate)
+            count = 0
+            step = max(1, int(BLOCK_SECONDS * clip.samplerate))
+            while len(block := clip.read(step, dtype="float32", always_2d=True)):
+                count += len(block)
+                if count > limit:
+                    raise AudioUnreadable(f"audio is longer than {max_seconds:g} seconds")
+                blocks.append(block.mean(axis=1, dtype=np.float32))
+            rate = clip.samplerate
+    except (soundfile.LibsndfileError, OSError, TypeError) as error:
+        raise AudioUnreadable(f"audio cannot be read: {error}") from error
+    if not blocks:
+        raise AudioUnreadable("audio is empty")
+    samples = np.concatenate(blocks)
+    if not np.isfinite(samples).all():
+        raise AudioUnreadable("audio holds samples that are not finite")
+    if rate != sample_rate:
+        samples = soxr.resample(samples, rate, sample_rate)
+    return np.ascontiguousarray(samples, dtype=np.float32)

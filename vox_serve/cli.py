@@ -1,0 +1,86 @@
+"""vox-serve launch | say | models | plugins."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from vox_serve import __version__, launch
+from vox_serve.config import EngineConfig
+from vox_serve.errors import ConfigError, VoxServeError
+from vox_serve.flags import Parser, add_flags, read_flags
+from vox_serve.plugins import load_plugins
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments[:1] == ["launch"]:  # has a parser of its own, shared with `-m vox_serve.launch`
+        return launch.main(arguments[1:], "vox-serve launch")
+    parsed = _parser().parse_args(arguments)
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    try:
+        return int(parsed.run(parsed))
+    except VoxServeError as error:
+        print(f"vox-serve {parsed.command}: {error}", file=sys.stderr)
+        return 2
+
+
+def _parser() -> Parser:
+    parser = Parser(prog="vox-serve", description="Serve open text-to-speech models.")
+    parser.add_argument("--version", action="version", version=f"vox-serve {__version__}")
+    commands = parser.add_subparsers(
+        dest="command", required=True, metavar="COMMAND", parser_class=Parser
+    )
+    commands.add_parser("launch", help="serve a model over HTTP")
+
+    say = commands.add_parser("say", help="speak a text into a file, without a server")
+    say.add_argument("text", help="what to say")
+    say.add_argument("-o", "--output", type=Path, required=True, help="the WAV file to write")
+    say.add_argument("--speaker", type=int, default=0, help="speaker id (default: 0)")
+    say.add_argument("--voice", default=None, help="a voice by name, instead of --speaker")
+    add_flags(say, EngineConfig)
+    say.set_defaults(run=_say)
+
+    models = commands.add_parser("models", help="what --model can be")
+    models.set_defaults(run=_models)
+    plugins = commands.add_parser("plugins", help="the plugins that were found")
+    plugins.set_defaults(run=_plugins)
+    return parser
+
+
+def _say(arguments: argparse.Namespace) -> int:
+    from vox_serve.say import say  # brings torch in
+
+    config = read_flags(arguments, EngineConfig)
+    if not arguments.output.absolute().parent.is_dir():
+        raise ConfigError(f"{arguments.output}: there is no such directory")
+    line = say(config, arguments.text, arguments.speaker, arguments.voice, arguments.output)
+    print(line)
+    return 0
+
+
+def _models(_: argparse.Namespace) -> int:
+    found = load_plugins()
+    for checkpoint in found.checkpoints.values():
+        print(f"{checkpoint.alias:<12} {checkpoint.summary}")
+    for spec in found.models.values():
+        print(f"{spec.name + ':':<12} {spec.summary}")
+        for hub_id in spec.hub_ids:
+            print(f"{'':<12} {hub_id}")
+        print(f"{'':<12} or a directory with such a checkpoint")
+    return 0
+
+
+def _plugins(_: argparse.Namespace) -> int:
+    for info in load_plugins().infos:
+        offers = ", ".join([*info.models, *info.checkpoints])
+        print(f"{info.name:<16} {info.version or '-':<10} {info.error or offers}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

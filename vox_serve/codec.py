@@ -1,0 +1,62 @@
+"""The codec protocol: audio to codes and codes to audio, streaming.
+
+A codec plugin implements `Codec`.  The core allocates one state row per slot and
+calls `step` once per frame for the slots that are running.  This module knows
+nothing of models, requests or HTTP.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Codec(Protocol):
+    """A streaming neural audio codec with a state row per slot."""
+
+    sample_rate: int
+    """Samples per second of the mono audio it reads and writes."""
+    frame_rate: float
+    """Frames of codes per second of audio."""
+    frame_size: int
+    """N: the most samples that one `step` returns for a row."""
+    num_codebooks: int
+    """K: codes per frame."""
+    codebook_size: int
+    """Codes are 0 .. codebook_size - 1; the core lets nothing else reach `step`."""
+
+    def allocate(self, num_slots: int) -> None:
+        """Make state rows for slots 0 .. num_slots - 1.  Called once, before `step`."""
+        ...
+
+    def step(
+        self, codes: torch.Tensor, slots: torch.Tensor, reset: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Decode one frame for some slots; only their state rows change.
+
+        Static shapes and no host read, so that it can be captured in a CUDA graph.
+
+        Args:
+            codes: int64 `[B, K]`.
+            slots: int64 `[B]`, distinct.
+            reset: bool `[B]`; True where the row starts a new utterance.
+
+        Returns:
+            pcm: float32 `[B, N]` in -1 .. 1 (not clipped).
+            valid: int64 `[B]`, how many leading samples of each row are audio.  0 is
+                allowed: a codec may need several steps before it sounds.
+        """
+        ...
+
+    def encode(self, pcm: torch.Tensor) -> torch.Tensor:
+        """Encode a whole clip, without touching any slot.
+
+        Args:
+            pcm: float32 `[T]` at `sample_rate`.
+
+        Returns:
+            codes: int64 `[K, F]` with F = ceil(T / frame_size).
+        """
+        ...

@@ -1,0 +1,82 @@
+"""Every setting and its default, once; the command line reads these classes.
+
+A field's metadata holds its help text; `vox_serve.flags` turns fields into flags.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import attrs
+
+from vox_serve.errors import ConfigError
+from vox_serve.sampling import RANGES
+
+DEFAULT_MODEL = "demo"
+DTYPES = ("bfloat16", "float32")
+LOG_LEVELS = ("debug", "info", "warning", "error")
+
+
+def setting(default: Any, help: str, choices: tuple[str, ...] | None = None) -> Any:
+    """A field that the command line shows as a flag."""
+    return attrs.field(default=default, metadata={"help": help, "choices": choices})
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ConfigError(message)
+
+
+@attrs.frozen
+class EngineConfig:
+    """What the engine worker needs to know.  Raises ConfigError for a bad value."""
+
+    model: str = setting(DEFAULT_MODEL, "alias, hub id or directory of the model")
+    device: str = setting(
+        "auto", "torch device, e.g. cpu or cuda:0; auto takes CUDA if there is one"
+    )
+    dtype: str = setting("bfloat16", "number format of the weights", DTYPES)
+    max_batch_size: int = setting(16, "slots: requests that are spoken at the same time")
+    max_seconds: float = setting(90.0, "the longest audio of one request, in seconds")
+    temperature: float | None = setting(None, RANGES["temperature"].text)
+    top_k: int | None = setting(None, RANGES["top_k"].text)
+    top_p: float | None = setting(None, RANGES["top_p"].text)
+    min_p: float | None = setting(None, RANGES["min_p"].text)
+    repetition_penalty: float | None = setting(None, RANGES["repetition_penalty"].text)
+    seed: int | None = setting(None, RANGES["seed"].text)
+    plugins: tuple[str, ...] = setting((), "modules to load as plugins besides the installed ones")
+
+    def __attrs_post_init__(self) -> None:
+        _require(self.dtype in DTYPES, f"dtype must be one of {', '.join(DTYPES)}")
+        _require(1 <= self.max_batch_size <= 1024, "max_batch_size must be from 1 to 1024")
+        _require(0 < self.max_seconds <= 3600, "max_seconds must be more than 0, at most 3600")
+        for name, value in self.sampling.items():
+            RANGES[name].check(name, value)
+
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """The sampling parameters that were given; the model's own defaults fill the rest."""
+        return {name: getattr(self, name) for name in RANGES if getattr(self, name) is not None}
+
+
+@attrs.frozen
+class ServerConfig:
+    """What the HTTP side needs to know.  Raises ConfigError for a bad value."""
+
+    host: str = setting("127.0.0.1", "address to listen on; 0.0.0.0 for every interface")
+    port: int = setting(8000, "port to listen on; 0 picks a free one")
+    max_queue: int = setting(64, "requests that may wait for a slot; more get 429")
+    request_timeout: float = setting(600.0, "seconds until a request that is not done is cut")
+    send_timeout: float = setting(30.0, "seconds that a client may leave its audio unread")
+    shutdown_timeout: float = setting(30.0, "seconds that running requests have to end on SIGTERM")
+    stall_timeout: float = setting(120.0, "seconds without an engine step until it counts as hung")
+    max_body_bytes: int = setting(32 * 2**20, "the largest request body")
+    log_level: str = setting("info", "how much to log", LOG_LEVELS)
+
+    def __attrs_post_init__(self) -> None:
+        _require(0 <= self.port <= 65535, "port must be from 0 to 65535")
+        _require(self.max_queue >= 0, "max_queue must be 0 or more")
+        _require(self.max_body_bytes >= 1024, "max_body_bytes must be 1024 or more")
+        _require(self.log_level in LOG_LEVELS, f"log_level must be one of {', '.join(LOG_LEVELS)}")
+        for name in ("request_timeout", "send_timeout", "shutdown_timeout", "stall_timeout"):
+            _require(getattr(self, name) > 0, f"{name} must be more than 0 seconds")

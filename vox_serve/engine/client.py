@@ -1,0 +1,274 @@
+"""The server's side of the engine: starts the worker, sends it requests, routes its answers.
+
+Lives in the event loop; two threads do the blocking reads and writes of the pipe.  Imports
+no torch: the worker module is imported where the worker runs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import multiprocessing
+import threading
+import time
+from collections.abc import Callable
+from enum import Enum
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from queue import SimpleQueue
+
+from vox_serve.config import EngineConfig, ServerConfig
+from vox_serve.engine.messages import (
+    Abort,
+    Add,
+    EngineInfo,
+    Event,
+    Failed,
+    Finished,
+    FromWorker,
+    LoadFailed,
+    Ready,
+    Shutdown,
+    SpeechRequest,
+    Stats,
+    StepOutput,
+    ToWorker,
+)
+from vox_serve.errors import QueueFull, Unavailable
+from vox_serve.metrics import Metrics
+
+JOIN_SECONDS = 5.0
+log = logging.getLogger("vox_serve.client")
+
+
+class EngineState(Enum):
+    STARTING = "starting"
+    READY = "ready"
+    DRAINING = "draining"
+    DEAD = "dead"
+
+
+class EngineClient:
+    """One engine worker as the event loop sees it.
+
+    Args:
+        engine: what the worker is to run.
+        server: queue bound and time limits.
+        metrics: where the worker's figures go.
+        in_thread: run the worker in a thread of this process; for tests.
+    """
+
+    def __init__(
+        self,
+        engine: EngineConfig,
+        server: ServerConfig,
+        metrics: Metrics,
+        *,
+        in_thread: bool = False,
+    ) -> None:
+        self.config = engine
+        self.server = server
+        self.metrics = metrics
+        self.state = EngineState.STARTING
+        self.info: EngineInfo | None = None
+        self.stats = Stats()
+        self.failure: str | None = None
+        """Why the engine is dead."""
+        self.on_change: Callable[[EngineState], None] = lambda state: None
+        """Called in the event loop when the state changes."""
+        self._in_thread = in_thread
+        self._open: dict[str, asyncio.Queue[Event]] = {}
+        self._outbox: SimpleQueue[ToWorker | None] = SimpleQueue()
+        self._worker: BaseProcess | threading.Thread | None = None
+        self._watchdog: asyncio.Task[None] | None = None
+        self._last_step = time.monotonic()
+
+    @property
+    def open_requests(self) -> int:
+        """Requests that have been submitted and have not ended."""
+        return len(self._open)
+
+    async def start(self) -> None:
+        """Start the worker; returns at once, while the model is still loading."""
+        self._loop = asyncio.get_running_loop()
+        self._changed = asyncio.Event()
+        context = multiprocessing.get_context("spawn")
+        ours, theirs = context.Pipe()
+        if self._in_thread:
+            self._worker = threading.Thread(
+                target=_thread_main, args=(theirs, self.config), name="engine", daemon=True
+            )
+        else:
+            self._worker = context.Process(
+                target=_process_main,
+                args=(theirs, self.config, self.server.log_level),
+                name="vox-serve-engine",
+                daemon=True,
+            )
+        self._worker.start()
+        if not self._in_thread:
+            theirs.close()  # or the end of the worker would not end the pipe
+        for body in (self._read, self._write):
+            threading.Thread(target=body, args=(ours,), name=body.__name__, daemon=True).start()
+        self._watchdog = asyncio.create_task(self._watch())
+
+    async def wait_ready(self) -> None:
+        """Return when the engine is ready.  Raises Unavailable if it cannot be."""
+        while self.state is EngineState.STARTING:
+            await self._changed.wait()
+        if self.state is EngineState.DEAD:
+            raise Unavailable(f"the engine is down: {self.failure}")
+
+    def submit(self, request: SpeechRequest) -> asyncio.Queue[Event]:
+        """Send a request; its events come out of the queue, a Finished or Failed last.
+
+        Raises:
+            Unavailable: starting, draining or dead.
+            QueueFull: all slots are taken and the queue is full.
+        """
+        if self.state is not EngineState.READY or self.info is None:
+            reason = {
+                EngineState.STARTING: "the model is still loading",
+                EngineState.DRAINING: "the server is shutting down",
+            }.get(self.state, "the engine is down")
+            kind = "draining" if self.state is EngineState.DRAINING else "engine_down"
+            self.metrics.admission_rejections_total(kind).inc()
+            raise Unavailable(reason)
+        if len(self._open) >= self.info.num_slots + self.server.max_queue:
+            self.metrics.admission_rejections_total("queue_full").inc()
+            raise QueueFull(
+                f"{self.info.num_slots} requests are being spoken and "
+                f"{self.server.max_queue} wait; try again later"
+            )
+        if not self._open:
+            self._last_step = time.monotonic()
+        events: asyncio.Queue[Event] = asyncio.Queue()
+        self._open[request.id] = events
+        self._outbox.put(Add(request))
+        return events
+
+    def abort(self, request_id: str) -> None:
+        """The client of this request left: no more events, and the slot is given back."""
+        if self._open.pop(request_id, None) is not None:
+            self._outbox.put(Abort(request_id))
+
+    def drain(self) -> None:
+        """Take no more requests; those that are open go on."""
+        if self.state in (EngineState.STARTING, EngineState.READY):
+            self._set_state(EngineState.DRAINING)
+
+    async def stop(self) -> None:
+        """End the worker, gently first; open requests fail."""
+        if self._watchdog is not None:
+            self._watchdog.cancel()
+        self._outbox.put(Shutdown())
+        self._outbox.put(None)
+        worker = self._worker
+        if worker is not None:
+            await asyncio.to_thread(worker.join, JOIN_SECONDS)
+            if isinstance(worker, BaseProcess) and worker.is_alive():
+                worker.kill()
+                await asyncio.to_thread(worker.join, JOIN_SECONDS)
+        self._die("the server has shut down")
+
+    def _write(self, connection: Connection) -> None:
+        with contextlib.suppress(OSError):  # a dead worker is noticed by the reader
+            while (message := self._outbox.get()) is not None:
+                connection.send(message)
+
+    def _read(self, connection: Connection) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody listens any more
+            try:
+                while True:
+                    message = connection.recv()
+                    self._loop.call_soon_threadsafe(self._receive, message)
+            except (EOFError, OSError):
+                self._loop.call_soon_threadsafe(self._die, "the engine worker ended")
+
+    def _receive(self, message: FromWorker) -> None:
+        if isinstance(message, Ready):
+            self.info = message.info
+            self.metrics.slots().set(message.info.num_slots)
+            if self.state is EngineState.STARTING:
+                self._set_state(EngineState.READY)
+        elif isinstance(message, LoadFailed):
+            self._die(message.message)
+        elif isinstance(message, StepOutput):
+            self._last_step = time.monotonic()
+            self._record(message.stats)
+            for event in message.events:
+                self._route(event)
+
+    def _route(self, event: Event) -> None:
+        events = self._open.get(event.request_id)
+        if isinstance(event, Finished):
+            self.metrics.finished_total(event.reason.value).inc()
+        elif isinstance(event, Failed):
+            self.metrics.finished_total("error").inc()
+        if events is None:  # aborted here, while the worker was still speaking it
+            return
+        if isinstance(event, Finished | Failed):
+            del self._open[event.request_id]
+        events.put_nowait(event)
+
+    def _record(self, stats: Stats) -> None:
+        self.stats = stats
+        metrics = self.metrics
+        metrics.engine_last_step_timestamp_seconds().set_to_current_time()
+        metrics.requests_running().set(stats.running)
+        metrics.requests_waiting().set(stats.waiting)
+        metrics.slots_used().set(stats.running)
+        for phase, seconds in stats.phase_seconds:
+            metrics.engine_step_seconds(phase).observe(seconds)
+        for kind in stats.errors:
+            metrics.engine_errors_total(kind).inc()
+        if stats.batch_size:
+            metrics.batch_size().observe(stats.batch_size)
+        metrics.frames_total().inc(stats.frames)
+        metrics.reserved_codes_total().inc(stats.reserved_codes)
+        if self.info is not None:
+            metrics.audio_seconds_total().inc(stats.frames / self.info.frame_rate)
+
+    async def _watch(self) -> None:
+        """Declare the worker hung when work is open and no step has ended for too long."""
+        limit = self.server.stall_timeout
+        while True:
+            await asyncio.sleep(min(1.0, limit / 4))
+            if self._open and time.monotonic() - self._last_step > limit:
+                self.metrics.engine_errors_total("hang").inc()
+                if isinstance(self._worker, BaseProcess):
+                    self._worker.kill()
+                self._die(f"the engine made no step for {limit:g} seconds")
+
+    def _die(self, reason: str) -> None:
+        if self.state is EngineState.DEAD:
+            return
+        self.failure = reason
+        self.stats = Stats()
+        for gauge in ("requests_running", "requests_waiting", "slots_used"):
+            getattr(self.metrics, gauge)().set(0)
+        for request_id, events in self._open.items():
+            events.put_nowait(Failed(request_id, Unavailable(f"the engine is down: {reason}")))
+        self._open.clear()
+        self._set_state(EngineState.DEAD)
+
+    def _set_state(self, state: EngineState) -> None:
+        self.state = state
+        self.metrics.engine_up().set(state in (EngineState.READY, EngineState.DRAINING))
+        self.metrics.ready().set(state is EngineState.READY)
+        self._changed.set()
+        self.on_change(state)
+
+
+def _process_main(connection: Connection, config: EngineConfig, log_level: str) -> None:
+    from vox_serve.engine.worker import run_process
+
+    run_process(connection, config, log_level)
+
+
+def _thread_main(connection: Connection, config: EngineConfig) -> None:
+    from vox_serve.engine.worker import run
+
+    with connection:
+        run(connection, config)

@@ -1,0 +1,78 @@
+"""The key/value cache: a row per slot, positions in order, no pages.
+
+Layout `[layer, slot, position, head, dim]`.  A row is written at a position before anything
+looks at it, so a reused slot needs no clearing; only a row that held non-finite numbers is
+cleared, because 0 x NaN is NaN even under a mask.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from vox_serve.model import KVLayout, KVView
+
+
+class SlotKVCache:
+    """Implements `vox_serve.model.KVCache`.
+
+    Args:
+        layout: shape of one row.
+        num_slots: S.
+        max_positions: P, the model's context.
+    """
+
+    def __init__(
+        self,
+        layout: KVLayout,
+        num_slots: int,
+        max_positions: int,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        shape = (layout.num_layers, num_slots, max_positions, layout.num_kv_heads, layout.head_dim)
+        self.keys = torch.zeros(shape, dtype=dtype, device=device)
+        self.values = torch.zeros(shape, dtype=dtype, device=device)
+        self.lengths = torch.zeros(num_slots, dtype=torch.int64, device=device)
+        self.extent = max_positions
+        """E: attention looks at positions 0 .. E - 1.  The runner sets it, from host-side
+        lengths, to cover the longest row of the batch."""
+
+    @property
+    def max_positions(self) -> int:
+        return self.keys.shape[2]
+
+    @property
+    def num_bytes(self) -> int:
+        return 2 * self.keys.numel() * self.keys.element_size()
+
+    def view(self, slots: torch.Tensor, positions: torch.Tensor) -> KVView:
+        return SlotView(self, slots, positions)
+
+    def clear(self, slot: int) -> None:
+        """Forget what a slot holds."""
+        self.keys[:, slot] = 0
+        self.values[:, slot] = 0
+
+
+class SlotView:
+    """Implements `vox_serve.model.KVView` for the rows of one batch."""
+
+    def __init__(self, cache: SlotKVCache, slots: torch.Tensor, positions: torch.Tensor) -> None:
+        reach = torch.arange(cache.extent, device=positions.device)
+        self.mask: torch.Tensor | None = (reach <= positions[..., None])[:, None]  # [B, 1, T, E]
+        self._cache = cache
+        self._slots = slots
+        # Padding may point past the end of the cache; its writes land where nobody looks yet.
+        self._index = (slots[:, None], positions.clamp(max=cache.max_positions - 1))
+
+    def extend(
+        self, layer: int, keys: torch.Tensor, values: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        cached_keys, cached_values = self._cache.keys[layer], self._cache.values[layer]
+        cached_keys[self._index] = keys
+        cached_values[self._index] = values
+        extent = self._cache.extent
+        return (
+            cached_keys[:, :extent].index_select(0, self._slots),
+            cached_values[:, :extent].index_select(0, self._slots),
+        )

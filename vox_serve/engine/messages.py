@@ -1,0 +1,156 @@
+"""What crosses the border between the server and the engine worker.  Imports no torch.
+
+To the worker: `Add`, `Abort`, `Shutdown`.  From it: `Ready` or `LoadFailed` once, then one
+`StepOutput` per engine step (or heartbeat), with the events of all sequences in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import Any
+
+import attrs
+
+from vox_serve.errors import RequestError
+from vox_serve.sampling import SamplingParams
+from vox_serve.voice import Segment
+
+
+class FinishReason(StrEnum):
+    """Why a sequence ended."""
+
+    STOP = "stop"  # the model said so
+    LENGTH = "length"  # the frame cap was reached
+    CANCELLED = "cancelled"  # the client left
+    ERROR = "error"
+
+
+@attrs.frozen(eq=False)
+class SpeechRequest:
+    """A request as the engine takes it.
+
+    Args:
+        id: unique among open requests.
+        text: what to say.
+        speaker: speaker id; its first voice is used.  Ignored if `voice` is given.
+        voice: name of a voice.
+        context: earlier turns; audio float32 at the model's sample rate.
+        sampling: the parameters that the client gave.
+        max_seconds: cap on the audio; None derives one from the text's length.
+    """
+
+    id: str
+    text: str
+    speaker: int = 0
+    voice: str | None = None
+    context: tuple[Segment, ...] = ()
+    sampling: Mapping[str, Any] = attrs.field(factory=dict)
+    max_seconds: float | None = None
+
+
+@attrs.frozen
+class Add:
+    request: SpeechRequest
+
+
+@attrs.frozen
+class Abort:
+    request_id: str
+
+
+@attrs.frozen
+class Shutdown:
+    pass
+
+
+@attrs.frozen
+class Started:
+    """The sequence left the queue and got its slot."""
+
+    request_id: str
+    queue_seconds: float
+
+
+@attrs.frozen
+class Audio:
+    """A piece of sound: signed 16-bit little-endian mono samples."""
+
+    request_id: str
+    pcm: bytes
+
+
+@attrs.frozen
+class Finished:
+    request_id: str
+    reason: FinishReason
+    frames: int
+    seed: int
+
+
+@attrs.frozen
+class Failed:
+    request_id: str
+    error: RequestError
+
+
+Event = Started | Audio | Finished | Failed
+
+
+@attrs.frozen
+class EngineInfo:
+    """What the server tells about a loaded model."""
+
+    model: str
+    kind: str
+    summary: str
+    device: str
+    dtype: str
+    torch_version: str
+    weight_bytes: int
+    cache_bytes: int
+    num_slots: int
+    sample_rate: int
+    frame_rate: float
+    num_codebooks: int
+    max_positions: int
+    max_seconds: float
+    max_characters: int | None
+    voices: tuple[tuple[str, int], ...]
+    sampling: SamplingParams
+    load_seconds: float
+
+
+@attrs.frozen
+class Ready:
+    info: EngineInfo
+
+
+@attrs.frozen
+class LoadFailed:
+    message: str
+
+
+@attrs.frozen
+class Stats:
+    """The engine's state after a step, and what the step did."""
+
+    running: int = 0
+    waiting: int = 0
+    batch_size: int = 0
+    frames: int = 0
+    reserved_codes: int = 0
+    phase_seconds: tuple[tuple[str, float], ...] = ()
+    errors: tuple[str, ...] = ()
+
+
+@attrs.frozen
+class StepOutput:
+    """Everything that one engine step (or an idle heartbeat) has to say."""
+
+    events: tuple[Event, ...] = ()
+    stats: Stats = Stats()
+
+
+ToWorker = Add | Abort | Shutdown
+FromWorker = Ready | LoadFailed | StepOutput

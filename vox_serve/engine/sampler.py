@@ -1,0 +1,153 @@
+"""The default sampler: parameters per slot, counter-based random numbers, no host read.
+
+A code is the argmax of filtered logits plus Gumbel noise (the Gumbel-max trick), and the
+noise is a pure function of (seed, frame, codebook, token).  So a sequence draws the same
+numbers wherever it sits in the batch and whoever its neighbours are, and one row of bad
+logits cannot spoil another.
+
+Noise: SplitMix64 (Steele, Lea, Flood, "Fast splittable pseudorandom number generators",
+OOPSLA 2014), used as a counter-based generator: a key is mixed from (seed, frame, codebook),
+and token t takes the key's output number t.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from vox_serve.sampling import REPETITION_WINDOW, SamplingParams
+
+
+def _signed(value: int) -> int:
+    """A 64-bit pattern as the int64 that torch computes with."""
+    return value - 2**64 if value >= 2**63 else value
+
+
+_GAMMA = _signed(0x9E3779B97F4A7C15)
+_MIX_1 = _signed(0xBF58476D1CE4E5B9)
+_MIX_2 = _signed(0x94D049BB133111EB)
+
+
+def _shift(x: torch.Tensor, bits: int) -> torch.Tensor:
+    """Logical right shift; torch's own keeps the sign."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _mix(x: torch.Tensor) -> torch.Tensor:
+    """SplitMix64's output function, on int64 with wrap-around."""
+    x = (x ^ _shift(x, 30)) * _MIX_1
+    x = (x ^ _shift(x, 27)) * _MIX_2
+    return x ^ _shift(x, 31)
+
+
+def gumbel_noise(keys: torch.Tensor, size: int) -> torch.Tensor:
+    """Standard Gumbel noise, float32 `[B, size]`, from int64 keys `[B]`."""
+    counters = torch.arange(1, size + 1, device=keys.device) * _GAMMA
+    bits = _shift(_mix(keys[:, None] + counters), 41)  # 23 bits: with the half added, exact
+    uniform = (bits.to(torch.float32) + 0.5) * 2.0**-23  # inside (0, 1): no infinity below
+    return -torch.log(-torch.log(uniform))
+
+
+class SlotSampler:
+    """Sampling state with a row per slot.
+
+    `assign` uploads when a sequence joins; between that and its end nothing crosses the host.
+    """
+
+    def __init__(self, num_slots: int, device: torch.device) -> None:
+        def zeros(dtype: torch.dtype, *shape: int) -> torch.Tensor:
+            return torch.zeros(num_slots, *shape, dtype=dtype, device=device)
+
+        self.temperature = zeros(torch.float32)
+        self.top_k = zeros(torch.int64)
+        self.top_p = zeros(torch.float32)
+        self.min_p = zeros(torch.float32)
+        self.penalty = zeros(torch.float32)
+        self.seed = zeros(torch.int64)
+        self.frame = zeros(torch.int64)
+        self.recent = zeros(torch.int64, REPETITION_WINDOW)  # code + 1; 0 is empty
+        self.params: list[SamplingParams | None] = [None] * num_slots
+
+    def assign(self, slot: int, params: SamplingParams, seed: int) -> None:
+        """Start a sequence in `slot`."""
+        self.temperature[slot] = params.temperature
+        self.top_k[slot] = params.top_k
+        self.top_p[slot] = params.top_p
+        self.min_p[slot] = params.min_p
+        self.penalty[slot] = params.repetition_penalty
+        self.seed[slot] = seed
+        self.frame[slot] = 0
+        self.recent[slot] = 0
+        self.params[slot] = params
+
+    def rows(self, slot_numbers: list[int], slots: torch.Tensor) -> RowSampler:
+        """The sampler of one batch and frame."""
+        return RowSampler(self, slot_numbers, slots)
+
+    def commit(self, slots: torch.Tensor, first_codes: torch.Tensor) -> None:
+        """Count a frame and remember its codes of codebook 0, int64 `[B]`."""
+        place = self.frame[slots] % REPETITION_WINDOW
+        self.recent[slots, place] = first_codes + 1
+        self.frame[slots] += 1
+
+
+class RowSampler:
+    """Implements `vox_serve.sampling.Sampler` for the rows of one batch.
+
+    `finite` `[B]` turns False where a row's logits held NaN or +inf, or nothing but -inf.
+    """
+
+    def __init__(self, state: SlotSampler, numbers: list[int], slots: torch.Tensor) -> None:
+        params = [p for p in (state.params[n] for n in numbers) if p is not None]
+        # What no row asks for is left out: known to the host, from the request, without a read.
+        self._draws = any(p.temperature > 0 for p in params)
+        self._filters = any(
+            p.temperature > 0 and (p.top_k > 0 or p.top_p < 1 or p.min_p > 0) for p in params
+        )
+        self._penalises = any(p.repetition_penalty != 1 for p in params)
+        self._temperature = state.temperature[slots][:, None]
+        self._top_k = state.top_k[slots][:, None]
+        self._top_p = state.top_p[slots][:, None]
+        self._min_p = state.min_p[slots][:, None]
+        self._penalty = state.penalty[slots][:, None]
+        self._recent = state.recent[slots]
+        self._key = _mix(_mix(state.seed[slots] + _GAMMA) + state.frame[slots])
+        self.finite = torch.ones(len(slots), dtype=torch.bool, device=slots.device)
+
+    def __call__(self, logits: torch.Tensor, codebook: int) -> torch.Tensor:
+        logits = logits.float()
+        # NaN spreads through the maximum; -inf alone is a code that the model ruled out.
+        self.finite &= logits.amax(dim=-1).isfinite()
+        if self._penalises and codebook == 0:
+            logits = self._penalised(logits)
+        if not self._draws:
+            return logits.argmax(dim=-1)
+        greedy = self._temperature == 0
+        scaled = logits / torch.where(greedy, 1.0, self._temperature)
+        if self._filters:
+            scaled = torch.where(scaled < self._threshold(scaled), -torch.inf, scaled)
+        noise = gumbel_noise(_mix(self._key + codebook), logits.shape[-1])
+        return torch.where(greedy, scaled, scaled + noise).argmax(dim=-1)
+
+    def _penalised(self, logits: torch.Tensor) -> torch.Tensor:
+        """Keskar et al., "CTRL" (2019): positive logits divided, negative ones multiplied."""
+        seen = torch.zeros(
+            len(logits), logits.shape[-1] + 1, dtype=torch.bool, device=logits.device
+        )
+        seen = seen.scatter(1, self._recent, True)[:, 1:]
+        lowered = torch.where(logits > 0, logits / self._penalty, logits * self._penalty)
+        return torch.where(seen, lowered, logits)
+
+    def _threshold(self, scaled: torch.Tensor) -> torch.Tensor:
+        """The lowest scaled logit that each row keeps, `[B, 1]`; top-k, then top-p, then min-p."""
+        size = scaled.shape[-1]
+        ordered = scaled.sort(dim=-1, descending=True).values
+        k = torch.where(self._top_k == 0, size, self._top_k).clamp(max=size)
+        kth = ordered.gather(-1, k - 1)
+        kept = torch.where(ordered < kth, -torch.inf, ordered)
+        share = kept.softmax(dim=-1)
+        before = share.cumsum(dim=-1) - share
+        # At 1 nothing is cut, also where the running sum rounds up to it too early.
+        inside = (before < self._top_p) | (self._top_p >= 1)
+        nucleus = inside.sum(dim=-1, keepdim=True).clamp(min=1)
+        pth = kept.gather(-1, torch.minimum(nucleus, k) - 1)
+        return torch.maximum(pth, ordered[:, :1] + torch.log(self._min_p))

@@ -1,0 +1,98 @@
+"""Every error that vox_serve raises on purpose.
+
+    VoxServeError
+    ├── ConfigError            a flag or setting is out of range
+    ├── PluginError            a plugin cannot be used; the others still work
+    ├── UnknownModel           --model names nothing that an installed plugin serves
+    ├── CheckpointError        the files of a model cannot be used; says what to do
+    ├── EngineError            the engine could not start, or died
+    └── RequestError           one request cannot be served; the others go on
+        ├── InvalidRequest     malformed, or a field out of range
+        ├── NotFound           no such voice, speaker or model
+        ├── UnspeakableText    well formed, but this model cannot speak it
+        │   └── PromptTooLong  text and context do not fit the model's context
+        ├── QueueFull          try again later
+        ├── Unavailable        the engine is starting, draining or dead
+        ├── TimedOut           the request took longer than the server allows
+        └── SequenceFailed     the engine gave up on this request
+
+A `RequestError` crosses the border between engine and server as its `code`, message
+and `param`; the server alone turns codes into HTTP statuses.
+"""
+
+from __future__ import annotations
+
+
+class VoxServeError(Exception):
+    """Root of the tree; its text is one line, made to be shown to a person."""
+
+
+class ConfigError(VoxServeError):
+    pass
+
+
+class PluginError(VoxServeError):
+    pass
+
+
+class UnknownModel(VoxServeError):
+    pass
+
+
+class CheckpointError(VoxServeError):
+    pass
+
+
+class EngineError(VoxServeError):
+    pass
+
+
+class RequestError(VoxServeError):
+    """One request cannot be served.
+
+    Args:
+        message: one sentence that names the field and the limit.
+        param: the request field at fault, if there is one.
+    """
+
+    code = "request_error"
+
+    def __init__(self, message: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+
+    def __reduce__(self) -> tuple[type[RequestError], tuple[str, str | None]]:
+        return type(self), (self.message, self.param)
+
+
+class InvalidRequest(RequestError):
+    code = "invalid_request"
+
+
+class NotFound(RequestError):
+    code = "not_found"
+
+
+class UnspeakableText(RequestError):
+    code = "unspeakable_text"
+
+
+class PromptTooLong(UnspeakableText):
+    code = "prompt_too_long"
+
+
+class QueueFull(RequestError):
+    code = "queue_full"
+
+
+class Unavailable(RequestError):
+    code = "unavailable"
+
+
+class TimedOut(RequestError):
+    code = "timeout"
+
+
+class SequenceFailed(RequestError):
+    code = "generation_failed"

@@ -1,0 +1,60 @@
+"""Configuration classes to command-line flags: each field of `config.py` is one flag.
+
+A flag has both spellings, `--top-p` and `--top_p`; its default is the field's.
+"""
+
+from __future__ import annotations
+
+import argparse
+from types import UnionType
+from typing import Any, NoReturn, TypeVar, get_args, get_type_hints
+
+import attrs
+
+C = TypeVar("C")
+
+
+class Parser(argparse.ArgumentParser):
+    """Refuses bad values with one line, and takes no abbreviations."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**{"allow_abbrev": False, **settings})
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message} (see --help)\n")
+
+
+def add_flags(parser: argparse._ActionsContainer, config: type[Any]) -> None:
+    """Add a flag for every field of an attrs class made with `config.setting`."""
+    hints = get_type_hints(config)
+    for field in attrs.fields(config):
+        names = dict.fromkeys((f"--{field.name.replace('_', '-')}", f"--{field.name}"))
+        several = isinstance(field.default, tuple)
+        shown = "" if field.default is None or several else f" (default: {field.default})"
+        parser.add_argument(
+            *names,
+            dest=field.name,
+            type=str if several else _plain_type(hints[field.name]),
+            action="append" if several else "store",
+            choices=field.metadata["choices"],
+            default=None,
+            metavar=field.name.upper() if field.metadata["choices"] is None else None,
+            help=field.metadata["help"] + shown,
+        )
+
+
+def read_flags(arguments: argparse.Namespace, config: type[C]) -> C:
+    """Build the attrs class from what was given.  Raises ConfigError or InvalidRequest."""
+    given: dict[str, Any] = {}
+    for field in attrs.fields(config):  # type: ignore[arg-type]  # C is an attrs class
+        value = getattr(arguments, field.name)
+        if value is not None:
+            given[field.name] = tuple(value) if isinstance(value, list) else value
+    return config(**given)
+
+
+def _plain_type(hint: Any) -> Any:
+    """`float | None` to `float`."""
+    if isinstance(hint, UnionType):
+        return next(kind for kind in get_args(hint) if kind is not type(None))
+    return hint

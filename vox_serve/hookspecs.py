@@ -1,0 +1,32 @@
+"""The hooks of a vox_serve plugin.  This file is the plugin manual.
+
+A plugin is a module that implements some of these hooks with `@vox_serve.hookimpl` and is
+named by an entry point of its distribution:
+
+    [project.entry-points.vox_serve]
+    my_model = "my_package.plugin"
+
+The module must be light: what it imports is imported by every command, `vox-serve --help`
+included.  Import torch inside `ModelSpec.load`, not at the top.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pluggy
+
+from vox_serve.model import CheckpointSpec, ModelSpec
+
+hookspec = pluggy.HookspecMarker("vox_serve")
+hookimpl = pluggy.HookimplMarker("vox_serve")
+
+
+@hookspec
+def vox_serve_models() -> Sequence[ModelSpec]:  # type: ignore[empty-body]  # a specification
+    """The kinds of model that this plugin can serve, one ModelSpec each."""
+
+
+@hookspec
+def vox_serve_checkpoints() -> Sequence[CheckpointSpec]:  # type: ignore[empty-body]  # likewise
+    """Named checkpoints: each alias can be given to --model."""

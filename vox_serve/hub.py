@@ -1,0 +1,98 @@
+"""From the name of a checkpoint to a directory on disk; imports no tensor library.
+
+A source is a local directory or a Hugging Face hub id (`org/name`).  Everything that can
+go wrong on the way gets a one-line `CheckpointError` that says what to do.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from vox_serve.errors import CheckpointError
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+T = TypeVar("T")
+
+
+def is_hub_id(source: str) -> bool:
+    return HUB_ID.fullmatch(source) is not None
+
+
+def read_config(source: str) -> Mapping[str, Any]:
+    """The `config.json` of a directory or of a hub repository.
+
+    Raises:
+        CheckpointError: it is not there, cannot be fetched or is not a JSON object.
+    """
+    if Path(source).is_dir():
+        path = Path(source) / "config.json"
+        if not path.is_file():
+            raise CheckpointError(f"{source}: no config.json in this directory")
+    else:
+        path = _from_hub(source, _download_config)
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise CheckpointError(f"{path}: cannot be read as JSON ({error})") from error
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{path}: holds no JSON object")
+    return config
+
+
+def fetch(source: str, patterns: Sequence[str]) -> Path:
+    """The directory of a checkpoint, downloaded first if `source` is a hub id.
+
+    Args:
+        source: a directory, taken as it is, or a hub id.
+        patterns: glob patterns of the files to download.
+
+    Raises:
+        CheckpointError: gate, no network, wrong name; says what to do.
+    """
+    if Path(source).is_dir():
+        return Path(source)
+
+    def download(repo: str) -> str:
+        from huggingface_hub import snapshot_download
+
+        return snapshot_download(repo, allow_patterns=list(patterns))
+
+    return _from_hub(source, download)
+
+
+def _download_config(repo: str) -> str:
+    from huggingface_hub import hf_hub_download
+
+    return hf_hub_download(repo, "config.json")
+
+
+def _from_hub(repo: str, download: Callable[[str], str]) -> Path:
+    from huggingface_hub import errors
+
+    page = f"https://huggingface.co/{repo}"
+    try:
+        return Path(download(repo))
+    except errors.GatedRepoError as error:
+        raise CheckpointError(
+            f"{repo} is gated: accept its licence at {page}, then run `huggingface-cli login` "
+            "or set HF_TOKEN"
+        ) from error
+    except errors.RepositoryNotFoundError as error:
+        raise CheckpointError(
+            f"{repo} is not on the hub, or is private: check the name at {page}; "
+            "for a private one set HF_TOKEN"
+        ) from error
+    except errors.LocalEntryNotFoundError as error:
+        raise CheckpointError(
+            f"{repo} is not in the local cache and the hub cannot be reached: check the network, "
+            "or give the directory of a downloaded checkpoint"
+        ) from error
+    except errors.EntryNotFoundError as error:
+        raise CheckpointError(f"{repo} has no config.json: not a model repository") from error
+    except (errors.HfHubHTTPError, OSError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(f"{repo} cannot be downloaded: {reason}") from error

@@ -1,0 +1,183 @@
+"""What a model plugin writes: `Model`, and the light `ModelSpec` that announces it.
+
+Importing this module does not import torch, so that listing models stays fast.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import attrs
+
+from vox_serve.sampling import Sampler, SamplingParams
+from vox_serve.voice import Segment, Voice
+
+if TYPE_CHECKING:
+    import torch
+
+    from vox_serve.codec import Codec
+
+
+@attrs.frozen(eq=False)
+class Prompt:
+    """A request made ready for prefill.
+
+    `inputs` are CPU tensors `[T, ...]` under names of the model's own; the runner pads
+    them with zeros along T, stacks them to `[B, T, ...]` and moves them to the device.
+    """
+
+    inputs: Mapping[str, torch.Tensor]
+
+    def __len__(self) -> int:
+        """T, the positions that the prompt takes of the context."""
+        return len(next(iter(self.inputs.values())))
+
+
+@attrs.frozen
+class KVLayout:
+    """The shape of a model's key/value cache, from which the core allocates it."""
+
+    num_layers: int
+    num_kv_heads: int
+    head_dim: int
+
+
+class KVView(Protocol):
+    """The cache as one batch sees it during one forward pass."""
+
+    mask: torch.Tensor | None
+    """bool, broadcast to `[B, 1, T, E]`: True where a query may look; None: everywhere."""
+
+    def extend(
+        self, layer: int, keys: torch.Tensor, values: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Write keys and values `[B, T, H, D]` and return all `[B, E, H, D]` to attend to."""
+        ...
+
+
+class KVCache(Protocol):
+    """Keys and values with a row per slot, owned by the core."""
+
+    lengths: torch.Tensor
+    """int64 `[S]`, positions filled per slot.  The runner moves it on, after the model ran."""
+
+    def view(self, slots: torch.Tensor, positions: torch.Tensor) -> KVView:
+        """The rows of `slots` `[B]` for queries at `positions` `[B, T]`."""
+        ...
+
+
+class Model(Protocol):
+    """A text-to-speech model: three functions over tensors and one over text.
+
+    `prefill`, `emit` and `advance` are pure in the sense that matters on a GPU: static
+    shapes, no `.item()`, no host branch on device data.  One implementation then runs
+    eagerly on a CPU and captured in a CUDA graph.  What a row computes must not depend
+    on the other rows.
+
+    Shapes: B rows of the batch, K codebooks, H hidden size.
+    """
+
+    codec: Codec
+    device: torch.device
+    dtype: torch.dtype
+    num_codebooks: int
+    hidden_size: int
+    max_positions: int
+    """Context: prompt positions plus one per frame must fit."""
+    kv_layout: KVLayout
+    voices: Sequence[Voice]
+    """The first voice of a speaker id is what a request's `speaker` means."""
+    default_sampling: SamplingParams
+    weight_bytes: int
+
+    def prompt(self, text: str, voice: Voice, context: Sequence[Segment]) -> Prompt:
+        """Build the prompt: the voice's segments, then `context`, then `text`.
+
+        Raises:
+            UnspeakableText: the tokenizer or the voice cannot render the text.
+            PromptTooLong: it does not fit `max_positions`.
+        """
+        ...
+
+    def prefill(
+        self,
+        inputs: Mapping[str, torch.Tensor],
+        lengths: torch.Tensor,
+        slots: torch.Tensor,
+        kv: KVCache,
+    ) -> torch.Tensor:
+        """Run prompts through the model.
+
+        Args:
+            inputs: the prompts' tensors, padded and stacked, `[B, T, ...]`.
+            lengths: int64 `[B]`, each prompt's own length.
+            slots: int64 `[B]`.
+            kv: `kv.lengths[slots]` positions are filled already (a voice prefix, or 0).
+
+        Returns:
+            hidden `[B, H]` at each prompt's last position.
+        """
+        ...
+
+    def emit(self, hidden: torch.Tensor, sampler: Sampler) -> tuple[torch.Tensor, torch.Tensor]:
+        """Hidden `[B, H]` to one frame: codes int64 `[B, K]` and end bool `[B]`.
+
+        A frame with `end` set is not sounded.
+        """
+        ...
+
+    def advance(self, codes: torch.Tensor, slots: torch.Tensor, kv: KVCache) -> torch.Tensor:
+        """One frame of codes `[B, K]` to the next hidden `[B, H]`, at `kv.lengths[slots]`."""
+        ...
+
+
+@attrs.frozen
+class LoadOptions:
+    """Where a model's weights lie and how they are to be held."""
+
+    directory: Path
+    device: str
+    dtype: str
+    """`bfloat16` or `float32`."""
+
+
+@attrs.frozen
+class ModelSpec:
+    """Announces a kind of model without importing a tensor library.
+
+    Args:
+        name: short and unique, e.g. `csm`.
+        summary: one line for `vox-serve models`.
+        hub_ids: hub repositories known to hold such checkpoints.
+        matches: does a checkpoint's `config.json` describe such a model?
+        files: given `config.json`, glob patterns of what a download from the hub needs.
+        load: makes the model.  Raises CheckpointError.
+    """
+
+    name: str
+    summary: str
+    hub_ids: tuple[str, ...]
+    matches: Callable[[Mapping[str, Any]], bool]
+    files: Callable[[Mapping[str, Any]], Sequence[str]]
+    load: Callable[[LoadOptions], Model]
+
+
+@attrs.frozen
+class CheckpointSpec:
+    """A named checkpoint: an alias for `--model`.
+
+    Args:
+        alias: what the user types, e.g. `demo`.
+        source: a directory or a hub id.
+        summary: one line; shown by `vox-serve models` and in the start-up banner.
+        max_characters: texts longer than this are refused.
+        max_words: likewise.
+    """
+
+    alias: str
+    source: str
+    summary: str
+    max_characters: int | None = None
+    max_words: int | None = None

@@ -1,0 +1,15 @@
+"""Building blocks that a model plugin may reuse.  Imports neither engine nor server."""
+
+from vox_serve.nn.llama import FrameCache, Llama, LlamaConfig
+from vox_serve.nn.rope import RopeConfig
+from vox_serve.nn.weights import WeightFiles, WeightLoader, llama_sources
+
+__all__ = [
+    "FrameCache",
+    "Llama",
+    "LlamaConfig",
+    "RopeConfig",
+    "WeightFiles",
+    "WeightLoader",
+    "llama_sources",
+]

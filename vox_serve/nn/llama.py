@@ -1,0 +1,211 @@
+"""A Llama decoder stack that runs over any key/value cache.
+
+Knows nothing of tokens, heads or sampling: hidden states in, hidden states out.  Query, key
+and value weights are one matrix, gate and up weights another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import attrs
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from vox_serve.errors import CheckpointError
+from vox_serve.model import KVLayout, KVView
+from vox_serve.nn.rope import RopeConfig, rotate
+
+
+@attrs.frozen
+class LlamaConfig:
+    """Sizes of a stack, under the names that transformers configurations use."""
+
+    num_hidden_layers: int
+    hidden_size: int
+    intermediate_size: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    rms_norm_eps: float
+    max_position_embeddings: int
+    rope: RopeConfig
+
+    @classmethod
+    def from_json(
+        cls, config: Mapping[str, Any], defaults: Mapping[str, Any], default_theta: float
+    ) -> LlamaConfig:
+        """Read a transformers-style configuration; keys that are left out take `defaults`.
+
+        Raises:
+            CheckpointError: a setting that this stack does not implement.
+        """
+        read = {**defaults, **{k: v for k, v in config.items() if v is not None}}
+        for key, only in (("hidden_act", "silu"), ("attention_bias", False), ("mlp_bias", False)):
+            if read.get(key, only) != only:
+                raise CheckpointError(f"{key} {read[key]!r} is not supported; only {only!r} is")
+        heads = int(read["num_attention_heads"])
+        return cls(
+            num_hidden_layers=int(read["num_hidden_layers"]),
+            hidden_size=int(read["hidden_size"]),
+            intermediate_size=int(read["intermediate_size"]),
+            num_attention_heads=heads,
+            num_key_value_heads=int(read.get("num_key_value_heads") or heads),
+            head_dim=int(read.get("head_dim") or int(read["hidden_size"]) // heads),
+            rms_norm_eps=float(read["rms_norm_eps"]),
+            max_position_embeddings=int(read["max_position_embeddings"]),
+            rope=RopeConfig.from_json(config, default_theta),
+        )
+
+    @property
+    def kv_layout(self) -> KVLayout:
+        return KVLayout(self.num_hidden_layers, self.num_key_value_heads, self.head_dim)
+
+
+class RMSNorm(nn.Module):
+    """Zhang and Sennrich, "Root Mean Square Layer Normalization" (2019)."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(size))
+        self.eps = eps
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+
+
+class Attention(nn.Module):
+    """Grouped-query attention over a `KVView`."""
+
+    def __init__(self, config: LlamaConfig, layer: int) -> None:
+        super().__init__()
+        self.layer = layer
+        self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
+        self.head_dim = config.head_dim
+        width = (self.heads + 2 * self.kv_heads) * self.head_dim
+        self.qkv = nn.Linear(config.hidden_size, width, bias=False)
+        self.output = nn.Linear(self.heads * self.head_dim, config.hidden_size, bias=False)
+
+    def forward(
+        self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, kv: KVView
+    ) -> torch.Tensor:
+        batch, time, _ = x.shape
+        heads, kv_heads = self.heads, self.kv_heads
+        qkv = self.qkv(x).view(batch, time, heads + 2 * kv_heads, self.head_dim)
+        rotated = rotate(qkv[:, :, : heads + kv_heads], cos, sin)
+        keys, values = kv.extend(self.layer, rotated[:, :, heads:], qkv[:, :, heads + kv_heads :])
+        # The query heads of a group look at the same keys: they are stacked along time.
+        group = heads // kv_heads
+        queries = rotated[:, :, :heads].view(batch, time, kv_heads, group, self.head_dim)
+        queries = queries.permute(0, 2, 3, 1, 4).reshape(batch, kv_heads, group * time, -1)
+        mask = kv.mask
+        if mask is not None and time > 1:
+            mask = mask.repeat(1, 1, group, 1)
+        out = F.scaled_dot_product_attention(
+            queries, keys.transpose(1, 2), values.transpose(1, 2), attn_mask=mask
+        )
+        out = out.view(batch, kv_heads, group, time, self.head_dim).permute(0, 3, 1, 2, 4)
+        projected: torch.Tensor = self.output(out.reshape(batch, time, -1))
+        return projected
+
+
+class FeedForward(nn.Module):
+    """SwiGLU (Shazeer, "GLU Variants Improve Transformer", 2020)."""
+
+    def __init__(self, config: LlamaConfig) -> None:
+        super().__init__()
+        self.gate_up = nn.Linear(config.hidden_size, 2 * config.intermediate_size, bias=False)
+        self.down = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        gate, up = self.gate_up(x).chunk(2, dim=-1)
+        down: torch.Tensor = self.down(F.silu(gate) * up)
+        return down
+
+
+class Layer(nn.Module):
+    def __init__(self, config: LlamaConfig, layer: int) -> None:
+        super().__init__()
+        self.attention_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.attention = Attention(config, layer)
+        self.feed_forward_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.feed_forward = FeedForward(config)
+
+    def forward(
+        self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, kv: KVView
+    ) -> torch.Tensor:
+        x = x + self.attention(self.attention_norm(x), cos, sin, kv)
+        residual: torch.Tensor = x + self.feed_forward(self.feed_forward_norm(x))
+        return residual
+
+
+class Llama(nn.Module):
+    """Hidden states `[B, T, H]` at `positions` `[B, T]` (or `[1, T]`) to normed `[B, T, H]`."""
+
+    cos: torch.Tensor
+    sin: torch.Tensor
+
+    def __init__(self, config: LlamaConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.layers = nn.ModuleList(Layer(config, i) for i in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def prepare(self, device: torch.device, dtype: torch.dtype) -> None:
+        """Compute the RoPE tables; call it once the weights are loaded."""
+        tables = self.config.rope.table(self.config.head_dim, self.config.max_position_embeddings)
+        self.cos, self.sin = (table.to(device=device, dtype=dtype) for table in tables)
+
+    def forward(self, x: torch.Tensor, positions: torch.Tensor, kv: KVView) -> torch.Tensor:
+        # Padding may point past the end; what is computed there is thrown away.
+        positions = positions.clamp(max=self.config.max_position_embeddings - 1)
+        cos, sin = self.cos[positions][:, :, None], self.sin[positions][:, :, None]
+        for layer in self.layers:
+            x = layer(x, cos, sin, kv)
+        normed: torch.Tensor = self.norm(x)
+        return normed
+
+
+class FrameCache:
+    """A `KVView` for a depth decoder: it lives for one frame, all rows at the same position.
+
+    Args:
+        layout: of the depth decoder.
+        positions: the most positions of one frame.
+    """
+
+    def __init__(
+        self,
+        layout: KVLayout,
+        batch: int,
+        positions: int,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        shape = (layout.num_layers, batch, positions, layout.num_kv_heads, layout.head_dim)
+        self._keys = torch.empty(shape, device=device, dtype=dtype)
+        self._values = torch.empty(shape, device=device, dtype=dtype)
+        self._start = 0
+        self.mask: torch.Tensor | None = None
+
+    def append(self, positions: range) -> FrameCache:
+        """Make ready for a pass over these positions, which follow the ones before."""
+        self._start = positions.start
+        if len(positions) == 1:
+            self.mask = None
+        else:
+            device = self._keys.device
+            query = torch.arange(positions.start, positions.stop, device=device)
+            self.mask = torch.arange(positions.stop, device=device) <= query[:, None]
+            self.mask = self.mask[None, None]
+        return self
+
+    def extend(
+        self, layer: int, keys: torch.Tensor, values: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        end = self._start + keys.shape[1]
+        self._keys[layer, :, self._start : end] = keys
+        self._values[layer, :, self._start : end] = values
+        return self._keys[layer, :, :end], self._values[layer, :, :end]

@@ -1,0 +1,78 @@
+"""Rotary position embedding, half-split layout, with Llama 3 frequency scaling.
+
+Source: Su et al., "RoFormer" (2021); the scaling is that of Llama 3.1's published code.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import attrs
+import torch
+
+from vox_serve.errors import CheckpointError
+
+
+@attrs.frozen
+class RopeConfig:
+    """Frequencies of the rotation.
+
+    Args:
+        theta: base of the geometric series of frequencies.
+        factor, low_freq_factor, high_freq_factor, original_positions: Llama 3 scaling;
+            factor 1 means none.
+    """
+
+    theta: float
+    factor: float = 1.0
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_positions: int = 8192
+
+    @classmethod
+    def from_json(cls, config: Mapping[str, Any], default_theta: float) -> RopeConfig:
+        """Read either spelling: `rope_theta` with `rope_scaling`, or `rope_parameters`.
+
+        Raises:
+            CheckpointError: the scaling is of a kind that is not implemented.
+        """
+        scaling = config.get("rope_parameters") or config.get("rope_scaling") or {}
+        theta = scaling.get("rope_theta") or config.get("rope_theta") or default_theta
+        kind = scaling.get("rope_type") or scaling.get("type") or "default"
+        if kind == "default":
+            return cls(float(theta))
+        if kind != "llama3":
+            raise CheckpointError(f"RoPE scaling {kind!r} is not supported; default and llama3 are")
+        return cls(
+            float(theta),
+            float(scaling["factor"]),
+            float(scaling["low_freq_factor"]),
+            float(scaling["high_freq_factor"]),
+            int(scaling["original_max_position_embeddings"]),
+        )
+
+    def frequencies(self, head_dim: int) -> torch.Tensor:
+        """Radians per position, float32 `[head_dim / 2]`."""
+        exponent = torch.arange(0, head_dim, 2, dtype=torch.int64).float() / head_dim
+        frequencies = 1.0 / (self.theta**exponent)
+        if self.factor == 1.0:
+            return frequencies
+        # Long waves are slowed by `factor`, short ones kept, those between blended.
+        turns = self.original_positions * frequencies / (2 * math.pi)
+        blend = (turns - self.low_freq_factor) / (self.high_freq_factor - self.low_freq_factor)
+        blend = blend.clamp(0.0, 1.0)
+        return frequencies * (blend + (1.0 - blend) / self.factor)
+
+    def table(self, head_dim: int, positions: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cosines and sines, float32 `[positions, head_dim]`."""
+        angles = torch.outer(torch.arange(positions).float(), self.frequencies(head_dim))
+        angles = torch.cat([angles, angles], dim=-1)
+        return angles.cos(), angles.sin()
+
+
+def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Rotate `x` `[B, T, H, D]` by `cos`, `sin` that broadcast as `[B, T, 1, D]`."""
+    first, second = x.chunk(2, dim=-1)
+    return x * cos + torch.cat([-second, first], dim=-1) * sin

@@ -1,0 +1,151 @@
+"""Weights from safetensors files into parameters, a tensor at a time.
+
+Nothing is unpickled.  A file is opened anew for each tensor, so that memory never holds
+more than the parameters and the one tensor that is being copied.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from vox_serve.errors import CheckpointError
+
+
+class WeightFiles:
+    """The tensors of a checkpoint: one safetensors file, or shards under an index.
+
+    Args:
+        path: a `.safetensors` file or a `.safetensors.index.json`.
+
+    Raises:
+        CheckpointError: a file is missing, truncated or not what the index says.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        if path.name.endswith(".index.json"):
+            self._file_of = self._read_index(path)
+        else:
+            self._file_of = dict.fromkeys(self._names(path), path)
+
+    @property
+    def names(self) -> set[str]:
+        return set(self._file_of)
+
+    def read(self, name: str) -> torch.Tensor:
+        """One tensor, on the CPU.  Raises CheckpointError if it is not there."""
+        if name not in self._file_of:
+            raise CheckpointError(f"{self.path}: tensor {name} is missing")
+        path = self._file_of[name]
+        try:
+            with safe_open(path, framework="pt") as file:  # type: ignore[no-untyped-call]  # no types
+                tensor: torch.Tensor = file.get_tensor(name)
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{path}: cannot read {name}: {error}") from error
+        return tensor
+
+    def _read_index(self, path: Path) -> dict[str, Path]:
+        try:
+            index = json.loads(path.read_text(encoding="utf-8"))
+            shards = {
+                name: path.parent / Path(file).name for name, file in index["weight_map"].items()
+            }
+        except (OSError, ValueError, KeyError, AttributeError) as error:
+            raise CheckpointError(f"{path}: is no index of safetensors shards ({error})") from error
+        for shard in sorted(set(shards.values())):
+            held = self._names(shard)
+            lost = [name for name, file in shards.items() if file == shard and name not in held]
+            if lost:
+                raise CheckpointError(
+                    f"{shard}: tensor {lost[0]} is missing, though the index has it"
+                )
+        return shards
+
+    @staticmethod
+    def _names(path: Path) -> set[str]:
+        if not path.is_file():
+            raise CheckpointError(f"{path}: this file is missing; download the checkpoint again")
+        try:
+            with safe_open(path, framework="pt") as file:  # type: ignore[no-untyped-call]  # no types
+                return set(file.keys())
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(
+                f"{path}: truncated, or no safetensors file ({error}); download it again"
+            ) from error
+
+
+class WeightLoader:
+    """Copies tensors into parameters and remembers which names have been used.
+
+    Args:
+        files: where the tensors come from.
+    """
+
+    def __init__(self, files: WeightFiles) -> None:
+        self._files = files
+        self.unused = files.names
+        """Names of tensors that nothing has asked for yet."""
+
+    def read(self, name: str) -> torch.Tensor:
+        """One tensor as it is stored; counts as used."""
+        self.unused.discard(name)
+        return self._files.read(name)
+
+    def ignore(self, *names: str) -> None:
+        """These names may be there and are not needed."""
+        self.unused -= set(names)
+
+    def fill(self, parameter: torch.Tensor, sources: Sequence[str]) -> None:
+        """Copy the named tensors into `parameter`, stacked along its first dimension.
+
+        Raises:
+            CheckpointError: a tensor is missing, or the shapes do not add up.
+        """
+        start = 0
+        for name in sources:
+            tensor = self.read(name)
+            end = start + tensor.shape[0]
+            if tensor.shape[1:] != parameter.shape[1:] or end > parameter.shape[0]:
+                self._refuse(name, tensor, parameter)
+            parameter.data[start:end].copy_(tensor)
+            start = end
+        if start != parameter.shape[0]:
+            self._refuse(sources[-1], tensor, parameter)
+
+    def finish(self) -> None:
+        """Raise CheckpointError if tensors are left that nothing asked for."""
+        if self.unused:
+            first = sorted(self.unused)[0]
+            raise CheckpointError(
+                f"{self._files.path}: {len(self.unused)} tensors have no place in this model, "
+                f"the first is {first}"
+            )
+
+    def _refuse(self, name: str, tensor: torch.Tensor, parameter: torch.Tensor) -> None:
+        raise CheckpointError(
+            f"{self._files.path}: tensor {name} has shape {list(tensor.shape)}, which does not fit "
+            f"the configuration's {list(parameter.shape)}"
+        )
+
+
+def llama_sources(prefix: str, num_layers: int) -> dict[str, list[str]]:
+    """Parameters of `vox_serve.nn.Llama` and the transformers tensors that fill each."""
+    sources = {"norm.weight": [f"{prefix}norm.weight"]}
+    for i in range(num_layers):
+        ours, theirs = f"layers.{i}.", f"{prefix}layers.{i}."
+        sources |= {
+            f"{ours}attention_norm.weight": [f"{theirs}input_layernorm.weight"],
+            f"{ours}attention.qkv.weight": [f"{theirs}self_attn.{x}_proj.weight" for x in "qkv"],
+            f"{ours}attention.output.weight": [f"{theirs}self_attn.o_proj.weight"],
+            f"{ours}feed_forward_norm.weight": [f"{theirs}post_attention_layernorm.weight"],
+            f"{ours}feed_forward.gate_up.weight": [
+                f"{theirs}mlp.{x}_proj.weight" for x in ("gate", "up")
+            ],
+            f"{ours}feed_forward.down.weight": [f"{theirs}mlp.down_proj.weight"],
+        }
+    return sources

@@ -1,0 +1,165 @@
+"""Entry points to ModelSpecs: finds plugins, and finds the model that a name means.
+
+Plugins are loaded one by one.  A broken one is logged and listed with its error, and
+never keeps the others from working.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+from collections.abc import Callable, Iterable
+from functools import partial
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pluggy
+
+from vox_serve import hookspecs, hub
+from vox_serve.errors import PluginError, UnknownModel
+from vox_serve.model import CheckpointSpec, ModelSpec
+
+GROUP = "vox_serve"
+log = logging.getLogger("vox_serve.plugins")
+
+
+@attrs.frozen
+class PluginInfo:
+    """One plugin as `vox-serve plugins` shows it; `error` is None when it works."""
+
+    name: str
+    version: str | None
+    models: tuple[str, ...] = ()
+    checkpoints: tuple[str, ...] = ()
+    error: str | None = None
+
+
+@attrs.frozen
+class ResolvedModel:
+    """What `--model NAME` came to."""
+
+    name: str
+    spec: ModelSpec
+    source: str
+    checkpoint: CheckpointSpec | None = None
+
+    def directory(self) -> Path:
+        """The checkpoint on disk; downloads it if it is on the hub.  Raises CheckpointError."""
+        return hub.fetch(self.source, self.spec.files(hub.read_config(self.source)))
+
+
+@attrs.define
+class Plugins:
+    """The plugins that were found, and what they offer."""
+
+    infos: list[PluginInfo] = attrs.field(factory=list)
+    models: dict[str, ModelSpec] = attrs.field(factory=dict)
+    checkpoints: dict[str, CheckpointSpec] = attrs.field(factory=dict)
+
+    @property
+    def broken(self) -> list[PluginInfo]:
+        return [info for info in self.infos if info.error is not None]
+
+    def resolve(self, name: str) -> ResolvedModel:
+        """Find the model that `name` means: an alias, a directory or a hub id.
+
+        Raises:
+            UnknownModel: nothing serves it; lists what is known.
+            CheckpointError: its `config.json` cannot be read.
+        """
+        checkpoint = self._checkpoint(name)
+        source = checkpoint.source if checkpoint else name
+        return ResolvedModel(name, self._spec(source), source, checkpoint)
+
+    def _checkpoint(self, name: str) -> CheckpointSpec | None:
+        """The checkpoint of this alias, or the one that lies in this directory."""
+        if name in self.checkpoints or not os.path.isdir(name):
+            return self.checkpoints.get(name)
+        for checkpoint in self.checkpoints.values():
+            if os.path.isdir(checkpoint.source) and os.path.samefile(checkpoint.source, name):
+                return checkpoint
+        return None
+
+    def _spec(self, source: str) -> ModelSpec:
+        for spec in self.models.values():
+            if source in spec.hub_ids:
+                return spec
+        if os.path.isdir(source) or hub.is_hub_id(source):
+            return self._matching(source)
+        raise UnknownModel(f"unknown model {source!r}: no such alias or directory; {self._known()}")
+
+    def _matching(self, source: str) -> ModelSpec:
+        config = hub.read_config(source)
+        fits = [spec for spec in self.models.values() if spec.matches(config)]
+        if len(fits) == 1:
+            return fits[0]
+        kind = f"model_type {config.get('model_type')!r}"
+        if not fits:
+            raise UnknownModel(f"{source}: no plugin serves {kind}; {self._known()}")
+        names = ", ".join(spec.name for spec in fits)
+        raise UnknownModel(f"{source}: several plugins claim {kind}: {names}")
+
+    def _known(self) -> str:
+        hub_ids = (hub_id for spec in self.models.values() for hub_id in spec.hub_ids)
+        known = ", ".join([*self.checkpoints, *hub_ids]) or "none"
+        hint = f" (broken plugins: {', '.join(b.name for b in self.broken)})" if self.broken else ""
+        return f"known models: {known}{hint}"
+
+
+def load_plugins(
+    extra_modules: Iterable[str] = (), points: Iterable[EntryPoint] | None = None
+) -> Plugins:
+    """Load every plugin that is installed.
+
+    Args:
+        extra_modules: module names to load as plugins besides, for development.
+        points: entry points to load; those of the installed distributions by default.
+    """
+    found = Plugins()
+    for point in entry_points(group=GROUP) if points is None else points:
+        version = point.dist.version if point.dist is not None else None
+        _load(found, point.name, version, point.load)
+    for module in extra_modules:
+        _load(found, module, None, partial(importlib.import_module, module))
+    return found
+
+
+def _load(found: Plugins, name: str, version: str | None, load: Callable[[], Any]) -> None:
+    try:
+        info, models, checkpoints = _inspect(found, name, version, load())
+    except Exception as error:  # noqa: BLE001  # a plugin may fail in any way; it must not be fatal
+        reason = f"{type(error).__name__}: {error}"
+        log.error("plugin %s cannot be used: %s", name, reason)
+        found.infos.append(PluginInfo(name, version, error=reason))
+        return
+    found.infos.append(info)
+    found.models.update({spec.name: spec for spec in models})
+    found.checkpoints.update({spec.alias: spec for spec in checkpoints})
+
+
+def _inspect(
+    found: Plugins, name: str, version: str | None, module: Any
+) -> tuple[PluginInfo, list[ModelSpec], list[CheckpointSpec]]:
+    """Ask one plugin what it offers, with a manager of its own so that others don't matter."""
+    manager = pluggy.PluginManager("vox_serve")
+    manager.add_hookspecs(hookspecs)
+    manager.register(module, name)
+    manager.check_pending()
+    models = [spec for specs in manager.hook.vox_serve_models() for spec in specs]
+    checkpoints = [spec for specs in manager.hook.vox_serve_checkpoints() for spec in specs]
+    for model in models:
+        if model.name in found.models:
+            raise PluginError(f"another plugin offers a model named {model.name!r}")
+    for checkpoint in checkpoints:
+        if checkpoint.alias in found.checkpoints:
+            raise PluginError(f"another plugin offers the alias {checkpoint.alias!r}")
+    info = PluginInfo(
+        name,
+        version,
+        tuple(spec.name for spec in models),
+        tuple(spec.alias for spec in checkpoints),
+    )
+    return info, models, checkpoints

@@ -1,0 +1,42 @@
+"""vox-serve say: one text into one file, with the engine in this process."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from tqdm import tqdm
+
+from vox_serve.config import EngineConfig
+from vox_serve.engine.engine import load_engine
+from vox_serve.engine.messages import Audio, Failed, Finished, SpeechRequest
+from vox_serve.plugins import load_plugins
+from vox_serve.server.audio import FORMATS
+
+
+def say(config: EngineConfig, text: str, speaker: int, voice: str | None, output: Path) -> str:
+    """Speak `text` into the WAV file `output`; returns a line that says how it went.
+
+    Raises:
+        VoxServeError: unknown model, unusable checkpoint, or a text that cannot be spoken.
+    """
+    engine, info = load_engine(config, load_plugins(config.plugins))
+    engine.add(SpeechRequest("say", text, speaker, voice))
+    pieces: list[bytes] = []
+    reason = ""
+    start = time.monotonic()
+    # disable=None: a bar on a terminal, nothing in a log.
+    with tqdm(desc="speaking", unit=" s", bar_format="{desc}: {n:.2f}{unit}", disable=None) as bar:
+        while engine.has_work:
+            for event in engine.step().events:
+                if isinstance(event, Audio):
+                    pieces.append(event.pcm)
+                    bar.update(len(event.pcm) / 2 / info.sample_rate)
+                elif isinstance(event, Failed):
+                    raise event.error
+                elif isinstance(event, Finished):
+                    reason = event.reason.value
+    pcm = b"".join(pieces)
+    output.write_bytes(FORMATS["wav"].header(info.sample_rate, len(pcm)) + pcm)
+    seconds, spent = len(pcm) / 2 / info.sample_rate, time.monotonic() - start
+    return f"{output}: {seconds:.2f} s of audio in {spent:.2f} s, finish {reason}"

@@ -1,0 +1,1 @@
+"""The HTTP side.  Imports no torch."""

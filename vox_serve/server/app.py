@@ -1,0 +1,63 @@
+"""The Litestar application: routes, error shape, counted responses."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from litestar import Litestar
+from litestar.datastructures import State
+from litestar.exceptions import HTTPException
+from litestar.types import Message, Scope
+
+from vox_serve.engine.client import EngineClient
+from vox_serve.errors import RequestError
+from vox_serve.plugins import Plugins
+from vox_serve.server import errors, status
+from vox_serve.server.generate import generate
+from vox_serve.server.stream import ClientGone
+
+
+def create_app(client: EngineClient, plugins: Plugins) -> Litestar:
+    """The application of one engine; starting it starts the engine, ending it ends it."""
+
+    @asynccontextmanager
+    async def engine_runs(_: Litestar) -> AsyncIterator[None]:
+        await client.start()
+        try:
+            yield
+        finally:
+            await client.stop()
+
+    async def count(message: Message, scope: Scope) -> None:
+        """Count a response when it is complete: a stream that is cut is no 200."""
+        if message["type"] == "http.response.start":
+            scope["state"]["status"] = message["status"]
+        elif message["type"] == "http.response.body" and not message.get("more_body", False):
+            template = str(scope.get("path_template") or "unmatched")
+            code = str(scope["state"].get("status", ""))
+            client.metrics.http_responses_total.labels(client.metrics.model, template, code).inc()
+
+    return Litestar(
+        route_handlers=[
+            generate,
+            status.health,
+            status.ready,
+            status.models,
+            status.voices,
+            status.plugins,
+            status.metrics,
+        ],
+        state=State({"client": client, "plugins": plugins}),
+        lifespan=[engine_runs],
+        before_send=[count],
+        request_max_body_size=client.server.max_body_bytes,
+        openapi_config=None,
+        logging_config=None,
+        exception_handlers={
+            RequestError: errors.on_request_error,
+            ClientGone: errors.on_client_gone,
+            HTTPException: errors.on_http_exception,
+            Exception: errors.on_exception,
+        },
+    )

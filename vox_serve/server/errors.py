@@ -1,0 +1,63 @@
+"""Every error answer, in one shape: {"error": {"message", "type", "param", "code"}}."""
+
+from __future__ import annotations
+
+import logging
+from http import HTTPStatus
+from typing import Any
+
+import msgspec
+from litestar import Request, Response
+from litestar.exceptions import HTTPException
+
+from vox_serve.errors import RequestError
+from vox_serve.server.stream import ClientGone
+
+STATUS = {
+    "invalid_request": 400,
+    "not_found": 404,
+    "unspeakable_text": 422,
+    "prompt_too_long": 422,
+    "queue_full": 429,
+    "generation_failed": 500,
+    "unavailable": 503,
+    "timeout": 504,
+}
+RETRY_AFTER_SECONDS = {429: 1, 503: 5}
+CLIENT_CLOSED_REQUEST = 499
+MESSAGE_LIMIT = 1000
+AnyRequest = Request[Any, Any, Any]
+log = logging.getLogger("vox_serve.server")
+
+
+def error_response(
+    status: int, message: str, code: str, param: str | None = None
+) -> Response[bytes]:
+    """An error as JSON, whatever media type the route has otherwise."""
+    kind = "server_error" if status >= 500 else "invalid_request_error"
+    error = {"message": message[:MESSAGE_LIMIT], "type": kind, "param": param, "code": code}
+    headers = {}
+    if status in RETRY_AFTER_SECONDS:
+        headers["Retry-After"] = str(RETRY_AFTER_SECONDS[status])
+    body = msgspec.json.encode({"error": error})
+    return Response(body, status_code=status, media_type="application/json", headers=headers)
+
+
+def on_request_error(_: AnyRequest, error: RequestError) -> Response[bytes]:
+    return error_response(STATUS[error.code], error.message, error.code, error.param)
+
+
+def on_http_exception(_: AnyRequest, error: HTTPException) -> Response[bytes]:
+    """What Litestar itself refuses: unknown routes, methods, bodies that are too large."""
+    code = HTTPStatus(error.status_code).name.lower()
+    return error_response(error.status_code, error.detail or code, code)
+
+
+def on_client_gone(_: AnyRequest, __: ClientGone) -> Response[bytes]:
+    """Nobody hears this; it is for the metrics."""
+    return error_response(CLIENT_CLOSED_REQUEST, "the client left", "client_gone")
+
+
+def on_exception(request: AnyRequest, error: Exception) -> Response[bytes]:
+    log.error("unhandled error on %s", request.url.path, exc_info=error)
+    return error_response(500, "internal error; the server's log has it", "internal_error")

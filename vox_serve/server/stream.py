@@ -1,0 +1,249 @@
+"""One request's audio on its way from the engine to the client.
+
+`AudioStream` takes what the engine makes; `AudioResponse` sends it.  Whatever ends a request
+(the last sound, a client that leaves or does not read, a timeout, an error), `close` runs
+exactly once: it frees the slot and counts the outcome.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, TypeVar
+
+from litestar.response import Response
+from litestar.types import Receive, Scope, Send
+
+from vox_serve.engine.client import EngineClient
+from vox_serve.engine.messages import (
+    Audio,
+    EngineInfo,
+    Event,
+    Failed,
+    Finished,
+    SpeechRequest,
+    Started,
+)
+from vox_serve.errors import PromptTooLong, RequestError, TimedOut
+from vox_serve.metrics import Metrics
+from vox_serve.server.audio import AudioFormat
+
+T = TypeVar("T")
+log = logging.getLogger("vox_serve.requests")
+
+
+class ClientGone(Exception):  # an event, not an error
+    """The client closed its connection, or stopped reading."""
+
+
+class AudioStream:
+    """The audio of one request, in pieces as they are made.
+
+    Args:
+        client: the engine.
+        request: what to say.
+        mode: `whole` or `stream`, for the metrics.
+        arrival: when the request came in, by `time.monotonic`.
+
+    Raises:
+        RequestError: the request is not admitted.
+    """
+
+    def __init__(
+        self,
+        client: EngineClient,
+        info: EngineInfo,
+        request: SpeechRequest,
+        mode: str,
+        arrival: float,
+    ) -> None:
+        self.request = request
+        self.finished: Finished | None = None
+        self._client = client
+        self._metrics: Metrics = client.metrics
+        self._mode = mode
+        self._arrival = arrival
+        self._deadline = arrival + client.server.request_timeout
+        self._byte_rate = 2.0 * info.sample_rate
+        self._phase = "queued"
+        self._outcome: str | None = None
+        self._bytes = 0
+        self._first_audio = 0.0
+        self._last_audio = 0.0
+        self._underrun = 0.0
+        self._events = client.submit(request)
+        self._metrics.text_characters_total().inc(len(request.text))
+
+    async def next(self) -> bytes | None:
+        """All PCM that is there, or the next piece of it; None after the last.
+
+        Raises:
+            RequestError: the engine gave up, or the request took too long.
+        """
+        pcm = bytearray()
+        while self.finished is None and (not pcm or not self._events.empty()):
+            try:
+                async with asyncio.timeout_at(self._loop_deadline()):
+                    event = await self._events.get()
+            except TimeoutError:
+                self.close("timeout")
+                limit = self._client.server.request_timeout
+                raise TimedOut(f"the request took longer than {limit:g} seconds") from None
+            pcm += self._take(event)
+        if not pcm:
+            return None
+        self._heard(len(pcm))
+        return bytes(pcm)
+
+    def close(self, outcome: str = "cancelled") -> None:
+        """End the request if it has not ended; the first call's `outcome` counts."""
+        if self._outcome is not None:
+            return
+        self._outcome = outcome
+        self._client.abort(self.request.id)
+        metrics = self._metrics
+        metrics.requests_total(self._mode, outcome).inc()
+        now = time.monotonic()
+        seconds = self._bytes / self._byte_rate
+        if outcome == "cancelled":
+            metrics.client_disconnects_total(self._phase).inc()
+        elif outcome == "ok":
+            metrics.request_seconds().observe(now - self._arrival)
+            if seconds:
+                metrics.real_time_factor().observe((now - self._arrival) / seconds)
+        if self._mode == "stream" and seconds:
+            metrics.stream_underrun_seconds().observe(self._underrun)
+        reason = self.finished.reason.value if self.finished else "-"
+        log.info(
+            "%s %s %s: %d characters, %.2f s of audio in %.2f s, first after %.3f s, finish %s",
+            self.request.id,
+            self._mode,
+            outcome,
+            len(self.request.text),
+            seconds,
+            now - self._arrival,
+            self._first_audio - self._arrival if self._bytes else 0.0,
+            reason,
+        )
+
+    def _take(self, event: Event) -> bytes:
+        if isinstance(event, Audio):
+            return event.pcm
+        if isinstance(event, Started):
+            self._phase = "first_audio"
+            self._metrics.queue_seconds().observe(event.queue_seconds)
+        elif isinstance(event, Finished):
+            self.finished = event
+        elif isinstance(event, Failed):
+            if isinstance(event.error, PromptTooLong):
+                self._metrics.admission_rejections_total("too_long").inc()
+            self.close("invalid" if is_client_error(event.error) else "error")
+            raise event.error
+        return b""
+
+    def _heard(self, count: int) -> None:
+        now = time.monotonic()
+        if not self._bytes:
+            self._phase = "stream"
+            self._first_audio = now
+            self._metrics.time_to_first_audio_seconds(self._mode).observe(now - self._arrival)
+        else:
+            self._metrics.inter_chunk_gap_seconds().observe(now - self._last_audio)
+            lateness = now - self._first_audio - self._bytes / self._byte_rate
+            self._underrun = max(self._underrun, lateness)
+        self._last_audio = now
+        self._bytes += count
+
+    def _loop_deadline(self) -> float:
+        return asyncio.get_running_loop().time() + self._deadline - time.monotonic()
+
+
+def is_client_error(error: RequestError) -> bool:
+    """Is the request itself at fault?"""
+    return error.code in ("invalid_request", "not_found", "unspeakable_text", "prompt_too_long")
+
+
+async def unless_gone(receive: Receive, work: Awaitable[T]) -> T:
+    """Await `work`, but not beyond the moment at which the client leaves.
+
+    Raises:
+        ClientGone: it left first; `work` is cancelled.
+    """
+    doing = asyncio.ensure_future(work)
+    leaving = asyncio.ensure_future(_disconnected(receive))
+    try:
+        await asyncio.wait({doing, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if doing.done():
+            return doing.result()
+        raise ClientGone
+    finally:
+        doing.cancel()
+        leaving.cancel()
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+class AudioResponse(Response[bytes]):
+    """Sends a stream: the first chunk is there before the status is.
+
+    A failure after the first chunk ends the connection without the final chunk, so that no
+    client takes half a sentence for a whole one.
+
+    Args:
+        stream: whose first audio has been awaited.
+        first: that audio; None if there is none at all.
+        audio_format: decides media type and header.
+        on_cut: called when a response ends without its final chunk.
+    """
+
+    def __init__(
+        self,
+        stream: AudioStream,
+        first: bytes | None,
+        audio_format: AudioFormat,
+        sample_rate: int,
+        send_timeout: float,
+        headers: Mapping[str, str],
+        on_cut: Callable[[Scope], None],
+    ) -> None:
+        super().__init__(b"", status_code=200, media_type=audio_format.media_type, headers=headers)
+        self._stream = stream
+        self._start = audio_format.header(sample_rate) + (first or b"")
+        self._send_timeout = send_timeout
+        self._on_cut = on_cut
+        self._headers = headers
+
+    def to_asgi_response(self, *args: Any, **kwargs: Any) -> Any:
+        """Litestar sends what this returns: this response itself."""
+        return self._respond
+
+    async def _respond(self, scope: Scope, receive: Receive, send: Send) -> None:
+        stream = self._stream
+        headers = [(b"content-type", (self.media_type or "").encode())]
+        headers += [(k.lower().encode(), v.encode()) for k, v in self._headers.items()]
+        try:
+            await send({"type": "http.response.start", "status": 200, "headers": headers})
+            chunk: bytes | None = self._start
+            while chunk is not None:
+                if chunk:
+                    await self._send(send, chunk, more=True)
+                chunk = await unless_gone(receive, stream.next())
+            await self._send(send, b"", more=False)
+            stream.close("ok")
+        except (ClientGone, RequestError) as error:
+            log.debug("%s is cut: %r", stream.request.id, error)
+            self._on_cut(scope)
+        finally:
+            stream.close()
+
+    async def _send(self, send: Send, body: bytes, more: bool) -> None:
+        try:
+            async with asyncio.timeout(self._send_timeout):
+                await send({"type": "http.response.body", "body": body, "more_body": more})
+        except (TimeoutError, OSError):
+            raise ClientGone from None
