@@ -1,7 +1,7 @@
 """The CSM network: a Llama backbone over frames, a depth decoder over a frame's codebooks.
 
 Implements `vox_serve.Model`.  Behaviour follows Sesame's published generator; where that and
-transformers differ, docs/csm.md of the project says what is done here.
+transformers differ, the README of this plugin says what is done here.
 """
 
 from __future__ import annotations

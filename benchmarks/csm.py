@@ -1,0 +1,281 @@
+"""Our engine beside transformers on the same checkpoint, in one run, interleaved.
+
+    python -m benchmarks.csm                     the demo voice and CSM at full size
+    python -m benchmarks.csm --only demo         a minute
+
+Both get the same weights, number format, prompt and frame count, greedy; each decodes its
+codes with its own codec.  Prints a table and writes JSON to benchmarks/results/.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from transformers import CsmForConditionalGeneration
+
+from benchmarks import machine
+from benchmarks.checkpoint import TOKENIZER, write_full_size
+from vox_serve.config import EngineConfig
+from vox_serve.engine.engine import Engine, load_engine
+from vox_serve.engine.messages import Audio, SpeechRequest
+from vox_serve.plugins import load_plugins
+
+RESULTS = Path(__file__).parent / "results"
+TEXT = "the past is just a story we tell ourselves."
+FRAME_SECONDS = 0.08
+
+
+def ours(engine: Engine, texts: list[str], seconds: float | None) -> dict[str, float]:
+    """Speak texts together; seconds per frame, first audio, phases, real-time factor."""
+    for number, text in enumerate(texts):
+        engine.add(SpeechRequest(str(number), text, max_seconds=seconds))
+    start = time.perf_counter()
+    first, samples, steps = 0.0, 0, []
+    phases: dict[str, float] = {}
+    while engine.has_work:
+        began = time.perf_counter()
+        output = engine.step()
+        steps.append(time.perf_counter() - began)
+        for name, spent in output.stats.phase_seconds:
+            phases[name] = phases.get(name, 0.0) + spent
+        samples += sum(len(e.pcm) // 2 for e in output.events if isinstance(e, Audio))
+        first = first or (time.perf_counter() - start if samples else 0.0)
+    spent = time.perf_counter() - start
+    audio = samples / engine.model.codec.sample_rate
+    frame = {f"{name}_per_frame": phases[name] / len(steps) for name in phases if name != "prefill"}
+    return {
+        "first_audio": first,
+        "frame": median(steps[1:]),
+        "real_time_factor": spent / audio,
+        **frame,
+    }
+
+
+def theirs(model: Any, engine: Engine, count: int, seconds: float | None) -> dict[str, float]:
+    """The same by transformers: `generate` over a batch, then its codec."""
+    tokens = engine.model.prompt(TEXT, engine.model.voices[0], ()).inputs["tokens"]
+    ids = tokens[:, -1].repeat(count, 1)
+    limit = round(seconds / FRAME_SECONDS) if seconds else 150
+    greedy = {"do_sample": False, "depth_decoder_do_sample": False, "output_audio": True}
+    start = time.perf_counter()
+    model.generate(ids, max_new_tokens=1, **greedy)
+    first = time.perf_counter() - start  # it hands nothing out before its end
+    start = time.perf_counter()
+    audio = model.generate(ids, max_new_tokens=limit, **greedy)
+    spent = time.perf_counter() - start
+    samples = [len(each) for each in audio]
+    return {
+        "first_audio": first,
+        "frame": (spent - first) / (max(samples) // 1920 - 1),
+        "real_time_factor": spent / (sum(samples) / 24000),
+    }
+
+
+def compare(
+    engine: Engine, model: Any, count: int, seconds: float | None, rounds: int
+) -> dict[str, dict[str, list[float]]]:
+    """Ours and theirs in turn; per figure [median, least, most] of the rounds."""
+    runs: dict[str, list[dict[str, float]]] = {"vox_serve": [], "transformers": []}
+    for number in range(rounds + 1):
+        mine = ours(engine, [TEXT] * count, seconds)
+        other = theirs(model, engine, count, seconds)
+        if number:  # the first round warms up
+            runs["vox_serve"].append(mine)
+            runs["transformers"].append(other)
+    return {
+        who: {key: [f(run[key] for run in each) for f in (_median, min, max)] for key in each[0]}
+        for who, each in runs.items()
+    }
+
+
+def _median(values: Any) -> float:
+    return median(list(values))
+
+
+def load_memory(directory: Path, dtype: str) -> dict[str, float]:
+    """Load in a process of its own: seconds, weights, and how far memory rose."""
+    code = (
+        "import json, sys, torch, vox_serve_csm.checkpoint as c\n"
+        "from benchmarks import machine\n"
+        "from vox_serve import LoadOptions\n"
+        "from pathlib import Path\n"
+        "import time\n"
+        "torch.nn.functional.linear(torch.ones(1, 8), torch.ones(8, 8))\n"
+        "before, start = machine.resident_memory(), time.perf_counter()\n"
+        "m = c.load_model(LoadOptions(Path(sys.argv[1]), 'cpu', sys.argv[2]))\n"
+        "seconds = time.perf_counter() - start\n"
+        "codec = sum(t.nbytes for t in m.codec._network.state_dict().values())\n"
+        "print(json.dumps({'seconds': seconds, 'weights': m.weight_bytes + codec,\n"
+        "                  'rise': machine.peak_memory() - before}))\n"
+    )
+    out = subprocess.run(
+        [sys.executable, "-c", code, str(directory), dtype],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    figures: dict[str, float] = json.loads(out.stdout)
+    return figures | {"rise_over_weights": figures["rise"] / figures["weights"]}
+
+
+def served(model: str, dtype: str, body: dict[str, Any], rounds: int) -> dict[str, list[float]]:
+    """Through `python -m vox_serve.launch` and HTTP: first audio and real-time factor."""
+    command = [sys.executable, "-m", "vox_serve.launch", "--port", "0", "--log-level", "warning"]
+    command += ["--model", model, "--dtype", dtype, "--max-batch-size", "4"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    try:
+        address = next(w for line in process.stdout if "address" in line for w in line.split()[1:2])
+        firsts, factors = [], []
+        for number in range(rounds + 1):
+            first, spent, audio = _stream(f"{address}/generate", body)
+            if number:
+                firsts.append(first)
+                factors.append(spent / audio)
+    finally:
+        process.terminate()
+        process.wait(60)
+    return {
+        "first_audio": [f(firsts) for f in (median, min, max)],
+        "real_time_factor": [f(factors) for f in (median, min, max)],
+        "exit_code": [float(process.returncode)],
+    }
+
+
+def _stream(url: str, body: dict[str, Any]) -> tuple[float, float, float]:
+    data = json.dumps(body | {"streaming": True}).encode()
+    headers = {"Content-Type": "application/json"}
+    start = time.perf_counter()
+    with urllib.request.urlopen(urllib.request.Request(url, data, headers), timeout=600) as answer:
+        size, first = 0, 0.0
+        while chunk := answer.read1():
+            size += len(chunk)
+            first = first or time.perf_counter() - start
+    return first, time.perf_counter() - start, (size - 44) / 48000
+
+
+def bytes_per_frame(engine: Engine) -> int:
+    """Weights that one frame at batch 1 reads: the backbone once, the depth decoder K - 1 times."""
+    net: Any = engine.model.network  # type: ignore[attr-defined]  # a CSM
+
+    def size(*modules: Any) -> int:
+        return sum(p.numel() * p.element_size() for m in modules for p in m.parameters())
+
+    heads = net.depth_heads.numel() * net.depth_heads.element_size()
+    passes = engine.model.num_codebooks - 1
+    return size(net.backbone, net.head) + passes * size(net.depth, net.projector) + heads
+
+
+def run(
+    directory: Path, model: str, dtype: str, seconds: float | None, rounds: int
+) -> dict[str, Any]:
+    log(f"{model}: memory while loading")
+    result: dict[str, Any] = {"dtype": dtype, "load": load_memory(directory, dtype)}
+    engine, _ = load_engine(EngineConfig(model=model, dtype=dtype), load_plugins())
+    log(f"{model}: loading transformers")
+    reference = CsmForConditionalGeneration.from_pretrained(
+        directory, dtype=getattr(torch, dtype)
+    ).eval()
+    log(f"{model}: one at a time")
+    result["single"] = compare(engine, reference, 1, seconds, rounds)
+    rate = machine.bandwidth()
+    floor = bytes_per_frame(engine) / rate
+    result["floor"] = {
+        "bandwidth_gb_per_s": rate / 1e9,
+        "frame_seconds": floor,
+        "share_of_floor": floor / result["single"]["vox_serve"]["frame"][0],
+    }
+    log(f"{model}: four together")
+    result["four_together"] = compare(engine, reference, 4, seconds, rounds)
+    del engine, reference
+    log(f"{model}: through the server")
+    body = {"text": TEXT, "temperature": 0} | ({"max_seconds": seconds} if seconds else {})
+    result["served"] = served(model, dtype, body, rounds)
+    return result
+
+
+def log(line: str) -> None:
+    print(f"[{time.strftime('%H:%M:%S')}] {line}", file=sys.stderr, flush=True)
+
+
+def table(results: dict[str, Any]) -> str:
+    """The figures as Markdown: median (least to most)."""
+
+    def cell(values: list[float]) -> str:
+        return f"{values[0]:.3f} ({values[1]:.3f} to {values[2]:.3f})"
+
+    labels = (
+        ("frame", "s per frame"),
+        ("first_audio", "first audio, s"),
+        ("real_time_factor", "time over audio"),
+    )
+    lines = []
+    for name, result in results.items():
+        load, floor = result["load"], result["floor"]
+        lines += [
+            f"### {name}, {result['dtype']}",
+            "",
+            f"Load: {load['seconds']:.1f} s; memory rose by {load['rise'] / 2**20:.0f} MiB, "
+            f"{load['rise_over_weights']:.2f} times the weights. Floor of a frame at batch 1: "
+            f"{floor['frame_seconds']:.3f} s at {floor['bandwidth_gb_per_s']:.1f} GB/s; "
+            f"ours is at {100 * floor['share_of_floor']:.0f} % of it.",
+            "",
+            "| | vox_serve | transformers |",
+            "|---|---|---|",
+        ]
+        for setting in ("single", "four_together"):
+            mine, other = result[setting]["vox_serve"], result[setting]["transformers"]
+            for key, label in labels:
+                lines.append(f"| {setting}: {label} | {cell(mine[key])} | {cell(other[key])} |")
+        for key, label in labels[1:]:
+            lines.append(f"| HTTP stream: {label} | {cell(result['served'][key])} | |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--only", choices=("demo", "full"))
+    parser.add_argument("--checkpoint", type=Path, help="where the full-size checkpoint is or goes")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--output", type=Path, default=RESULTS)
+    arguments = parser.parse_args()
+    results: dict[str, Any] = {}
+    parts: dict[str, Callable[[], dict[str, Any]]] = {
+        "demo": lambda: run(TOKENIZER, "demo", "bfloat16", None, arguments.rounds),
+        "full": lambda: full(arguments),
+    }
+    for name, part in parts.items():
+        if arguments.only in (None, name):
+            results[name] = part()
+    described = machine.describe()
+    print(table(results))
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    device = str(described["device"]).lower().replace(" ", "-")
+    file = arguments.output / f"csm-{device}-{os.cpu_count()}-cores-{arguments.only or 'all'}.json"
+    file.write_text(json.dumps({"machine": described, "results": results}, indent=1) + "\n")
+    log(f"wrote {file}")
+
+
+def full(arguments: argparse.Namespace) -> dict[str, Any]:
+    directory = arguments.checkpoint or Path.home() / ".cache/vox_serve/full-size-random"
+    log(f"checkpoint in {directory}")
+    write_full_size(directory)
+    return run(directory, str(directory), "bfloat16", 1.0, arguments.rounds)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,270 @@
+"""The engine with a model that hums: joining, leaving, caps, failures, isolation."""
+
+import numpy as np
+import pytest
+import torch
+
+from tests.conftest import TONE, Spoken, collect, run_engine, speak
+from tests.tone import ToneModel
+from vox_serve.config import EngineConfig
+from vox_serve.engine.engine import Engine, likely_seconds, runaway_seconds
+from vox_serve.engine.messages import Failed, Finished, FinishReason, SpeechRequest, Started
+from vox_serve.errors import InvalidRequest, NotFound, PromptTooLong, UnspeakableText
+from vox_serve.model import CheckpointSpec
+from vox_serve.voice import Segment
+
+FRAME = 2 * 640  # bytes
+
+
+def fresh_engine(**settings) -> Engine:
+    return Engine(ToneModel(), EngineConfig(model="tone", **{"max_batch_size": 4, **settings}))
+
+
+def alone(text: str, **fields) -> Spoken:
+    return speak(fresh_engine(), text, **fields)[0]
+
+
+@pytest.mark.parametrize("frames", [1, 2, 9, 10, 11, 20, 41])
+def test_every_frame_is_sounded_and_the_end_is_not(frames):
+    spoken = alone(f"{frames} hums")
+    assert len(spoken.pcm) == frames * FRAME
+    assert isinstance(spoken.end, Finished)
+    assert (spoken.end.reason, spoken.end.frames) == (FinishReason.STOP, frames)
+
+
+def test_an_end_at_frame_0_is_an_empty_answer():
+    spoken = alone("0 hums")
+    assert spoken.pcm == b""
+    assert isinstance(spoken.end, Finished)
+    assert (spoken.end.reason, spoken.end.frames) == (FinishReason.STOP, 0)
+
+
+def test_a_batch_speaks_as_each_would_alone():
+    texts = ["3 a", "11 bbbb", "7 cc", "20 d", "1 eeeee", "13 f"]  # more than there are slots
+    together = speak(fresh_engine(), *texts)
+    assert [s.pcm for s in together] == [alone(text).pcm for text in texts]
+
+
+def test_requests_join_and_leave_between_frames():
+    engine = fresh_engine(max_batch_size=2)
+    texts = {"a": "12 a", "b": "3 bb", "c": "9 ccc", "d": "5 dddd"}
+    spoken: dict[str, Spoken] = {}
+    for name, text in texts.items():
+        engine.add(SpeechRequest(name, text))
+        for _ in range(2):
+            collect(engine.step(), spoken)
+    for name, rest in run_engine(engine).items():
+        spoken.setdefault(name, Spoken()).pcm += rest.pcm
+    assert {name: s.pcm for name, s in spoken.items()} == {
+        name: alone(text).pcm for name, text in texts.items()
+    }
+
+
+def test_sampling_is_the_same_alone_and_in_company():
+    fields = {"sampling": {"temperature": 1.0, "seed": 7}}
+    engine = fresh_engine()
+    engine.add(SpeechRequest("mine", "9 tones", **fields))
+    for number in range(3):
+        engine.add(
+            SpeechRequest(str(number), f"{number + 5} others", sampling={"temperature": 2.0})
+        )
+    assert run_engine(engine)["mine"].pcm == alone("9 tones", **fields).pcm
+    other_seed = {"sampling": {"temperature": 1.0, "seed": 8}}
+    assert alone("9 tones", **fields).pcm != alone("9 tones", **other_seed).pcm
+
+
+def test_a_seed_is_drawn_and_told_when_none_is_given():
+    first, second = (alone("9 tones", sampling={"temperature": 1.0}) for _ in range(2))
+    assert isinstance(first.end, Finished)
+    assert first.pcm != second.pcm
+    again = alone("9 tones", sampling={"temperature": 1.0, "seed": first.end.seed})
+    assert again.pcm == first.pcm
+
+
+def test_request_overrides_flags_override_model():
+    engine = fresh_engine(temperature=0.5, top_k=3)
+    assert (engine.defaults.temperature, engine.defaults.top_k) == (0.5, 3)
+    engine.add(SpeechRequest("a", "5", sampling={"top_k": 9, "seed": 1}))
+    sequence = engine.scheduler.find("a")
+    assert sequence is not None
+    assert (sequence.sampling.temperature, sequence.sampling.top_k) == (0.5, 9)
+
+
+def test_the_frame_cap_of_max_seconds_ends_with_length():
+    spoken = alone("100 hums", max_seconds=0.8)
+    assert len(spoken.pcm) == 10 * FRAME
+    assert isinstance(spoken.end, Finished)
+    assert spoken.end.reason is FinishReason.LENGTH
+
+
+def test_a_runaway_is_capped_by_the_length_of_its_text():
+    spoken = alone("190 x")
+    assert isinstance(spoken.end, Finished)
+    assert spoken.end.reason is FinishReason.LENGTH
+    assert spoken.end.frames == int(np.ceil(runaway_seconds("190 x") * 12.5)) < 190
+    # and max_seconds replaces that cap
+    assert len(alone("150 x", max_seconds=15.0).pcm) == 150 * FRAME
+
+
+def test_the_cap_grows_with_text_digits_and_script():
+    assert likely_seconds("a" * 100) == pytest.approx(8.5)
+    assert likely_seconds("1" * 4) > likely_seconds("a" * 4) + 1
+    assert likely_seconds("你好" * 10) > 2 * likely_seconds("ab" * 10)
+
+
+def test_the_frame_cap_never_passes_the_context():
+    config = {"max_seconds": 90.0}
+    with pytest.raises(PromptTooLong, match=r"max_seconds asks for some 250 frames.* 200 holds 1"):
+        alone("5 hums", max_seconds=20.0)
+    with pytest.raises(InvalidRequest, match="at most 90"):
+        speak(fresh_engine(**config), "5 hums", max_seconds=91.0)
+    with pytest.raises(InvalidRequest, match="more than 0"):
+        speak(fresh_engine(**config), "5 hums", max_seconds=float("nan"))
+    with pytest.raises(PromptTooLong, match="text asks for"):
+        speak(fresh_engine(), "5 " + "m" * 250)
+
+
+@pytest.mark.parametrize(
+    ("request_fields", "error", "message"),
+    [
+        ({"text": "   "}, InvalidRequest, "text is empty"),
+        ({"text": "5", "speaker": 2}, NotFound, "unknown speaker 2; this model has 0, 1"),
+        ({"text": "5", "voice": "x"}, NotFound, "unknown voice 'x'; this model has hum_a, hum_b"),
+        ({"text": "unspeakable"}, UnspeakableText, "no tone can say"),
+        ({"text": "5", "sampling": {"top_p": 2.0}}, InvalidRequest, "top_p must be from 0.01 to 1"),
+    ],
+)
+def test_what_cannot_be_spoken_is_refused_by_name(tone_engine, request_fields, error, message):
+    with pytest.raises(error, match=message):
+        tone_engine.add(SpeechRequest("x", **request_fields))
+    assert not tone_engine.has_work
+
+
+def test_a_checkpoint_may_limit_characters_and_words():
+    checkpoint = CheckpointSpec("t", ".", "", max_characters=10, max_words=3)
+    engine = Engine(ToneModel(), TONE, checkpoint)
+    with pytest.raises(UnspeakableText, match="11 characters; this voice speaks 10"):
+        engine.add(SpeechRequest("x", "5 aaaaaaaaa"))
+    with pytest.raises(UnspeakableText, match="4 words; this voice speaks 3"):
+        engine.add(SpeechRequest("x", "5 a b c"))
+    engine.add(SpeechRequest("x", "5 a bbbbbb"))
+
+
+def test_a_voice_by_name_and_by_speaker_are_one():
+    by_name, by_speaker = alone("5 x", voice="hum_b"), alone("5 x", speaker=1)
+    assert by_name.pcm == by_speaker.pcm != alone("5 x", speaker=0).pcm
+
+
+def test_context_comes_into_the_prompt(tone_engine):
+    audio = np.zeros(1280, dtype=np.float32)
+    tone_engine.add(SpeechRequest("x", "5 x", context=(Segment(0, "a", audio),)))
+    sequence = tone_engine.scheduler.find("x")
+    assert sequence is not None
+    assert len(sequence.prompt) == 2 + 2 + 1 + 2
+
+
+def test_abort_frees_the_slot_at_once():
+    engine = fresh_engine(max_batch_size=1)
+    for name in ("running", "next", "waiting"):
+        engine.add(SpeechRequest(name, "50 hums"))
+    engine.step()
+    engine.abort("running")
+    engine.abort("waiting")
+    engine.abort("nobody")
+    assert engine.stats.running == 0
+    spoken: dict[str, Spoken] = {}
+    collect(engine.step(), spoken)
+    assert engine.stats.running == 1
+    for name in ("running", "waiting"):
+        end = spoken[name].end
+        assert isinstance(end, Finished)
+        assert end.reason is FinishReason.CANCELLED
+    assert run_engine(engine)["next"].end is not None
+    assert not engine.has_work
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind"),
+    [("nan", "non_finite"), ("boom", "exception"), ("unprefillable", "exception")],
+)
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_bad_row_fails_alone_and_its_slot_is_clean(fault, kind, temperature):
+    def company(second: str) -> tuple[list[Spoken], Engine, list[str]]:
+        engine = fresh_engine(max_batch_size=3, temperature=temperature, seed=3)
+        for name, text in (("a", "9 a"), ("b", second), ("c", "14 ccc"), ("d", "8 after")):
+            engine.add(SpeechRequest(name, text))
+        spoken: dict[str, Spoken] = {}
+        kinds: list[str] = []
+        while engine.has_work:
+            output = engine.step()
+            kinds += output.stats.errors
+            collect(output, spoken)
+        return [spoken[name] for name in "abcd"], engine, kinds
+
+    healthy, _, none = company("4 bb")
+    poisoned, engine, kinds = company(f"{fault} 12")
+    assert none == []
+    assert kinds == [kind]
+    failure = poisoned[1].end
+    assert isinstance(failure, Failed)
+    assert failure.error.code == "generation_failed"
+    for good, beside in zip(healthy, poisoned, strict=True):
+        if beside is not poisoned[1]:
+            assert beside.pcm == good.pcm
+    for held in (engine.runner.kv.keys, engine.runner.kv.values, engine.runner.hidden):
+        assert held.isfinite().all()
+
+
+def test_a_codec_that_raises_ends_the_rows_of_its_step(tone_engine, monkeypatch):
+    def broken(*_):
+        raise RuntimeError("codec")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tone_engine.model.codec, "step", broken)
+        spoken = speak(tone_engine, "5 a", "6 b")
+    assert all(isinstance(s.end, Failed) for s in spoken)
+    assert speak(tone_engine, "5 a")[0].pcm == alone("5 a").pcm
+
+
+def test_reserved_codes_are_counted_and_kept_from_the_codec(tone_engine):
+    tone_engine.add(SpeechRequest("x", "reserved 6"))
+    outputs = [tone_engine.step() for _ in range(7)]
+    assert sum(output.stats.reserved_codes for output in outputs) == 4
+    assert sum(output.stats.frames for output in outputs) == 6
+
+
+def test_a_step_reports_what_it_did(tone_engine):
+    tone_engine.add(SpeechRequest("x", "3 a"))
+    tone_engine.add(SpeechRequest("y", "3 b"))
+    first, second = tone_engine.step(), tone_engine.step()
+    assert [type(e) for e in first.events[:2]] == [Started, Started]
+    assert {name for name, _ in first.stats.phase_seconds} == {"prefill", "emit", "codec"}
+    assert {name for name, _ in second.stats.phase_seconds} == {"advance", "emit", "codec"}
+    assert (first.stats.running, first.stats.batch_size, first.stats.frames) == (2, 2, 2)
+    assert tone_engine.step().stats.errors == ()
+
+
+def test_the_same_id_twice_is_refused(tone_engine):
+    tone_engine.add(SpeechRequest("x", "3 a"))
+    with pytest.raises(InvalidRequest, match="open already"):
+        tone_engine.add(SpeechRequest("x", "3 a"))
+
+
+def test_the_warm_up_leaves_nothing_behind(tone_engine):
+    tone_engine.warm_up()
+    assert not tone_engine.has_work
+    assert speak(tone_engine, "5 a")[0].pcm == alone("5 a").pcm
+
+
+def test_attention_reaches_no_further_than_it_must(tone_engine):
+    extents = []
+    advance = tone_engine.model.advance
+
+    def spy(codes, slots, kv):
+        extents.append(kv.extent)
+        return advance(codes, slots, kv)
+
+    tone_engine.model.advance = spy
+    speak(tone_engine, "100 hums and some more words to make room", max_seconds=8.0)
+    assert set(extents) == {64, 128}
+    assert torch.equal(tone_engine.runner.kv.lengths, torch.tensor([11 + 99, 0, 0, 0]))

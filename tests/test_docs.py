@@ -1,0 +1,99 @@
+"""The documents tell the truth: examples run, lists are complete."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+import soundfile
+
+import vox_serve.hookspecs
+from tests.conftest import running_server
+from vox_serve.config import EngineConfig
+from vox_serve.metrics import Metrics
+from vox_serve.server.generate import GenerateRequest
+
+ROOT = Path(__file__).parents[1]
+
+
+def listings(document: str, language: str) -> list[str]:
+    text = (ROOT / document).read_text()
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+
+
+@pytest.fixture(scope="module")
+def demo_server():
+    with running_server(EngineConfig(model="demo", max_batch_size=2)) as server:
+        yield server
+
+
+@pytest.mark.parametrize("document", ["README.md", "docs/http-api.md"])
+def test_the_requests_run_as_they_stand(document, demo_server, tmp_path):
+    """Only the port is replaced: another server may hold 8000."""
+    shell = [text for text in listings(document, "bash") if "localhost" in text]
+    python = [text for text in listings(document, "python") if "localhost" in text]
+    assert shell
+    for command, text in [(["bash", "-ec"], t) for t in shell] + [
+        ([sys.executable, "-c"], t) for t in python
+    ]:
+        text = text.replace("localhost:8000", demo_server.url.removeprefix("http://"))
+        subprocess.run([*command, text], cwd=tmp_path, check=True, timeout=60)
+        for file in tmp_path.iterdir():
+            if file.suffix == ".wav":
+                audio, rate = soundfile.read(file)
+                assert rate == 24000
+                assert len(audio) > rate / 2
+            else:
+                assert file.stat().st_size > 24000
+            file.unlink()
+
+
+def test_the_plugin_tutorial_makes_a_plugin_that_beeps(tmp_path):
+    package = tmp_path / "vox_serve_beep"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    for listing in listings("docs/writing-a-plugin.md", "python"):
+        path = re.match(r"# (\S+)", listing)
+        assert path
+        (tmp_path / path[1]).write_text(listing)
+    commands = listings("docs/writing-a-plugin.md", "sh")[-1]
+    # Installing needs the registry; the development flag loads the same module.
+    commands = re.sub(r"pip install.*\n|vox-serve plugins\n", "", commands)
+    commands = commands.replace(
+        "vox-serve say", f"{sys.executable} -m vox_serve.cli say --plugins vox_serve_beep.plugin"
+    )
+    subprocess.run(["bash", "-ec", commands], cwd=tmp_path, check=True, timeout=100)
+    audio, rate = soundfile.read(tmp_path / "beep.wav")
+    assert len(audio) / rate == pytest.approx(len("apluginthatbeeps") * 0.08)
+
+
+def test_every_field_is_documented():
+    table = (ROOT / "docs/http-api.md").read_text()
+    documented = set(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE))
+    assert documented == {field.name for field in msgspec.structs.fields(GenerateRequest)}
+
+
+def test_every_metric_is_documented():
+    metrics = Metrics("x")
+    made = set(re.findall(r"^# HELP (\S+)", metrics.exposition().decode(), re.MULTILINE))
+    documented = re.findall(r"^\| `(vox_serve_\w+)`", (ROOT / "docs/metrics.md").read_text(), re.M)
+    assert sorted(documented) == sorted(made)
+
+
+def test_every_hook_is_named_in_the_plugin_guide():
+    hooks = [name for name in vars(vox_serve.hookspecs) if name.startswith("vox_serve_")]
+    guide = (ROOT / "docs/writing-a-plugin.md").read_text()
+    assert len(hooks) == 2
+    assert all(hook in guide for hook in hooks)
+
+
+def test_the_tree_in_the_readme_is_the_tree():
+    readme = (ROOT / "README.md").read_text()
+    core = [p for p in (ROOT / "vox_serve").glob("*.py") if p.name != "__init__.py"]
+    core += [p for p in (ROOT / "vox_serve").glob("[es]*/*.py") if p.name != "__init__.py"]
+    missing = [str(p) for p in core if f" {p.name} " not in readme]
+    assert missing == []
+    links = re.findall(r"\]\((?!https?:)([^)#]+)", readme)
+    assert [link for link in links if not (ROOT / link).exists()] == []
