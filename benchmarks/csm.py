@@ -244,6 +244,29 @@ def table(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def page(described: dict[str, Any], results: dict[str, Any]) -> str:
+    """docs/performance.md."""
+    facts = "\n".join(f"| {key} | {value} |" for key, value in described.items())
+    return PAGE.format(facts=facts, table=table(results))
+
+
+PAGE = """# Performance
+
+This page is written by `make bench ARGS="--page docs/performance.md"`; nothing in it is typed by
+hand. Both sides got the same weights, number format, prompt and frames, greedy, and decoded with
+their own codec; they ran in turn in one process. Figures are medians (least to most). "Four
+together" is a batch of four on both sides. "Time over audio" below 1 is faster than real time.
+Transformers hands out no audio before its end: its "first audio" is a run of one frame. The
+floor is the time that the weights of a frame take to be read once, at the rate that this machine
+reads bfloat16 matrices.
+
+| machine | |
+|---|---|
+{facts}
+
+{table}"""
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
@@ -252,6 +275,7 @@ def main() -> None:
     parser.add_argument("--checkpoint", type=Path, help="where the full-size checkpoint is or goes")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--output", type=Path, default=RESULTS)
+    parser.add_argument("--page", type=Path, help="write the figures as a page of the documents")
     arguments = parser.parse_args()
     results: dict[str, Any] = {}
     parts: dict[str, Callable[[], dict[str, Any]]] = {
@@ -268,6 +292,9 @@ def main() -> None:
     file = arguments.output / f"csm-{device}-{os.cpu_count()}-cores-{arguments.only or 'all'}.json"
     file.write_text(json.dumps({"machine": described, "results": results}, indent=1) + "\n")
     log(f"wrote {file}")
+    if arguments.page:
+        arguments.page.write_text(page(described, results))
+        log(f"wrote {arguments.page}")
 
 
 def full(arguments: argparse.Namespace) -> dict[str, Any]:

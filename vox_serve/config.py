@@ -44,12 +44,14 @@ class EngineConfig:
     min_p: float | None = setting(None, RANGES["min_p"].text)
     repetition_penalty: float | None = setting(None, RANGES["repetition_penalty"].text)
     seed: int | None = setting(None, RANGES["seed"].text)
+    threads: int = setting(0, "CPU threads of the engine; 0: 1 for a small model, else all cores")
     plugins: tuple[str, ...] = setting((), "modules to load as plugins besides the installed ones")
 
     def __attrs_post_init__(self) -> None:
         _require(self.dtype in DTYPES, f"dtype must be one of {', '.join(DTYPES)}")
         _require(1 <= self.max_batch_size <= 1024, "max_batch_size must be from 1 to 1024")
         _require(0 < self.max_seconds <= 3600, "max_seconds must be more than 0, at most 3600")
+        _require(0 <= self.threads <= 1024, "threads must be from 0 to 1024")
         for name, value in self.sampling.items():
             RANGES[name].check(name, value)
 

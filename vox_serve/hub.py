@@ -7,15 +7,16 @@ go wrong on the way gets a one-line `CheckpointError` that says what to do.
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from vox_serve.errors import CheckpointError
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-T = TypeVar("T")
+log = logging.getLogger("vox_serve.hub")
 
 
 def is_hub_id(source: str) -> bool:
@@ -73,6 +74,7 @@ def _download_config(repo: str) -> str:
 def _from_hub(repo: str, download: Callable[[str], str]) -> Path:
     from huggingface_hub import errors
 
+    log.info("looking for %s on the Hugging Face hub", repo)
     page = f"https://huggingface.co/{repo}"
     try:
         return Path(download(repo))

@@ -97,6 +97,18 @@ def test_the_frame_cap_of_max_seconds_ends_with_length():
     assert spoken.end.reason is FinishReason.LENGTH
 
 
+@pytest.mark.parametrize("frames", [1, 7, 14, 28, 55, 109])
+def test_whole_frames_of_max_seconds_are_counted_exactly(frames):
+    """0.56 x 12.5 is more than 7 in floating point."""
+    spoken = alone("150 hums", max_seconds=frames * 0.08)
+    assert len(spoken.pcm) == frames * FRAME
+
+
+def test_a_cap_between_frames_is_not_passed_and_one_frame_always_is():
+    assert len(alone("150 hums", max_seconds=0.81).pcm) == 10 * FRAME
+    assert len(alone("150 hums", max_seconds=0.01).pcm) == FRAME
+
+
 def test_a_runaway_is_capped_by_the_length_of_its_text():
     spoken = alone("190 x")
     assert isinstance(spoken.end, Finished)

@@ -7,7 +7,14 @@ from transformers import LlamaModel
 
 from vox_serve.engine.kv_cache import SlotKVCache
 from vox_serve.errors import CheckpointError
-from vox_serve.nn import FrameCache, Llama, LlamaConfig, RopeConfig, llama_sources
+from vox_serve.nn import (
+    FrameCache,
+    Llama,
+    LlamaConfig,
+    RopeConfig,
+    llama_sources,
+    uninitialised,
+)
 
 SIZES = {
     "hidden_size": 48,
@@ -135,6 +142,22 @@ def test_both_spellings_of_rope_are_read():
     assert RopeConfig.from_json({}, 10.0) == RopeConfig(10.0)
     with pytest.raises(CheckpointError, match="'yarn' is not supported"):
         RopeConfig.from_json({"rope_scaling": {"rope_type": "yarn"}}, 10.0)
+
+
+def test_sizes_that_are_no_numbers_are_named():
+    with pytest.raises(CheckpointError, match="hidden_size is 'many'; it must be a positive"):
+        LlamaConfig.from_json({"hidden_size": "many"}, SIZES, 10.0)
+    with pytest.raises(CheckpointError, match="needs a number for factor, low_freq_factor"):
+        RopeConfig.from_json({"rope_scaling": {"rope_type": "llama3"}}, 10.0)
+
+
+def test_uninitialised_modules_hold_no_values():
+    with uninitialised():
+        module = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Embedding(3, 2))
+    assert all(p.device.type == "meta" for p in module.parameters())
+    before = torch.nn.Linear(4, 4).weight
+    assert before.device.type == "cpu"  # nothing leaks out of the context
+    assert before.abs().sum() > 0
 
 
 def test_settings_that_are_not_implemented_are_refused():

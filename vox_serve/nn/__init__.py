@@ -1,5 +1,6 @@
 """Building blocks that a model plugin may reuse.  Imports neither engine nor server."""
 
+from vox_serve.nn.init import uninitialised
 from vox_serve.nn.llama import FrameCache, Llama, LlamaConfig
 from vox_serve.nn.rope import RopeConfig
 from vox_serve.nn.weights import WeightFiles, WeightLoader, llama_sources
@@ -12,4 +13,5 @@ __all__ = [
     "WeightFiles",
     "WeightLoader",
     "llama_sources",
+    "uninitialised",
 ]

@@ -46,6 +46,10 @@ class LlamaConfig:
         for key, only in (("hidden_act", "silu"), ("attention_bias", False), ("mlp_bias", False)):
             if read.get(key, only) != only:
                 raise CheckpointError(f"{key} {read[key]!r} is not supported; only {only!r} is")
+        sizes = {key: read[key] for key in defaults}
+        odd = [key for key, size in sizes.items() if not isinstance(size, int | float) or size <= 0]
+        if odd:
+            raise CheckpointError(f"{odd[0]} is {sizes[odd[0]]!r}; it must be a positive number")
         heads = int(read["num_attention_heads"])
         return cls(
             num_hidden_layers=int(read["num_hidden_layers"]),

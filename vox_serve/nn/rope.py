@@ -45,13 +45,12 @@ class RopeConfig:
             return cls(float(theta))
         if kind != "llama3":
             raise CheckpointError(f"RoPE scaling {kind!r} is not supported; default and llama3 are")
-        return cls(
-            float(theta),
-            float(scaling["factor"]),
-            float(scaling["low_freq_factor"]),
-            float(scaling["high_freq_factor"]),
-            int(scaling["original_max_position_embeddings"]),
-        )
+        keys = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+        lost = [key for key in keys if not isinstance(scaling.get(key), int | float)]
+        if lost:
+            raise CheckpointError(f"RoPE scaling 'llama3' needs a number for {', '.join(lost)}")
+        factor, low, high, positions = (scaling[key] for key in keys)
+        return cls(float(theta), float(factor), float(low), float(high), int(positions))
 
     def frequencies(self, head_dim: int) -> torch.Tensor:
         """Radians per position, float32 `[head_dim / 2]`."""

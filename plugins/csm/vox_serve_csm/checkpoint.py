@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 
-from vox_serve import CheckpointError, LoadOptions, SamplingParams
+from vox_serve import CheckpointError, InvalidRequest, LoadOptions, SamplingParams
 from vox_serve.hub import read_config
-from vox_serve.nn import WeightFiles, WeightLoader, llama_sources
+from vox_serve.nn import WeightFiles, WeightLoader, llama_sources, uninitialised
 from vox_serve_csm.config import CsmConfig
 from vox_serve_csm.mimi import Mimi
 from vox_serve_csm.model import CsmModel, CsmNetwork
@@ -85,7 +85,7 @@ def load_network(
     config: CsmConfig, loader: WeightLoader, device: torch.device, dtype: torch.dtype
 ) -> CsmNetwork:
     """Fill the network; weights are converted to `dtype` tensor by tensor."""
-    with torch.device("meta"):
+    with uninitialised():
         network = CsmNetwork(config).to(dtype)
     network.to_empty(device=device).requires_grad_(False)
     sources = {
@@ -120,7 +120,11 @@ def load_codec(config: CsmConfig, loader: WeightLoader, device: torch.device) ->
 
 
 def read_sampling(directory: Path) -> SamplingParams:
-    """Defaults of `generation_config.json` where it has any, else Sesame's 0.9 and 50."""
+    """Defaults of `generation_config.json` where it has any, else Sesame's 0.9 and 50.
+
+    Raises:
+        CheckpointError: the file is no JSON object, or a value in it is out of its range.
+    """
     path = directory / "generation_config.json"
     if not path.is_file():
         return SamplingParams()
@@ -128,10 +132,15 @@ def read_sampling(directory: Path) -> SamplingParams:
         stored = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: cannot be read as JSON ({error})") from error
+    if not isinstance(stored, dict):
+        raise CheckpointError(f"{path}: holds no JSON object")
     if stored.get("do_sample") is False:
         return SamplingParams(temperature=0.0)
     named = {k: stored[k] for k in ("temperature", "top_k", "top_p") if stored.get(k) is not None}
-    return SamplingParams().merged(named)
+    try:
+        return SamplingParams().merged(named)
+    except InvalidRequest as error:
+        raise CheckpointError(f"{path}: {error}") from error
 
 
 def _audio_embedding(loader: WeightLoader) -> str:

@@ -29,6 +29,8 @@ from moshi.quantization.vq import SplitResidualVectorQuantizer
 from moshi.utils.compile import no_compile
 from torch import nn
 
+from vox_serve.nn import uninitialised
+
 LATENTS_PER_FRAME = 2
 """Stride between latents and frames: fixed in transformers' `MimiModel`, so here too."""
 
@@ -145,7 +147,7 @@ def _build(c: Mapping[str, Any]) -> Any:
         "causal": True,
     }
     resample = {"stride": LATENTS_PER_FRAME, "dimension": size, "causal": True, "learnt": True}
-    with torch.device("meta"):
+    with uninitialised():
         quantizer = SplitResidualVectorQuantizer(
             n_q=c["num_quantizers"],
             n_q_semantic=c["num_semantic_quantizers"],

@@ -45,6 +45,8 @@ class TextTokenizer:
             config = json.loads((directory / "tokenizer_config.json").read_text(encoding="utf-8"))
         except Exception as error:  # tokenizers raises bare Exception
             raise CheckpointError(f"{path}: cannot be read ({error})") from error
+        # A request that spells a special token out gets its characters, never its id.
+        self._tokenizer.encode_special_tokens = True
         self.begin = self._special(config, "bos_token")
         self.end = self._special(config, "eos_token")
         unknown = config.get("unk_token")

@@ -1,0 +1,262 @@
+"""Small random CSM checkpoints, written by transformers, and what transformers makes of them.
+
+The oracle of the tests: the model is transformers' own, so a test that agrees with it agrees
+with the published implementation.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors.torch import save_file
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
+from transformers import CsmConfig, CsmForConditionalGeneration
+
+CODEBOOKS, CODES, RESERVED = 8, 64, 3
+FRAME = 1920  # samples
+Frames = list[tuple[int, ...]]
+PAD, BEGIN, END, UNKNOWN, AUDIO, AUDIO_END = range(6)
+SPECIALS = ["<|pad|>", "<|begin|>", "<|end|>", "<|unknown|>", "<|audio|>", "<|audio_end|>"]
+CHARACTERS = "[]0123456789abcdefghijklmnopqrstuvwxyz .,!?'-"
+IDS = {token: number for number, token in enumerate([*SPECIALS, *CHARACTERS])}
+
+# Short waves are kept, long ones slowed and those between blended: each kind is there.
+LLAMA3_ROPE: Mapping[str, Any] = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+INDEX = "transformers.safetensors.index.json"
+SHARDS = 3
+HEAD, DEPTH_HEADS = "lm_head.weight", "depth_decoder.codebooks_head.weight"
+
+
+def write_checkpoint(
+    directory: Path, depth: Mapping[str, Any] | None = None, **changes: Any
+) -> Any:
+    """Write what `save_pretrained` writes, tokenizer included; returns transformers' model.
+
+    `changes` and `depth` replace values of `small_config` and of its depth decoder.
+    """
+    config = small_config() | changes
+    config["depth_decoder_config"] |= depth or {}
+    model = CsmForConditionalGeneration(CsmConfig(**config)).eval()
+    with torch.no_grad():
+        _randomise(model)
+        _tune_loudness(model)
+    model.save_pretrained(directory)
+    write_tokenizer(directory)
+    return model
+
+
+def small_config() -> dict[str, Any]:
+    """Arguments of transformers' `CsmConfig`."""
+    return {
+        "num_codebooks": CODEBOOKS,
+        "vocab_size": CODES + RESERVED,
+        "text_vocab_size": len(IDS),
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "max_position_embeddings": 256,
+        "rope_theta": 500.0,
+        "pad_token_id": PAD,
+        "bos_token_id": BEGIN,
+        "audio_token_id": AUDIO,
+        "audio_eos_token_id": AUDIO_END,
+        "codebook_pad_token_id": CODES + RESERVED - 1,
+        "depth_decoder_config": {
+            "num_codebooks": CODEBOOKS,
+            "vocab_size": CODES + RESERVED,
+            "backbone_hidden_size": 64,
+            "hidden_size": 48,
+            "intermediate_size": 96,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 3,
+            "num_key_value_heads": 1,
+            "head_dim": 16,
+            "max_position_embeddings": CODEBOOKS + 1,
+            "rope_theta": 100.0,
+        },
+        "codec_config": {
+            "model_type": "mimi",
+            "num_filters": 4,
+            "hidden_size": 32,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 2,
+            "intermediate_size": 48,
+            "num_quantizers": CODEBOOKS,
+            "codebook_size": CODES,
+            "codebook_dim": 16,
+            "vector_quantization_hidden_dimension": 16,
+            "upsample_groups": 32,
+            "sliding_window": 250,  # longer than any clip: transformers 4 does not mask by it
+        },
+    }
+
+
+def write_tokenizer(directory: Path) -> None:
+    """A character-level tokenizer that adds begin alone by itself, as Llama's does."""
+    tokenizer = Tokenizer(models.WordLevel(IDS, unk_token=SPECIALS[UNKNOWN]))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{SPECIALS[BEGIN]} $A", special_tokens=[(SPECIALS[BEGIN], BEGIN)]
+    )
+    tokenizer.add_special_tokens(SPECIALS)
+    tokenizer.save(str(directory / "tokenizer.json"))
+    names = {"bos_token": BEGIN, "eos_token": END, "unk_token": UNKNOWN, "pad_token": PAD}
+    write_json(
+        directory / "tokenizer_config.json",
+        {key: SPECIALS[number] for key, number in names.items()},
+    )
+
+
+def to_hub_layout(directory: Path) -> None:
+    """Lay a `save_pretrained` directory out as `sesame/csm-1b` is.
+
+    Shards with an index of their own, which config.json names, and Sesame's original layout
+    under the name that transformers would otherwise read.
+    """
+    tensors = read_tensors(directory)
+    files = {}
+    for number in range(SHARDS):
+        shard = f"transformers-{number + 1:05}-of-{SHARDS:05}.safetensors"
+        held = sorted(tensors)[number::SHARDS]
+        save_file({name: tensors[name] for name in held}, directory / shard)
+        files |= dict.fromkeys(held, shard)
+    write_json(directory / INDEX, {"metadata": {}, "weight_map": files})
+    original = {
+        "backbone.layers.0.attn.q_proj.weight": torch.ones(64, 64),
+        "text_embeddings.weight": torch.ones(len(IDS), 64),
+    }
+    save_file(original, directory / "model.safetensors")
+    change_json(directory / "config.json", transformers_weights=INDEX)
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content), encoding="utf-8")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return content
+
+
+def change_json(path: Path, **changes: Any) -> None:
+    write_json(path, read_json(path) | changes)
+
+
+def change_tensors(directory: Path, changes: Mapping[str, torch.Tensor | None]) -> None:
+    """Replace tensors of `model.safetensors`; None removes one."""
+    tensors = {**read_tensors(directory), **changes}
+    kept = {name: tensor for name, tensor in tensors.items() if tensor is not None}
+    save_file(kept, directory / "model.safetensors")
+
+
+def read_tensors(directory: Path) -> dict[str, torch.Tensor]:
+    """Copies: tensors that map a file would change when the file is written."""
+    return safetensors.torch.load((directory / "model.safetensors").read_bytes())
+
+
+def silence_heads(directory: Path, codebooks: Iterable[int] = range(CODEBOOKS)) -> None:
+    """Zero the heads of some codebooks, so that greedy picks code 0 there."""
+    tensors = read_tensors(directory)
+    head, depth_heads = tensors[HEAD], tensors[DEPTH_HEADS]
+    for book in codebooks:
+        (head if book == 0 else depth_heads[book - 1]).zero_()
+    change_tensors(directory, {HEAD: head, DEPTH_HEADS: depth_heads})
+
+
+def text_ids(text: str, speaker: int = 0) -> list[int]:
+    """Begin, `[speaker]text`, end."""
+    return [BEGIN, *(IDS[character] for character in f"[{speaker}]{text}"), END]
+
+
+def context_ids(text: str, speaker: int, num_frames: int) -> list[int]:
+    """A context segment as transformers writes it: the text, a place per frame, the end."""
+    return [*text_ids(text, speaker), *[AUDIO] * num_frames, AUDIO_END]
+
+
+def clip(num_frames: int, seed: int = 0) -> torch.Tensor:
+    """A rising tone with some noise, of whole frames; float32 `[T]` within -0.5 .. 0.5."""
+    generator = torch.Generator().manual_seed(seed)
+    time = torch.arange(num_frames * FRAME) / 24000
+    noise = torch.rand(len(time), generator=generator) - 0.5
+    tone = torch.sin(200 * (1 + seed) * time + 20000 * time**2)
+    return 0.4 * time / time[-1] * tone + 0.1 * noise
+
+
+@torch.no_grad()
+def reference_frames(
+    model: Any, ids: Sequence[int], num_frames: int, clips: Sequence[torch.Tensor] = ()
+) -> Frames:
+    """The frames that transformers picks greedily, the one that ends the utterance included."""
+    context: dict[str, torch.Tensor] = {}
+    if clips:
+        context["input_values"] = torch.cat(list(clips))[None, None]
+        ends = torch.tensor([len(audio) for audio in clips]).cumsum(0)
+        context["input_values_cutoffs"] = ends[None]
+    tokens = torch.tensor([ids])
+    frames = model.generate(
+        input_ids=tokens,
+        attention_mask=torch.ones_like(tokens),
+        max_new_tokens=num_frames,
+        do_sample=False,
+        depth_decoder_do_sample=False,
+        **context,
+    )
+    return [tuple(frame) for frame in frames[0].tolist()]
+
+
+@torch.no_grad()
+def reference_sound(model: Any, frames: Frames) -> torch.Tensor:
+    """Frames decoded whole by transformers' Mimi, `[T]`; a reserved id sounds as code 0."""
+    codes = torch.tensor(frames)
+    codes = torch.where(codes >= model.config.codec_config.codebook_size, 0, codes)
+    pcm: torch.Tensor = model.codec_model.decode(codes.T[None]).audio_values
+    return pcm[0, 0]
+
+
+def _randomise(model: Any) -> None:
+    """Weights under which greedy codes vary: the usual ones give nearly uniform logits."""
+    generator = torch.Generator().manual_seed(1)
+    for name, tensor in _unique(model.state_dict()):
+        noise = torch.rand(tensor.shape, generator=generator)
+        if name.endswith(("cluster_usage", "scale", "norm.weight", "layernorm.weight")):
+            tensor.copy_(0.5 + noise)
+        elif name.endswith("codebooks_head.weight"):  # [K - 1, in, out]
+            tensor.copy_((noise - 0.5) * 4 * tensor.shape[1] ** -0.5)
+        elif not name.endswith("initialized"):
+            embeds = "embed" in name and not name.endswith("inputs_embeds_projector.weight")
+            fan_in = 1 if embeds else tensor[0].numel()
+            tensor.copy_((noise - 0.5) * 4 * max(1, fan_in) ** -0.5)
+
+
+def _unique(state: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
+    """Each tensor once: backbone and depth decoder share their audio embedding."""
+    seen: set[int] = set()
+    for name in sorted(state):
+        if state[name].data_ptr() not in seen:
+            seen.add(state[name].data_ptr())
+            yield name, state[name]
+
+
+def _tune_loudness(model: Any) -> None:
+    """Scale the codec's last layer: loud enough for 16 bits to be fine, and nothing clips."""
+    generator = torch.Generator().manual_seed(2)
+    codes = torch.randint(0, CODES, (40, CODEBOOKS), generator=generator)
+    peak = reference_sound(model, codes.tolist()).abs().max()
+    last = [m for m in model.codec_model.decoder.modules() if isinstance(m, torch.nn.Conv1d)][-1]
+    last.weight.mul_(0.4 / peak)
+    last.bias.mul_(0.4 / peak)

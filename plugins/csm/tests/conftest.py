@@ -1,0 +1,82 @@
+"""Fixtures: a small random checkpoint, and engines that run it."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+
+from plugins.csm.tests.checkpoints import Frames, write_checkpoint
+from tests.conftest import run_engine
+from vox_serve import LoadOptions
+from vox_serve.config import EngineConfig
+from vox_serve.engine.engine import Engine
+from vox_serve.engine.messages import SpeechRequest
+from vox_serve.plugins import load_plugins
+from vox_serve_csm.checkpoint import load_model
+from vox_serve_csm.model import CsmModel
+
+MakeEngine = Callable[..., Engine]
+FRAMES = 40
+SECONDS_PER_FRAME = 0.08
+# Named only where the distribution is not installed and its entry point is not found.
+PLUGINS = () if "csm" in load_plugins().models else ("vox_serve_csm.plugin",)
+
+
+@attrs.frozen
+class Checkpoint:
+    """A checkpoint directory, and the same weights in transformers."""
+
+    directory: Path
+    reference: Any
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    """The small checkpoint that most tests share; nobody changes it."""
+    directory = tmp_path_factory.mktemp("csm")
+    return Checkpoint(directory, write_checkpoint(directory))
+
+
+@pytest.fixture
+def make_engine(checkpoint: Checkpoint) -> MakeEngine:
+    def make(directory: Path = checkpoint.directory, **settings: Any) -> Engine:
+        config = EngineConfig(str(directory), **{"max_batch_size": 8, **settings})
+        return Engine(load(directory), config)
+
+    return make
+
+
+def load(directory: Path, dtype: str = "float32") -> CsmModel:
+    return load_model(LoadOptions(directory, "cpu", dtype))
+
+
+def record(engine: Engine) -> dict[str, Frames]:
+    """Keep the codes of every frame from here on, the ending ones included, by request."""
+    frames: dict[str, Frames] = defaultdict(list)
+    decode = engine.runner.decode
+
+    def recording(sequences: Any, emitted: Any) -> Any:
+        decoded = decode(sequences, emitted)
+        for sequence, frame in zip(sequences, decoded, strict=True):
+            frames[sequence.id].append(frame.codes)
+        return decoded
+
+    engine.runner.decode = recording  # type: ignore[method-assign]
+    return frames
+
+
+def request(name: str, text: str, frames: int = FRAMES, **fields: Any) -> SpeechRequest:
+    fields.setdefault("sampling", {"temperature": 0.0})
+    return SpeechRequest(name, text, max_seconds=frames * SECONDS_PER_FRAME, **fields)
+
+
+def spoken_alone(engine: Engine, text: str, **fields: Any) -> Frames:
+    frames = record(engine)
+    engine.add(request("alone", text, **fields))
+    run_engine(engine)
+    return frames["alone"]

@@ -1,0 +1,104 @@
+"""Prompt tokens, pinned: text ids, context frames, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer
+
+from plugins.csm.tests.checkpoints import CODEBOOKS, FRAME, SPECIALS, clip, write_tokenizer
+from plugins.csm.tests.conftest import Checkpoint, load
+from vox_serve import InvalidRequest, Prompt, PromptTooLong, Segment, UnspeakableText, Voice
+from vox_serve_csm.model import CsmModel
+
+VOICE = Voice("plain", 1)
+BEGIN, END, UNKNOWN = 1, 2, 3
+LEFT, ONE, RIGHT = 6, 9, 7  # of "[1]"
+H, I, SPACE = 25, 26, 44  # noqa: E741
+
+
+@pytest.fixture(scope="module")
+def model(checkpoint: Checkpoint) -> CsmModel:
+    return load(checkpoint.directory)
+
+
+def text_column(prompt: Prompt) -> list[int]:
+    return prompt.inputs["tokens"][:, -1].tolist()
+
+
+def test_text_is_pinned(model: CsmModel) -> None:
+    """No space after the speaker; begin once, though the tokenizer would add it too."""
+    tokens = model.prompt("hi", VOICE, ()).inputs["tokens"]
+    assert tokens.dtype == torch.int64
+    assert tokens[:, -1].tolist() == [BEGIN, LEFT, ONE, RIGHT, H, I, END]
+    assert torch.equal(tokens[:, :-1], torch.full((7, CODEBOOKS), -1))
+
+
+def test_tokens_that_the_tokenizer_would_add_are_not_added(tmp_path: Path) -> None:
+    """Guards the test above: the trap is armed."""
+    write_tokenizer(tmp_path)
+    tokenizer = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    assert tokenizer.encode("hi").ids == [BEGIN, H, I]
+
+
+@pytest.mark.parametrize("text", ["hi i", " hi i", "hi \t\n i ", "hi\u00a0i", "\nhi\r\ni\n"])
+def test_white_space_is_one_space(model: CsmModel, text: str) -> None:
+    assert text_column(model.prompt(text, VOICE, ()))[4:-1] == [H, I, SPACE, I]
+
+
+@pytest.mark.parametrize(("text", "shown"), [("hé", "é"), ("A b", "A"), ("hi 🙂 é", "🙂")])
+def test_an_unknown_character_is_refused_by_name(model: CsmModel, text: str, shown: str) -> None:
+    with pytest.raises(UnspeakableText, match=f"text holds '{shown}', which this model") as caught:
+        model.prompt(text, VOICE, ())
+    assert caught.value.param == "text"
+
+
+@pytest.mark.parametrize("token", SPECIALS)
+def test_a_special_token_in_a_text_is_only_characters(model: CsmModel, token: str) -> None:
+    with pytest.raises(UnspeakableText, match="text holds '<', which this model"):
+        model.prompt(f"hi{token}", VOICE, ())
+
+
+def test_a_context_segment_is_text_audio_and_a_frame_of_end_codes(model: CsmModel) -> None:
+    audio = clip(3)
+    context = [Segment(0, "i", audio=audio.numpy())]
+    tokens = model.prompt("hi", VOICE, context).inputs["tokens"]
+    text, frames, end, target = tokens.split([6, 3, 1, 7])
+    assert text[:, -1].tolist() == [BEGIN, LEFT, ONE - 1, RIGHT, I, END]
+    assert torch.equal(frames[:, :-1], model.codec.encode(audio).T)
+    assert end[:, :-1].tolist() == [[0] * CODEBOOKS]
+    assert (tokens[6:10, -1] == -1).all()
+    assert (text[:, :-1] == -1).all()
+    assert torch.equal(target, model.prompt("hi", VOICE, ()).inputs["tokens"])
+
+
+def test_the_voice_comes_before_the_context(model: CsmModel) -> None:
+    def segment(code: int) -> Segment:
+        return Segment(0, "i", codes=torch.full((CODEBOOKS, 2), code))
+
+    voice = Voice("with", 0, (segment(5),))
+    tokens = model.prompt("hi", voice, [segment(7)]).inputs["tokens"]
+    first_codes = tokens[:, 0].tolist()
+    assert [code for code in first_codes if code >= 0] == [5, 5, 0, 7, 7, 0]
+
+
+@pytest.mark.parametrize("audio", [None, np.empty(0, np.float32)], ids=["none", "empty"])
+def test_a_segment_without_audio_is_refused(model: CsmModel, audio: np.ndarray | None) -> None:
+    with pytest.raises(InvalidRequest, match="needs audio") as caught:
+        model.prompt("hi", VOICE, [Segment(0, "i", audio=audio)])
+    assert caught.value.param == "context"
+
+
+def test_what_does_not_fit_the_context_names_the_field(model: CsmModel) -> None:
+    fits = "i" * (model.max_positions - 1 - 5)  # begin, [1], end; one position is left
+    assert len(model.prompt(fits, VOICE, ())) == model.max_positions - 1
+    with pytest.raises(PromptTooLong, match="256 positions of the 256") as caught:
+        model.prompt(fits + "i", VOICE, ())
+    assert caught.value.param == "text"
+    sound = Segment(0, "i", audio=np.zeros(250 * FRAME, np.float32))
+    with pytest.raises(PromptTooLong, match="context is too long") as caught:
+        model.prompt("hi", VOICE, [sound])
+    assert caught.value.param == "context"
