@@ -4,7 +4,9 @@ The first number in a text is how many frames it lasts (5 if there is none).  Ev
 a row needs is read back from its own slot of the key/value cache, so a mix-up of slots is
 heard.  Words in a text make it misbehave: `nan` (non-finite logits at its third frame),
 `boom` (an exception at its third frame), `unprefillable`, `unspeakable`, `unpromptable`,
-`reserved` (a code outside the codec).  TONE_DELAY seconds are slept in each emit.
+`reserved` (a code outside the codec).  TONE_DELAY seconds are slept in each emit;
+TONE_FRAME_SIZE makes frames large enough to fill a socket's buffers; TONE_LOAD_ERROR keeps
+the model from loading.
 """
 
 from __future__ import annotations
@@ -45,7 +47,7 @@ class ToneCodec:
 
     sample_rate = 8000
     frame_rate = 12.5
-    frame_size = 640
+    frame_size = int(os.environ.get("TONE_FRAME_SIZE", "640"))
     num_codebooks = 2
     codebook_size = SIZE
 

@@ -40,13 +40,15 @@ def read_audio(
                     raise AudioUnreadable(f"audio is longer than {max_seconds:g} seconds")
                 blocks.append(block.mean(axis=1, dtype=np.float32))
             rate = clip.samplerate
-    except (soundfile.LibsndfileError, OSError, TypeError) as error:
+    except soundfile.LibsndfileError as error:
+        raise AudioUnreadable(f"audio cannot be read: {error.error_string}") from error
+    except (OSError, TypeError) as error:
         raise AudioUnreadable(f"audio cannot be read: {error}") from error
-    if not blocks:
-        raise AudioUnreadable("audio is empty")
-    samples = np.concatenate(blocks)
+    samples = np.concatenate(blocks) if blocks else np.empty(0, np.float32)
     if not np.isfinite(samples).all():
         raise AudioUnreadable("audio holds samples that are not finite")
     if rate != sample_rate:
         samples = soxr.resample(samples, rate, sample_rate)
+    if not len(samples):
+        raise AudioUnreadable("audio is empty")
     return np.ascontiguousarray(samples, dtype=np.float32)

@@ -58,6 +58,8 @@ def _say(arguments: argparse.Namespace) -> int:
     config = read_flags(arguments, EngineConfig)
     if not arguments.output.absolute().parent.is_dir():
         raise ConfigError(f"{arguments.output}: there is no such directory")
+    if arguments.output.is_dir():
+        raise ConfigError(f"{arguments.output}: is a directory; name a file")
     line = say(config, arguments.text, arguments.speaker, arguments.voice, arguments.output)
     print(line)
     return 0

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import logging
 import multiprocessing
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -17,7 +18,9 @@ from enum import Enum
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from queue import SimpleQueue
+from typing import TypeVar
 
+from vox_serve import __version__
 from vox_serve.config import EngineConfig, ServerConfig
 from vox_serve.engine.messages import (
     Abort,
@@ -35,10 +38,11 @@ from vox_serve.engine.messages import (
     StepOutput,
     ToWorker,
 )
-from vox_serve.errors import QueueFull, Unavailable
+from vox_serve.errors import QueueFull, SequenceFailed, Unavailable
 from vox_serve.metrics import Metrics
 
 JOIN_SECONDS = 5.0
+M = TypeVar("M")
 log = logging.getLogger("vox_serve.client")
 
 
@@ -120,6 +124,18 @@ class EngineClient:
         if self.state is EngineState.DEAD:
             raise Unavailable(f"the engine is down: {self.failure}")
 
+    def admit(self) -> EngineInfo:
+        """What is loaded, while requests are taken.  Raises Unavailable when they are not."""
+        if self.state is EngineState.READY and self.info is not None:
+            return self.info
+        reason = {
+            EngineState.STARTING: "the model is still loading",
+            EngineState.DRAINING: "the server is shutting down",
+        }.get(self.state, f"the engine is down: {self.failure}")
+        kind = "draining" if self.state is EngineState.DRAINING else "engine_down"
+        self.metrics.admission_rejections_total(kind).inc()
+        raise Unavailable(reason)
+
     def submit(self, request: SpeechRequest) -> asyncio.Queue[Event]:
         """Send a request; its events come out of the queue, a Finished or Failed last.
 
@@ -127,18 +143,11 @@ class EngineClient:
             Unavailable: starting, draining or dead.
             QueueFull: all slots are taken and the queue is full.
         """
-        if self.state is not EngineState.READY or self.info is None:
-            reason = {
-                EngineState.STARTING: "the model is still loading",
-                EngineState.DRAINING: "the server is shutting down",
-            }.get(self.state, "the engine is down")
-            kind = "draining" if self.state is EngineState.DRAINING else "engine_down"
-            self.metrics.admission_rejections_total(kind).inc()
-            raise Unavailable(reason)
-        if len(self._open) >= self.info.num_slots + self.server.max_queue:
+        info = self.admit()
+        if len(self._open) >= info.num_slots + self.server.max_queue:
             self.metrics.admission_rejections_total("queue_full").inc()
             raise QueueFull(
-                f"{self.info.num_slots} requests are being spoken and "
+                f"{info.num_slots} requests are being spoken and "
                 f"{self.server.max_queue} wait; try again later"
             )
         if not self._open:
@@ -166,10 +175,12 @@ class EngineClient:
         self._outbox.put(None)
         worker = self._worker
         if worker is not None:
-            await asyncio.to_thread(worker.join, JOIN_SECONDS)
-            if isinstance(worker, BaseProcess) and worker.is_alive():
-                worker.kill()
+            try:
                 await asyncio.to_thread(worker.join, JOIN_SECONDS)
+            finally:  # also when a second Ctrl-C cancels the wait
+                if isinstance(worker, BaseProcess) and worker.is_alive():
+                    worker.kill()
+                    worker.join(JOIN_SECONDS)
         self._die("the server has shut down")
 
     def _write(self, connection: Connection) -> None:
@@ -178,18 +189,27 @@ class EngineClient:
                 connection.send(message)
 
     def _read(self, connection: Connection) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody listens any more
+        reason = "the engine worker ended"
+        while True:
             try:
-                while True:
-                    message = connection.recv()
-                    self._loop.call_soon_threadsafe(self._receive, message)
+                message = connection.recv()
             except (EOFError, OSError):
-                self._loop.call_soon_threadsafe(self._die, "the engine worker ended")
+                break
+            except Exception:  # errors of a plugin's own come through here
+                log.exception("a message of the engine worker cannot be read")
+                reason = "a message of the engine worker cannot be read"
+                break
+            self._tell(self._receive, message)
+        self._tell(self._die, reason)
+
+    def _tell(self, listener: Callable[[M], None], message: M) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody listens any more
+            self._loop.call_soon_threadsafe(listener, message)
 
     def _receive(self, message: FromWorker) -> None:
         if isinstance(message, Ready):
             self.info = message.info
-            self.metrics.slots().set(message.info.num_slots)
+            self._describe(message.info)
             if self.state is EngineState.STARTING:
                 self._set_state(EngineState.READY)
         elif isinstance(message, LoadFailed):
@@ -200,11 +220,18 @@ class EngineClient:
             for event in message.events:
                 self._route(event)
 
+    def _describe(self, info: EngineInfo) -> None:
+        self.metrics.slots().set(info.num_slots)
+        self.metrics.build_info.labels(
+            self.metrics.model, __version__, info.torch_version, info.device
+        ).set(1)
+
     def _route(self, event: Event) -> None:
         events = self._open.get(event.request_id)
         if isinstance(event, Finished):
             self.metrics.finished_total(event.reason.value).inc()
-        elif isinstance(event, Failed):
+        elif isinstance(event, Failed) and isinstance(event.error, SequenceFailed):
+            # Other errors refused the request before it was a sequence.
             self.metrics.finished_total("error").inc()
         if events is None:  # aborted here, while the worker was still speaking it
             return
@@ -262,6 +289,10 @@ class EngineClient:
 
 
 def _process_main(connection: Connection, config: EngineConfig, log_level: str) -> None:
+    # Ctrl-C and some supervisors signal the whole group: that is the server's business, which
+    # lets running requests end; the end of the pipe is ours.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     from vox_serve.engine.worker import run_process
 
     run_process(connection, config, log_level)

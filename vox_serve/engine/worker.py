@@ -7,7 +7,6 @@ or a heartbeat is due.  The same loop runs in a thread for tests.
 from __future__ import annotations
 
 import logging
-import signal
 from multiprocessing.connection import Connection
 
 from vox_serve.config import EngineConfig
@@ -21,8 +20,7 @@ log = logging.getLogger("vox_serve.worker")
 
 
 def run_process(connection: Connection, config: EngineConfig, log_level: str) -> None:
-    """Body of the worker process: Ctrl-C is the server's business, the pipe's end is ours."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Body of the worker process."""
     logging.basicConfig(
         level=log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )

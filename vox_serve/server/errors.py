@@ -25,7 +25,7 @@ STATUS = {
 }
 RETRY_AFTER_SECONDS = {429: 1, 503: 5}
 CLIENT_CLOSED_REQUEST = 499
-MESSAGE_LIMIT = 1000
+MESSAGE_BYTES, PARAM_BYTES = 1400, 200  # as JSON: an error body stays under 2 KiB
 AnyRequest = Request[Any, Any, Any]
 log = logging.getLogger("vox_serve.server")
 
@@ -35,7 +35,12 @@ def error_response(
 ) -> Response[bytes]:
     """An error as JSON, whatever media type the route has otherwise."""
     kind = "server_error" if status >= 500 else "invalid_request_error"
-    error = {"message": message[:MESSAGE_LIMIT], "type": kind, "param": param, "code": code}
+    error = {
+        "message": _cut(message, MESSAGE_BYTES),
+        "type": kind,
+        "param": param and _cut(param, PARAM_BYTES),
+        "code": code,
+    }
     headers = {}
     if status in RETRY_AFTER_SECONDS:
         headers["Retry-After"] = str(RETRY_AFTER_SECONDS[status])
@@ -43,8 +48,16 @@ def error_response(
     return Response(body, status_code=status, media_type="application/json", headers=headers)
 
 
+def _cut(text: str, limit: int) -> str:
+    """A beginning of `text` that takes at most `limit` bytes as JSON: it may echo the client."""
+    text = text[:limit]
+    while len(msgspec.json.encode(text)) > limit:
+        text = text[: len(text) * 3 // 4]
+    return text
+
+
 def on_request_error(_: AnyRequest, error: RequestError) -> Response[bytes]:
-    return error_response(STATUS[error.code], error.message, error.code, error.param)
+    return error_response(STATUS.get(error.code, 500), error.message, error.code, error.param)
 
 
 def on_http_exception(_: AnyRequest, error: HTTPException) -> Response[bytes]:

@@ -7,22 +7,24 @@ import io
 import re
 import time
 import uuid
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 from litestar import Request, Response, post
 from litestar.datastructures import State
+from litestar.exceptions import HTTPException, InternalServerException
 from litestar.types import Scope
 
 from vox_serve.audio import AudioUnreadable, read_audio
 from vox_serve.engine.client import EngineClient
 from vox_serve.engine.messages import EngineInfo, SpeechRequest
-from vox_serve.errors import InvalidRequest, NotFound, RequestError, Unavailable
+from vox_serve.errors import InvalidRequest, NotFound, RequestError
 from vox_serve.sampling import RANGES
 from vox_serve.server.audio import FORMATS, AudioFormat
 from vox_serve.server.stream import (
     AudioResponse,
     AudioStream,
+    ClientGone,
     is_client_error,
     unless_gone,
 )
@@ -31,12 +33,14 @@ from vox_serve.voice import Segment
 MAX_TEXT_CHARACTERS = 10_000
 MAX_CONTEXT_SEGMENTS = 32
 MULTIPART = "multipart/form-data"
+Integer = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
+"""JSON bounds no integer; one of 400 digits is no speaker, and overflows a float."""
 
 
 class ContextTurn(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """One earlier turn; `audio` is base64 in JSON, of any format that libsndfile reads."""
 
-    speaker: int
+    speaker: Integer
     text: str
     audio: bytes
 
@@ -45,16 +49,16 @@ class GenerateRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """The fields of POST /generate; docs/http-api.md says what each means."""
 
     text: str
-    speaker: int | None = None
+    speaker: Integer | None = None
     streaming: bool = False
     voice: str | None = None
     context: list[ContextTurn] = []
     temperature: float | None = None
-    top_k: int | None = None
+    top_k: Integer | None = None
     top_p: float | None = None
     min_p: float | None = None
     repetition_penalty: float | None = None
-    seed: int | None = None
+    seed: Integer | None = None
     max_seconds: float | None = None
     format: str = "wav"
     model: str | None = None
@@ -70,9 +74,7 @@ async def generate(request: Request[Any, Any, Any], state: State) -> Response[by
         body = await read_body(request)
         mode = "stream" if body.streaming else "whole"
         audio_format = check(body)
-        info = client.info
-        if info is None:
-            raise Unavailable(client.failure or "the model is still loading")
+        info = client.admit()
         if body.model not in (None, info.model, info.kind):
             raise NotFound(f"unknown model {body.model!r}; this server has {info.model}", "model")
         context = await asyncio.to_thread(read_context, body.context, info)
@@ -86,9 +88,13 @@ async def generate(request: Request[Any, Any, Any], state: State) -> Response[by
             max_seconds=body.max_seconds,
         )
         stream = AudioStream(client, info, speech, mode, arrival)
-    except RequestError as error:
-        outcome = "invalid" if is_client_error(error) else "rejected"
-        client.metrics.requests_total(mode, outcome).inc()
+    except (RequestError, HTTPException) as error:
+        rejected = isinstance(error, RequestError) and not is_client_error(error)
+        client.metrics.requests_total(mode, "rejected" if rejected else "invalid").inc()
+        raise
+    except ClientGone:
+        client.metrics.requests_total(mode, "cancelled").inc()
+        client.metrics.client_disconnects_total("queued").inc()
         raise
     try:
         if body.streaming:
@@ -148,13 +154,21 @@ def _headers(stream: AudioStream, info: EngineInfo) -> dict[str, str]:
 
 
 async def read_body(request: Request[Any, Any, Any]) -> GenerateRequest:
-    """Decode the body, JSON or multipart form.  Raises InvalidRequest, naming the field."""
+    """Decode the body, JSON or multipart form.
+
+    Raises:
+        InvalidRequest: it is malformed; names the field.
+        HTTPException: it is too large.
+        ClientGone: the client left before all of it was there.
+    """
     try:
         if request.headers.get("content-type", "").lower().startswith(MULTIPART):
             return msgspec.convert(await _form(request), GenerateRequest, strict=False)
         return msgspec.json.decode(await request.body(), type=GenerateRequest)
     except msgspec.DecodeError as error:
         raise _invalid(error) from error
+    except InternalServerException:  # what Litestar makes of a client that left
+        raise ClientGone from None
     except RecursionError:
         raise InvalidRequest("the body is nested too deeply") from None
     except (UnicodeError, LookupError) as error:
@@ -164,16 +178,24 @@ async def read_body(request: Request[Any, Any, Any]) -> GenerateRequest:
 async def _form(request: Request[Any, Any, Any]) -> dict[str, object]:
     try:
         form = await request.form()
+    except HTTPException as error:
+        if error.status_code != 400:
+            raise
+        raise InvalidRequest(f"the multipart body cannot be read: {error.detail}") from error
     except ValueError as error:
-        raise InvalidRequest(f"the multipart body cannot be read ({error})") from error
+        raise InvalidRequest(f"the multipart body cannot be read: {error}") from error
     fields: dict[str, object] = {}
     for name, value in form.multi_items():
         if name in fields:
             raise InvalidRequest(f"{name} is given more than once", name)
         if not isinstance(value, str):
             raise InvalidRequest(f"{name} must be a plain form field, not a file", name)
-        # A list has no spelling of its own in a form: it comes as JSON.
-        fields[name] = msgspec.json.decode(value) if name == "context" else value
+        fields[name] = value
+    if "context" in fields:  # a list has no spelling of its own in a form: it comes as JSON
+        try:
+            fields["context"] = msgspec.json.decode(str(fields["context"]))
+        except msgspec.DecodeError as error:
+            raise InvalidRequest(f"context is not JSON: {error}", "context") from error
     return fields
 
 
@@ -221,12 +243,13 @@ def given_sampling(body: GenerateRequest) -> dict[str, Any]:
 
 def read_context(turns: list[ContextTurn], info: EngineInfo) -> tuple[Segment, ...]:
     """Decode the turns' audio; what cannot fit the context is refused while it is read."""
-    limit = info.max_positions / info.frame_rate
+    seconds_left = info.max_positions / info.frame_rate
     segments = []
     for number, turn in enumerate(turns):
         try:
-            audio = read_audio(io.BytesIO(turn.audio), info.sample_rate, limit)
+            audio = read_audio(io.BytesIO(turn.audio), info.sample_rate, seconds_left)
         except AudioUnreadable as error:
             raise InvalidRequest(f"context[{number}]: {error}", "context") from error
+        seconds_left -= len(audio) / info.sample_rate
         segments.append(Segment(turn.speaker, turn.text, audio))
     return tuple(segments)

@@ -70,4 +70,5 @@ async def plugins(state: State) -> dict[str, Any]:
 @get("/metrics")
 async def metrics(state: State) -> Response[bytes]:
     """The Prometheus text format."""
-    return Response(state.client.metrics.exposition(), media_type=CONTENT_TYPE)
+    media_type = CONTENT_TYPE.partition("; charset=")[0]  # Litestar adds it; twice is malformed
+    return Response(state.client.metrics.exposition(), media_type=media_type)

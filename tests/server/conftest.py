@@ -1,0 +1,104 @@
+"""What the tests of the HTTP side share: a gate before each frame, raw sockets, metric values."""
+
+from __future__ import annotations
+
+import json
+import math
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from urllib.parse import urlsplit
+
+import pytest
+
+from tests.conftest import RunningServer
+from tests.tone import ToneModel
+
+
+class Gate:
+    """Holds the tone back before each frame: a test decides when frames are made."""
+
+    def __init__(self) -> None:
+        self._frames = math.inf
+        self._changed = threading.Condition()
+
+    def allow(self, frames: float) -> None:
+        """Let so many more frames (of the whole batch) be made."""
+        with self._changed:
+            self._frames = frames
+            self._changed.notify_all()
+
+    def open(self) -> None:
+        self.allow(math.inf)
+
+    def close(self) -> None:
+        self.allow(0)
+
+    def pass_through(self) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._frames > 0)
+            self._frames -= 1
+
+
+@pytest.fixture
+def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
+    """Ask for it before `start_server`, so that it opens before the server ends."""
+    gate, emit = Gate(), ToneModel.emit
+
+    def gated(self, hidden, sampler):
+        gate.pass_through()
+        return emit(self, hidden, sampler)
+
+    monkeypatch.setattr(ToneModel, "emit", gated)
+    yield gate
+    gate.open()
+
+
+@pytest.fixture
+def gated_server(gate: Gate, start_server: Callable[..., RunningServer]) -> Iterator[RunningServer]:
+    """A server of four slots behind the gate."""
+    yield start_server()
+    gate.open()
+
+
+def value(server: RunningServer, name: str, **labels: str) -> float:
+    """The value of one series of /metrics; the prefix and the `model` label are filled in."""
+    pairs = sorted({"model": "tone", **labels}.items())
+    shown = ",".join(f'{key}="{text}"' for key, text in pairs)
+    return server.metric(f"vox_serve_{name}{{{shown}}}")
+
+
+def post_raw(
+    server: RunningServer, receive_buffer: int | None = None, missing: int = 0, **body: object
+) -> socket.socket:
+    """POST /generate over a bare socket and return it, with nothing read yet.
+
+    `missing` bytes of the body that is announced are not sent.
+    """
+    content = json.dumps(body).encode()
+    head = (
+        "POST /generate HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        f"Content-Length: {len(content) + missing}\r\n\r\n"
+    )
+    address = urlsplit(server.url)
+    connection = socket.socket()
+    connection.settimeout(20)
+    if receive_buffer:  # before connect, or the window is agreed already
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+    connection.connect((address.hostname, address.port))
+    connection.sendall(head.encode() + content)
+    return connection
+
+
+def read_stream(connection: socket.socket) -> bytes:
+    """The whole body of a chunked answer.  Raises EOFError if it is cut."""
+    reader = connection.makefile("rb")
+    while reader.readline() != b"\r\n":
+        pass
+    body = b""
+    while size := int(reader.readline() or b"-1", 16):
+        if size < 0:
+            raise EOFError("no final chunk")
+        body += reader.read(size)
+        reader.readline()
+    return body

@@ -1,0 +1,156 @@
+"""vox-serve say | models | plugins, and what it loads for them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import wave
+from pathlib import Path
+
+import pytest
+
+from vox_serve import __version__, cli
+
+TONE = ["--model", "tone", "--plugins", "tests.tone"]
+
+
+def say(text: str, output: Path, *flags: str) -> int:
+    return cli.main(["say", text, "-o", str(output), *TONE, *flags])
+
+
+def read(path: Path) -> bytes:
+    with wave.open(str(path)) as reader:
+        assert (reader.getnchannels(), reader.getsampwidth()) == (1, 2)
+        assert reader.getframerate() == 8000
+        return reader.readframes(10**6)
+
+
+def test_say_writes_a_wav(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "out.wav"
+    assert say("9 frames", output) == 0
+    assert len(read(output)) == 9 * 1280
+    assert output.stat().st_size == 44 + 9 * 1280
+    line = capsys.readouterr().out
+    assert line.startswith(f"{output}: 0.72 s of audio in ")
+    assert line.endswith("finish stop\n")
+
+
+def test_say_takes_speaker_voice_and_settings(tmp_path: Path) -> None:
+    audio = []
+    for number, flags in enumerate(
+        [
+            ["--speaker", "0"],
+            ["--speaker", "1"],
+            ["--voice", "hum_b"],
+            ["--temperature", "1", "--seed", "3"],
+            ["--temperature", "1", "--seed", "3"],
+            ["--max_seconds", "0.1"],
+        ]
+    ):
+        output = tmp_path / f"{number}.wav"
+        assert say("5 frames", output, *flags) == 0
+        audio.append(read(output))
+    assert audio[0] != audio[1] == audio[2]
+    assert audio[0] != audio[3] == audio[4]
+    assert len(audio[5]) == 1280
+
+
+@pytest.mark.parametrize(
+    ("text", "flags", "told"),
+    [
+        ("", [], "text is empty"),
+        ("unspeakable", [], "no tone can say"),
+        ("boom 5", [], "the model failed"),
+        ("5", ["--speaker", "9"], "unknown speaker 9"),
+        ("5", ["--voice", "z"], "unknown voice 'z'"),
+        ("5", ["--model", "nothing"], "unknown model 'nothing'"),
+        ("5", ["--top_k", "-1"], "top_k"),
+        ("5", ["--device", "toaster"], "toaster"),
+    ],
+)
+def test_say_refuses_with_one_line(
+    tmp_path: Path, text: str, flags: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "out.wav"
+    assert say(text, output, *flags) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("vox-serve say: ")
+    assert error.count("\n") == 1
+    assert told in error
+    assert not output.exists()
+
+
+@pytest.mark.parametrize("name", ["no/such/out.wav", "."], ids=["parent", "itself"])
+def test_say_looks_at_the_output_before_it_loads_a_model(
+    tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["say", "5", "-o", str(tmp_path / name), "--model", "nothing"]) == 2
+    error = capsys.readouterr().err
+    assert "directory" in error
+    assert error.count("\n") == 1
+
+
+@pytest.fixture
+def two_plugins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two installed distributions: one offers the tone, one cannot be imported."""
+    for name, module in (("hum", "tests.tone"), ("broken", "no_such_module")):
+        info = tmp_path / f"{name}-1.2.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.2\n")
+        (info / "entry_points.txt").write_text(f"[vox_serve]\n{name} = {module}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+
+
+@pytest.mark.usefixtures("two_plugins")
+def test_models(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["models"]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["tone", "a", "tone", "that", "hums"] in lines
+    assert ["tone:", "hums"] in lines
+    assert ["test/tone"] in lines
+
+
+@pytest.mark.usefixtures("two_plugins")
+def test_plugins(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["plugins"]) == 0
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+    assert lines["hum"].split() == ["hum", "1.2", "tone,", "tone"]
+    assert lines["broken"].split()[:3] == ["broken", "1.2", "ModuleNotFoundError:"]
+
+
+def test_launch_has_the_flags_of_the_module(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["launch", "--port", "http"])
+    assert caught.value.code == 2
+    assert capsys.readouterr().err.startswith("vox-serve launch: ")
+
+
+@pytest.mark.parametrize("arguments", [[], ["sing"], ["say"], ["say", "5"], ["say", "--outp", "x"]])
+def test_bad_command_lines(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main(arguments)
+    assert caught.value.code == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["--version"])
+    assert caught.value.code == 0
+    assert capsys.readouterr().out == f"vox-serve {__version__}\n"
+
+
+def test_help_lists_and_the_server_load_no_torch() -> None:
+    program = """
+import sys
+import vox_serve.cli, vox_serve.launch, vox_serve.server.app
+for arguments in (["--help"], ["launch", "--help"], ["say", "--help"], ["models"], ["plugins"]):
+    try:
+        vox_serve.cli.main(arguments)
+    except SystemExit as end:
+        assert end.code == 0, arguments
+print("loaded:", *sorted({"torch", "transformers", "tqdm"} & set(sys.modules)))
+"""
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.splitlines()[-1] == "loaded:"

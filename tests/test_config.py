@@ -1,0 +1,67 @@
+"""The configuration classes refuse what is out of range, and name it."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import attrs
+import pytest
+
+from vox_serve.config import EngineConfig, ServerConfig
+from vox_serve.errors import VoxServeError
+
+BAD: list[tuple[type[Any], str, Any]] = [
+    (EngineConfig, "dtype", "float16"),
+    (EngineConfig, "max_batch_size", 0),
+    (EngineConfig, "max_batch_size", 1025),
+    (EngineConfig, "max_seconds", 0.0),
+    (EngineConfig, "max_seconds", 3601.0),
+    (EngineConfig, "max_seconds", math.nan),
+    (EngineConfig, "temperature", -0.1),
+    (EngineConfig, "temperature", math.nan),
+    (EngineConfig, "top_k", -1),
+    (EngineConfig, "top_p", 0.0),
+    (EngineConfig, "min_p", 1.1),
+    (EngineConfig, "repetition_penalty", 0.0),
+    (EngineConfig, "seed", -1),
+    (EngineConfig, "threads", -1),
+    (EngineConfig, "threads", 1025),
+    (ServerConfig, "port", -1),
+    (ServerConfig, "port", 65536),
+    (ServerConfig, "max_queue", -1),
+    (ServerConfig, "request_timeout", 0.0),
+    (ServerConfig, "request_timeout", math.nan),
+    (ServerConfig, "send_timeout", 0.0),
+    (ServerConfig, "shutdown_timeout", -1.0),
+    (ServerConfig, "stall_timeout", 0.0),
+    (ServerConfig, "max_body_bytes", 1023),
+    (ServerConfig, "log_level", "loud"),
+]
+
+
+@pytest.mark.parametrize(("config", "name", "bad"), BAD)
+def test_bad_value(config: type[Any], name: str, bad: Any) -> None:
+    with pytest.raises(VoxServeError, match=name) as caught:
+        config(**{name: bad})
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("config", [EngineConfig, ServerConfig])
+def test_every_field_can_be_bad_or_is_free_text(config: type[Any]) -> None:
+    """A new setting needs a check, or a place in this list."""
+    free = {"model", "device", "plugins", "host"}
+    checked = {name for owner, name, _ in BAD if owner is config}
+    assert {field.name for field in attrs.fields(config)} == checked | (
+        free & {field.name for field in attrs.fields(config)}
+    )
+
+
+def test_sampling_holds_only_what_was_given() -> None:
+    assert EngineConfig().sampling == {}
+    assert EngineConfig(temperature=0.0, seed=0).sampling == {"temperature": 0.0, "seed": 0}
+
+
+def test_configurations_are_frozen() -> None:
+    with pytest.raises(attrs.exceptions.FrozenInstanceError):
+        EngineConfig().model = "other"

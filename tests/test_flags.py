@@ -1,0 +1,96 @@
+"""Each setting is a flag, in both spellings, with its default in the help."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import attrs
+import pytest
+
+from vox_serve import launch
+from vox_serve.config import EngineConfig, ServerConfig
+from vox_serve.flags import read_flags
+
+SETTINGS = [
+    (config, field) for config in (EngineConfig, ServerConfig) for field in config.__attrs_attrs__
+]
+VALUES: dict[str, tuple[str, Any]] = {
+    "model": ("tone", "tone"),
+    "device": ("cpu", "cpu"),
+    "dtype": ("float32", "float32"),
+    "max_batch_size": ("3", 3),
+    "max_seconds": ("7.5", 7.5),
+    "temperature": ("0", 0.0),
+    "top_k": ("20", 20),
+    "top_p": ("0.5", 0.5),
+    "min_p": ("0.1", 0.1),
+    "repetition_penalty": ("1.5", 1.5),
+    "seed": ("5", 5),
+    "threads": ("2", 2),
+    "plugins": ("a.b", ("a.b",)),
+    "host": ("0.0.0.0", "0.0.0.0"),
+    "port": ("0", 0),
+    "max_queue": ("0", 0),
+    "request_timeout": ("1.5", 1.5),
+    "send_timeout": ("1.5", 1.5),
+    "shutdown_timeout": ("1.5", 1.5),
+    "stall_timeout": ("1.5", 1.5),
+    "max_body_bytes": ("4096", 4096),
+    "log_level": ("debug", "debug"),
+}
+
+
+@pytest.mark.parametrize(("config", "field"), SETTINGS, ids=lambda case: getattr(case, "name", ""))
+def test_a_flag_in_both_spellings(config: type[Any], field: attrs.Attribute[Any]) -> None:
+    text, expected = VALUES[field.name]
+    for name in (field.name, field.name.replace("_", "-")):
+        for arguments in ([f"--{name}", text], [f"--{name}={text}"]):
+            read = read_flags(launch.parser("x").parse_args(arguments), config)
+            assert read == attrs.evolve(config(), **{field.name: expected})
+
+
+def test_defaults_are_those_of_the_classes() -> None:
+    nothing = launch.parser("x").parse_args([])
+    assert read_flags(nothing, EngineConfig) == EngineConfig()
+    assert read_flags(nothing, ServerConfig) == ServerConfig()
+
+
+def test_plugins_may_be_given_several_times() -> None:
+    arguments = launch.parser("x").parse_args(["--plugins", "a", "--plugins", "b"])
+    assert read_flags(arguments, EngineConfig).plugins == ("a", "b")
+
+
+def test_help_shows_every_flag_and_default() -> None:
+    shown = " ".join(launch.parser("x").format_help().split())
+    for _, field in SETTINGS:
+        flag = f"--{field.name.replace('_', '-')}"
+        assert flag in shown
+        assert field.metadata["help"] in shown
+        if field.default not in (None, ()):
+            assert f"{field.metadata['help']} (default: {field.default})" in shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--temp", "1"], "--temp"),  # no abbreviations: they break when a flag is added
+        (["--top", "1"], "--top"),
+        (["--port", "http"], "--port"),
+        (["--port"], "--port"),
+        (["--max-batch-size", "1.5"], "--max-batch-size"),
+        (["--dtype", "int8"], "--dtype"),
+        (["--log-level", "loud"], "--log-level"),
+        (["extra"], "extra"),
+    ],
+)
+def test_bad_flags_get_one_line(
+    arguments: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        launch.parser("x").parse_args(arguments)
+    assert caught.value.code == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    assert err.startswith("x: ")
+    assert told in err

@@ -1,0 +1,332 @@
+"""python -m vox_serve.launch as a process: how it starts, and each way in which it ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import IO
+
+import attrs
+import httpx
+import pytest
+
+from tests.conftest import until
+from vox_serve import launch
+from vox_serve.config import ServerConfig
+from vox_serve.engine.client import EngineClient
+
+ROOT = Path(__file__).parent.parent
+TONE = ["--model", "tone", "--plugins", "tests.tone"]
+
+
+@attrs.define
+class Launched:
+    """A server process, started in a group of its own like one from a shell."""
+
+    process: subprocess.Popen[str]
+    mark: str
+    log: IO[str]
+    banner: str = ""
+    http: httpx.Client = attrs.field(factory=lambda: httpx.Client(timeout=30))
+
+    def read_banner(self) -> None:
+        lines = []
+        for line in self.process.stdout:
+            lines.append(line)
+            if line.rstrip().endswith("-o output.wav"):
+                break
+        self.banner = "".join(lines)
+        address = re.search(r"address +(http://\S+)", self.banner)
+        assert address, f"no banner but {self.banner!r}; log:\n{self.read_log()}"
+        self.http.base_url = address[1]
+
+    def read_log(self) -> str:
+        self.log.seek(0)
+        return self.log.read()
+
+    def processes(self) -> list[int]:
+        """All processes of this server: they carry a mark in their environment."""
+        found = []
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit():
+                try:
+                    if self.mark.encode() in (entry / "environ").read_bytes():
+                        found.append(int(entry.name))
+                except OSError:  # ended meanwhile, or is not ours
+                    continue
+        return found
+
+    def worker(self) -> int:
+        """The engine's process: the child that is no resource tracker."""
+        (pid,) = (
+            pid
+            for pid in self.processes()
+            if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        )
+        return pid
+
+    def stream(self, **body: object):
+        return self.http.stream("POST", "/generate", json={"streaming": True, **body})
+
+    def end(self, seconds: float) -> int:
+        """Wait for the exit code; nothing may be left running."""
+        code = self.process.wait(seconds)
+        until(lambda: not self.processes(), 1)
+        return code
+
+
+@contextmanager
+def launched(log: Path, *flags: str, **environment: str) -> Iterator[Launched]:
+    mark = uuid.uuid4().hex
+    with log.open("w+") as file:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "vox_serve.launch", *TONE, "--port", "0", *flags],
+            cwd=ROOT,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "VOX_TEST_MARK": mark, **environment},
+            stdout=subprocess.PIPE,
+            stderr=file,
+            text=True,
+            start_new_session=True,
+        )
+        server = Launched(process, mark, file)
+        try:
+            with process.stdout, server.http:
+                yield server
+        finally:
+            for pid in server.processes():
+                os.kill(pid, signal.SIGKILL)
+            process.wait(10)
+
+
+Start = Callable[..., Launched]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    with ExitStack() as stack:
+
+        def enter(*flags: str, **environment: str) -> Launched:
+            server = stack.enter_context(launched(tmp_path / "log", *flags, **environment))
+            server.read_banner()
+            return server
+
+        yield enter
+
+
+def connect(server: Launched, body: bytes) -> socket.socket:
+    """A bare socket, with little room, on which the head of a request has been sent."""
+    connection = socket.socket()
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    connection.settimeout(20)
+    url = server.http.base_url
+    connection.connect((url.host, url.port))
+    head = f"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+    connection.sendall(head.encode())
+    return connection
+
+
+def test_start_serve_and_sigterm(start: Start) -> None:
+    """Flags in both spellings; SIGTERM completes a stream that runs, and refuses what is new.
+
+    The signal goes to the whole group, as some supervisors send it: the worker must not take
+    it for its own.
+    """
+    server = start(
+        "--max-batch-size", "3", "--max_queue=7", "--top_k", "5", "--top-p=0.5",
+        TONE_DELAY="0.02",
+    )  # fmt: skip
+    assert server.http.get("/ready").status_code == 200
+    assert "tone (tone): a tone that hums" in server.banner
+    assert "cpu, float32, torch" in server.banner
+    assert "for 3 slots" in server.banner
+    assert "hum_a (0), hum_b (1)" in server.banner
+    assert "temperature 0, top_k 5, top_p 0.5" in server.banner
+    whole = server.http.post("/generate", json={"text": "30 frames"})
+    assert whole.status_code == 200
+    new = b'{"text": "30 frames"}'
+    with connect(server, new) as late, server.stream(text="30 frames") as response:
+        chunks = response.iter_raw()
+        heard = next(chunks)
+        os.killpg(server.process.pid, signal.SIGTERM)
+        until(lambda: "Shutting down" in server.read_log())
+        late.sendall(new)
+        assert late.recv(12) == b"HTTP/1.1 503"
+        heard += b"".join(chunks)
+    assert heard[44:] == whole.content[44:]
+    assert server.end(15) == 0
+    assert "Traceback" not in server.read_log()
+
+
+def test_ctrl_c_cuts_what_is_longer_than_the_limit(start: Start) -> None:
+    """SIGINT to the whole group, as a terminal sends it, with a client that never reads."""
+    server = start(
+        "--shutdown-timeout", "1", "--max-seconds", "20",
+        TONE_DELAY="0.05", TONE_FRAME_SIZE="64000",
+    )  # fmt: skip
+    pieces: list[bytes] = []
+    long = {"text": "150 frames", "max_seconds": 10}
+    never_read = json.dumps({**long, "streaming": True}).encode()
+    with connect(server, never_read) as idle, server.stream(**long) as response:
+        idle.sendall(never_read)
+        assert response.status_code == 200
+        until(lambda: server.http.get("/health").json()["running"] == 2)
+        sent = time.monotonic()
+        os.killpg(server.process.pid, signal.SIGINT)
+        with pytest.raises(httpx.RemoteProtocolError):
+            pieces.extend(response.iter_raw())
+        assert len(b"".join(pieces)) > 5 * 128_000, "it went on until the limit"
+        assert server.end(15) == 0
+        assert 1 <= time.monotonic() - sent < 6, "the stream alone would take 7.5 s"
+
+
+def test_a_second_ctrl_c_ends_at_once(start: Start) -> None:
+    """Even if the worker hangs: it ignores gentle signals, and must not be left or waited for."""
+    server = start(TONE_DELAY="0.05")
+    pieces: list[bytes] = []
+    with server.stream(text="150 frames", max_seconds=12) as response:
+        assert response.status_code == 200
+        os.kill(server.worker(), signal.SIGSTOP)
+        os.killpg(server.process.pid, signal.SIGINT)
+        until(lambda: "Shutting down" in server.read_log())
+        os.killpg(server.process.pid, signal.SIGINT)
+        with pytest.raises(httpx.RemoteProtocolError):
+            pieces.extend(response.iter_raw())
+        assert server.end(15) == 0
+
+
+def test_a_killed_worker_ends_all(start: Start) -> None:
+    server = start(TONE_DELAY="0.02")
+    pieces: list[bytes] = []
+    with server.stream(text="150 frames", max_seconds=12) as response:
+        assert response.status_code == 200
+        killed = time.monotonic()
+        os.kill(server.worker(), signal.SIGKILL)
+        with pytest.raises(httpx.RemoteProtocolError):
+            pieces.extend(response.iter_raw())
+        assert time.monotonic() - killed < 1
+    health = server.http.get("/health")
+    assert health.status_code == 503
+    assert health.json()["status"] == "dead"
+    assert health.json()["reason"] == "the engine worker ended"
+    assert server.http.post("/generate", json={"text": "5"}).status_code == 503
+    server.http.close()  # or the server waits for this connection
+    assert server.end(10) == 1
+
+
+def test_a_load_error_is_one_line_and_exit_code_1(tmp_path: Path) -> None:
+    with launched(tmp_path / "log", TONE_LOAD_ERROR="1") as server:
+        assert server.end(60) == 1
+        assert server.process.stdout.read() == ""
+        errors = [line for line in server.read_log().splitlines() if " ERROR " in line]
+        assert len(errors) == 1
+        assert errors[0].endswith("vox_serve.launch: the tone is out of tune")
+        assert "Traceback" not in server.read_log()
+
+
+def check_refused(capsys: pytest.CaptureFixture[str], told: str, *flags: str) -> None:
+    """One line on stderr and exit code 2, before anything is started."""
+    try:
+        code = launch.main([*TONE, "--port", "0", *flags], "launch")
+    except SystemExit as end:
+        code = end.code
+    out, err = capsys.readouterr()
+    assert code == 2
+    assert out == ""
+    assert err.count("\n") == 1
+    assert err.startswith("launch: ")
+    assert told in err.replace("_", "-")
+
+
+@pytest.fixture
+def _nothing_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(self):
+        raise AssertionError("the server was started")
+
+    monkeypatch.setattr(EngineClient, "start", start)
+
+
+@pytest.mark.usefixtures("_nothing_starts")
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "--dtype float16",
+        "--max-batch-size 0",
+        "--max-batch-size 1025",
+        "--max_seconds 0",
+        "--max_seconds nan",
+        "--max_seconds 3601",
+        "--temperature -0.1",
+        "--temperature 5.1",
+        "--temperature warm",
+        "--top_k -1",
+        "--top_k 1.5",
+        "--top_p 0",
+        "--top_p 1.1",
+        "--min_p -0.1",
+        "--min_p 1.1",
+        "--repetition_penalty 0",
+        "--repetition_penalty inf",
+        "--seed -1",
+        "--seed 9223372036854775808",
+        "--threads -1",
+        "--port -1",
+        "--port 65536",
+        "--max-queue -1",
+        "--request-timeout 0",
+        "--send-timeout 0",
+        "--shutdown-timeout -1",
+        "--stall-timeout nan",
+        "--max-body-bytes 10",
+        "--log-level loud",
+        "--no-such-flag 1",
+    ],
+)
+def test_bad_values(flags: str, capsys: pytest.CaptureFixture[str]) -> None:
+    name, text = flags.split()
+    check_refused(capsys, name.removeprefix("--").replace("_", "-"), name, text)
+
+
+@pytest.mark.usefixtures("_nothing_starts")
+def test_an_unknown_model(capsys: pytest.CaptureFixture[str]) -> None:
+    check_refused(capsys, "known models: ", "--model", "nothing")
+
+
+@pytest.mark.usefixtures("_nothing_starts")
+def test_a_port_that_is_taken(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        check_refused(capsys, f"cannot listen on 127.0.0.1:{port}: ", "--port", port)
+
+
+@pytest.mark.usefixtures("_nothing_starts")
+def test_a_host_that_is_not_here(capsys: pytest.CaptureFixture[str]) -> None:
+    check_refused(capsys, "cannot listen on 192.0.2.1", "--host", "192.0.2.1")
+
+
+def test_the_address_of_an_ipv6_host() -> None:
+    try:
+        listener = launch.listen(ServerConfig(host="::1", port=0))
+    except launch.ConfigError as error:
+        pytest.skip(f"no IPv6 here: {error}")
+    with listener:
+        assert listener.family is socket.AF_INET6
+
+
+def test_the_kernel_drops_clients_that_never_read() -> None:
+    if not hasattr(socket, "TCP_USER_TIMEOUT"):
+        pytest.skip("this kernel has no TCP_USER_TIMEOUT")
+    with launch.listen(ServerConfig(port=0, send_timeout=1.5)) as listener:
+        with socket.create_connection(listener.getsockname()):
+            accepted, _ = listener.accept()
+        with accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 1500

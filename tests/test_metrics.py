@@ -1,0 +1,189 @@
+"""Every metric by name and label, what a few requests do to them, and how many series there are."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.conftest import RunningServer, until
+from tests.server.conftest import value
+from vox_serve import __version__
+from vox_serve.metrics import Metrics
+
+TABLE = {
+    "requests_total": ("counter", {"mode", "outcome"}),
+    "finished_total": ("counter", {"reason"}),
+    "time_to_first_audio_seconds": ("histogram", {"mode"}),
+    "queue_seconds": ("histogram", set()),
+    "request_seconds": ("histogram", set()),
+    "engine_step_seconds": ("histogram", {"phase"}),
+    "real_time_factor": ("histogram", set()),
+    "inter_chunk_gap_seconds": ("histogram", set()),
+    "stream_underrun_seconds": ("histogram", set()),
+    "audio_seconds_total": ("counter", set()),
+    "frames_total": ("counter", set()),
+    "text_characters_total": ("counter", set()),
+    "reserved_codes_total": ("counter", set()),
+    "batch_size": ("histogram", set()),
+    "requests_running": ("gauge", set()),
+    "requests_waiting": ("gauge", set()),
+    "slots_used": ("gauge", set()),
+    "slots": ("gauge", set()),
+    "engine_up": ("gauge", set()),
+    "engine_last_step_timestamp_seconds": ("gauge", set()),
+    "ready": ("gauge", set()),
+    "admission_rejections_total": ("counter", {"reason"}),
+    "engine_errors_total": ("counter", {"kind"}),
+    "client_disconnects_total": ("counter", {"phase"}),
+    "http_responses_total": ("counter", {"route", "code"}),
+    "plugin_errors_total": ("counter", {"plugin"}),
+    "build_info": ("gauge", {"version", "torch", "device"}),
+}
+OPEN = {"http_responses_total", "plugin_errors_total", "build_info"}
+"""Their labels have values that are not known beforehand: no series until something is counted."""
+
+
+def series(text: str) -> list[str]:
+    return [line for line in text.splitlines() if line and not line.startswith("#")]
+
+
+def test_every_metric_has_its_type_and_labels_and_starts_at_zero() -> None:
+    metrics = Metrics("tone")
+    metrics.http_responses_total.labels("tone", "/generate", "200")
+    metrics.plugin_errors_total.labels("tone", "one")
+    metrics.build_info.labels("tone", "1", "2", "cpu")
+    found = {}
+    for family in text_string_to_metric_families(metrics.exposition().decode()):
+        total = "_total" if family.type == "counter" else ""
+        found[family.name + total] = family.type, set(family.samples[0].labels) - {"le", "model"}
+        assert family.documentation
+        for sample in family.samples:
+            assert sample.labels["model"] == "tone"
+            assert sample.value == 0, sample
+    assert found == {f"vox_serve_{name}": entry for name, entry in TABLE.items()}
+
+
+def test_all_values_of_the_closed_labels_are_there() -> None:
+    text = Metrics("tone").exposition().decode()
+    closed = {
+        "requests_total": 2 * 6,
+        "finished_total": 4,
+        "admission_rejections_total": 4,
+        "engine_errors_total": 4,
+        "client_disconnects_total": 3,
+        "engine_step_seconds_count": 4,
+        "time_to_first_audio_seconds_count": 2,
+    }
+    for name, number in closed.items():
+        shown = [line for line in series(text) if line.startswith(f"vox_serve_{name}{{")]
+        assert len(shown) == number, name
+    for name in OPEN:
+        assert f"vox_serve_{name}{{" not in text
+
+
+def test_names_are_prometheus_names_without_created_series() -> None:
+    for line in series(Metrics("tone").exposition().decode()):
+        name = line.partition("{")[0]
+        assert re.fullmatch(r"vox_serve_[a-z_]+", name), name
+        assert not name.endswith(("_created", "_s", "_ms"))
+
+
+@pytest.fixture(scope="module")
+def used(tone_server: RunningServer) -> RunningServer:
+    """A server after: two whole and one streamed request, one error of each sort, odd routes."""
+    http = tone_server.http
+    for text in ("10 frames", "0 frames"):
+        assert http.post("/generate", json={"text": text}).status_code == 200
+    streamed = {"text": "20 frames reserved", "streaming": True, "max_seconds": 0.8}
+    assert len(http.post("/generate", json=streamed).content) == 44 + 10 * 1280
+    assert http.post("/generate", json={"text": "unprefillable"}).status_code == 500
+    assert http.post("/generate", json={"text": "a" * 400}).status_code == 422
+    for number in range(300):  # no path of a client's makes a series
+        assert http.get(f"/nowhere/{number}").status_code == 404
+    tone_server.wait_idle()
+    return tone_server
+
+
+@pytest.mark.parametrize(
+    ("name", "labels", "expected"),
+    [
+        ("requests_total", {"mode": "whole", "outcome": "ok"}, 2),
+        ("requests_total", {"mode": "stream", "outcome": "ok"}, 1),
+        ("requests_total", {"mode": "whole", "outcome": "error"}, 1),
+        ("requests_total", {"mode": "whole", "outcome": "invalid"}, 1),
+        ("finished_total", {"reason": "stop"}, 2),
+        ("finished_total", {"reason": "length"}, 1),
+        ("finished_total", {"reason": "error"}, 1),
+        ("time_to_first_audio_seconds_count", {"mode": "whole"}, 1),  # one had no sound
+        ("time_to_first_audio_seconds_count", {"mode": "stream"}, 1),
+        ("queue_seconds_count", {}, 4),
+        ("request_seconds_count", {}, 3),
+        ("real_time_factor_count", {}, 2),
+        ("stream_underrun_seconds_count", {}, 1),
+        ("frames_total", {}, 10 + 10),
+        ("audio_seconds_total", {}, 20 * 0.08),
+        ("text_characters_total", {}, 9 + 8 + 18 + 13 + 400),
+        ("reserved_codes_total", {}, 8),
+        ("batch_size_sum", {}, 11 + 1 + 10),
+        ("engine_step_seconds_count", {"phase": "prefill"}, 4),
+        ("engine_step_seconds_count", {"phase": "emit"}, 22),
+        ("engine_step_seconds_count", {"phase": "advance"}, 19),
+        ("engine_step_seconds_count", {"phase": "codec"}, 22),
+        ("slots", {}, 4),
+        ("engine_errors_total", {"kind": "exception"}, 1),
+        ("admission_rejections_total", {"reason": "too_long"}, 1),
+        ("http_responses_total", {"route": "/generate", "code": "200"}, 3),
+        ("http_responses_total", {"route": "/generate", "code": "500"}, 1),
+        ("http_responses_total", {"route": "unmatched", "code": "404"}, 300),
+    ],
+)
+def test_values(used: RunningServer, name: str, labels: dict[str, str], expected: float) -> None:
+    assert value(used, name, **labels) == pytest.approx(expected)
+
+
+def test_build_info_says_what_runs(used: RunningServer) -> None:
+    import torch
+
+    labels = {"version": __version__, "torch": torch.__version__, "device": "cpu"}
+    assert value(used, "build_info", **labels) == 1
+
+
+def test_the_last_step_is_fresh_while_idle(used: RunningServer) -> None:
+    """A heartbeat moves it on, so that its age is an alert."""
+    name = "engine_last_step_timestamp_seconds"
+    before = value(used, name)
+    until(lambda: value(used, name) > before, 2)
+
+
+def test_few_series(used: RunningServer) -> None:
+    assert len(series(used.http.get("/metrics").text)) <= 300
+
+
+def test_the_exposition_is_prometheus_text(used: RunningServer) -> None:
+    response = used.http.get("/metrics")
+    assert response.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
+    assert "_created" not in response.text
+
+
+def test_a_broken_plugin_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`launch.run` counts what `load_plugins` found; the server itself is not started."""
+    from vox_serve import launch
+    from vox_serve.config import EngineConfig, ServerConfig
+
+    seen: list[Metrics] = []
+
+    class Stop(Exception):
+        pass
+
+    def client(engine: EngineConfig, server: ServerConfig, metrics: Metrics) -> None:
+        seen.append(metrics)
+        raise Stop
+
+    monkeypatch.setattr(launch, "EngineClient", client)
+    engine = EngineConfig(model="tone", plugins=("tests.tone", "no.such.module"))
+    with pytest.raises(Stop):
+        launch.run(engine, ServerConfig())
+    line = 'vox_serve_plugin_errors_total{model="tone",plugin="no.such.module"} 1.0'
+    assert line in seen[0].exposition().decode()

@@ -1,0 +1,223 @@
+"""Finding plugins and models: what is broken is told, and harms nothing else."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from importlib.metadata import EntryPoint
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from tests import tone
+from vox_serve import CheckpointSpec, ModelSpec, hookimpl, hub
+from vox_serve.errors import CheckpointError, UnknownModel
+from vox_serve.plugins import GROUP, Plugins, load_plugins
+
+TONE = EntryPoint("tone", "tests.tone", GROUP)
+
+
+def model(name: str, model_type: str, *hub_ids: str) -> ModelSpec:
+    def matches(config: Mapping[str, Any]) -> bool:
+        return config.get("model_type") == model_type
+
+    return ModelSpec(name, "", hub_ids, matches, lambda _: ["*.json"], lambda _: None)
+
+
+def plugin(*models: ModelSpec, checkpoints: tuple[CheckpointSpec, ...] = ()) -> SimpleNamespace:
+    """What an entry point loads: a module, or anything with hook implementations."""
+
+    @hookimpl
+    def vox_serve_models():
+        return models
+
+    @hookimpl
+    def vox_serve_checkpoints():
+        return checkpoints
+
+    return SimpleNamespace(
+        vox_serve_models=vox_serve_models, vox_serve_checkpoints=vox_serve_checkpoints
+    )
+
+
+class Point(EntryPoint):
+    """An entry point to an object that is at hand, or that fails to load."""
+
+    def load(self) -> Any:
+        loaded = LOADS[self.value]
+        if isinstance(loaded, Exception):
+            raise loaded
+        return loaded
+
+
+LOADS: dict[str, Any] = {}
+
+
+def found(*loads: Any) -> Plugins:
+    """Load these plugins, in order; they are named p0, p1, ..."""
+    LOADS.clear()
+    LOADS.update({f"p{number}": loaded for number, loaded in enumerate(loads)})
+    return load_plugins(points=[Point(name, name, GROUP) for name in LOADS])
+
+
+def test_an_entry_point() -> None:
+    plugins = load_plugins(points=[TONE])
+    (info,) = plugins.infos
+    assert (info.name, info.models, info.checkpoints, info.error) == (
+        "tone",
+        ("tone",),
+        ("tone",),
+        None,
+    )
+    assert not plugins.broken
+
+
+def test_installed_plugins_are_found_by_their_group() -> None:
+    """Whatever is installed here, nothing but the group `vox_serve` is loaded."""
+    from importlib.metadata import entry_points
+
+    names = {point.name for point in entry_points(group="vox_serve")}
+    assert {info.name for info in load_plugins().infos} == names
+
+
+@pytest.mark.parametrize(
+    ("broken", "told"),
+    [
+        (ImportError("no such library"), "no such library"),
+        (SyntaxError("bad"), "SyntaxError"),
+        (plugin("no spec"), "AttributeError"),
+        (plugin(None), "AttributeError"),
+    ],
+    ids=["import", "syntax", "string", "none"],
+)
+def test_a_broken_plugin_is_reported_and_not_fatal(
+    broken: Any, told: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    plugins = found(broken, plugin(model("a", "a")))
+    assert [info.name for info in plugins.broken] == ["p0"]
+    assert told in plugins.broken[0].error
+    assert list(plugins.models) == ["a"]
+    assert "plugin p0 cannot be used" in caplog.text
+
+
+def test_a_plugin_that_raises_in_its_hook() -> None:
+    @hookimpl
+    def vox_serve_models():
+        raise RuntimeError("a bug in the hook")
+
+    plugins = found(SimpleNamespace(vox_serve_models=vox_serve_models), tone)
+    assert "a bug in the hook" in plugins.broken[0].error
+    assert plugins.resolve("tone").spec.name == "tone"
+
+
+def test_a_misspelt_hook_is_reported() -> None:
+    @hookimpl
+    def vox_serve_model():
+        return []
+
+    plugins = found(SimpleNamespace(vox_serve_model=vox_serve_model))
+    assert "vox_serve_model" in plugins.broken[0].error
+
+
+def test_a_name_is_given_once() -> None:
+    first, second = model("a", "x"), model("a", "y")
+    plugins = found(plugin(first), plugin(second, model("b", "z")))
+    assert "'a'" in plugins.broken[0].error
+    assert plugins.models == {"a": first}, "a broken plugin offers nothing, not even its rest"
+
+
+def test_an_alias_is_given_once() -> None:
+    first, second = CheckpointSpec("demo", "org/one", ""), CheckpointSpec("demo", "org/two", "")
+    plugins = found(plugin(checkpoints=(first,)), plugin(checkpoints=(second,)))
+    assert "'demo'" in plugins.broken[0].error
+    assert plugins.checkpoints == {"demo": first}
+
+
+def test_an_extra_module_that_is_missing_is_reported() -> None:
+    plugins = load_plugins(["no.such.module", "tests.tone"], points=[])
+    assert [info.name for info in plugins.broken] == ["no.such.module"]
+    assert list(plugins.models) == ["tone"]
+
+
+def directory(path: Path, config: object) -> str:
+    path.mkdir(exist_ok=True)
+    (path / "config.json").write_text(config if isinstance(config, str) else json.dumps(config))
+    return str(path)
+
+
+def test_an_alias_is_resolved() -> None:
+    resolved = load_plugins(points=[TONE]).resolve("tone")
+    assert resolved.spec.name == "tone"
+    assert resolved.checkpoint.alias == "tone"
+    assert resolved.directory() == tone.CHECKPOINT
+
+
+def test_a_directory_is_matched_by_its_config(tmp_path: Path) -> None:
+    plugins = found(plugin(model("a", "kind_a")), plugin(model("b", "kind_b")))
+    # The names say one thing, the configuration another: it alone counts.
+    resolved = plugins.resolve(directory(tmp_path / "a", {"model_type": "kind_b"}))
+    assert resolved.spec.name == "b"
+    assert resolved.checkpoint is None
+
+
+def test_never_by_substring(tmp_path: Path) -> None:
+    plugins = load_plugins(points=[TONE])
+    for name in ("ton", "tone2", "TONE", "my-tone", "org-tone"):
+        with pytest.raises(UnknownModel):
+            plugins.resolve(name)
+    with pytest.raises(UnknownModel, match="'tones'"):
+        plugins.resolve(directory(tmp_path / "tone", {"model_type": "tones"}))
+
+
+def test_the_directory_of_an_alias_has_its_limits() -> None:
+    """A checkpoint that knows what it can speak says so under either name."""
+    checkpoint = load_plugins(points=[TONE]).resolve(str(tone.CHECKPOINT) + "/").checkpoint
+    assert checkpoint is not None
+    assert checkpoint.alias == "tone"
+
+
+def test_a_hub_id_that_a_plugin_names_needs_no_network() -> None:
+    resolved = load_plugins(points=[TONE]).resolve("test/tone")
+    assert (resolved.spec.name, resolved.source) == ("tone", "test/tone")
+
+
+def test_another_hub_id_is_matched_by_its_config(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = Path(directory(tmp_path, {"model_type": "tone"})) / "config.json"
+    monkeypatch.setattr(hub, "_download_config", lambda repo: str(config))
+    assert load_plugins(points=[TONE]).resolve("someone/fine-tuned").spec.name == "tone"
+
+
+def test_an_unknown_model_is_answered_with_the_known_ones() -> None:
+    plugins = found(tone, plugin(model("a", "a", "org/a")), ImportError("gone"))
+    with pytest.raises(UnknownModel) as caught:
+        plugins.resolve("nothing")
+    assert str(caught.value) == (
+        "unknown model 'nothing': no such alias or directory; "
+        "known models: tone, test/tone, org/a (broken plugins: p2)"
+    )
+
+
+def test_no_plugin_at_all() -> None:
+    with pytest.raises(UnknownModel, match="known models: none"):
+        load_plugins(points=[]).resolve("demo")
+
+
+def test_two_models_that_claim_one_directory(tmp_path: Path) -> None:
+    plugins = found(plugin(model("a", "same")), plugin(model("b", "same")))
+    with pytest.raises(UnknownModel, match=r"several plugins claim .*: a, b"):
+        plugins.resolve(directory(tmp_path, {"model_type": "same"}))
+
+
+@pytest.mark.parametrize("config", ["", "{", "[]", "null", '"tone"'])
+def test_a_config_that_cannot_be_read(tmp_path: Path, config: str) -> None:
+    with pytest.raises(CheckpointError, match=r"config\.json"):
+        load_plugins(points=[TONE]).resolve(directory(tmp_path, config))
+
+
+def test_a_directory_without_a_config(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"no config\.json"):
+        load_plugins(points=[TONE]).resolve(str(tmp_path))
