@@ -35,11 +35,12 @@ def test_the_requests_run_as_they_stand(document, demo_server, tmp_path):
     shell = [text for text in listings(document, "bash") if "localhost" in text]
     python = [text for text in listings(document, "python") if "localhost" in text]
     assert shell
-    for command, text in [(["bash", "-ec"], t) for t in shell] + [
-        ([sys.executable, "-c"], t) for t in python
+    address = demo_server.url.removeprefix("http://")
+    for command in [["bash", "-ec", t] for t in shell] + [
+        [sys.executable, "-c", t] for t in python
     ]:
-        text = text.replace("localhost:8000", demo_server.url.removeprefix("http://"))
-        subprocess.run([*command, text], cwd=tmp_path, check=True, timeout=60)
+        command[-1] = command[-1].replace("localhost:8000", address)
+        subprocess.run(command, cwd=tmp_path, check=True, timeout=60)
         for file in tmp_path.iterdir():
             if file.suffix == ".wav":
                 audio, rate = soundfile.read(file)

@@ -74,6 +74,17 @@ def test_an_entry_point() -> None:
     assert not plugins.broken
 
 
+def test_a_model_has_a_name_that_is_no_path(tmp_path: Path) -> None:
+    directory = tmp_path / "my-tone"
+    directory.mkdir()
+    (directory / "config.json").write_text('{"model_type": "tone"}')
+    plugins = load_plugins(points=[TONE])
+    assert plugins.resolve(str(directory)).name == "my-tone"
+    assert plugins.resolve(f"{directory}/.").name == "my-tone"
+    assert plugins.resolve("test/tone").name == "test/tone"
+    assert plugins.resolve(str(tone.CHECKPOINT)).name == "tone"
+
+
 def test_installed_plugins_are_found_by_their_group() -> None:
     """Whatever is installed here, nothing but the group `vox_serve` is loaded."""
     from importlib.metadata import entry_points

@@ -14,6 +14,7 @@ from vox_serve.sampling import RANGES
 
 DEFAULT_MODEL = "demo"
 DTYPES = ("bfloat16", "float32")
+DAY = 86400
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
@@ -81,4 +82,4 @@ class ServerConfig:
         _require(self.max_body_bytes >= 1024, "max_body_bytes must be 1024 or more")
         _require(self.log_level in LOG_LEVELS, f"log_level must be one of {', '.join(LOG_LEVELS)}")
         for name in ("request_timeout", "send_timeout", "shutdown_timeout", "stall_timeout"):
-            _require(getattr(self, name) > 0, f"{name} must be more than 0 seconds")
+            _require(0 < getattr(self, name) <= DAY, f"{name} must be more than 0, at most {DAY} s")

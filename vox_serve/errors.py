@@ -16,8 +16,7 @@
         ├── TimedOut           the request took longer than the server allows
         └── SequenceFailed     the engine gave up on this request
 
-A `RequestError` crosses the border between engine and server as its `code`, message
-and `param`; the server alone turns codes into HTTP statuses.
+The server alone turns the `code` of a `RequestError` into an HTTP status.
 """
 
 from __future__ import annotations
@@ -61,6 +60,11 @@ class RequestError(VoxServeError):
         super().__init__(message)
         self.message = message
         self.param = param
+
+    def plain(self) -> RequestError:
+        """This error as a class of this module: a plugin's own does not cross processes."""
+        kind: type[RequestError] = next(c for c in type(self).__mro__ if c.__module__ == __name__)
+        return kind(self.message, self.param)
 
     def __reduce__(self) -> tuple[type[RequestError], tuple[str, str | None]]:
         return type(self), (self.message, self.param)

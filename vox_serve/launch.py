@@ -88,10 +88,9 @@ def run(engine: EngineConfig, server: ServerConfig) -> int:
     )
     logging.getLogger("httpx").setLevel(logging.WARNING)
     plugins = load_plugins(engine.plugins)
-    plugins.resolve(engine.model)
-    metrics = Metrics(engine.model)
+    metrics = Metrics(plugins.resolve(engine.model).name)
     for broken in plugins.broken:
-        metrics.plugin_errors_total.labels(engine.model, broken.name).inc()
+        metrics.plugin_errors_total.labels(metrics.model, broken.name).inc()
     client = EngineClient(engine, server, metrics)
     listener = listen(server)
     config = uvicorn.Config(

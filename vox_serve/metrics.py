@@ -24,7 +24,7 @@ from prometheus_client import (  # after the variable above
 )
 
 PREFIX = "vox_serve_"
-CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+CONTENT_TYPE = "text/plain; version=0.0.4"
 MODES = ("whole", "stream")
 OUTCOMES = ("ok", "rejected", "invalid", "cancelled", "timeout", "error")
 REASONS = ("stop", "length", "cancelled", "error")

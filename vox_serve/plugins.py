@@ -39,7 +39,10 @@ class PluginInfo:
 
 @attrs.frozen
 class ResolvedModel:
-    """What `--model NAME` came to."""
+    """What `--model NAME` came to.
+
+    `name` is what clients and metrics see: the alias, the hub id, or a directory's last part.
+    """
 
     name: str
     spec: ModelSpec
@@ -72,7 +75,12 @@ class Plugins:
         """
         checkpoint = self._checkpoint(name)
         source = checkpoint.source if checkpoint else name
-        return ResolvedModel(name, self._spec(source), source, checkpoint)
+        spec = self._spec(source)
+        if checkpoint is not None:
+            name = checkpoint.alias
+        elif os.path.isdir(name):
+            name = Path(name).resolve().name
+        return ResolvedModel(name, spec, source, checkpoint)
 
     def _checkpoint(self, name: str) -> CheckpointSpec | None:
         """The checkpoint of this alias, or the one that lies in this directory."""

@@ -6,7 +6,6 @@ Knows the ranges and the meaning of each parameter; the arithmetic is in
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -36,9 +35,9 @@ class Range:
         if isinstance(value, bool) or not isinstance(value, accepted):
             noun = "an integer" if self.kind is int else "a number"
             raise InvalidRequest(f"{name} must be {noun}, not {type(value).__name__}", name)
-        if not (math.isfinite(value) and self.low <= value <= self.high):
+        if not self.low <= value <= self.high:  # NaN is not
             limits = f"from {self.low:g} to {self.high:g}" if self.high < 1e9 else "0 or more"
-            raise InvalidRequest(f"{name} must be {limits}, not {value}", name)
+            raise InvalidRequest(f"{name} must be {limits}, not {str(value)[:40]}", name)
 
 
 RANGES: Mapping[str, Range] = {

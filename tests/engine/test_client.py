@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import pickle
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -24,7 +25,7 @@ from vox_serve.engine.messages import (
     SpeechRequest,
     Started,
 )
-from vox_serve.errors import QueueFull, RequestError, SequenceFailed, Unavailable
+from vox_serve.errors import QueueFull, RequestError, SequenceFailed, Unavailable, UnspeakableText
 from vox_serve.metrics import Metrics
 
 
@@ -191,3 +192,17 @@ def test_a_message_that_cannot_be_read_is_no_silence(
 
     asyncio.run(main())
     assert "TypeError" in caplog.text
+
+
+def test_an_error_of_a_plugins_own_crosses_as_one_of_ours():
+    class TooRude(UnspeakableText):
+        def __init__(self) -> None:
+            super().__init__("text is too rude", "text")
+
+    plain = pickle.loads(pickle.dumps(TooRude().plain()))
+    assert type(plain) is UnspeakableText
+    assert (plain.message, plain.param, plain.code) == (
+        "text is too rude",
+        "text",
+        "unspeakable_text",
+    )

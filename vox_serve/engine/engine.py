@@ -45,6 +45,7 @@ from vox_serve.plugins import Plugins
 from vox_serve.voice import Voice
 
 SMALL_MODEL_BYTES = 256 * 2**20
+ALL_THREADS = torch.get_num_threads()
 log = logging.getLogger("vox_serve.engine")
 
 
@@ -326,10 +327,8 @@ def load_engine(config: EngineConfig, plugins: Plugins) -> tuple[Engine, EngineI
 def _set_threads(threads: int, model: Model) -> None:
     """A small model's operations are too short to share: threads would only wait for each other,
     and where cores are busy they slow it down ten times."""
-    if threads:
-        torch.set_num_threads(threads)
-    elif model.weight_bytes < SMALL_MODEL_BYTES:
-        torch.set_num_threads(1)
+    small = model.weight_bytes < SMALL_MODEL_BYTES
+    torch.set_num_threads(threads or (1 if small else ALL_THREADS))
 
 
 def _device(name: str) -> str:

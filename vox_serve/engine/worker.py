@@ -69,7 +69,7 @@ def _add(engine: Engine, message: Add) -> list[Failed]:
     try:
         engine.add(message.request)
     except RequestError as error:
-        return [Failed(request_id, error)]
+        return [Failed(request_id, error.plain())]
     except Exception as error:  # prompt building is a plugin's; it may raise anything
         log.error("request %s could not be prepared", request_id, exc_info=error)
         reason = f"the prompt could not be built ({type(error).__name__}); see the server's log"

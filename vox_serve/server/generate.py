@@ -138,19 +138,20 @@ async def _whole(
     pcm = await unless_gone(request.receive, gather())
     stream.close("ok")
     headers = _headers(stream, info)
-    if stream.finished is not None:
-        headers["X-Finish-Reason"] = stream.finished.reason.value
-        headers["X-Seed"] = str(stream.finished.seed)
     content = audio_format.header(info.sample_rate, len(pcm)) + pcm
     return Response(content, status_code=200, media_type=audio_format.media_type, headers=headers)
 
 
 def _headers(stream: AudioStream, info: EngineInfo) -> dict[str, str]:
-    return {
+    headers = {
         "X-Request-Id": stream.request.id,
         "X-Sample-Rate": str(info.sample_rate),
         "X-Channels": "1",
     }
+    if stream.finished is not None:  # a stream is seldom at its end by now
+        headers["X-Finish-Reason"] = stream.finished.reason.value
+        headers["X-Seed"] = str(stream.finished.seed)
+    return headers
 
 
 async def read_body(request: Request[Any, Any, Any]) -> GenerateRequest:

@@ -21,7 +21,7 @@ async def health(state: State) -> Response[dict[str, Any]]:
     dead = client.state is EngineState.DEAD
     body: dict[str, Any] = {
         "status": client.state.value,
-        "model": client.config.model,
+        "model": client.metrics.model,
         "running": client.stats.running,
         "waiting": client.stats.waiting,
         "slots": client.info.num_slots if client.info else 0,
@@ -70,5 +70,4 @@ async def plugins(state: State) -> dict[str, Any]:
 @get("/metrics")
 async def metrics(state: State) -> Response[bytes]:
     """The Prometheus text format."""
-    media_type = CONTENT_TYPE.partition("; charset=")[0]  # Litestar adds it; twice is malformed
-    return Response(state.client.metrics.exposition(), media_type=media_type)
+    return Response(state.client.metrics.exposition(), media_type=CONTENT_TYPE)
