@@ -7,11 +7,13 @@ more than the parameters and the one tensor that is being copied.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
+from torch import nn
+from tqdm import tqdm
 
 from vox_serve.errors import CheckpointError
 
@@ -116,6 +118,12 @@ class WeightLoader:
             start = end
         if start != parameter.shape[0]:
             self._refuse(sources[-1], tensor, parameter)
+
+    def fill_module(self, module: nn.Module, sources: Mapping[str, Sequence[str]]) -> None:
+        """Fill every parameter from the tensors that `sources` names for it; see `fill`."""
+        # disable=None: a bar on a terminal, nothing in a log.
+        for name, parameter in tqdm(list(module.named_parameters()), "loading", disable=None):
+            self.fill(parameter, sources[name])
 
     def finish(self) -> None:
         """Raise CheckpointError if tensors are left that nothing asked for."""

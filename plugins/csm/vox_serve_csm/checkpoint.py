@@ -102,8 +102,7 @@ def load_network(
     for ours, theirs, sizes in stacks:
         names = llama_sources(theirs, sizes.num_hidden_layers)
         sources |= {ours + name: tensors for name, tensors in names.items()}
-    for name, parameter in network.named_parameters():
-        loader.fill(parameter, sources[name])
+    loader.fill_module(network, sources)
     network.backbone.prepare(device, dtype)
     network.depth.prepare(device, dtype)
     return network
