@@ -50,6 +50,7 @@ class ToneCodec:
     frame_size = int(os.environ.get("TONE_FRAME_SIZE", "640"))
     num_codebooks = 2
     codebook_size = SIZE
+    frames_per_step = 1
 
     def allocate(self, num_slots: int) -> None:
         self.phase = torch.zeros(num_slots, dtype=torch.float64)
@@ -57,7 +58,7 @@ class ToneCodec:
     def step(self, codes, slots, reset):
         assert int(codes.max()) < SIZE
         start = torch.where(reset, 0.0, self.phase[slots])
-        frequency = 100.0 + 10.0 * codes[:, 0] + codes[:, 1]
+        frequency = 100.0 + 10.0 * codes[:, 0, -1] + codes[:, 1, -1]
         turns = start[:, None] + frequency[:, None] * (
             torch.arange(1, self.frame_size + 1, dtype=torch.float64) / self.sample_rate
         )

@@ -26,6 +26,9 @@ class Codec(Protocol):
     """K: codes per frame."""
     codebook_size: int
     """Codes are 0 .. codebook_size - 1; the core lets nothing else reach `step`."""
+    frames_per_step: int
+    """R: frames that one `step` takes; 1 unless the model flattens what the codec takes at once.
+    A rest of fewer than R frames at the end of an utterance is not sounded."""
 
     def allocate(self, num_slots: int) -> None:
         """Make state rows for slots 0 .. num_slots - 1.  Called once, before `step`."""
@@ -34,12 +37,12 @@ class Codec(Protocol):
     def step(
         self, codes: torch.Tensor, slots: torch.Tensor, reset: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Decode one frame for some slots; only their state rows change.
+        """Decode R frames for some slots; only their state rows change.
 
         Static shapes and no host read, so that it can be captured in a CUDA graph.
 
         Args:
-            codes: int64 `[B, K]`.
+            codes: int64 `[B, K, R]`.
             slots: int64 `[B]`, distinct.
             reset: bool `[B]`; True where the row starts a new utterance.
 

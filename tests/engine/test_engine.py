@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from tests.conftest import TONE, Spoken, collect, run_engine, speak
-from tests.tone import ToneModel
+from tests.tone import ToneCodec, ToneModel
 from vox_serve.config import EngineConfig
 from vox_serve.engine.engine import Engine, likely_seconds, runaway_seconds
 from vox_serve.engine.messages import Failed, Finished, FinishReason, SpeechRequest, Started
@@ -243,6 +243,42 @@ def test_reserved_codes_are_counted_and_kept_from_the_codec(tone_engine):
     outputs = [tone_engine.step() for _ in range(7)]
     assert sum(output.stats.reserved_codes for output in outputs) == 4
     assert sum(output.stats.frames for output in outputs) == 6
+
+
+@pytest.mark.parametrize("frames", [0, 1, 2, 3, 7, 9])
+def test_a_codec_may_take_several_frames_at_once(frames, monkeypatch):
+    """Rows out of step with each other: each is sounded when its own frames are complete."""
+    monkeypatch.setattr(ToneCodec, "frames_per_step", 3)
+    heard: list[tuple[int, ...]] = []
+    step = ToneCodec.step
+
+    def spy(self, codes, slots, reset):
+        heard.extend(zip(slots.tolist(), *codes[:, 0].T.tolist(), strict=True))
+        return step(self, codes, slots, reset)
+
+    monkeypatch.setattr(ToneCodec, "step", spy)
+    engine = fresh_engine()
+    engine.add(SpeechRequest("other", "11 others"))
+    engine.step()
+    engine.add(SpeechRequest("mine", f"{frames} tones"))
+    emitted: list[int] = []
+    decode = engine.runner.decode
+
+    def record(sequences, parts):
+        out = decode(sequences, parts)
+        emitted.extend(
+            f.codes[0] for s, f in zip(sequences, out, strict=True) if s.id == "mine" and not f.end
+        )
+        return out
+
+    engine.runner.decode = record
+    spoken = run_engine(engine)
+    assert len(emitted) == frames
+    assert len(spoken["mine"].pcm) == frames // 3 * FRAME
+    whole = [tuple(emitted[i : i + 3]) for i in range(0, frames // 3 * 3, 3)]
+    mine = [tuple(codes) for slot, *codes in heard if slot == 1]
+    assert mine[: len(whole)] == whole  # a step that the end completes is thrown away
+    assert len(spoken["other"].pcm) == 3 * FRAME
 
 
 def test_a_step_reports_what_it_did(tone_engine):

@@ -51,6 +51,13 @@ class ModelRunner:
         self.sampler = SlotSampler(num_slots, device)
         self.hidden = torch.zeros(num_slots, model.hidden_size, dtype=model.dtype, device=device)
         self.codes = torch.zeros(num_slots, model.num_codebooks, dtype=torch.int64, device=device)
+        self.pending = torch.zeros(
+            num_slots,
+            model.num_codebooks,
+            model.codec.frames_per_step,
+            dtype=torch.int64,
+            device=device,
+        )
         self.fresh = torch.ones(num_slots, dtype=torch.bool, device=device)
         model.codec.allocate(num_slots)
 
@@ -91,38 +98,49 @@ class ModelRunner:
 
     @torch.inference_mode()
     def emit(self, sequences: Rows[Sequence]) -> EmittedFrames:
-        """Pick the next frame of codes of each slot.  Changes nothing until `commit`."""
+        """Pick the next frame of codes of each slot.  Changes nothing until `decode`."""
         slots = self._slots(sequences)
         sampler = self.sampler.rows([s.slot for s in sequences], slots)
         codes, end = self.model.emit(self.hidden[slots], sampler)
-        return EmittedFrames(codes, end, sampler.finite)
+        return EmittedFrames(codes, end, sampler.finite, sampler.picked)
 
     @torch.inference_mode()
     def decode(self, sequences: Rows[Sequence], frames: EmittedFrames) -> list[Frame]:
         """Keep the emitted codes, turn them into sound and bring the result to the host."""
         slots = self._slots(sequences)
-        codec = self.model.codec
+        size, span = self.model.codec.codebook_size, self.model.codec.frames_per_step
         self.codes[slots] = frames.codes
-        self.sampler.commit(slots, frames.codes[:, 0])
+        self.sampler.commit(slots, frames.picked)
         # Reserved ids may be sampled, as in the reference, but are no sounds: code 0 is heard.
-        reserved = frames.codes >= codec.codebook_size
-        pcm, valid = codec.step(
-            torch.where(reserved, 0, frames.codes), slots, self.fresh[slots].clone()
-        )
-        self.fresh[slots] = False
-        samples = (pcm.clamp(-1.0, 1.0) * 32767.0).round().to(torch.int16).cpu().numpy()
-        flags = torch.stack([frames.end.long(), frames.finite.long(), reserved.sum(1), valid])
-        ends, finites, reserveds, valids = flags.tolist()
-        codes = frames.codes.tolist()
+        reserved = (frames.codes < 0) | (frames.codes >= size)
+        place = torch.tensor([s.frames % span for s in sequences], device=self.model.device)
+        self.pending[slots, :, place] = torch.where(reserved, 0, frames.codes)
+        due = [row for row, s in enumerate(sequences) if s.frames % span == span - 1]
+        sounds = dict(zip(due, self._sound([sequences[row] for row in due]), strict=True))
+        flags = torch.stack([frames.end.long(), frames.finite.long(), reserved.sum(1)])
+        ends, finites, reserveds = flags.tolist()
         return [
             Frame(
-                samples[row, : valids[row]].astype("<i2").tobytes(),
+                sounds.get(row, b""),
                 bool(ends[row]),
                 bool(finites[row]),
                 reserveds[row],
-                tuple(codes[row]),
+                tuple(codes),
             )
-            for row in range(len(sequences))
+            for row, codes in enumerate(frames.codes.tolist())
+        ]
+
+    def _sound(self, sequences: Rows[Sequence]) -> list[bytes]:
+        """A codec step for the slots whose frames are complete."""
+        if not sequences:
+            return []
+        slots = self._slots(sequences)
+        pcm, valid = self.model.codec.step(self.pending[slots], slots, self.fresh[slots])
+        self.fresh[slots] = False
+        samples = (pcm.clamp(-1.0, 1.0) * 32767.0).round().to(torch.int16).cpu().numpy()
+        return [
+            row[:count].astype("<i2").tobytes()
+            for row, count in zip(samples, valid.tolist(), strict=True)
         ]
 
     def _slots(self, sequences: Rows[Sequence]) -> torch.Tensor:
@@ -135,11 +153,12 @@ class ModelRunner:
 
 @attrs.frozen(eq=False)
 class EmittedFrames:
-    """codes int64 `[B, K]`, end bool `[B]`, finite bool `[B]`, on the device."""
+    """codes int64 `[B, K]`; end, finite bool `[B]`; picked int64 `[B]`; all on the device."""
 
     codes: torch.Tensor
     end: torch.Tensor
     finite: torch.Tensor
+    picked: torch.Tensor
 
     @classmethod
     def joined(cls, parts: Rows[EmittedFrames]) -> EmittedFrames:
@@ -150,6 +169,7 @@ class EmittedFrames:
             torch.cat([part.codes for part in parts]),
             torch.cat([part.end for part in parts]),
             torch.cat([part.finite for part in parts]),
+            torch.cat([part.picked for part in parts]),
         )
 
 

@@ -83,17 +83,18 @@ class SlotSampler:
         """The sampler of one batch and frame."""
         return RowSampler(self, slot_numbers, slots)
 
-    def commit(self, slots: torch.Tensor, first_codes: torch.Tensor) -> None:
-        """Count a frame and remember its codes of codebook 0, int64 `[B]`."""
+    def commit(self, slots: torch.Tensor, picked: torch.Tensor) -> None:
+        """Count a frame and remember what was picked for codebook 0, int64 `[B]`."""
         place = self.frame[slots] % REPETITION_WINDOW
-        self.recent[slots, place] = first_codes + 1
+        self.recent[slots, place] = picked + 1
         self.frame[slots] += 1
 
 
 class RowSampler:
     """Implements `vox_serve.sampling.Sampler` for the rows of one batch.
 
-    `finite` `[B]` turns False where a row's logits held NaN or +inf, or nothing but -inf.
+    `finite` `[B]` turns False where a row's logits held NaN or +inf, or nothing but -inf;
+    `picked` `[B]` is what was picked for codebook 0.
     """
 
     def __init__(self, state: SlotSampler, numbers: list[int], slots: torch.Tensor) -> None:
@@ -111,10 +112,16 @@ class RowSampler:
         self._penalty = state.penalty[slots][:, None]
         self._recent = state.recent[slots]
         self._key = _mix(_mix(state.seed[slots] + _GAMMA) + state.frame[slots])
+        self.picked = torch.zeros_like(slots)
         self.finite = torch.ones(len(slots), dtype=torch.bool, device=slots.device)
 
     def __call__(self, logits: torch.Tensor, codebook: int) -> torch.Tensor:
-        logits = logits.float()
+        picked = self._pick(logits.float(), codebook)
+        if codebook == 0:
+            self.picked = picked
+        return picked
+
+    def _pick(self, logits: torch.Tensor, codebook: int) -> torch.Tensor:
         # NaN spreads through the maximum; -inf alone is a code that the model ruled out.
         self.finite &= logits.amax(dim=-1).isfinite()
         if self._penalises and codebook == 0:

@@ -86,7 +86,7 @@ def stream(codec: Mimi, codes: torch.Tensor, slot: int = 0) -> torch.Tensor:
     """Decode `[K, T]` codes in one slot, frame by frame, from a reset."""
     chunks = []
     for i, frame in enumerate(codes.unbind(1)):
-        pcm, valid = codec.step(frame[None], torch.tensor([slot]), torch.tensor([i == 0]))
+        pcm, valid = codec.step(frame[None, :, None], torch.tensor([slot]), torch.tensor([i == 0]))
         assert valid.tolist() == [codec.frame_size]
         chunks.append(pcm[0])
     return torch.cat(chunks)
@@ -203,7 +203,7 @@ def test_slots_join_leave_and_change_places(make: Make) -> None:
         slots = [running[i] for i in order]
         frames = torch.stack([codes[s][:, step - 2 * s] for s in slots])
         reset = torch.tensor([step == 2 * s for s in slots])
-        pcm, valid = codec.step(frames, torch.tensor(slots), reset)
+        pcm, valid = codec.step(frames[:, :, None], torch.tensor(slots), reset)
         assert pcm.shape == (len(slots), codec.frame_size)
         assert valid.tolist() == [codec.frame_size] * len(slots)
         for slot, chunk in zip(slots, pcm, strict=True):

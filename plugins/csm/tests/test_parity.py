@@ -184,7 +184,7 @@ def test_reserved_ids_go_back_to_the_model_but_not_to_the_codec(
     assert frames["r"] == references[text]
     assert counted == count_reserved(references[text]) > 10
     expected = [[0 if code >= CODES else code for code in frame] for frame in frames["r"]]
-    assert torch.cat(heard).tolist() == expected
+    assert torch.cat(heard)[:, :, 0].tolist() == expected
 
 
 def count_reserved(frames: Frames) -> int:

@@ -286,6 +286,7 @@ class Mimi:
             )
         self.sample_rate: int = c["sampling_rate"]
         self.frame_size: int = c["frame_size"]
+        self.frames_per_step = 1
         self.frame_rate: float = self.sample_rate / self.frame_size
         self.num_codebooks = num_codebooks
         self.codebook_size: int = c["codebook_size"]
@@ -379,11 +380,11 @@ class Mimi:
     def step(
         self, codes: torch.Tensor, slots: torch.Tensor, reset: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Decode a frame of each slot; see `Codec.step`.  N samples are always valid."""
+        """Decode a frame `[B, K, 1]` of each slot; see `Codec.step`.  N samples are valid."""
         for rows in self._state:
             rows.gather(slots, reset)
         with no_compile():  # moshi would run torch.compile on CUDA
-            latents = self._network["quantizer"].decode(codes[:, :, None])
+            latents = self._network["quantizer"].decode(codes)
             latents = self._network["upsample"](latents)
             (latents,) = self._network["decoder_transformer"](latents)
             pcm = self._network["decoder"](latents).squeeze(1)
