@@ -1,5 +1,6 @@
 """The documents tell the truth: examples run, lists are complete."""
 
+import os
 import re
 import subprocess
 import sys
@@ -58,6 +59,7 @@ def test_the_plugin_tutorial_makes_a_plugin_that_beeps(tmp_path):
     for listing in listings("docs/writing-a-plugin.md", "python"):
         path = re.match(r"# (\S+)", listing)
         assert path
+        (tmp_path / path[1]).parent.mkdir(exist_ok=True)
         (tmp_path / path[1]).write_text(listing)
     commands = listings("docs/writing-a-plugin.md", "sh")[-1]
     # Installing needs the registry; the development flag loads the same module.
@@ -65,7 +67,10 @@ def test_the_plugin_tutorial_makes_a_plugin_that_beeps(tmp_path):
     commands = commands.replace(
         "vox-serve say", f"{sys.executable} -m vox_serve.cli say --plugins vox_serve_beep.plugin"
     )
+    path = {"PYTHONPATH": str(tmp_path)}
     subprocess.run(["bash", "-ec", commands], cwd=tmp_path, check=True, timeout=100)
+    suite = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_beep.py"]
+    subprocess.run(suite, cwd=tmp_path, check=True, timeout=100, env=os.environ | path)
     audio, rate = soundfile.read(tmp_path / "beep.wav")
     assert len(audio) / rate == pytest.approx(len("apluginthatbeeps") * 0.08)
 

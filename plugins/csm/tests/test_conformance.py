@@ -1,0 +1,22 @@
+"""CSM keeps the promises that the core relies on."""
+
+from pathlib import Path
+
+import pytest
+
+from plugins.csm.tests.conftest import Checkpoint, load
+from vox_serve.model import Model
+from vox_serve.testing import ModelConformance
+
+
+class TestCsm(ModelConformance):
+    texts = ("hello there", "a second and longer text", "and a third")
+    plugin_module = "vox_serve_csm.plugin"
+    directory: Path
+
+    @pytest.fixture(autouse=True)
+    def _checkpoint(self, checkpoint: Checkpoint) -> None:
+        self.directory = checkpoint.directory
+
+    def load(self) -> Model:
+        return load(self.directory)

@@ -1,0 +1,182 @@
+"""The conformance suite: the tone passes it, and a wrong model fails the test of each promise."""
+
+import pytest
+import torch
+
+from tests.tone import ToneCodec, ToneModel
+from vox_serve.testing import HostRead, ModelConformance, no_host_read
+
+
+class Tone(ToneModel):
+    """The tone without its jokes, which read the device."""
+
+    def prefill(self, inputs, lengths, slots, kv):
+        rows = inputs["row"]
+        positions = torch.arange(rows.shape[1])[None].expand(len(slots), -1)
+        kv.view(slots, positions).extend(0, rows[:, :, None], rows[:, :, None])
+        return torch.stack([rows[:, 0, 0], rows[:, 0, 1], rows[:, 0, 0] * 0], dim=1)
+
+    def emit(self, hidden, sampler):
+        left, pitch, _ = hidden.unbind(1)
+        ids = torch.arange(67)
+        first = sampler(-0.05 * (ids - pitch[:, None]).abs(), 0)
+        second = sampler(-0.05 * (ids - (first[:, None] * 7) % 64).abs(), 1)
+        return torch.stack([first, second], dim=1), left <= 0
+
+    def __init__(self):
+        super().__init__()
+        self.codec = QuietCodec()
+
+
+class QuietCodec(ToneCodec):
+    def step(self, codes, slots, reset):
+        start = torch.where(reset, 0.0, self.phase[slots])
+        frequency = 100.0 + 10.0 * codes[:, 0, -1] + codes[:, 1, -1]
+        time = torch.arange(1, self.frame_size + 1, dtype=torch.float64) / self.sample_rate
+        turns = start[:, None] + frequency[:, None] * time
+        self.phase[slots] = turns[:, -1]
+        return 0.5 * torch.sin(2 * torch.pi * turns).float(), torch.full_like(slots, 640)
+
+
+class ToneConformance(ModelConformance):
+    texts = ("9 hums", "12 hums and more", "7 x")
+    max_seconds = 0.8
+    plugin_module = None
+    model: type[ToneModel] = Tone
+
+    def load(self):
+        return self.model()
+
+
+class TestTone(ToneConformance):
+    """Collected by pytest: a right model passes every test."""
+
+
+# One wrong model per promise.
+
+
+class WrongSizes(Tone):
+    hidden_size = 0
+
+
+class TakesAnyLength(Tone):
+    max_positions = 10**6
+
+    def prompt(self, text, voice, context):
+        return super().prompt(text[:20], voice, context)
+
+
+class LooksAtItsNeighbours(Tone):
+    def emit(self, hidden, sampler):
+        return super().emit(hidden + (len(hidden) > 1) * torch.tensor([0.0, 3.0, 0.0]), sampler)
+
+
+class ForgetsItsPosition(Tone):
+    def __init__(self):
+        super().__init__()
+        self.calls = 0
+
+    def advance(self, codes, slots, kv):
+        self.calls += 1  # a clock of the model, instead of the row's own
+        hidden = super().advance(codes, slots, kv)
+        return hidden + torch.tensor([0.0, float(self.calls % 5), 0.0])
+
+
+class LeavesThingsInTheSlot(Tone):
+    def __init__(self):
+        super().__init__()
+        self.used = torch.zeros(8)
+
+    def prefill(self, inputs, lengths, slots, kv):
+        hidden = super().prefill(inputs, lengths, slots, kv)
+        self.used[slots] += 4
+        return hidden + self.used[slots][:, None] * torch.tensor([0.0, 1.0, 0.0])
+
+
+class StopsTooSoon(Tone):
+    def emit(self, hidden, sampler):
+        codes, _ = super().emit(hidden, sampler)
+        return codes, codes[:, 0] != 99
+
+
+class PicksByItself(Tone):
+    def emit(self, hidden, sampler):
+        _, end = super().emit(hidden, sampler)
+        pitch = hidden[:, 1].nan_to_num().long() % 64
+        return torch.stack([pitch, pitch], dim=1), end
+
+
+class SamplesTwice(Tone):
+    def emit(self, hidden, sampler):
+        super().emit(hidden, sampler)
+        return super().emit(hidden, sampler)
+
+
+class SpreadsNaN(Tone):
+    def emit(self, hidden, sampler):
+        return super().emit(hidden + 0 * hidden.sum(0, keepdim=True), sampler)
+
+
+class SharesItsPhase(Tone):
+    class Codec(QuietCodec):
+        def step(self, codes, slots, reset):
+            pcm, valid = super().step(codes, slots, reset)
+            self.phase[:] = self.phase[slots[0]]
+            return pcm, valid
+
+    def __init__(self):
+        super().__init__()
+        self.codec = self.Codec()
+
+
+class ReadsTheDevice(Tone):
+    def emit(self, hidden, sampler):
+        if hidden[:, 0].max().item() < -100:
+            return super().emit(hidden * 0, sampler)
+        return super().emit(hidden, sampler)
+
+
+WRONG = {
+    "test_sizes_are_told_and_agree": WrongSizes,
+    "test_a_text_that_cannot_fit_is_refused_in_one_line": TakesAnyLength,
+    "test_a_batch_speaks_as_each_would_alone": LooksAtItsNeighbours,
+    "test_joining_and_leaving_between_frames_changes_nothing": ForgetsItsPosition,
+    "test_a_slot_is_clean_for_its_next_sequence": LeavesThingsInTheSlot,
+    "test_cancelling_frees_the_slot": LeavesThingsInTheSlot,
+    "test_the_cap_ends_with_length": StopsTooSoon,
+    "test_the_seed_decides": PicksByItself,
+    "test_every_code_is_sampled": SamplesTwice,
+    "test_a_row_that_is_not_finite_fails_alone": SpreadsNaN,
+    "test_codes_decode_the_same_in_any_slot_and_company": SharesItsPhase,
+    "test_nothing_is_read_by_the_host_while_the_model_runs": ReadsTheDevice,
+}
+
+
+@pytest.mark.parametrize("promise", WRONG)
+def test_a_wrong_model_fails(promise):
+    suite = ToneConformance()
+    suite.model = WRONG[promise]
+    with pytest.raises(AssertionError):
+        getattr(suite, promise)()
+
+
+def test_a_heavy_plugin_module_fails(tmp_path, monkeypatch):
+    (tmp_path / "heavy.py").write_text("import torch\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    suite = ToneConformance()
+    suite.plugin_module = "heavy"
+    with pytest.raises(AssertionError, match="must not import torch"):
+        suite.test_the_plugin_module_loads_no_torch()
+
+
+def test_every_promise_has_its_wrong_model():
+    promises = {name for name in vars(ModelConformance) if name.startswith("test_")}
+    assert promises - set(WRONG) == {"test_the_plugin_module_loads_no_torch"}
+
+
+@pytest.mark.parametrize(
+    "read", [lambda x: x.item(), bool, lambda x: x[x > 0], lambda x: x.tolist(), lambda x: x.cpu()]
+)
+def test_a_host_read_is_noticed(read):
+    with pytest.raises(HostRead):
+        no_host_read(read)(torch.ones(1))
