@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import wave
@@ -154,3 +155,11 @@ print("loaded:", *sorted({"torch", "transformers", "tqdm"} & set(sys.modules)))
     command = [sys.executable, "-c", program]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.splitlines()[-1] == "loaded:"
+
+
+def test_plugins_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["plugins", "--json"]) == 0
+    listed = json.loads(capsys.readouterr().out)
+    assert all(
+        set(info) == {"name", "version", "models", "checkpoints", "error"} for info in listed
+    )

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import attrs
 import pytest
 
 from tests import tone
@@ -232,3 +233,30 @@ def test_a_config_that_cannot_be_read(tmp_path: Path, config: str) -> None:
 def test_a_directory_without_a_config(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"no config\.json"):
         load_plugins(points=[TONE]).resolve(str(tmp_path))
+
+
+@pytest.mark.parametrize(("version", "advice"), [(0, "the plugin"), (2, "vox-serve-core")])
+def test_a_plugin_for_another_interface_is_refused_clearly(version: int, advice: str) -> None:
+    other = attrs.evolve(model("m", "m"), api_version=version)
+    (info,) = found(plugin(other)).broken
+    assert info.error is not None
+    assert f"written for plugin interface {version}" in info.error
+    assert info.error.endswith(f"upgrade {advice}")
+
+
+@pytest.mark.parametrize(
+    ("variables", "loaded"),
+    [
+        ({}, ["p0", "p1", "p2"]),
+        ({"VOX_SERVE_PLUGINS": "p2, p0"}, ["p0", "p2"]),
+        ({"VOX_SERVE_BLOCK_PLUGINS": "p1"}, ["p0", "p2"]),
+        ({"VOX_SERVE_PLUGINS": "p0,p1", "VOX_SERVE_BLOCK_PLUGINS": "p1"}, ["p0"]),
+    ],
+)
+def test_the_environment_allows_and_blocks(
+    variables: dict[str, str], loaded: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    plugins = found(*(plugin(model(name, name)) for name in "abc"))
+    assert [info.name for info in plugins.infos] == loaded

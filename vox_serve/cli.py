@@ -1,17 +1,21 @@
-"""vox-serve launch | say | models | plugins."""
+"""vox-serve launch | say | models | plugins | new-plugin."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import attrs
+
 from vox_serve import __version__, launch
 from vox_serve.config import EngineConfig
 from vox_serve.errors import ConfigError, VoxServeError
 from vox_serve.flags import Parser, add_flags, read_flags
+from vox_serve.new_plugin import new_plugin
 from vox_serve.plugins import load_plugins
 
 
@@ -48,7 +52,13 @@ def _parser() -> Parser:
     models = commands.add_parser("models", help="what --model can be")
     models.set_defaults(run=_models)
     plugins = commands.add_parser("plugins", help="the plugins that were found")
+    plugins.add_argument("--json", action="store_true", help="as JSON, for programs")
     plugins.set_defaults(run=_plugins)
+
+    new = commands.add_parser("new-plugin", help="write a working plugin to begin from")
+    new.add_argument("name", help="lower-case letters, digits and _")
+    new.add_argument("--directory", type=Path, default=Path(), help="where it goes (default: here)")
+    new.set_defaults(run=_new_plugin)
     return parser
 
 
@@ -77,10 +87,20 @@ def _models(_: argparse.Namespace) -> int:
     return 0
 
 
-def _plugins(_: argparse.Namespace) -> int:
-    for info in load_plugins().infos:
+def _plugins(arguments: argparse.Namespace) -> int:
+    infos = load_plugins().infos
+    if arguments.json:
+        print(json.dumps([attrs.asdict(info) for info in infos], indent=2))
+        return 0
+    for info in infos:
         offers = ", ".join([*info.models, *info.checkpoints])
         print(f"{info.name:<16} {info.version or '-':<10} {info.error or offers}")
+    return 0
+
+
+def _new_plugin(arguments: argparse.Namespace) -> int:
+    target = new_plugin(arguments.name, arguments.directory)
+    print(f"{target}: pip install -e {target}, then see its README.md")
     return 0
 
 

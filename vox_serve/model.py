@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from vox_serve.codec import Codec
 
 
+API_VERSION = 1
+"""Version of the interface between core and plugins; raised when a plugin must change."""
+
+
 @attrs.frozen(eq=False)
 class Prompt:
     """A request made ready for prefill.
@@ -154,6 +158,7 @@ class ModelSpec:
         matches: does a checkpoint's `config.json` describe such a model?
         files: given `config.json`, glob patterns of what a download from the hub needs.
         load: makes the model.  Raises CheckpointError.
+        api_version: of the plugin interface that the plugin was written for.
     """
 
     name: str
@@ -162,6 +167,7 @@ class ModelSpec:
     matches: Callable[[Mapping[str, Any]], bool]
     files: Callable[[Mapping[str, Any]], Sequence[str]]
     load: Callable[[LoadOptions], Model]
+    api_version: int = 1
 
 
 @attrs.frozen

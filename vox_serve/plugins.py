@@ -20,7 +20,7 @@ import pluggy
 
 from vox_serve import hookspecs, hub
 from vox_serve.errors import PluginError, UnknownModel
-from vox_serve.model import CheckpointSpec, ModelSpec
+from vox_serve.model import API_VERSION, CheckpointSpec, ModelSpec
 
 GROUP = "vox_serve"
 log = logging.getLogger("vox_serve.plugins")
@@ -120,7 +120,10 @@ class Plugins:
 def load_plugins(
     extra_modules: Iterable[str] = (), points: Iterable[EntryPoint] | None = None
 ) -> Plugins:
-    """Load every plugin that is installed.
+    """Load every plugin that is installed, as far as the environment allows.
+
+    VOX_SERVE_PLUGINS names the only entry points to load, VOX_SERVE_BLOCK_PLUGINS those not to
+    load; both separate names by commas.
 
     Args:
         extra_modules: module names to load as plugins besides, for development.
@@ -128,11 +131,23 @@ def load_plugins(
     """
     found = Plugins()
     for point in entry_points(group=GROUP) if points is None else points:
+        if not _allowed(point.name):
+            log.debug("plugin %s is not loaded: the environment says so", point.name)
+            continue
         version = point.dist.version if point.dist is not None else None
         _load(found, point.name, version, point.load)
     for module in extra_modules:
         _load(found, module, None, partial(importlib.import_module, module))
     return found
+
+
+def _allowed(name: str) -> bool:
+    allowed, blocked = (_listed(key) for key in ("VOX_SERVE_PLUGINS", "VOX_SERVE_BLOCK_PLUGINS"))
+    return name not in blocked and (not allowed or name in allowed)
+
+
+def _listed(variable: str) -> set[str]:
+    return {name.strip() for name in os.environ.get(variable, "").split(",") if name.strip()}
 
 
 def _load(found: Plugins, name: str, version: str | None, load: Callable[[], Any]) -> None:
@@ -159,6 +174,12 @@ def _inspect(
     models = [spec for specs in manager.hook.vox_serve_models() for spec in specs]
     checkpoints = [spec for specs in manager.hook.vox_serve_checkpoints() for spec in specs]
     for model in models:
+        if model.api_version != API_VERSION:
+            raise PluginError(
+                f"model {model.name!r} is written for plugin interface {model.api_version}, this "
+                f"vox_serve has {API_VERSION}: upgrade "
+                + ("the plugin" if model.api_version < API_VERSION else "vox-serve-core")
+            )
         if model.name in found.models:
             raise PluginError(f"another plugin offers a model named {model.name!r}")
     for checkpoint in checkpoints:
