@@ -27,7 +27,8 @@ from transformers import CsmForConditionalGeneration
 from benchmarks import machine
 from benchmarks.checkpoint import TOKENIZER, write_full_size
 from vox_serve.config import EngineConfig
-from vox_serve.engine.engine import Engine, load_engine
+from vox_serve.engine.engine import Engine
+from vox_serve.engine.load import load_engine
 from vox_serve.engine.messages import Audio, SpeechRequest
 from vox_serve.plugins import load_plugins
 

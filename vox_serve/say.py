@@ -8,7 +8,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from vox_serve.config import EngineConfig
-from vox_serve.engine.engine import load_engine
+from vox_serve.engine.load import load_engine
 from vox_serve.engine.messages import Audio, Failed, Finished, SpeechRequest
 from vox_serve.plugins import load_plugins
 from vox_serve.server.audio import FORMATS

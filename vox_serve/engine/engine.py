@@ -32,7 +32,6 @@ from vox_serve.engine.runner import EmittedFrames, Frame, ModelRunner, run_isola
 from vox_serve.engine.scheduler import Scheduler
 from vox_serve.engine.sequence import Sequence
 from vox_serve.errors import (
-    ConfigError,
     EngineError,
     InvalidRequest,
     NotFound,
@@ -40,12 +39,9 @@ from vox_serve.errors import (
     SequenceFailed,
     UnspeakableText,
 )
-from vox_serve.model import CheckpointSpec, LoadOptions, Model
-from vox_serve.plugins import Plugins
+from vox_serve.model import CheckpointSpec, Model
 from vox_serve.voice import Voice
 
-SMALL_MODEL_BYTES = 256 * 2**20
-ALL_THREADS = torch.get_num_threads()
 log = logging.getLogger("vox_serve.engine")
 
 
@@ -306,38 +302,3 @@ def _error_kind(error: Exception) -> str:
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return "out_of_memory"
     return "exception"
-
-
-def load_engine(config: EngineConfig, plugins: Plugins) -> tuple[Engine, EngineInfo]:
-    """Find, download, load and warm up the model that `config` names.
-
-    Raises:
-        UnknownModel, CheckpointError, ConfigError: one line each.
-    """
-    start = time.monotonic()
-    resolved = plugins.resolve(config.model)
-    options = LoadOptions(resolved.directory(), _device(config.device), config.dtype)
-    model = resolved.spec.load(options)
-    _set_threads(config.threads, model)
-    engine = Engine(model, config, resolved.checkpoint)
-    engine.warm_up()
-    return engine, engine.info(resolved.name, resolved.spec.name, time.monotonic() - start)
-
-
-def _set_threads(threads: int, model: Model) -> None:
-    """A small model's operations are too short to share: threads would only wait for each other,
-    and where cores are busy they slow it down ten times."""
-    small = model.weight_bytes < SMALL_MODEL_BYTES
-    torch.set_num_threads(threads or (1 if small else ALL_THREADS))
-
-
-def _device(name: str) -> str:
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ConfigError(f"device {name!r} is no torch device; try cpu or cuda:0") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(f"device {name!r}: torch {torch.__version__} finds no CUDA device here")
-    return name

@@ -10,7 +10,8 @@ import logging
 from multiprocessing.connection import Connection
 
 from vox_serve.config import EngineConfig
-from vox_serve.engine.engine import Engine, load_engine
+from vox_serve.engine.engine import Engine
+from vox_serve.engine.load import load_engine
 from vox_serve.engine.messages import Abort, Add, Failed, LoadFailed, Ready, Shutdown, StepOutput
 from vox_serve.errors import RequestError, SequenceFailed, VoxServeError
 from vox_serve.plugins import load_plugins

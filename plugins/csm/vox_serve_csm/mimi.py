@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping
 from math import prod
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from moshi.modules.conv import NormConvTranspose1d, StreamingConv1d, StreamingConvTranspose1d
@@ -30,6 +30,7 @@ from moshi.utils.compile import no_compile
 from torch import nn
 
 from vox_serve.nn import uninitialised
+from vox_serve_csm.state_rows import StateRows
 
 LATENTS_PER_FRAME = 2
 """Stride between latents and frames: fixed in transformers' `MimiModel`, so here too."""
@@ -207,54 +208,6 @@ class _OverlapAdd(nn.ConvTranspose1d):
         return y if self.bias is None else y.add_(self.bias[:, None])
 
 
-class _Field(NamedTuple):
-    """A tensor of moshi's streaming state: an attribute, and its place in a row."""
-
-    owner: Any
-    name: str
-    batch_dim: int
-    start: int
-    shape: torch.Size  # without the batch dimension
-
-    def bind(self, flat: torch.Tensor) -> None:
-        """Make the attribute a view of `flat`, `[B, width]`; moshi then updates it in place."""
-        part = flat.narrow(1, self.start, self.shape.numel())
-        view = part.view(flat.shape[0], *self.shape)
-        setattr(self.owner, self.name, view.movedim(0, self.batch_dim))
-
-
-class _StateRows:
-    """The streaming state of one dtype: all its fields side by side, in a flat row per slot.
-
-    A last row stays zero, as moshi's state begins: a reset is a read from that row.
-    """
-
-    def __init__(
-        self, attributes: Iterable[tuple[Any, str, int]], num_slots: int, like: torch.Tensor
-    ) -> None:
-        self.fields: list[_Field] = []
-        width = 0
-        for owner, name, batch_dim in attributes:
-            shape = getattr(owner, name).select(batch_dim, 0).shape
-            self.fields.append(_Field(owner, name, batch_dim, width, shape))
-            width += -(-shape.numel() // 64) * 64  # CUDA's attention wants aligned rings
-        self.rows = like.new_zeros(num_slots + 1, width)
-        # Kept, because fresh pages for it in every step cost a CPU more than the copy does.
-        self.batch = like.new_empty(num_slots, width)
-
-    def gather(self, slots: torch.Tensor, reset: torch.Tensor) -> None:
-        """Make copies of the slots' rows (where reset, of the initial row) moshi's state."""
-        flat = self.batch[: len(slots)]
-        initial = self.rows.shape[0] - 1
-        torch.index_select(self.rows, 0, slots.masked_fill(reset, initial), out=flat)
-        for field in self.fields:
-            field.bind(flat)
-
-    def scatter(self, slots: torch.Tensor) -> None:
-        """Write back what moshi updated in place."""
-        self.rows.index_copy_(0, slots, self.batch[: len(slots)])
-
-
 def _interleave(weight: torch.Tensor, num_heads: int) -> torch.Tensor:
     """Reorder the rows of a q or k matrix from RoPE halves (r.. i..) to pairs (r i r i ..)."""
     pairs = weight.reshape(num_heads, 2, -1, weight.shape[1]).transpose(1, 2)
@@ -294,7 +247,7 @@ class Mimi:
         self._network = _build(c).to_empty(device=self.device).eval().requires_grad_(False)
         self._network["quantizer"].set_num_codebooks(num_codebooks)
         self._num_heads: int = c["num_attention_heads"]
-        self._state: list[_StateRows] = []
+        self._state: list[StateRows] = []
 
     def load(self, read: Callable[[str], torch.Tensor], names: Iterable[str]) -> None:
         """Fill the weights from a checkpoint's tensors, one at a time.
@@ -360,8 +313,8 @@ class Mimi:
                     counts += [(state.kv_cache, "end_offset", 0), (state, "offset", 0)]
         like = torch.empty(0, device=self.device)
         self._state = [
-            _StateRows(floats, num_slots, like),
-            _StateRows(counts, num_slots, like.long()),
+            StateRows(floats, num_slots, like),
+            StateRows(counts, num_slots, like.long()),
         ]
 
     def _ring(self, attention: Any) -> RingKVCache:

@@ -17,7 +17,8 @@ from plugins.csm.tests.conftest import record
 from tests.conftest import run_engine
 from vox_serve import UnspeakableText
 from vox_serve.config import EngineConfig
-from vox_serve.engine.engine import Engine, load_engine
+from vox_serve.engine.engine import Engine
+from vox_serve.engine.load import load_engine
 from vox_serve.engine.messages import Finished, FinishReason, SpeechRequest
 from vox_serve.plugins import Plugins, load_plugins
 from vox_serve_demo_voice.plugin import CHECKPOINT
