@@ -116,8 +116,7 @@ def load_memory(directory: Path, dtype: str) -> dict[str, float]:
         "before, start = machine.resident_memory(), time.perf_counter()\n"
         "m = c.load_model(LoadOptions(Path(sys.argv[1]), 'cpu', sys.argv[2]))\n"
         "seconds = time.perf_counter() - start\n"
-        "codec = sum(t.nbytes for t in m.codec._network.state_dict().values())\n"
-        "print(json.dumps({'seconds': seconds, 'weights': m.weight_bytes + codec,\n"
+        "print(json.dumps({'seconds': seconds, 'weights': m.weight_bytes,\n"
         "                  'rise': machine.peak_memory() - before}))\n"
     )
     out = subprocess.run(

@@ -52,8 +52,9 @@ class ToneCodec:
     codebook_size = SIZE
     frames_per_step = 1
 
-    def allocate(self, num_slots: int) -> None:
+    def allocate(self, num_slots: int) -> int:
         self.phase = torch.zeros(num_slots, dtype=torch.float64)
+        return self.phase.nbytes
 
     def step(self, codes, slots, reset):
         assert int(codes.max()) < SIZE

@@ -11,6 +11,8 @@ import soundfile
 import soxr
 
 BLOCK_SECONDS = 1.0
+MAX_SAMPLE_RATE = 192_000
+"""Without a bound, seconds would not bound memory."""
 
 
 class AudioUnreadable(ValueError):
@@ -30,6 +32,8 @@ def read_audio(
     """
     try:
         with soundfile.SoundFile(file) as clip:
+            if clip.samplerate > MAX_SAMPLE_RATE:
+                raise AudioUnreadable(f"audio has more than {MAX_SAMPLE_RATE} samples per second")
             blocks: list[npt.NDArray[np.float32]] = []
             limit = int(max_seconds * clip.samplerate)
             count = 0

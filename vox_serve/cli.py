@@ -31,6 +31,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except VoxServeError as error:
         print(f"vox-serve {parsed.command}: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        return 130
 
 
 def _parser() -> Parser:
@@ -44,7 +46,7 @@ def _parser() -> Parser:
     say = commands.add_parser("say", help="speak a text into a file, without a server")
     say.add_argument("text", help="what to say")
     say.add_argument("-o", "--output", type=Path, required=True, help="the WAV file to write")
-    say.add_argument("--speaker", type=int, default=0, help="speaker id (default: 0)")
+    say.add_argument("--speaker", type=int, default=None, help="speaker id (default: 0)")
     say.add_argument("--voice", default=None, help="a voice by name, instead of --speaker")
     add_flags(say, EngineConfig)
     say.set_defaults(run=_say)
@@ -66,11 +68,9 @@ def _say(arguments: argparse.Namespace) -> int:
     from vox_serve.say import say  # brings torch in
 
     config = read_flags(arguments, EngineConfig)
-    if not arguments.output.absolute().parent.is_dir():
-        raise ConfigError(f"{arguments.output}: there is no such directory")
-    if arguments.output.is_dir():
-        raise ConfigError(f"{arguments.output}: is a directory; name a file")
-    line = say(config, arguments.text, arguments.speaker, arguments.voice, arguments.output)
+    if arguments.voice is not None and arguments.speaker is not None:
+        raise ConfigError("give --voice or --speaker, not both")
+    line = say(config, arguments.text, arguments.speaker or 0, arguments.voice, arguments.output)
     print(line)
     return 0
 

@@ -30,8 +30,8 @@ class Codec(Protocol):
     """R: frames that one `step` takes; 1 unless the model flattens what the codec takes at once.
     A rest of fewer than R frames at the end of an utterance is not sounded."""
 
-    def allocate(self, num_slots: int) -> None:
-        """Make state rows for slots 0 .. num_slots - 1.  Called once, before `step`."""
+    def allocate(self, num_slots: int) -> int:
+        """Make state rows for slots 0 .. num_slots - 1, before `step`; returns their bytes."""
         ...
 
     def step(
@@ -39,7 +39,8 @@ class Codec(Protocol):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Decode R frames for some slots; only their state rows change.
 
-        Static shapes and no host read, so that it can be captured in a CUDA graph.
+        Static shapes and no host read, so that it can be captured in a CUDA graph.  A step
+        that raises has changed no state: the core tries its rows again one by one.
 
         Args:
             codes: int64 `[B, K, R]`.

@@ -147,6 +147,8 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m vox_serve.lau
     except VoxServeError as error:
         print(f"{prog}: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:  # before the server has its own handlers: while plugins load
+        return 0
 
 
 if __name__ == "__main__":

@@ -95,6 +95,7 @@ class Model(Protocol):
     """The first voice of a speaker id is what a request's `speaker` means."""
     default_sampling: SamplingParams
     weight_bytes: int
+    """Memory that the weights take, the codec's included."""
 
     def prompt(self, text: str, voice: Voice, context: Sequence[Segment]) -> Prompt:
         """Build the prompt: the voice's segments, then `context`, then `text`.
@@ -180,6 +181,8 @@ class CheckpointSpec:
         summary: one line; shown by `vox-serve models` and in the start-up banner.
         max_characters: texts longer than this are refused.
         max_words: likewise.
+        takes_context: False for a voice that was never trained with earlier turns; requests
+            that bring some are refused.
     """
 
     alias: str
@@ -187,3 +190,4 @@ class CheckpointSpec:
     summary: str
     max_characters: int | None = None
     max_words: int | None = None
+    takes_context: bool = True

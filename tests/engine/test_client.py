@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import pickle
+import threading
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import attrs
+import numpy as np
 import pytest
 
 from tests import tone
@@ -24,9 +26,11 @@ from vox_serve.engine.messages import (
     FinishReason,
     SpeechRequest,
     Started,
+    StepOutput,
 )
 from vox_serve.errors import QueueFull, RequestError, SequenceFailed, Unavailable, UnspeakableText
 from vox_serve.metrics import Metrics
+from vox_serve.voice import Segment
 
 
 @asynccontextmanager
@@ -178,10 +182,10 @@ class Unreadable(RequestError):
 def test_a_message_that_cannot_be_read_is_no_silence(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def add(engine, message):
-        return [Failed(message.request.id, Unreadable())]
+    def add(self, request):
+        self._connection.send(StepOutput((Failed(request.id, Unreadable()),)))
 
-    monkeypatch.setattr(worker, "_add", add)
+    monkeypatch.setattr(worker.Worker, "_add", add)
 
     async def main() -> None:
         async with started() as client:
@@ -206,3 +210,34 @@ def test_an_error_of_a_plugins_own_crosses_as_one_of_ours():
         "text",
         "unspeakable_text",
     )
+
+
+def test_a_request_with_context_is_prepared_beside_the_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Encoding holds on until a plain request has been spoken from beginning to end."""
+    release = threading.Event()
+    encode = tone.ToneCodec.encode
+
+    def slow(self, pcm):
+        assert release.wait(10), "the plain request was held up"
+        return encode(self, pcm)
+
+    monkeypatch.setattr(tone.ToneCodec, "encode", slow)
+    turn = Segment(0, "before", np.zeros(640, dtype=np.float32))
+
+    async def main() -> None:
+        async with started() as client:
+            await client.wait_ready()
+            slowly = client.submit(SpeechRequest("slow", "3", context=(turn,)))
+            gone = client.submit(SpeechRequest("gone", "3", context=(turn,)))
+            plain = await events_of(client.submit(SpeechRequest("plain", "4")))
+            assert isinstance(plain[-1], Finished)
+            client.abort("gone")
+            release.set()
+            assert isinstance((await events_of(slowly))[-1], Finished)
+            after = await events_of(client.submit(SpeechRequest("gone", "2")))
+            assert isinstance(after[-1], Finished)
+            assert gone.empty()
+
+    asyncio.run(main())

@@ -1,5 +1,7 @@
 """The engine with a model that hums: joining, leaving, caps, failures, isolation."""
 
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -316,3 +318,52 @@ def test_attention_reaches_no_further_than_it_must(tone_engine):
     speak(tone_engine, "100 hums and some more words to make room", max_seconds=8.0)
     assert set(extents) == {64, 128}
     assert torch.equal(tone_engine.runner.kv.lengths, torch.tensor([11 + 99, 0, 0, 0]))
+
+
+_STEP = ToneCodec.step
+
+
+def test_a_codec_row_that_raises_ends_alone(monkeypatch):
+    """The others are tried by themselves; the step that raised had changed nothing."""
+
+    def fragile(self, codes, slots, reset):
+        if bool(((slots == 1) & ~reset).any()):
+            raise RuntimeError("the codec cannot go on in slot 1")
+        return _STEP(self, codes, slots, reset)
+
+    texts = ["9 a", "6 bb", "12 c"]
+    fields = {"sampling": {"temperature": 1.0, "seed": 5}}
+    healthy = speak(fresh_engine(), *texts, **fields)
+    monkeypatch.setattr(ToneCodec, "step", fragile)
+    beside = speak(fresh_engine(), *texts, **fields)
+    assert isinstance(beside[1].end, Failed)
+    assert beside[1].pcm == healthy[1].pcm[:FRAME]
+    assert [beside[i].pcm for i in (0, 2)] == [healthy[i].pcm for i in (0, 2)]
+
+
+def test_sound_that_is_not_finite_ends_its_row(monkeypatch):
+    def spoilt(self, codes, slots, reset):
+        pcm, valid = _STEP(self, codes, slots, reset)
+        pcm[slots == 1, 5] = torch.nan
+        return pcm, valid
+
+    healthy = speak(fresh_engine(), "5 a", "6 b")
+    monkeypatch.setattr(ToneCodec, "step", spoilt)
+    first, second = speak(fresh_engine(), "5 a", "6 b")
+    assert first.pcm == healthy[0].pcm
+    assert isinstance(second.end, Failed)
+    assert second.pcm == b""
+
+
+def test_context_is_refused_where_the_checkpoint_takes_none():
+    engine = Engine(ToneModel(), TONE, CheckpointSpec("t", ".", "", takes_context=False))
+    turn = Segment(0, "a", np.zeros(640, dtype=np.float32))
+    with pytest.raises(UnspeakableText, match="not trained to follow context") as caught:
+        engine.add(SpeechRequest("x", "5 x", context=(turn,)))
+    assert caught.value.param == "context"
+
+
+def test_what_the_server_is_told_brings_no_torch_along(tone_engine):
+    assert b"torch." not in pickle.dumps(tone_engine.info("tone", "tone", 1.0)).replace(
+        b"torch_version", b""
+    )

@@ -174,6 +174,8 @@ class EngineClient:
         self._outbox.put(Shutdown())
         self._outbox.put(None)
         worker = self._worker
+        if self.info is None and isinstance(worker, BaseProcess):
+            worker.kill()  # it is loading, and would read the message only afterwards
         if worker is not None:
             try:
                 await asyncio.to_thread(worker.join, JOIN_SECONDS)
@@ -216,9 +218,9 @@ class EngineClient:
             self._die(message.message)
         elif isinstance(message, StepOutput):
             self._last_step = time.monotonic()
-            self._record(message.stats)
             for event in message.events:
                 self._route(event)
+            self._record(message.stats)
 
     def _describe(self, info: EngineInfo) -> None:
         self.metrics.slots().set(info.num_slots)
@@ -244,7 +246,8 @@ class EngineClient:
         metrics = self.metrics
         metrics.engine_last_step_timestamp_seconds().set_to_current_time()
         metrics.requests_running().set(stats.running)
-        metrics.requests_waiting().set(stats.waiting)
+        # Those that are still in the pipe or being prepared wait too.
+        metrics.requests_waiting().set(max(0, len(self._open) - stats.running))
         metrics.slots_used().set(stats.running)
         for phase, seconds in stats.phase_seconds:
             metrics.engine_step_seconds(phase).observe(seconds)

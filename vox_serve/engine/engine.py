@@ -78,7 +78,6 @@ class Engine:
         self.scheduler = Scheduler(config.max_batch_size)
         self.runner = ModelRunner(model, config.max_batch_size)
         self.defaults = model.default_sampling.merged(config.sampling)
-        self._unadvanced: set[Sequence] = set()
         self._events: list[Event] = []
         self._phases: dict[str, float] = {}
         self._errors: list[str] = []
@@ -93,20 +92,32 @@ class Engine:
         return Stats(running=len(self.scheduler.running), waiting=len(self.scheduler.waiting))
 
     def add(self, request: SpeechRequest) -> None:
-        """Queue a request.
+        """Queue a request.  Raises RequestError if it cannot be spoken."""
+        self.enqueue(self.prepare(request))
+
+    def prepare(self, request: SpeechRequest) -> Sequence:
+        """Check a request and build its prompt; touches nothing that `step` uses.
+
+        Encoding context audio takes long, so the worker may call this in another thread.
 
         Raises:
             RequestError: it cannot be spoken; says which field and which limit.
         """
-        if request.id in self.scheduler:
-            raise InvalidRequest(f"a request with the id {request.id!r} is open already", "id")
         self._check_text(request.text)
         voice = self._voice(request)
         sampling = self.defaults.merged(request.sampling)
+        if request.context and self.checkpoint and not self.checkpoint.takes_context:
+            raise UnspeakableText("this voice was not trained to follow context", "context")
         prompt = self.model.prompt(request.text, voice, request.context)
         cap = self._frame_cap(request, len(prompt))
         seed = secrets.randbits(63) if sampling.seed is None else sampling.seed
-        self.scheduler.add(Sequence(request.id, prompt, sampling, seed, cap))
+        return Sequence(request.id, prompt, sampling, seed, cap, arrival=request.arrival)
+
+    def enqueue(self, sequence: Sequence) -> None:
+        """Queue what `prepare` made.  Raises InvalidRequest if its id is open already."""
+        if sequence.id in self.scheduler:
+            raise InvalidRequest(f"a request with the id {sequence.id!r} is open already", "id")
+        self.scheduler.add(sequence)
 
     def abort(self, request_id: str) -> None:
         """End a request whose client left; its slot is free at once.  Unknown ids are ignored."""
@@ -126,9 +137,10 @@ class Engine:
         return self._report(list(frames.values()))
 
     def warm_up(self) -> None:
-        """Speak two frames, so that the first request finds everything allocated and loaded."""
+        """Sound twice, so that the first request finds everything allocated and loaded."""
         prompt = self.model.prompt("a", self.model.voices[0], ())
-        self.scheduler.add(Sequence("warm-up", prompt, self.defaults, seed=0, max_frames=2))
+        frames = 2 * self.model.codec.frames_per_step
+        self.scheduler.add(Sequence("warm-up", prompt, self.defaults, seed=0, max_frames=frames))
         while self.scheduler.has_work:
             output = self.step()
             for event in output.events:
@@ -144,9 +156,9 @@ class Engine:
             summary=checkpoint.summary if checkpoint else "",
             device=str(model.device),
             dtype=str(model.dtype).removeprefix("torch."),
-            torch_version=torch.__version__,
+            torch_version=str(torch.__version__),  # its own class would bring torch along
             weight_bytes=model.weight_bytes,
-            cache_bytes=self.runner.kv.num_bytes,
+            cache_bytes=self.runner.cache_bytes,
             num_slots=self.scheduler.num_slots,
             sample_rate=codec.sample_rate,
             frame_rate=codec.frame_rate,
@@ -154,6 +166,7 @@ class Engine:
             max_positions=model.max_positions,
             max_seconds=self.config.max_seconds,
             max_characters=checkpoint.max_characters if checkpoint else None,
+            max_words=checkpoint.max_words if checkpoint else None,
             voices=tuple((voice.name, voice.speaker) for voice in model.voices),
             sampling=self.defaults,
             load_seconds=load_seconds,
@@ -230,18 +243,15 @@ class Engine:
         rows = [sequence for part, _ in parts for sequence in part]
         if not rows:
             return {}
-        start = time.perf_counter()
-        try:
-            frames = self.runner.decode(
-                rows, EmittedFrames.joined([emitted for _, emitted in parts])
-            )
-        except Exception as error:  # noqa: BLE001  # the codec is a plugin; see the comment below
-            # A codec step moves the state of all its rows, so it cannot be tried again.
-            for sequence in rows:
-                self._fail(sequence, error)
-            return {}
-        self._phases["codec"] = time.perf_counter() - start
-        return dict(zip(rows, frames, strict=True))
+        emitted = EmittedFrames.joined([each for _, each in parts])
+        frames: dict[Sequence, Frame] = {}
+
+        def decode(part: Rows[Sequence]) -> None:
+            chosen = emitted if len(part) == len(rows) else emitted.row(rows.index(part[0]))
+            frames.update(zip(part, self.runner.decode(part, chosen), strict=True))
+
+        self._run("codec", decode, rows)
+        return frames
 
     def _run(
         self, phase: str, run: Callable[[Rows[Sequence]], object], rows: Rows[Sequence]

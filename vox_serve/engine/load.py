@@ -26,6 +26,8 @@ def load_engine(config: EngineConfig, plugins: Plugins) -> tuple[Engine, EngineI
     start = time.monotonic()
     resolved = plugins.resolve(config.model)
     options = LoadOptions(resolved.directory(), _device(config.device), config.dtype)
+    # cuDNN would round a codec's convolutions to TF32: other samples, and other context codes.
+    torch.backends.cudnn.allow_tf32 = False
     model = resolved.spec.load(options)
     _set_threads(config.threads, model)
     engine = Engine(model, config, resolved.checkpoint)

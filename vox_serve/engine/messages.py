@@ -6,6 +6,7 @@ To the worker: `Add`, `Abort`, `Shutdown`.  From it: `Ready` or `LoadFailed` onc
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from enum import StrEnum
 from typing import Any
@@ -38,6 +39,7 @@ class SpeechRequest:
         context: earlier turns; audio float32 at the model's sample rate.
         sampling: the parameters that the client gave.
         max_seconds: cap on the audio; None derives one from the text's length.
+        arrival: when it came in, by `time.monotonic`.
     """
 
     id: str
@@ -47,6 +49,7 @@ class SpeechRequest:
     context: tuple[Segment, ...] = ()
     sampling: Mapping[str, Any] = attrs.field(factory=dict)
     max_seconds: float | None = None
+    arrival: float = attrs.field(factory=time.monotonic)
 
 
 @attrs.frozen
@@ -116,6 +119,7 @@ class EngineInfo:
     max_positions: int
     max_seconds: float
     max_characters: int | None
+    max_words: int | None
     voices: tuple[tuple[str, int], ...]
     sampling: SamplingParams
     load_seconds: float

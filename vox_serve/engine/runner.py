@@ -59,7 +59,8 @@ class ModelRunner:
             device=device,
         )
         self.fresh = torch.ones(num_slots, dtype=torch.bool, device=device)
-        model.codec.allocate(num_slots)
+        self.cache_bytes = self.kv.num_bytes + model.codec.allocate(num_slots)
+        """Memory that the slots take: keys, values and codec state."""
 
     def assign(self, sequence: Sequence) -> None:
         """Give the sequence's slot its parameters; the prompt starts at position 0."""
@@ -110,37 +111,41 @@ class ModelRunner:
         slots = self._slots(sequences)
         size, span = self.model.codec.codebook_size, self.model.codec.frames_per_step
         self.codes[slots] = frames.codes
-        self.sampler.commit(slots, frames.picked)
         # Reserved ids may be sampled, as in the reference, but are no sounds: code 0 is heard.
         reserved = (frames.codes < 0) | (frames.codes >= size)
         place = torch.tensor([s.frames % span for s in sequences], device=self.model.device)
         self.pending[slots, :, place] = torch.where(reserved, 0, frames.codes)
         due = [row for row, s in enumerate(sequences) if s.frames % span == span - 1]
         sounds = dict(zip(due, self._sound([sequences[row] for row in due]), strict=True))
+        # Last, so that a codec that raises has changed nothing and its rows can be tried alone.
+        self.sampler.commit(slots, frames.picked)
         flags = torch.stack([frames.end.long(), frames.finite.long(), reserved.sum(1)])
         ends, finites, reserveds = flags.tolist()
         return [
             Frame(
-                sounds.get(row, b""),
+                sounds.get(row) or b"",
                 bool(ends[row]),
-                bool(finites[row]),
+                bool(finites[row]) and sounds.get(row, b"") is not None,
                 reserveds[row],
                 tuple(codes),
             )
             for row, codes in enumerate(frames.codes.tolist())
         ]
 
-    def _sound(self, sequences: Rows[Sequence]) -> list[bytes]:
-        """A codec step for the slots whose frames are complete."""
+    def _sound(self, sequences: Rows[Sequence]) -> list[bytes | None]:
+        """A codec step for slots whose frames are complete; None where it is not finite."""
         if not sequences:
             return []
         slots = self._slots(sequences)
         pcm, valid = self.model.codec.step(self.pending[slots], slots, self.fresh[slots])
         self.fresh[slots] = False
-        samples = (pcm.clamp(-1.0, 1.0) * 32767.0).round().to(torch.int16).cpu().numpy()
+        finite = pcm.isfinite().all(dim=1).tolist()
+        samples = (
+            (pcm.nan_to_num().clamp(-1.0, 1.0) * 32767.0).round().to(torch.int16).cpu().numpy()
+        )
         return [
-            row[:count].astype("<i2").tobytes()
-            for row, count in zip(samples, valid.tolist(), strict=True)
+            row[:count].astype("<i2").tobytes() if sounds else None
+            for row, count, sounds in zip(samples, valid.tolist(), finite, strict=True)
         ]
 
     def _slots(self, sequences: Rows[Sequence]) -> torch.Tensor:
@@ -159,6 +164,11 @@ class EmittedFrames:
     end: torch.Tensor
     finite: torch.Tensor
     picked: torch.Tensor
+
+    def row(self, index: int) -> EmittedFrames:
+        """One row by itself."""
+        one = slice(index, index + 1)
+        return EmittedFrames(self.codes[one], self.end[one], self.finite[one], self.picked[one])
 
     @classmethod
     def joined(cls, parts: Rows[EmittedFrames]) -> EmittedFrames:

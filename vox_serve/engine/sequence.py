@@ -31,6 +31,7 @@ class Sequence:
     frames: int = 0
     finish_reason: FinishReason | None = None
     arrival: float = attrs.field(factory=time.monotonic)
+    """When the request came in, by the machine's one monotonic clock."""
 
     @property
     def status(self) -> SequenceStatus:

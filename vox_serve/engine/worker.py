@@ -1,18 +1,33 @@
 """The loop around `Engine.step`, and the process that it runs in.
 
-Drain the inbox, step, post the outbox; when idle, sleep in the inbox until something comes
-or a heartbeat is due.  The same loop runs in a thread for tests.
+Drain the inbox, step, post the outbox; when idle, sleep until a message comes or a heartbeat is
+due.  Requests with context are prepared in a thread, because encoding a minute of audio takes
+seconds in which the others must not wait.  The same loop runs in a thread for tests.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from multiprocessing.connection import Connection
+import socket
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.connection import Connection, wait
 
 from vox_serve.config import EngineConfig
 from vox_serve.engine.engine import Engine
 from vox_serve.engine.load import load_engine
-from vox_serve.engine.messages import Abort, Add, Failed, LoadFailed, Ready, Shutdown, StepOutput
+from vox_serve.engine.messages import (
+    Abort,
+    Add,
+    Failed,
+    LoadFailed,
+    Ready,
+    Shutdown,
+    SpeechRequest,
+    StepOutput,
+)
+from vox_serve.engine.sequence import Sequence
 from vox_serve.errors import RequestError, SequenceFailed, VoxServeError
 from vox_serve.plugins import load_plugins
 
@@ -41,38 +56,82 @@ def run(connection: Connection, config: EngineConfig) -> None:
             connection.send(LoadFailed(f"the model cannot be loaded: {error!r}"))
             return
         connection.send(Ready(info))
-        serve(connection, engine)
+        Worker(connection, engine).serve()
     except (EOFError, BrokenPipeError, ConnectionResetError):
         log.debug("the server is gone")
 
 
-def serve(connection: Connection, engine: Engine) -> None:
-    """Step while there is work; an exception out of `Engine.step` ends the worker."""
-    while True:
-        wait = 0.0 if engine.has_work else HEARTBEAT_SECONDS
-        refused: list[Failed] = []
-        while connection.poll(wait):
-            message = connection.recv()
-            wait = 0.0
-            if isinstance(message, Shutdown):
-                return
-            if isinstance(message, Add):
-                refused += _add(engine, message)
-            elif isinstance(message, Abort):
-                engine.abort(message.request_id)
-        if refused:
-            connection.send(StepOutput(tuple(refused), engine.stats))
-        connection.send(engine.step())
+class Worker:
+    """Args: the pipe to the server, and a loaded engine."""
 
+    def __init__(self, connection: Connection, engine: Engine) -> None:
+        self._connection = connection
+        self._engine = engine
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="prepare")
+        self._preparing: set[str] = set()
+        self._prepared: deque[tuple[SpeechRequest, Sequence | RequestError]] = deque()
+        self._waker, self._wake = socket.socketpair()
 
-def _add(engine: Engine, message: Add) -> list[Failed]:
-    request_id = message.request.id
-    try:
-        engine.add(message.request)
-    except RequestError as error:
-        return [Failed(request_id, error.plain())]
-    except Exception as error:  # prompt building is a plugin's; it may raise anything
-        log.error("request %s could not be prepared", request_id, exc_info=error)
-        reason = f"the prompt could not be built ({type(error).__name__}); see the server's log"
-        return [Failed(request_id, SequenceFailed(reason))]
-    return []
+    def serve(self) -> None:
+        """Step while there is work; an exception out of `Engine.step` ends the worker."""
+        try:
+            while self._drain(0.0 if self._engine.has_work else HEARTBEAT_SECONDS):
+                self._connection.send(self._engine.step())
+        finally:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+            self._waker.close()
+            self._wake.close()
+
+    def _drain(self, seconds: float) -> bool:
+        """Take what has come in, waiting so long for the first; False after `Shutdown`."""
+        while ready := wait([self._connection, self._waker], seconds):
+            seconds = 0.0
+            if self._waker in ready:
+                self._waker.recv(1)
+                self._enqueue(*self._prepared.popleft())
+            if self._connection in ready:
+                message = self._connection.recv()
+                if isinstance(message, Shutdown):
+                    return False
+                if isinstance(message, Add):
+                    self._add(message.request)
+                elif isinstance(message, Abort):
+                    self._preparing.discard(message.request_id)
+                    self._engine.abort(message.request_id)
+        return True
+
+    def _add(self, request: SpeechRequest) -> None:
+        self._preparing.add(request.id)
+        if request.context:
+            self._pool.submit(self._prepare_and_wake, request)
+        else:
+            self._enqueue(request, self._prepare(request))
+
+    def _prepare_and_wake(self, request: SpeechRequest) -> None:
+        if request.id in self._preparing:  # else its client has left already
+            self._prepared.append((request, self._prepare(request)))
+            with contextlib.suppress(OSError):  # the worker has ended meanwhile
+                self._wake.send(b".")
+
+    def _prepare(self, request: SpeechRequest) -> Sequence | RequestError:
+        try:
+            return self._engine.prepare(request)
+        except RequestError as error:
+            return error.plain()
+        except Exception as error:  # the model is a plugin: it may raise anything
+            log.error("request %s could not be prepared", request.id, exc_info=error)
+            kind = type(error).__name__
+            return SequenceFailed(f"the prompt could not be built ({kind}); see the server's log")
+
+    def _enqueue(self, request: SpeechRequest, prepared: Sequence | RequestError) -> None:
+        if request.id not in self._preparing:
+            return  # aborted meanwhile
+        self._preparing.discard(request.id)
+        if isinstance(prepared, Sequence):
+            try:
+                self._engine.enqueue(prepared)
+            except RequestError as error:
+                prepared = error.plain()
+        if isinstance(prepared, RequestError):
+            failed = Failed(request.id, prepared)
+            self._connection.send(StepOutput((failed,), self._engine.stats))

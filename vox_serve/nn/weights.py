@@ -57,7 +57,7 @@ class WeightFiles:
             shards = {
                 name: path.parent / Path(file).name for name, file in index["weight_map"].items()
             }
-        except (OSError, ValueError, KeyError, AttributeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(f"{path}: is no index of safetensors shards ({error})") from error
         for shard in sorted(set(shards.values())):
             held = self._names(shard)

@@ -33,6 +33,9 @@ def create_app(client: EngineClient, plugins: Plugins) -> Litestar:
         """Count a response when it is complete: a stream that is cut is no 200."""
         if message["type"] == "http.response.start":
             scope["state"]["status"] = message["status"]
+            request_id = scope["state"].get("request_id")
+            if request_id and not any(name == b"x-request-id" for name, _ in message["headers"]):
+                message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode())]
         elif message["type"] == "http.response.body" and not message.get("more_body", False):
             template = str(scope.get("path_template") or "unmatched")
             code = str(scope["state"].get("status", ""))

@@ -63,7 +63,9 @@ def on_request_error(_: AnyRequest, error: RequestError) -> Response[bytes]:
 def on_http_exception(_: AnyRequest, error: HTTPException) -> Response[bytes]:
     """What Litestar itself refuses: unknown routes, methods, bodies that are too large."""
     code = HTTPStatus(error.status_code).name.lower()
-    return error_response(error.status_code, error.detail or code, code)
+    response = error_response(error.status_code, error.detail or code, code)
+    response.headers.update(error.headers or {})
+    return response
 
 
 def on_client_gone(_: AnyRequest, __: ClientGone) -> Response[bytes]:

@@ -52,7 +52,7 @@ class GenerateRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     speaker: Integer | None = None
     streaming: bool = False
     voice: str | None = None
-    context: list[ContextTurn] = []
+    context: list[ContextTurn] | None = None
     temperature: float | None = None
     top_k: Integer | None = None
     top_p: float | None = None
@@ -68,6 +68,7 @@ class GenerateRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 async def generate(request: Request[Any, Any, Any], state: State) -> Response[bytes]:
     """Speak a text; answers once the first sound is there."""
     arrival = time.monotonic()
+    request_id = request.scope["state"]["request_id"] = uuid.uuid4().hex
     client: EngineClient = state.client
     mode = "whole"
     try:
@@ -77,15 +78,18 @@ async def generate(request: Request[Any, Any, Any], state: State) -> Response[by
         info = client.admit()
         if body.model not in (None, info.model, info.kind):
             raise NotFound(f"unknown model {body.model!r}; this server has {info.model}", "model")
-        context = await asyncio.to_thread(read_context, body.context, info)
+        context: tuple[Segment, ...] = ()
+        if body.context:
+            context = await asyncio.to_thread(read_context, body.context, info)
         speech = SpeechRequest(
-            id=uuid.uuid4().hex,
+            id=request_id,
             text=body.text,
             speaker=body.speaker or 0,
             voice=body.voice,
             context=context,
             sampling=given_sampling(body),
             max_seconds=body.max_seconds,
+            arrival=arrival,
         )
         stream = AudioStream(client, info, speech, mode, arrival)
     except (RequestError, HTTPException) as error:
@@ -225,9 +229,9 @@ def check(body: GenerateRequest) -> AudioFormat:
         raise InvalidRequest(
             f"format must be one of {', '.join(FORMATS)}, not {body.format[:40]!r}", "format"
         )
-    if len(body.context) > MAX_CONTEXT_SEGMENTS:
+    if len(body.context or ()) > MAX_CONTEXT_SEGMENTS:
         raise InvalidRequest(f"context may hold {MAX_CONTEXT_SEGMENTS} segments", "context")
-    for turn in body.context:
+    for turn in body.context or ():
         if not turn.text.strip():
             raise InvalidRequest("context: a segment's text is empty", "context")
         if not 0 <= turn.speaker <= 999:

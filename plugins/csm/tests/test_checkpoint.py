@@ -84,7 +84,8 @@ def test_the_audio_embedding_under_either_name(
 def test_weights_are_held_in_the_dtype_that_was_asked_for(directory: Path) -> None:
     model = load(directory, "bfloat16")
     assert {p.dtype for p in model.network.parameters()} == {torch.bfloat16}
-    assert model.weight_bytes == sum(2 * p.numel() for p in model.network.parameters())
+    network = sum(2 * p.numel() for p in model.network.parameters())
+    assert model.weight_bytes == network + model.codec.weight_bytes
 
 
 def test_defaults_are_those_of_transformers() -> None:

@@ -50,7 +50,7 @@ def load_model(options: LoadOptions) -> CsmModel:
         config.num_codebooks,
         config.end_code,
         config.backbone.max_position_embeddings,
-        codec.encode,
+        codec,
     )
     return CsmModel(
         config,
@@ -59,7 +59,7 @@ def load_model(options: LoadOptions) -> CsmModel:
         builder,
         read_voices(directory, codec),
         read_sampling(directory),
-        weight_bytes=sum(p.numel() * p.element_size() for p in network.parameters()),
+        weight_bytes=sum(p.nbytes for p in network.parameters()) + codec.weight_bytes,
     )
 
 

@@ -35,6 +35,10 @@ from vox_serve_csm.state_rows import StateRows
 LATENTS_PER_FRAME = 2
 """Stride between latents and frames: fixed in transformers' `MimiModel`, so here too."""
 
+# moshi would run torch.compile on CUDA.  Its switch is one global, and `encode` may run in a
+# thread beside `step`: so it is thrown once, for good.
+no_compile().__enter__()
+
 _STATEFUL = (StreamingConv1d, StreamingConvTranspose1d, StreamingMultiheadAttention)
 
 # transformers' MimiConfig defaults: a published config.json may leave them out.
@@ -292,7 +296,12 @@ class Mimi:
         codes = torch.zeros(1, self.num_codebooks, 1, dtype=torch.int64, device=self.device)
         self._network["quantizer"].decode(codes)
 
-    def allocate(self, num_slots: int) -> None:
+    @property
+    def weight_bytes(self) -> int:
+        """Memory that the weights take."""
+        return sum(tensor.nbytes for tensor in self._network.state_dict().values())
+
+    def allocate(self, num_slots: int) -> int:
         """Make the state rows of slots 0 .. num_slots - 1, and let moshi's decoder side stream."""
         floats: list[tuple[Any, str, int]] = []
         counts: list[tuple[Any, str, int]] = []
@@ -316,6 +325,7 @@ class Mimi:
             StateRows(floats, num_slots, like),
             StateRows(counts, num_slots, like.long()),
         ]
+        return sum(rows.rows.nbytes + rows.batch.nbytes for rows in self._state)
 
     def _ring(self, attention: Any) -> RingKVCache:
         # moshi makes room for `context` latents, but a step writes all of a frame's before
@@ -336,11 +346,10 @@ class Mimi:
         """Decode a frame `[B, K, 1]` of each slot; see `Codec.step`.  N samples are valid."""
         for rows in self._state:
             rows.gather(slots, reset)
-        with no_compile():  # moshi would run torch.compile on CUDA
-            latents = self._network["quantizer"].decode(codes)
-            latents = self._network["upsample"](latents)
-            (latents,) = self._network["decoder_transformer"](latents)
-            pcm = self._network["decoder"](latents).squeeze(1)
+        latents = self._network["quantizer"].decode(codes)
+        latents = self._network["upsample"](latents)
+        (latents,) = self._network["decoder_transformer"](latents)
+        pcm = self._network["decoder"](latents).squeeze(1)
         for rows in self._state:
             rows.scatter(slots)
         return pcm, torch.full_like(slots, self.frame_size)
@@ -352,9 +361,8 @@ class Mimi:
             return torch.empty(self.num_codebooks, 0, dtype=torch.int64, device=self.device)
         pcm = pcm.to(self.device, torch.float32)
         latents = nn.functional.pad(pcm, (0, -len(pcm) % self.frame_size))[None, None]
-        with no_compile():
-            latents = self._network["encoder"](latents)
-            (latents,) = self._network["encoder_transformer"](latents)
-            latents = self._network["downsample"](latents)
-            codes: torch.Tensor = self._network["quantizer"].encode(latents)
+        latents = self._network["encoder"](latents)
+        (latents,) = self._network["encoder_transformer"](latents)
+        latents = self._network["downsample"](latents)
+        codes: torch.Tensor = self._network["quantizer"].encode(latents)
         return codes[0]

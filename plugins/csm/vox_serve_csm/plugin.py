@@ -16,10 +16,8 @@ def _matches(config: Mapping[str, Any]) -> bool:
 
 def _files(config: Mapping[str, Any]) -> Sequence[str]:
     """The transformers layout alone; the original one lies beside it and is as large."""
-    weights = (
-        "transformers*.safetensors*" if "transformers_weights" in config else "model*.safetensors*"
-    )
-    return ["*.json", weights, "prompts/*.wav"]
+    prefix = "transformers" if config.get("transformers_weights") else "model"
+    return ["*.json", f"{prefix}*.safetensors*", "prompts/*.wav"]
 
 
 def _load(options: LoadOptions) -> Model:

@@ -8,7 +8,7 @@ others.  Per context segment: text, its frames, one frame of end codes; then the
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -16,6 +16,7 @@ from tokenizers import Tokenizer
 
 from vox_serve import (
     CheckpointError,
+    Codec,
     InvalidRequest,
     Prompt,
     PromptTooLong,
@@ -92,7 +93,7 @@ class PromptBuilder:
         num_codebooks: K.
         end_code: fills the frame after each context audio.
         max_positions: the context.
-        encode: audio float32 `[T]` to codes `[K, F]`.
+        codec: encodes context audio.
     """
 
     def __init__(
@@ -101,29 +102,39 @@ class PromptBuilder:
         num_codebooks: int,
         end_code: int,
         max_positions: int,
-        encode: Callable[[torch.Tensor], torch.Tensor],
+        codec: Codec,
     ) -> None:
         self._tokenizer = tokenizer
         self._num_codebooks = num_codebooks
         self._end_code = end_code
         self._max_positions = max_positions
-        self._encode = encode
+        self._codec = codec
 
     def build(self, text: str, speaker: int, segments: Sequence[Segment]) -> Prompt:
         """Raises UnspeakableText or PromptTooLong, and InvalidRequest for a bad segment."""
-        parts: list[torch.Tensor] = []
-        for segment in segments:
-            parts += [self._text(segment.text, segment.speaker), self._audio(segment)]
-        parts.append(self._text(text, speaker))
-        tokens = torch.cat(parts)
-        if len(tokens) >= self._max_positions:
-            field = "context" if len(parts[-1]) < self._max_positions else "text"
+        said = [self._text(segment.text, segment.speaker) for segment in segments]
+        target = self._text(text, speaker)
+        # Counted before anything is encoded: that is the dear part.
+        heard = [self._num_frames(segment) + 1 for segment in segments]
+        length = len(target) + sum(map(len, said)) + sum(heard)
+        if length >= self._max_positions:
+            field = "context" if len(target) < self._max_positions else "text"
             raise PromptTooLong(
-                f"{field} is too long: text and context take {len(tokens)} positions of the "
+                f"{field} is too long: text and context take {length} positions of the "
                 f"{self._max_positions} that the model has",
                 field,
             )
-        return Prompt({"tokens": tokens})
+        parts: list[torch.Tensor] = []
+        for segment, tokens in zip(segments, said, strict=True):
+            parts += [tokens, self._audio(segment)]
+        return Prompt({"tokens": torch.cat([*parts, target])})
+
+    def _num_frames(self, segment: Segment) -> int:
+        if segment.codes is not None:
+            return segment.codes.shape[1]
+        if segment.audio is None or not len(segment.audio):
+            raise InvalidRequest("each context segment needs audio", "context")
+        return -(-len(segment.audio) // self._codec.frame_size)
 
     def _text(self, text: str, speaker: int) -> torch.Tensor:
         ids = self._tokenizer.encode(text, speaker)
@@ -134,9 +145,7 @@ class PromptBuilder:
     def _audio(self, segment: Segment) -> torch.Tensor:
         codes = segment.codes
         if codes is None:
-            if segment.audio is None or not len(segment.audio):
-                raise InvalidRequest("each context segment needs audio", "context")
-            codes = self._encode(torch.from_numpy(segment.audio))
+            codes = self._codec.encode(torch.from_numpy(segment.audio))
         tokens = torch.full((codes.shape[1] + 1, self._num_codebooks + 1), EMPTY)
         tokens[:-1, :-1] = codes.T.cpu()
         tokens[-1, :-1] = self._end_code

@@ -22,5 +22,6 @@ def vox_serve_checkpoints() -> Sequence[CheckpointSpec]:
             ),
             max_characters=80,
             max_words=12,
+            takes_context=False,
         )
     ]
