@@ -2,8 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-PROJECTS := -e plugins/csm -e plugins/demo_voice
-PYPROJECTS := pyproject.toml plugins/csm/pyproject.toml plugins/demo_voice/pyproject.toml
+PROJECTS := -e plugins/csm -e plugins/demo_voice -e plugins/orpheus
+PYPROJECTS := pyproject.toml $(wildcard plugins/*/pyproject.toml)
 # Arguments for the command behind a verb: make serve ARGS="--port 9000 --model DIR"
 ARGS ?=
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import torch
 
 REPETITION_WINDOW = 32
-"""Frames that `repetition_penalty` looks back over (2.56 s at 12.5 frames/s)."""
+"""Frames that `repetition_penalty` looks back over (2.56 s for CSM's 12.5 frames/s)."""
 
 
 @attrs.frozen

@@ -1,0 +1,130 @@
+"""A checkpoint directory to a loaded model: Orpheus's weights and SNAC's, safetensors alone.
+
+Orpheus lies as `save_pretrained` writes it, in one file or in shards under an index.  SNAC lies
+beside it: `snac/config.json` and `snac/model.safetensors`, or `snac_config.json` and
+`snac.safetensors`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import attrs
+import torch
+
+from vox_serve import CheckpointError, LoadOptions
+from vox_serve.hub import read_config
+from vox_serve.nn import LlamaConfig, WeightFiles, WeightLoader, llama_sources, uninitialised
+from vox_serve_orpheus.model import OrpheusModel, OrpheusNetwork
+from vox_serve_orpheus.prompt import OrpheusTokenizer, PromptBuilder
+from vox_serve_orpheus.snac import SlotSnac
+
+CONTEXT = 8192
+"""Positions that are used at most: the length of Orpheus's training sequences.  Its config.json
+says Llama 3.2's 131072, for which the cache of one slot would take 15 GB."""
+ROPE_THETA = 500_000.0
+DEFAULTS: Mapping[str, Any] = {
+    "hidden_size": 3072,
+    "intermediate_size": 8192,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 24,
+    "num_key_value_heads": 8,
+    "max_position_embeddings": 131072,
+    "rms_norm_eps": 1e-5,
+}
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+
+
+def load_model(options: LoadOptions) -> OrpheusModel:
+    """Load an Orpheus checkpoint.
+
+    Raises:
+        CheckpointError: says which file, tensor or key is wrong and what to do.
+    """
+    directory, device = options.directory, torch.device(options.device)
+    config = read_config(str(directory))
+    codec = load_codec(directory, device)  # the small part first: it may be missing
+    tokenizer = OrpheusTokenizer(directory, codec.codebook_size)
+    vocab = int(config.get("vocab_size", 156940))
+    if vocab <= tokenizer.last_code:
+        raise CheckpointError(
+            f"{directory}: vocab_size is {vocab}, but the tokenizer's last code has the id "
+            f"{tokenizer.last_code}"
+        )
+    sizes = LlamaConfig.from_json(config, DEFAULTS, ROPE_THETA)
+    sizes = attrs.evolve(sizes, max_position_embeddings=min(sizes.max_position_embeddings, CONTEXT))
+    loader = WeightLoader(WeightFiles(weights_path(directory)))
+    tied = bool(config.get("tie_word_embeddings", False))
+    network = load_network(sizes, vocab, tied, loader, device, getattr(torch, options.dtype))
+    return OrpheusModel(
+        network,
+        codec,
+        PromptBuilder(tokenizer, sizes.max_position_embeddings),
+        tokenizer.first_code,
+        [tokenizer.end_speech, *_end_ids(config)],
+    )
+
+
+def weights_path(directory: Path) -> Path:
+    candidates = ("model.safetensors.index.json", "model.safetensors")
+    for name in candidates:
+        if (directory / name).is_file():
+            return directory / name
+    raise CheckpointError(f"{directory}: no weights; one of {', '.join(candidates)} must be there")
+
+
+def load_network(
+    sizes: LlamaConfig,
+    vocab: int,
+    tied: bool,
+    loader: WeightLoader,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> OrpheusNetwork:
+    """Fill the network; weights are converted to `dtype` tensor by tensor."""
+    with uninitialised():
+        network = OrpheusNetwork(sizes, vocab, tied).to(dtype)
+    network.to_empty(device=device).requires_grad_(False)
+    sources = {"embedding.weight": [EMBEDDING], "head.weight": [HEAD]}
+    names = llama_sources("model.", sizes.num_hidden_layers)
+    sources |= {f"backbone.{name}": tensors for name, tensors in names.items()}
+    loader.fill_module(network, sources)
+    if tied:
+        loader.ignore(HEAD)
+    loader.finish()
+    network.backbone.prepare(device, dtype)
+    return network
+
+
+def load_codec(directory: Path, device: torch.device) -> SlotSnac:
+    path, weights = directory / "snac" / "config.json", directory / "snac" / "model.safetensors"
+    if not path.parent.is_dir():
+        path, weights = directory / "snac_config.json", directory / "snac.safetensors"
+    if not (path.is_file() and weights.is_file()):
+        raise CheckpointError(
+            f"{directory}: SNAC is missing; `python -m vox_serve_orpheus.convert_snac {directory}` "
+            "puts it there, from the hub's pytorch_model.bin"
+        )
+    loader = WeightLoader(WeightFiles(weights))
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(config, dict):
+            raise ValueError("it holds no JSON object")
+        codec = SlotSnac(config, device)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: cannot be used: {error}") from error
+    try:
+        codec.load(loader.read, loader.unused.copy())
+    except ValueError as error:
+        raise CheckpointError(f"{weights}: {error}") from error
+    return codec
+
+
+def _end_ids(config: Mapping[str, Any]) -> list[int]:
+    """transformers ends at these too."""
+    named = config.get("eos_token_id")
+    ids = named if isinstance(named, list) else [named]
+    return [number for number in ids if isinstance(number, int)]

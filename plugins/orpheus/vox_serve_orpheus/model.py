@@ -1,0 +1,107 @@
+"""The Orpheus network: a Llama with one token per frame, seven of which are a frame of SNAC.
+
+Implements `vox_serve.Model` with a single codebook.  A code is the token's distance from the
+first code's id: 0 .. 7 x 4096 - 1 are codes, and what lies outside are text and markers, which
+may be sampled, as in the reference, and go back into the model as what they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from vox_serve import Codec, KVCache, KVLayout, Prompt, Sampler, SamplingParams, Segment, Voice
+from vox_serve.nn import Llama, LlamaConfig
+from vox_serve_orpheus.prompt import PromptBuilder
+from vox_serve_orpheus.snac import SlotSnac
+
+# In the order of the project's README; the place in it is the speaker id.
+VOICES = ("tara", "leah", "jess", "leo", "dan", "mia", "zac", "zoe")
+# What independent implementations of the published server agree on; no top-k.
+SAMPLING = SamplingParams(temperature=0.6, top_k=0, top_p=0.8, repetition_penalty=1.3)
+
+
+class OrpheusNetwork(nn.Module):
+    """The weights, with parameters uninitialised; `checkpoint.py` fills them.
+
+    Args:
+        tied: logits come from the embedding table; there is no head.
+    """
+
+    def __init__(self, config: LlamaConfig, vocab: int, tied: bool) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(vocab, config.hidden_size)
+        self.backbone = Llama(config)
+        self.head = None if tied else nn.Linear(config.hidden_size, vocab, bias=False)
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        return F.linear(hidden, (self.head or self.embedding).weight)
+
+
+class OrpheusModel:
+    """Implements `vox_serve.Model`.
+
+    Args:
+        network: loaded weights, on their device.
+        codec: loaded SNAC.
+        builder: makes prompts.
+        first_code: id of code 0.
+        end_ids: ids that end the utterance.
+    """
+
+    num_codebooks = 1
+    voices: Sequence[Voice] = tuple(Voice(name, speaker) for speaker, name in enumerate(VOICES))
+    default_sampling = SAMPLING
+
+    def __init__(
+        self,
+        network: OrpheusNetwork,
+        codec: SlotSnac,
+        builder: PromptBuilder,
+        first_code: int,
+        end_ids: Sequence[int],
+    ) -> None:
+        config = network.backbone.config
+        self.network = network
+        self.codec: Codec = codec
+        self.hidden_size = config.hidden_size
+        self.max_positions = config.max_position_embeddings
+        self.kv_layout: KVLayout = config.kv_layout
+        self.device = network.embedding.weight.device
+        self.dtype = network.embedding.weight.dtype
+        self.weight_bytes = sum(p.nbytes for p in network.parameters()) + codec.weight_bytes
+        self._builder = builder
+        self._first_code = first_code
+        self._end_ids = torch.tensor(sorted(set(end_ids)), device=self.device)
+
+    def prompt(self, text: str, voice: Voice, context: Sequence[Segment]) -> Prompt:
+        return self._builder.build(text, voice, [*voice.segments, *context])
+
+    def prefill(
+        self,
+        inputs: Mapping[str, torch.Tensor],
+        lengths: torch.Tensor,
+        slots: torch.Tensor,
+        kv: KVCache,
+    ) -> torch.Tensor:
+        tokens = inputs["tokens"]
+        positions = kv.lengths[slots][:, None] + torch.arange(tokens.shape[1], device=self.device)
+        hidden = self._run(tokens, positions, slots, kv)
+        return hidden[torch.arange(len(slots), device=self.device), lengths - 1]
+
+    def emit(self, hidden: torch.Tensor, sampler: Sampler) -> tuple[torch.Tensor, torch.Tensor]:
+        token = sampler(self.network.logits(hidden), 0)[:, None]
+        return token - self._first_code, (token == self._end_ids).any(dim=1)
+
+    def advance(self, codes: torch.Tensor, slots: torch.Tensor, kv: KVCache) -> torch.Tensor:
+        return self._run(codes + self._first_code, kv.lengths[slots][:, None], slots, kv)[:, 0]
+
+    def _run(
+        self, tokens: torch.Tensor, positions: torch.Tensor, slots: torch.Tensor, kv: KVCache
+    ) -> torch.Tensor:
+        embedded = self.network.embedding(tokens)
+        hidden: torch.Tensor = self.network.backbone(embedded, positions, kv.view(slots, positions))
+        return hidden
