@@ -35,6 +35,7 @@ from vox_serve.plugins import load_plugins
 RESULTS = Path(__file__).parent / "results"
 TEXT = "the past is just a story we tell ourselves."
 FRAME_SECONDS = 0.08
+ALL_THREADS = torch.get_num_threads()
 
 
 def ours(engine: Engine, texts: list[str], seconds: float | None) -> dict[str, float]:
@@ -86,14 +87,24 @@ def theirs(model: Any, engine: Engine, count: int, seconds: float | None) -> dic
 def compare(
     engine: Engine, model: Any, count: int, seconds: float | None, rounds: int
 ) -> dict[str, dict[str, list[float]]]:
-    """Ours and theirs in turn; per figure [median, least, most] of the rounds."""
-    runs: dict[str, list[dict[str, float]]] = {"vox_serve": [], "transformers": []}
+    """Ours and theirs in turn; per figure [median, least, most] of the rounds.
+
+    Ours runs with the threads that the engine chose; transformers with one thread and with all,
+    of which the faster is reported.
+    """
+    chosen = torch.get_num_threads()
+    runs: dict[str, list[dict[str, float]]] = {"vox_serve": [], "one": [], "all": []}
     for number in range(rounds + 1):
-        mine = ours(engine, [TEXT] * count, seconds)
-        other = theirs(model, engine, count, seconds)
+        done = {"vox_serve": ours(engine, [TEXT] * count, seconds)}
+        for name, threads in (("one", 1), ("all", ALL_THREADS)):
+            torch.set_num_threads(threads)
+            done[name] = theirs(model, engine, count, seconds) | {"threads": threads}
+        torch.set_num_threads(chosen)
         if number:  # the first round warms up
-            runs["vox_serve"].append(mine)
-            runs["transformers"].append(other)
+            for name, each in done.items():
+                runs[name].append(each | {"threads": each.get("threads", chosen)})
+    faster = min(("one", "all"), key=lambda name: median(run["frame"] for run in runs[name]))
+    runs = {"vox_serve": runs["vox_serve"], "transformers": runs[faster]}
     return {
         who: {key: [f(run[key] for run in each) for f in (_median, min, max)] for key in each[0]}
         for who, each in runs.items()
@@ -189,7 +200,10 @@ def run(
     ).eval()
     log(f"{model}: one at a time")
     result["single"] = compare(engine, reference, 1, seconds, rounds)
+    chosen = torch.get_num_threads()
+    torch.set_num_threads(ALL_THREADS)
     rate = machine.bandwidth()
+    torch.set_num_threads(chosen)
     floor = bytes_per_frame(engine) / rate
     result["floor"] = {
         "bandwidth_gb_per_s": rate / 1e9,
@@ -213,12 +227,15 @@ def table(results: dict[str, Any]) -> str:
     """The figures as Markdown: median (least to most)."""
 
     def cell(values: list[float]) -> str:
+        if values[0] == round(values[0]):
+            return str(round(values[0]))
         return f"{values[0]:.3f} ({values[1]:.3f} to {values[2]:.3f})"
 
     labels = (
         ("frame", "s per frame"),
         ("first_audio", "first audio, s"),
         ("real_time_factor", "time over audio"),
+        ("threads", "threads"),
     )
     lines = []
     for name, result in results.items():
@@ -238,7 +255,7 @@ def table(results: dict[str, Any]) -> str:
             mine, other = result[setting]["vox_serve"], result[setting]["transformers"]
             for key, label in labels:
                 lines.append(f"| {setting}: {label} | {cell(mine[key])} | {cell(other[key])} |")
-        for key, label in labels[1:]:
+        for key, label in labels[1:3]:
             lines.append(f"| HTTP stream: {label} | {cell(result['served'][key])} | |")
         lines.append("")
     return "\n".join(lines)
@@ -254,8 +271,10 @@ PAGE = """# Performance
 
 This page is written by `make bench ARGS="--page docs/performance.md"`; nothing in it is typed by
 hand. Both sides got the same weights, number format, prompt and frames, greedy, and decoded with
-their own codec; they ran in turn in one process. Figures are medians (least to most). "Four
-together" is a batch of four on both sides. "Time over audio" below 1 is faster than real time.
+their own codec; they ran in turn in one process, ours with the threads that the engine chooses,
+transformers with one thread or with all, whichever was faster. Figures are medians (least to
+most). "Four together" is a batch of four on both sides. "Time over audio" below 1 is faster
+than real time.
 Transformers hands out no audio before its end: its "first audio" is a run of one frame. The
 floor is the time that the weights of a frame take to be read once, at the rate that this machine
 reads bfloat16 matrices.
