@@ -7,7 +7,7 @@ PYPROJECTS := pyproject.toml $(wildcard plugins/*/pyproject.toml)
 # Arguments for the command behind a verb: make serve ARGS="--port 9000 --model DIR"
 ARGS ?=
 
-.PHONY: help setup check test test-slow serve bench clean
+.PHONY: help setup check test test-slow serve bench voice voice-eval clean
 
 help:
 	@echo "make serve    install what is needed and speak on port 8000 (ARGS=... for flags)"
@@ -15,6 +15,7 @@ help:
 	@echo "make setup    install everything for development into $(VENV)"
 	@echo "make check    ruff, mypy, import contract"
 	@echo "make test-slow  the tests that take minutes (full-size model; some 8 GB of memory)"
+	@echo "make voice    train the demo voice anew (SIZE=cpu or gpu; hours)"
 	@echo "make bench    measure against the reference implementation (ARGS=--help)"
 
 $(BIN)/python:
@@ -49,6 +50,18 @@ test-slow: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.csm $(ARGS)
+
+# The demo voice's recipe: plugins/demo_voice/training/README.md says what it needs and how long it takes.
+SIZE ?= cpu
+TRAIN := $(BIN)/python -m plugins.demo_voice.training
+voice: $(VENV)/.dev
+	$(TRAIN).data --size $(SIZE)
+	$(TRAIN).codec --size $(SIZE) $(ARGS)
+	$(TRAIN).lm --size $(SIZE) $(ARGS)
+	$(TRAIN).export --size $(SIZE)
+
+voice-eval: $(VENV)/.dev
+	$(TRAIN).evaluate $(ARGS)
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -1,0 +1,303 @@
+"""Stage 2: the codec, in three parts that follow each other.
+
+encoder   Encoder and quantiser, with no waveform decoder: a small head predicts the log-mel of
+          each frame, codebook 0 also predicts the teacher's phonemes.  First the latents carry
+          noise and a bound on their information in place of quantisation; then the codebooks
+          start by k-means and learn by moving averages.
+codes     All utterances to codes, under `codes/`; the language model needs no more than these.
+decoder   The waveform decoder on the frozen codes, by spectra and (size gpu) a discriminator.
+
+Each part saves its state and goes on from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from plugins.demo_voice.training.codec_model import (
+    MEL_BANDS,
+    MEL_HOPS,
+    CodecModel,
+    cosine,
+    rate,
+)
+from plugins.demo_voice.training.config import FRAME_SIZE
+from plugins.demo_voice.training.data import IGNORED, Corpus
+from plugins.demo_voice.training.quantise import Codebook, quantise
+from plugins.demo_voice.training.run import Log, Run, batches, begin, load, parser, save
+from plugins.demo_voice.training.spectra import Discriminator, log_mel, spectral_loss
+
+KMEANS_VECTORS = 16000
+CODES_PER_FILE = 500
+
+
+def draw(
+    lengths: list[int], step: int, seed: int, batch: int, frames: int
+) -> list[tuple[int, int]]:
+    """Utterances (with so many frames each) and first frames of a step's crops."""
+    rng = torch.Generator().manual_seed(seed * 1_000_003 + step)
+    chosen: list[tuple[int, int]] = []
+    for number in torch.randint(len(lengths), (batch,), generator=rng).tolist():
+        # A little beyond both ends, so that beginnings and ends are as frequent as the rest.
+        spare = lengths[number] - frames
+        first = int(torch.randint(-3, max(0, spare) + 4, (1,), generator=rng))
+        chosen.append((number, min(max(first, 0), max(0, spare))))
+    return chosen
+
+
+def crops(corpus: Corpus, chosen: list[tuple[int, int]], frames: int) -> torch.Tensor:
+    return torch.stack([corpus.sound(n, first, frames) for n, first in chosen])
+
+
+def labels(corpus: Corpus, chosen: list[tuple[int, int]], frames: int) -> torch.Tensor:
+    out = torch.full((len(chosen), frames, 4), IGNORED)
+    for row, (number, first) in zip(out, chosen, strict=True):
+        found = corpus.labels(number)[first : first + frames]
+        row[: len(found)] = found
+    return out
+
+
+def encoder_loss(
+    model: CodecModel, sound: torch.Tensor, phones: torch.Tensor, quantised: bool
+) -> dict[str, torch.Tensor]:
+    """The encoder's losses on crops `[B, N]` with labels `[B, F, 4]`; `total` is to be followed."""
+    semantic, acoustic = model.latents(sound)
+    config = model.config
+    # A book of N entries can carry log N nats.
+    semantic_nats = 0.9 * torch.tensor(float(config.codebook_size)).log()
+    excess = F.relu(rate(semantic) - semantic_nats) + F.relu(rate(acoustic) - config.rate_nats)
+    if quantised:
+        s, _ = quantise(model.semantic, semantic, learn=model.training)
+        a, _ = quantise(model.acoustic, acoustic, learn=model.training)
+        commitment = sum(
+            (x - q.detach()).square().sum(1).mean() for x, q in ((semantic, s), (acoustic, a))
+        )
+    else:
+        s = semantic + torch.randn_like(semantic)
+        a = acoustic + torch.randn_like(acoustic)
+        commitment = excess
+    s, a = model.project(s, a)
+    target = log_mel(sound, 1024, FRAME_SIZE // MEL_HOPS, MEL_BANDS)[..., :-1]
+    mel = (model.predict_mel(s + a) - target).abs().mean()
+    logits = model.predict_phones(s)
+    phone = F.cross_entropy(logits, phones, ignore_index=IGNORED)
+    total = mel + config.phone_weight * phone + 0.02 * torch.as_tensor(commitment)
+    error = (logits.argmax(1) != phones)[phones != IGNORED].float().mean()
+    return {
+        "total": total,
+        "mel": mel.detach(),
+        "phone": phone.detach(),
+        "phone_error": error,
+        "rate": rate(acoustic).detach(),
+        "commitment": torch.as_tensor(commitment).detach(),
+    }
+
+
+@torch.no_grad()
+def start_codebooks(model: CodecModel, sounds: Callable[[int], torch.Tensor]) -> None:
+    """k-means of all codebooks, each on what the ones before it leave over."""
+    vectors: tuple[list[torch.Tensor], list[torch.Tensor]] = ([], [])
+    while sum(map(len, vectors[0])) < KMEANS_VECTORS:
+        for kept, latent in zip(vectors, model.latents(sounds(len(vectors[0]))), strict=True):
+            kept.append(latent.transpose(1, 2).flatten(0, 1))
+    for books, kept in ((model.semantic, vectors[0]), (model.acoustic, vectors[1])):
+        residual = torch.cat(kept)
+        for book in books:
+            assert isinstance(book, Codebook)
+            book.k_means(residual)
+            residual = residual - book.entries[book.nearest(residual)]
+
+
+def train_encoder(run: Run, corpus: Corpus, model: CodecModel) -> None:
+    config, path = run.recipe.codec, run.path("codec", "encoder.pt")
+    parts = ("encoder", "encoder_transformer", "downsample", "quantizer")
+    learning = [p for part in parts for p in getattr(model.mimi, part).parameters()]
+    learning += [*model.mel_head.parameters(), *model.phone_head.parameters()]
+    optimizer = torch.optim.AdamW(learning, config.learning_rate, (0.9, 0.98), weight_decay=1e-2)
+    state = load(path, run.device)
+    start = 0
+    if state:
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        start = state["step"]
+    log = Log(run.path("codec", "encoder.jsonl"), config.encoder_steps)
+    lengths = [u.frames for u in corpus.utterances]
+    quantise_from = int(config.quantise_at * config.encoder_steps)
+
+    def given(step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        drawn = draw(lengths, step, config.seed, config.batch, config.crop_frames)
+        return (
+            crops(corpus, drawn, config.crop_frames),
+            labels(corpus, drawn, config.crop_frames),
+        )
+
+    model.train()
+    for step, (sound, phones) in batches(run, given, start, config.encoder_steps, "encoder"):
+        torch.manual_seed(config.seed * 7919 + step)
+        if step == quantise_from:
+            start_codebooks(model, lambda number: given(number)[0].to(run.device))
+        losses = encoder_loss(
+            model, sound.to(run.device), phones.to(run.device), quantised=step >= quantise_from
+        )
+        follow(
+            optimizer, losses["total"], config.learning_rate * cosine(step, config.encoder_steps)
+        )
+        log.add(step, losses)
+        if (step + 1) % run.recipe.save_every == 0 or step + 1 == config.encoder_steps:
+            saved = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+            save(path, saved | {"step": step + 1})
+
+
+def follow(optimizer: torch.optim.Optimizer, loss: torch.Tensor, rate_now: float) -> None:
+    """One step down, the gradient's norm held."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate_now
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()  # type: ignore[no-untyped-call]
+    torch.nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], 1.0)
+    optimizer.step()
+
+
+def fingerprint(model: CodecModel) -> float:
+    """Codes of one encoder mean nothing to another: this tells them apart."""
+    books = (*model.semantic, *model.acoustic)
+    return sum(float(book.entries.cpu().double().sum()) for book in books)
+
+
+def load_encoder(run: Run, model: CodecModel) -> None:
+    """The trained encoder, frozen.  Exits with a line on what to do where there is none."""
+    state = load(run.path("codec", "encoder.pt"), run.device)
+    if not state or state["step"] < run.recipe.codec.encoder_steps:
+        raise SystemExit("the encoder is not trained yet; run codec --part encoder first")
+    model.load_state_dict(state["model"])
+    model.freeze_encoder()
+
+
+def make_codes(run: Run, corpus: Corpus, model: CodecModel) -> None:
+    """`codes/NNNNN.pt`: int16 codes `[K, F]` of 500 utterances each, in the corpus's order."""
+    load_encoder(run, model)
+    model.eval()
+    for first in tqdm(range(0, len(corpus), CODES_PER_FILE), desc="codes"):
+        path = run.path("codes", f"{first // CODES_PER_FILE:05d}.pt")
+        if path.is_file():
+            continue
+        numbers = range(first, min(first + CODES_PER_FILE, len(corpus)))
+        made: dict[int, torch.Tensor] = {}
+        # Of like length together: what is padded is thrown away, for the encoder is causal.
+        ordered = sorted(numbers, key=lambda n: corpus.utterances[n].frames)
+        for at in range(0, len(ordered), 8):
+            some = ordered[at : at + 8]
+            longest = corpus.utterances[some[-1]].frames
+            sound = torch.stack([corpus.sound(n, 0, longest) for n in some]).to(run.device)
+            for number, codes in zip(some, model.encode(sound).cpu(), strict=True):
+                made[number] = codes[:, : corpus.utterances[number].frames].short().clone()
+        save(path, {"codes": [made[n] for n in numbers], "encoder": fingerprint(model)})
+
+
+def read_codes(run: Run, encoder: float | None = None) -> list[torch.Tensor]:
+    """Codes `[K, F]` of every utterance that has some, in the corpus's order.
+
+    Exits if they were made by different encoders, or not by this one.
+    """
+    found: list[torch.Tensor] = []
+    for path in sorted(run.path("codes", "x").parent.glob("*.pt")):
+        state = load(path) or {}
+        if encoder is not None and state["encoder"] != encoder:
+            raise SystemExit(f"{path}: made by another encoder; delete {path.parent} and make anew")
+        encoder = state["encoder"]
+        found += state["codes"]
+    return found
+
+
+def train_decoder(run: Run, corpus: Corpus, model: CodecModel) -> None:
+    config, path = run.recipe.codec, run.path("codec", "decoder.pt")
+    load_encoder(run, model)
+    codes = read_codes(run, fingerprint(model))
+    lengths = [c.shape[1] for c in codes]
+    parts = ("upsample", "decoder_transformer", "decoder")
+    learning = [p for part in parts for p in getattr(model.mimi, part).parameters()]
+    optimizer = torch.optim.AdamW(learning, config.learning_rate, (0.9, 0.98), weight_decay=1e-2)
+    judge = Discriminator(config.discriminator_channels).to(run.device)
+    judge_optimizer = torch.optim.AdamW(judge.parameters(), 3e-4, (0.8, 0.99))
+    holders: dict[str, Any] = {"model": model, "judge": judge}
+    holders |= {"optimizer": optimizer, "judge_optimizer": judge_optimizer}
+    state = load(path, run.device)
+    start = state["step"] if state else 0
+    for name, holder in holders.items() if state else ():
+        assert state
+        holder.load_state_dict(state[name])
+    log = Log(run.path("codec", "decoder.jsonl"), config.decoder_steps)
+    frames, judged_from = config.decoder_crop_frames, config.adversarial_at * config.decoder_steps
+
+    def given(step: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        drawn = draw(lengths, step, config.seed + 1, config.batch, frames)
+        some_codes = torch.zeros(len(drawn), config.num_codebooks, frames, dtype=torch.long)
+        known = torch.ones(len(drawn), frames * FRAME_SIZE)
+        for row, (number, first) in enumerate(drawn):
+            some = codes[number][:, first : first + frames]
+            some_codes[row, :, : some.shape[1]] = some
+            known[row, some.shape[1] * FRAME_SIZE :] = 0
+            # What sounds in a crop's first frame hangs on frames that the decoder was not shown.
+            known[row, : FRAME_SIZE * (first > 0)] = 0
+        return some_codes, crops(corpus, drawn, frames), known
+
+    model.train()
+    for step, batch in batches(run, given, start, config.decoder_steps, "decoder"):
+        some_codes, target, known = (x.to(run.device) for x in batch)
+        made, target = model.decode(some_codes) * known, target * known
+        losses = {"total": spectral_loss(made, target)}
+        losses["spectral"] = losses["total"].detach()
+        if step >= judged_from:
+            losses |= adversarial(judge, judge_optimizer, made, target, losses["total"])
+        follow(
+            optimizer, losses["total"], config.learning_rate * cosine(step, config.decoder_steps)
+        )
+        log.add(step, losses)
+        if (step + 1) % run.recipe.save_every == 0 or step + 1 == config.decoder_steps:
+            save(path, {n: h.state_dict() for n, h in holders.items()} | {"step": step + 1})
+
+
+def adversarial(
+    judge: Discriminator,
+    optimizer: torch.optim.Optimizer,
+    made: torch.Tensor,
+    target: torch.Tensor,
+    spectral: torch.Tensor,
+) -> dict[str, torch.Tensor]:
+    """Teach the judge (hinge loss), then add its opinion and its features to the loss."""
+    real, fake = judge(target)[0], judge(made.detach())[0]
+    pairs = list(zip(real, fake, strict=True))
+    doubt = torch.stack([F.relu(1 - r).mean() + F.relu(1 + f).mean() for r, f in pairs]).mean()
+    optimizer.zero_grad(set_to_none=True)
+    doubt.backward()  # type: ignore[no-untyped-call]
+    optimizer.step()
+    scores, ours = judge(made)
+    with torch.no_grad():
+        theirs = judge(target)[1]
+    fooled = -torch.stack([score.mean() for score in scores]).mean()
+    apart = [(a - b).abs().mean() / b.abs().mean() for a, b in zip(ours, theirs, strict=True)]
+    features = torch.stack(apart).mean()
+    total = spectral + 0.1 * fooled + 0.5 * features
+    return {"total": total, "judge": doubt.detach(), "features": features.detach()}
+
+
+def main() -> None:
+    flags = parser(__doc__)
+    parts = {"encoder": train_encoder, "codes": make_codes, "decoder": train_decoder}
+    flags.add_argument("--part", choices=[*parts, "all"], default="all")
+    options = flags.parse_args()
+    run = begin(options)
+    corpus = Corpus(run.path("data", "x").parent)
+    for name, part in parts.items():
+        if options.part in (name, "all"):
+            torch.manual_seed(run.recipe.codec.seed)
+            part(run, corpus, CodecModel(run.recipe.codec).to(run.device))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,147 @@
+"""Mimi as the recipe trains it: transformers' modules, our quantiser, our attention window."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import MimiConfig, MimiModel
+
+from plugins.demo_voice.training.config import FRAME_SIZE, LABELS_PER_FRAME, CodecConfig
+from plugins.demo_voice.training.quantise import Codebook, quantise
+from plugins.demo_voice.training.teacher import PHONES
+
+MEL_BANDS, MEL_HOPS = 80, 8
+"""What the encoder's throw-away head predicts of a frame: 80 bands, every 10 ms."""
+
+
+def window_mask(length: int, window: int, device: torch.device) -> torch.Tensor:
+    """bool `[1, 1, T, T]`: a latent sees itself and the `window - 1` before it.
+
+    Given explicitly because transformers' own mask is only causal, while a stream forgets.
+    """
+    steps = torch.arange(length, device=device)
+    back = steps[:, None] - steps[None]
+    return ((back >= 0) & (back < window))[None, None]
+
+
+class CodecModel(nn.Module):
+    """A Mimi to train; `mimi.state_dict()` is the checkpoint once `write_back` was called."""
+
+    def __init__(self, config: CodecConfig) -> None:
+        super().__init__()
+        self.config = config
+        sizes: Any = MimiConfig(**config.mimi(), attn_implementation="sdpa")  # type: ignore[no-untyped-call]
+        self.mimi: Any = MimiModel(sizes)
+        dim, width = config.codebook_dim, config.hidden_size
+        self.semantic = nn.ModuleList([Codebook(config.codebook_size, dim, reserved=1)])
+        self.acoustic = nn.ModuleList(
+            Codebook(config.codebook_size, dim) for _ in range(config.num_codebooks - 1)
+        )
+        # Heads of the encoder's step, thrown away afterwards.
+        self.mel_head = nn.Sequential(
+            nn.Conv1d(width, 2 * width, 3), nn.GELU(), nn.Conv1d(2 * width, MEL_BANDS * MEL_HOPS, 1)
+        )
+        self.phone_head = nn.Conv1d(width, len(PHONES) * LABELS_PER_FRAME, 1)
+
+    def latents(self, sound: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Sound `[B, N]` to semantic and acoustic latents `[B, D, F]`."""
+        x = self.mimi.encoder(sound[:, None])
+        mask = window_mask(x.shape[2], self.config.window, x.device)
+        x = self.mimi.encoder_transformer(x.transpose(1, 2), attention_mask=mask)[0]
+        x = self.mimi.downsample(x.transpose(1, 2))
+        books = self.mimi.quantizer
+        return (
+            books.semantic_residual_vector_quantizer.input_proj(x),
+            books.acoustic_residual_vector_quantizer.input_proj(x),
+        )
+
+    def project(self, semantic: torch.Tensor, acoustic: torch.Tensor) -> tuple[Any, Any]:
+        """Quantised latents to what the decoder adds up, `[B, H, F]` each."""
+        books = self.mimi.quantizer
+        return (
+            books.semantic_residual_vector_quantizer.output_proj(semantic),
+            books.acoustic_residual_vector_quantizer.output_proj(acoustic),
+        )
+
+    def predict_mel(self, x: torch.Tensor) -> torch.Tensor:
+        """`[B, H, F]` to log-mel `[B, 80, F * 8]`; a frame is read from itself and two before."""
+        y: torch.Tensor = self.mel_head(nn.functional.pad(x, (2, 0)))
+        bands = y.view(len(y), MEL_BANDS, MEL_HOPS, -1)
+        return bands.transpose(2, 3).flatten(2)
+
+    def predict_phones(self, semantic: torch.Tensor) -> torch.Tensor:
+        """`[B, H, F]` to logits `[B, phones, F, 4]`."""
+        logits: torch.Tensor = self.phone_head(semantic)
+        return logits.view(len(logits), len(PHONES), LABELS_PER_FRAME, -1).transpose(2, 3)
+
+    @torch.no_grad()
+    def encode(self, sound: torch.Tensor) -> torch.Tensor:
+        """Sound `[B, N]` to codes `[B, K, F]`; silence after the end changes nothing before."""
+        semantic, acoustic = self.latents(sound)
+        first = quantise(self.semantic, semantic, learn=False)[1]
+        return torch.cat([first, quantise(self.acoustic, acoustic, learn=False)[1]], dim=1)
+
+    def decode(self, codes: torch.Tensor) -> torch.Tensor:
+        """Codes `[B, K, F]` to sound `[B, N]`; gradients reach all but the quantiser."""
+        with torch.no_grad():
+            parts = [
+                sum(
+                    book.entries[codes[:, k]]
+                    for k, book in enumerate(books, start)
+                    if isinstance(book, Codebook)
+                )
+                for start, books in ((0, self.semantic), (1, self.acoustic))
+            ]
+            semantic, acoustic = (torch.as_tensor(p).transpose(1, 2) for p in parts)
+            x = sum(self.project(semantic, acoustic))
+        x = self.mimi.upsample(x)
+        mask = window_mask(x.shape[2], self.config.window, x.device)
+        x = self.mimi.decoder_transformer(x.transpose(1, 2), attention_mask=mask)[0]
+        sound: torch.Tensor = self.mimi.decoder(x.transpose(1, 2))
+        return sound[:, 0, : codes.shape[2] * FRAME_SIZE]
+
+    @torch.no_grad()
+    def freeze_encoder(self) -> None:
+        """Round to bfloat16, as the checkpoint will be, and stop learning.
+
+        Codes made from now on are those that the shipped encoder makes.
+        """
+        for part in (self.mimi.encoder, self.mimi.encoder_transformer, self.mimi.downsample):
+            part.requires_grad_(False)
+            for parameter in part.parameters():
+                parameter.copy_(parameter.bfloat16().float())
+        self.mimi.quantizer.requires_grad_(False)
+        for parameter in self.mimi.quantizer.parameters():
+            parameter.copy_(parameter.bfloat16().float())
+        for book in (*self.semantic, *self.acoustic):
+            assert isinstance(book, Codebook)
+            book.entries.copy_(book.entries.bfloat16().float())
+
+    @torch.no_grad()
+    def write_back(self) -> None:
+        """Put the codebooks into Mimi's own buffers."""
+        books = self.mimi.quantizer
+        pairs = (
+            (self.semantic, books.semantic_residual_vector_quantizer.layers),
+            (self.acoustic, books.acoustic_residual_vector_quantizer.layers),
+        )
+        for ours, theirs in pairs:
+            for book, layer in zip(ours, theirs, strict=True):
+                layer.codebook.embed_sum.copy_(book.entries)
+                layer.codebook.cluster_usage.fill_(1)
+                layer.codebook.initialized.fill_(1)
+
+
+def rate(latent: torch.Tensor) -> torch.Tensor:
+    """Nats per frame that a Gaussian channel of unit noise carries of `[B, D, F]`, mean."""
+    return 0.5 * torch.log1p(latent.square()).sum(1).mean()
+
+
+def cosine(step: int, steps: int, warmup: int = 100) -> float:
+    """The learning rate's factor: a linear start, half a cosine to a twentieth."""
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * min(1.0, step / steps)))

@@ -1,0 +1,111 @@
+"""Stage 4: the trained parts as a checkpoint directory in transformers layout, bfloat16.
+
+The result lies under `checkpoint/` of the work folder, and is loaded once to see that it does.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from plugins.demo_voice.training.codec_model import CodecModel
+from plugins.demo_voice.training.csm_json import csm_json
+from plugins.demo_voice.training.lm import Learner
+from plugins.demo_voice.training.run import Run, begin, load, parser
+from plugins.demo_voice.training.tokenizer import BEGIN, PAD, tokenizer_config, tokenizer_json
+from vox_serve import LoadOptions
+from vox_serve.nn import llama_sources
+from vox_serve_csm.checkpoint import CODEC_PREFIX, load_model
+
+LARGEST_MB = 30
+AUDIO_EMBEDDING = "depth_decoder.model.embed_tokens.weight"
+
+
+def language_tensors(learner: Learner) -> dict[str, torch.Tensor]:
+    """The network's weights under transformers' names; fused matrices are taken apart."""
+    net, sizes = learner.network, learner.csm
+    ours: dict[str, torch.Tensor] = dict(net.named_parameters())
+    named = {
+        "embed_text_tokens.weight": ours["text_embedding.weight"],
+        AUDIO_EMBEDDING: ours["audio_embedding.weight"],
+        "lm_head.weight": ours["head.weight"],
+        "depth_decoder.model.inputs_embeds_projector.weight": ours["projector.weight"],
+        "depth_decoder.codebooks_head.weight": ours["depth_heads"],
+    }
+    stacks = (
+        ("backbone.", "backbone_model.", sizes.backbone),
+        ("depth.", "depth_decoder.model.", sizes.depth),
+    )
+    for prefix, theirs, stack in stacks:
+        heads, kv = stack.num_attention_heads, stack.num_key_value_heads
+        rows = [count * stack.head_dim for count in (heads, kv, kv)]
+        for name, sources in llama_sources(theirs, stack.num_hidden_layers).items():
+            tensor = ours[prefix + name]
+            even = [len(tensor) // len(sources)] * len(sources)
+            parts = torch.split(tensor, rows if len(sources) == 3 else even)
+            named |= dict(zip(sources, parts, strict=True))
+    return named
+
+
+def codec_tensors(model: CodecModel) -> dict[str, torch.Tensor]:
+    model.write_back()
+    state: Mapping[str, torch.Tensor] = model.mimi.state_dict()
+    return {CODEC_PREFIX + name: tensor for name, tensor in state.items()}
+
+
+def write(directory: Path, run: Run, learner: Learner, codec: CodecModel) -> None:
+    tensors = language_tensors(learner) | codec_tensors(codec)
+    directory.mkdir(parents=True, exist_ok=True)
+    whole = {n: t.detach().cpu().to(torch.bfloat16).contiguous() for n, t in tensors.items()}
+    # Tensors cut from one matrix share its storage, which safetensors refuses.
+    save_file(
+        {n: t.clone() for n, t in whole.items()}, directory / "model.safetensors", {"format": "pt"}
+    )
+    generation = {
+        "bos_token_id": BEGIN,
+        "pad_token_id": PAD,
+        "do_sample": False,
+        "max_length": 2048,
+        "use_cache": True,
+        "depth_decoder_do_sample": False,
+        "depth_decoder_min_new_tokens": run.recipe.codec.num_codebooks - 1,
+        "depth_decoder_max_new_tokens": run.recipe.codec.num_codebooks - 1,
+        "depth_decoder_use_cache": True,
+    }
+    files: dict[str, Mapping[str, Any]] = {
+        "config.json": csm_json(run.recipe),
+        "generation_config.json": generation,
+        "tokenizer.json": tokenizer_json(),
+        "tokenizer_config.json": tokenizer_config(),
+    }
+    for name, contents in files.items():
+        (directory / name).write_text(json.dumps(contents, indent=2) + "\n", encoding="utf-8")
+
+
+def export(run: Run) -> Path:
+    learner, codec = Learner(run.recipe), CodecModel(run.recipe.codec)
+    language, waves = load(run.path("lm", "lm.pt")), load(run.path("codec", "decoder.pt"))
+    if not language or not waves:
+        raise SystemExit("train the codec's decoder and the language model first")
+    learner.load_state_dict(language["learner"])
+    codec.load_state_dict(waves["model"])
+    directory = run.path("checkpoint")
+    write(directory, run, learner, codec)
+    size = (directory / "model.safetensors").stat().st_size / 1e6
+    load_model(LoadOptions(directory, "cpu", "float32"))
+    trained = (
+        f"after {language['step']} steps of the language model, {waves['step']} of the decoder"
+    )
+    print(f"{directory}: {size:.1f} MB, {trained}; it loads")
+    if size > LARGEST_MB:
+        raise SystemExit(f"that is more than the {LARGEST_MB} MB that may be shipped")
+    return directory
+
+
+if __name__ == "__main__":
+    export(begin(parser(__doc__).parse_args()))

@@ -1,0 +1,100 @@
+"""Pictures for the README: curves of the losses, and spectrograms of teacher and voice.
+
+Needs matplotlib (the extra `voice`).  Writes `curves.png` from the logs that are there and,
+given a checkpoint, `spectrograms.png` of one unseen sentence by both speakers.
+"""
+
+from __future__ import annotations
+
+import json
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from plugins.demo_voice.training.config import SAMPLE_RATE, Array
+from plugins.demo_voice.training.evaluate import BATCH, speak, unseen
+from plugins.demo_voice.training.run import Run, begin, parser
+from plugins.demo_voice.training.spectra import log_mel
+from plugins.demo_voice.training.teacher import render
+from vox_serve import LoadOptions
+from vox_serve.config import EngineConfig
+from vox_serve.engine.engine import Engine
+from vox_serve_csm.checkpoint import load_model
+
+PANELS = (
+    ("codec/encoder.jsonl", ("mel", "phone", "phone_error")),
+    ("codec/decoder.jsonl", ("spectral", "features")),
+    ("lm/lm.jsonl", ("first", "rest", "phone")),
+    ("lm/validation.jsonl", ("validation_first", "validation_rest", "validation_phone")),
+)
+
+
+def curves(plot: Any, work: Path, target: Path) -> None:
+    """A panel for each log; names are the keys of its lines."""
+    figure, axes = plot.subplots(2, 2, figsize=(11, 7))
+    for axis, (name, keys) in zip(axes.flat, PANELS, strict=True):
+        axis.set_title(name)
+        path = work / name
+        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        rows = [json.loads(line) for line in lines]
+        for key in keys:
+            points = [(row["step"], row[key]) for row in rows if key in row]
+            if points:
+                axis.plot(*zip(*points, strict=True), label=key)
+                axis.legend()
+        axis.set_xlabel("steps")
+        axis.grid(alpha=0.3)
+    figure.tight_layout()
+    figure.savefig(target, dpi=110)
+
+
+def spectrograms(plot: Any, checkpoint: Path, target: Path) -> None:
+    """Teacher to the left, voice to the right, a row for each speaker."""
+    model = load_model(LoadOptions(checkpoint, "cpu", "bfloat16"))
+    engine = Engine(model, EngineConfig(str(checkpoint), device="cpu", max_batch_size=BATCH))
+    (text,) = unseen(1, 80, 12)
+    spoken = speak(engine, [(text, 0), (text, 1)], 0.0, 1)
+    figure, axes = plot.subplots(2, 2, figsize=(11, 6), sharey=True)
+    for speaker, utterance in enumerate(spoken):
+        teacher = render(text, speaker).pcm.astype(np.float32) / 32768
+        for axis, sound, who in zip(
+            axes[speaker], (teacher, utterance.sound), ("teacher", "voice"), strict=True
+        ):
+            axis.imshow(_decibels(sound), origin="lower", aspect="auto", vmin=-80, vmax=-20)
+            axis.set_title(f"{who}, speaker {speaker}: {text}", fontsize=9)
+            axis.set_xlabel("frames of 10 ms")
+            axis.set_ylabel("mel band")
+    figure.tight_layout()
+    figure.savefig(target, dpi=110)
+
+
+def _decibels(sound: Array) -> Array:
+    bands = log_mel(torch.from_numpy(sound)[None], 1024, SAMPLE_RATE // 100, 80)[0]
+    found: Array = bands.numpy() * 20 / np.log(10)
+    return found
+
+
+def main() -> None:
+    flags = parser(__doc__)
+    flags.add_argument("--checkpoint", type=Path, help="draw spectrograms of it too")
+    flags.add_argument("--out", type=Path, help="folder of the pictures (the work folder)")
+    options = flags.parse_args()
+    run: Run = begin(options)
+    try:
+        import_module("matplotlib").use("Agg")
+    except ImportError:
+        raise SystemExit("matplotlib is missing; pip install -e '.[dev,voice]'") from None
+    plot = import_module("matplotlib.pyplot")
+    out = options.out or run.work
+    curves(plot, run.work, out / "curves.png")
+    print(out / "curves.png")
+    if options.checkpoint:
+        spectrograms(plot, options.checkpoint, out / "spectrograms.png")
+        print(out / "spectrograms.png")
+
+
+if __name__ == "__main__":
+    main()

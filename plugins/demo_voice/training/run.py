@@ -1,0 +1,139 @@
+"""What the stages share: their flags, their folder, their log, their saved state."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import attrs
+import torch
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from plugins.demo_voice.training.config import RECIPES, Recipe
+
+DEFAULT_WORK = Path("~/.cache/vox_serve/voice")
+
+
+@attrs.frozen
+class Run:
+    """One stage at work: sizes, the folder of all artefacts, the device."""
+
+    recipe: Recipe
+    work: Path
+    device: torch.device
+    workers: int = 0
+    half: bool = False
+    """Products of the language model in bfloat16."""
+
+    def path(self, *parts: str) -> Path:
+        """A path under the work folder, whose parent is made if it is not there."""
+        path = self.work.joinpath(*parts)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+
+def parser(description: str | None) -> argparse.ArgumentParser:
+    """The flags that every stage takes."""
+    made = argparse.ArgumentParser(description=description)
+    made.add_argument("--size", choices=sorted(RECIPES), default="cpu")
+    made.add_argument(
+        "--work", type=Path, default=DEFAULT_WORK, help="artefacts go to WORK/SIZE (%(default)s)"
+    )
+    made.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    made.add_argument(
+        "--threads", type=int, default=1, help="of torch on the CPU; more than one rarely pays"
+    )
+    made.add_argument(
+        "--workers", type=int, default=0, help="processes that make batches; a GPU wants some eight"
+    )
+    made.add_argument(
+        "--half",
+        action=argparse.BooleanOptionalAction,
+        default=torch.cuda.is_available(),
+        help="bfloat16 products for lm; on a CPU only with avx512_bf16 (a third less time)",
+    )
+    return made
+
+
+def begin(options: argparse.Namespace) -> Run:
+    """Set torch up as the flags say."""
+    torch.set_num_threads(options.threads)
+    torch.set_float32_matmul_precision("high")
+    recipe = RECIPES[options.size]
+    return Run(
+        recipe,
+        options.work.expanduser() / recipe.name,
+        torch.device(options.device),
+        options.workers,
+        options.half,
+    )
+
+
+Made = TypeVar("Made")
+
+
+class _Steps(Dataset[Any]):
+    def __init__(self, make: Callable[[int], Any], start: int, stop: int) -> None:
+        self._make, self._start, self._stop = make, start, stop
+
+    def __len__(self) -> int:
+        return self._stop - self._start
+
+    def __getitem__(self, index: int) -> tuple[int, Any]:
+        return self._start + index, self._make(self._start + index)
+
+
+def batches(
+    run: Run, make: Callable[[int], Made], start: int, stop: int, name: str
+) -> Iterator[tuple[int, Made]]:
+    """Steps and what `make` says of each, under a progress bar, made ahead by the workers."""
+    ahead = DataLoader(_Steps(make, start, stop), batch_size=None, num_workers=run.workers)
+    yield from tqdm(ahead, initial=start, total=stop, desc=name, mininterval=2)
+
+
+class Log:
+    """Losses over time, a JSON object per line; a resumed run appends to its file."""
+
+    def __init__(self, path: Path, steps: int) -> None:
+        self._file = path.open("a", encoding="utf-8")
+        self._every = max(1, min(20, steps // 5))
+        self._sums: dict[str, torch.Tensor | float] = {}
+        self._count = 0
+        self._since = time.monotonic()
+
+    def add(self, step: int, losses: Mapping[str, torch.Tensor | float]) -> None:
+        """Take the losses of a step; every so many steps, write their means."""
+        for name, value in losses.items():
+            # Added up where they are: to read one now would wait for the GPU.
+            one = value.detach() if isinstance(value, torch.Tensor) else value
+            self._sums[name] = self._sums.get(name, 0.0) + one
+        self._count += 1
+        if self._count < self._every:
+            return
+        means = {name: round(float(total) / self._count, 5) for name, total in self._sums.items()}
+        now = time.monotonic()
+        timing = {"step": step, "seconds_per_step": round((now - self._since) / self._count, 4)}
+        self._file.write(json.dumps(timing | means) + "\n")
+        self._file.flush()
+        self._sums, self._count, self._since = {}, 0, now
+
+
+def save(path: Path, state: Mapping[str, Any]) -> None:
+    """Write a state whole or not at all."""
+    partial = path.with_suffix(".partial")
+    torch.save(dict(state), partial)
+    os.replace(partial, path)  # noqa: PTH105
+
+
+def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any] | None:
+    """The state that `save` wrote, or None; nothing but tensors and plain values is read."""
+    if not path.is_file():
+        return None
+    state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+    return state

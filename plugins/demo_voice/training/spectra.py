@@ -1,0 +1,103 @@
+"""Spectra that losses and measurements share: STFT magnitudes and mel bands."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+from torch import nn
+
+from plugins.demo_voice.training.config import SAMPLE_RATE
+
+FLOOR = 1e-4
+"""Of band magnitudes, where a full-scale sine has about 0.5: -80 dB."""
+
+
+def magnitudes(sound: torch.Tensor, window: int, hop: int) -> torch.Tensor:
+    """STFT magnitudes of `[B, N]`, `[B, window // 2 + 1, N // hop + 1]`; Hann, centred."""
+    taper = torch.hann_window(window, device=sound.device)
+    spectrum = torch.stft(
+        sound, window, hop, window=taper, center=True, pad_mode="constant", return_complex=True
+    )
+    power = spectrum.real.square() + spectrum.imag.square()
+    # The root of zero has no gradient.
+    return (power + 1e-12).sqrt() / taper.sum()
+
+
+@cache
+def mel_bands(window: int, bands: int, device: torch.device) -> torch.Tensor:
+    """Triangles `[bands, window // 2 + 1]`, even on the mel scale of O'Shaughnessy (1987).
+
+    Each triangle's weights sum to one, and none is empty, however narrow.
+    """
+
+    def hertz(mel: torch.Tensor) -> torch.Tensor:
+        return 700 * (10 ** (mel / 2595) - 1)
+
+    top = 2595 * torch.log10(torch.tensor(1 + SAMPLE_RATE / 2 / 700))
+    edges = hertz(torch.linspace(0, float(top), bands + 2)) * window / SAMPLE_RATE
+    low, centre, high = edges[:-2, None], edges[1:-1, None], edges[2:, None]
+    bins = torch.arange(window // 2 + 1)[None].float()
+    rising = (bins - low) / (centre - low).clamp(min=1)
+    falling = (high - bins) / (high - centre).clamp(min=1)
+    weights = torch.minimum(rising, falling).clamp(min=0)
+    nearest = torch.nn.functional.one_hot(centre[:, 0].round().long(), window // 2 + 1)
+    weights = torch.where(weights.sum(1, keepdim=True) > 0, weights, nearest.float())
+    return (weights / weights.sum(1, keepdim=True)).to(device)
+
+
+def log_mel(sound: torch.Tensor, window: int, hop: int, bands: int) -> torch.Tensor:
+    """Natural log of mel band magnitudes `[B, bands, frames]`, floored at `FLOOR`."""
+    mel = mel_bands(window, bands, sound.device) @ magnitudes(sound, window, hop)
+    return mel.clamp(min=FLOOR).log()
+
+
+RESOLUTIONS = ((256, 24), (512, 40), (1024, 80), (2048, 120))
+"""Windows and bands of the waveform decoder's loss."""
+
+
+def spectral_loss(made: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Mean log-mel distance of `[B, N]` over the resolutions, with a share for loud peaks."""
+    total = made.new_zeros(())
+    for window, bands in RESOLUTIONS:
+        filters = mel_bands(window, bands, made.device)
+        ours, theirs = (magnitudes(x, window, window // 4) for x in (made, target))
+        a, b = (filters @ x for x in (ours, theirs))
+        total = total + (a.clamp(min=FLOOR).log() - b.clamp(min=FLOOR).log()).abs().mean()
+        total = total + 0.5 * (a - b).abs().mean() / b.mean().clamp(min=FLOOR)
+    return total / len(RESOLUTIONS)
+
+
+class Discriminator(nn.Module):
+    """Real or made, seen through STFTs of three resolutions (after Encodec, 2210.13438)."""
+
+    WINDOWS = (512, 1024, 2048)
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.scales = nn.ModuleList(self._scale(channels) for _ in self.WINDOWS)
+
+    @staticmethod
+    def _scale(channels: int) -> nn.ModuleList:
+        norm = nn.utils.parametrizations.weight_norm
+        layers = [norm(nn.Conv2d(2, channels, (9, 3), padding=(4, 1)))]
+        layers += [
+            norm(nn.Conv2d(channels, channels, (9, 3), (2, 1), (4, d), dilation=(1, d)))
+            for d in (1, 2, 4)
+        ]
+        return nn.ModuleList([*layers, norm(nn.Conv2d(channels, 1, 3, padding=1))])
+
+    def forward(self, sound: torch.Tensor) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """Of `[B, N]`: a score map for each resolution, and the features on the way."""
+        scores: list[torch.Tensor] = []
+        features: list[torch.Tensor] = []
+        for window, layers in zip(self.WINDOWS, self.scales, strict=True):
+            taper = torch.hann_window(window, device=sound.device)
+            x = torch.stft(sound, window, window // 4, window=taper, return_complex=True)
+            x = torch.view_as_real(x).permute(0, 3, 1, 2) / taper.square().sum().sqrt()
+            assert isinstance(layers, nn.ModuleList)
+            for layer in layers[:-1]:
+                x = nn.functional.leaky_relu(layer(x), 0.2)
+                features.append(x)
+            scores.append(layers[-1](x))
+        return scores, features
