@@ -24,22 +24,27 @@ def say(config: EngineConfig, text: str, speaker: int, voice: str | None, output
         VoxServeError: unknown model, unusable checkpoint, or a text that cannot be spoken.
     """
     existed = output.exists()
+    _write(output, "ab", b"")  # before the work, so that none is lost
     try:
-        output.open("ab").close()  # before the work, so that none is lost
-        try:
-            config = attrs.evolve(config, max_batch_size=1)
-            engine, info = load_engine(config, load_plugins(config.plugins))
-            start = time.monotonic()
-            pcm, reason = _speak(engine, SpeechRequest("say", text, speaker, voice))
-        except BaseException:
-            if not existed:
-                output.unlink()
-            raise
-        output.write_bytes(FORMATS["wav"].header(info.sample_rate, len(pcm)) + pcm)
-    except OSError as error:
-        raise ConfigError(f"{output} cannot be written: {error.strerror}") from error
+        config = attrs.evolve(config, max_batch_size=1)
+        engine, info = load_engine(config, load_plugins(config.plugins))
+        start = time.monotonic()
+        pcm, reason = _speak(engine, SpeechRequest("say", text, speaker, voice))
+    except BaseException:
+        if not existed:
+            output.unlink()
+        raise
+    _write(output, "wb", FORMATS["wav"].header(info.sample_rate, len(pcm)) + pcm)
     seconds, spent = len(pcm) / 2 / info.sample_rate, time.monotonic() - start
     return f"{output}: {seconds:.2f} s of audio in {spent:.2f} s, finish {reason}"
+
+
+def _write(output: Path, mode: str, content: bytes) -> None:
+    try:
+        with output.open(mode) as file:
+            file.write(content)
+    except OSError as error:
+        raise ConfigError(f"{output} cannot be written: {error.strerror}") from error
 
 
 def _speak(engine: Engine, request: SpeechRequest) -> tuple[bytes, str]:

@@ -355,6 +355,17 @@ def test_sound_that_is_not_finite_ends_its_row(monkeypatch):
     assert second.pcm == b""
 
 
+def test_samples_that_come_with_the_end_need_not_be_finite(monkeypatch):
+    def spoilt(self, codes, slots, reset):
+        pcm, valid = _STEP(self, codes, slots, reset)
+        return torch.where(reset[:, None], pcm, torch.nan), valid
+
+    monkeypatch.setattr(ToneCodec, "step", spoilt)
+    (spoken,) = speak(fresh_engine(), "1 a")
+    assert isinstance(spoken.end, Finished)
+    assert len(spoken.pcm) == FRAME
+
+
 def test_context_is_refused_where_the_checkpoint_takes_none():
     engine = Engine(ToneModel(), TONE, CheckpointSpec("t", ".", "", takes_context=False))
     turn = Segment(0, "a", np.zeros(640, dtype=np.float32))

@@ -265,7 +265,7 @@ class Engine:
 
     def _postprocess(self, sequence: Sequence, frame: Frame) -> None:
         if not frame.finite:
-            self._fail(sequence, NonFiniteLogits("the model's logits were not finite"))
+            self._fail(sequence, NonFiniteLogits("logits or samples were not finite"))
         elif frame.end:
             self._finish(sequence, FinishReason.STOP)
         else:
@@ -303,7 +303,7 @@ class Engine:
 
 
 class NonFiniteLogits(ArithmeticError):
-    """A row's logits held NaN or infinity."""
+    """A row's logits or samples held NaN or infinity."""
 
 
 def _error_kind(error: Exception) -> str:

@@ -125,7 +125,8 @@ class ModelRunner:
             Frame(
                 sounds.get(row) or b"",
                 bool(ends[row]),
-                bool(finites[row]) and sounds.get(row, b"") is not None,
+                # What comes with the end is not sounded, so it need not be finite.
+                bool(finites[row]) and (bool(ends[row]) or sounds.get(row, b"") is not None),
                 reserveds[row],
                 tuple(codes),
             )
