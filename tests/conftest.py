@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -17,8 +17,8 @@ from tests.tone import ToneModel
 from vox_serve.config import EngineConfig, ServerConfig
 from vox_serve.engine.client import EngineClient
 from vox_serve.engine.engine import Engine
+from vox_serve.engine.engines import Engines
 from vox_serve.engine.messages import Audio, Failed, Finished, SpeechRequest, StepOutput
-from vox_serve.metrics import Metrics
 from vox_serve.plugins import load_plugins
 from vox_serve.server.app import create_app
 
@@ -94,13 +94,16 @@ def until(condition: Callable[[], bool], seconds: float = 5.0) -> None:
 
 @contextmanager
 def running_server(
-    engine: EngineConfig = TONE, server: ServerConfig | None = None, wait: bool = True
+    engine: EngineConfig = TONE,
+    server: ServerConfig | None = None,
+    wait: bool = True,
+    others: Sequence[EngineConfig] = (),
 ) -> Iterator[RunningServer]:
-    """Serve with the engine in a thread; the event loop has a thread too."""
-    server = server or ServerConfig(port=0)
-    metrics = Metrics(engine.model)
-    client = EngineClient(engine, server, metrics, in_thread=True)
-    app = create_app(client, load_plugins(engine.plugins))
+    """Serve with the engines in threads; the event loop has a thread too."""
+    plugins = load_plugins(engine.plugins)
+    engines = Engines([engine, *others], server or ServerConfig(port=0), plugins, in_thread=True)
+    client = next(iter(engines))
+    app = create_app(engines)
     config = uvicorn.Config(
         app, port=0, http="httptools", ws="none", log_config=None, access_log=False
     )

@@ -10,6 +10,7 @@ import pytest
 from vox_serve import launch
 from vox_serve.config import EngineConfig, ServerConfig
 from vox_serve.flags import read_flags
+from vox_serve.launch import read_engines
 
 SETTINGS = [
     (config, field) for config in (EngineConfig, ServerConfig) for field in config.__attrs_attrs__
@@ -45,7 +46,10 @@ def test_a_flag_in_both_spellings(config: type[Any], field: attrs.Attribute[Any]
     text, expected = VALUES[field.name]
     for name in (field.name, field.name.replace("_", "-")):
         for arguments in ([f"--{name}", text], [f"--{name}={text}"]):
-            read = read_flags(launch.parser("x").parse_args(arguments), config)
+            parsed = launch.parser("x").parse_args(arguments)
+            (read,) = (
+                read_engines(parsed) if config is EngineConfig else [read_flags(parsed, config)]
+            )
             assert read == attrs.evolve(config(), **{field.name: expected})
 
 
@@ -53,6 +57,11 @@ def test_defaults_are_those_of_the_classes() -> None:
     nothing = launch.parser("x").parse_args([])
     assert read_flags(nothing, EngineConfig) == EngineConfig()
     assert read_flags(nothing, ServerConfig) == ServerConfig()
+
+
+def test_several_models_share_the_other_flags() -> None:
+    arguments = launch.parser("x").parse_args(["--model", "a", "--model", "b", "--top_k", "5"])
+    assert read_engines(arguments) == [EngineConfig("a", top_k=5), EngineConfig("b", top_k=5)]
 
 
 def test_plugins_may_be_given_several_times() -> None:

@@ -179,7 +179,7 @@ def test_ctrl_c_cuts_what_is_longer_than_the_limit(start: Start) -> None:
     with connect(server, never_read) as idle, server.stream(**long) as response:
         idle.sendall(never_read)
         assert response.status_code == 200
-        until(lambda: server.http.get("/health").json()["running"] == 2)
+        until(lambda: server.http.get("/health").json()["models"][0]["running"] == 2)
         sent = time.monotonic()
         os.killpg(server.process.pid, signal.SIGINT)
         with pytest.raises(httpx.RemoteProtocolError):
@@ -217,7 +217,7 @@ def test_a_killed_worker_ends_all(start: Start) -> None:
     health = server.http.get("/health")
     assert health.status_code == 503
     assert health.json()["status"] == "dead"
-    assert health.json()["reason"] == "the engine worker ended"
+    assert health.json()["models"][0]["reason"] == "the engine worker ended"
     assert server.http.post("/generate", json={"text": "5"}).status_code == 503
     server.http.close()  # or the server waits for this connection
     assert server.end(10) == 1
@@ -229,7 +229,7 @@ def test_a_load_error_is_one_line_and_exit_code_1(tmp_path: Path) -> None:
         assert server.process.stdout.read() == ""
         errors = [line for line in server.read_log().splitlines() if " ERROR " in line]
         assert len(errors) == 1
-        assert errors[0].endswith("vox_serve.launch: the tone is out of tune")
+        assert errors[0].endswith("vox_serve.launch: tone: the tone is out of tune")
         assert "Traceback" not in server.read_log()
 
 

@@ -10,7 +10,10 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.conftest import RunningServer, until
 from tests.server.conftest import value
 from vox_serve import __version__
-from vox_serve.metrics import Metrics
+from vox_serve.config import EngineConfig, ServerConfig
+from vox_serve.engine.engines import Engines
+from vox_serve.metrics import Metrics, Registry
+from vox_serve.plugins import load_plugins
 
 TABLE = {
     "requests_total": ("counter", {"mode", "outcome"}),
@@ -55,7 +58,7 @@ def test_every_metric_has_its_type_and_labels_and_starts_at_zero() -> None:
     metrics.plugin_errors_total.labels("tone", "one")
     metrics.build_info.labels("tone", "1", "2", "cpu")
     found = {}
-    for family in text_string_to_metric_families(metrics.exposition().decode()):
+    for family in text_string_to_metric_families(metrics.registry.exposition().decode()):
         total = "_total" if family.type == "counter" else ""
         found[family.name + total] = family.type, set(family.samples[0].labels) - {"le", "model"}
         assert family.documentation
@@ -66,7 +69,7 @@ def test_every_metric_has_its_type_and_labels_and_starts_at_zero() -> None:
 
 
 def test_all_values_of_the_closed_labels_are_there() -> None:
-    text = Metrics("tone").exposition().decode()
+    text = Metrics("tone").registry.exposition().decode()
     closed = {
         "requests_total": 2 * 6,
         "finished_total": 4,
@@ -84,7 +87,7 @@ def test_all_values_of_the_closed_labels_are_there() -> None:
 
 
 def test_names_are_prometheus_names_without_created_series() -> None:
-    for line in series(Metrics("tone").exposition().decode()):
+    for line in series(Metrics("tone").registry.exposition().decode()):
         name = line.partition("{")[0]
         assert re.fullmatch(r"vox_serve_[a-z_]+", name), name
         assert not name.endswith(("_created", "_s", "_ms"))
@@ -167,23 +170,30 @@ def test_the_exposition_is_prometheus_text(used: RunningServer) -> None:
     assert "_created" not in response.text
 
 
-def test_a_broken_plugin_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`launch.run` counts what `load_plugins` found; the server itself is not started."""
-    from vox_serve import launch
-    from vox_serve.config import EngineConfig, ServerConfig
-
-    seen: list[Metrics] = []
-
-    class Stop(Exception):
-        pass
-
-    def client(engine: EngineConfig, server: ServerConfig, metrics: Metrics) -> None:
-        seen.append(metrics)
-        raise Stop
-
-    monkeypatch.setattr(launch, "EngineClient", client)
+def test_a_broken_plugin_is_counted() -> None:
     engine = EngineConfig(model="tone", plugins=("tests.tone", "no.such.module"))
-    with pytest.raises(Stop):
-        launch.run(engine, ServerConfig())
+    engines = Engines([engine], ServerConfig(), load_plugins(engine.plugins))
     line = 'vox_serve_plugin_errors_total{model="tone",plugin="no.such.module"} 1.0'
-    assert line in seen[0].exposition().decode()
+    assert line in engines.registry.exposition().decode()
+
+
+def test_models_share_the_families_of_a_registry() -> None:
+    registry = Registry()
+    first, second = Metrics("a", registry), Metrics("b", registry)
+    first.frames_total().inc(3)
+    second.requests_total("whole", "ok").inc()
+    text = registry.exposition().decode()
+    assert text.count("# HELP vox_serve_frames_total") == 1
+    assert 'vox_serve_frames_total{model="a"} 3.0' in text
+    assert 'vox_serve_frames_total{model="b"} 0.0' in text
+    assert 'vox_serve_requests_total{mode="whole",model="a",outcome="ok"} 0.0' in text
+
+
+def test_what_concerns_no_model_makes_series_only_when_it_happens() -> None:
+    registry = Registry()
+    nobody = Metrics("", registry)
+    assert series(registry.exposition().decode()) == []
+    nobody.requests_total("whole", "invalid").inc()
+    assert len(series(registry.exposition().decode())) == 1
+    with pytest.raises(KeyError):
+        nobody.requests_total("whole", "no such outcome")

@@ -6,6 +6,7 @@ A flag has both spellings, `--top-p` and `--top_p`; its default is the field's.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Container
 from types import UnionType
 from typing import Any, NoReturn, TypeVar, get_args, get_type_hints
 
@@ -24,8 +25,14 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message} (see --help)\n")
 
 
-def add_flags(parser: argparse._ActionsContainer, config: type[Any]) -> None:
-    """Add a flag for every field of an attrs class made with `config.setting`."""
+def add_flags(
+    parser: argparse._ActionsContainer, config: type[Any], repeated: Container[str] = ()
+) -> None:
+    """Add a flag for every field of an attrs class made with `config.setting`.
+
+    Args:
+        repeated: fields whose flag may be given more than once; the caller takes the list apart.
+    """
     hints = get_type_hints(config)
     for field in attrs.fields(config):
         names = dict.fromkeys((f"--{field.name.replace('_', '-')}", f"--{field.name}"))
@@ -35,7 +42,7 @@ def add_flags(parser: argparse._ActionsContainer, config: type[Any]) -> None:
             *names,
             dest=field.name,
             type=str if several else _plain_type(hints[field.name]),
-            action="append" if several else "store",
+            action="append" if several or field.name in repeated else "store",
             choices=field.metadata["choices"],
             default=None,
             metavar=field.name.upper() if field.metadata["choices"] is None else None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import logging
 import signal
@@ -10,15 +11,16 @@ import sys
 from collections.abc import Sequence
 from types import FrameType
 
+import attrs
 import uvicorn
 
 from vox_serve import __version__
 from vox_serve.config import EngineConfig, ServerConfig
 from vox_serve.engine.client import EngineClient, EngineState
+from vox_serve.engine.engines import Engines
 from vox_serve.engine.messages import EngineInfo
 from vox_serve.errors import ConfigError, VoxServeError
 from vox_serve.flags import Parser, add_flags, read_flags
-from vox_serve.metrics import Metrics
 from vox_serve.plugins import load_plugins
 from vox_serve.server.app import create_app
 
@@ -28,40 +30,55 @@ log = logging.getLogger("vox_serve.launch")
 
 
 class Server(uvicorn.Server):
-    """uvicorn that drains the engine first, and ends when the engine does."""
+    """uvicorn that drains the engines first, and ends when one of them does."""
 
-    def __init__(self, config: uvicorn.Config, client: EngineClient, address: str) -> None:
+    def __init__(self, config: uvicorn.Config, engines: Engines, address: str) -> None:
         super().__init__(config)
         self.exit_code = 0
-        self._client = client
+        self._engines = engines
         self._address = address
-        client.on_change = self._engine_changed
+        engines.watch(self._engine_changed)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        self._client.drain()
+        self._engines.drain()
         await super().shutdown(sockets)
 
-    def _engine_changed(self, state: EngineState) -> None:
-        info = self._client.info
-        if state is EngineState.READY and info is not None:
-            print(banner(info, self._address), flush=True)
-        elif state is EngineState.DEAD and not self.should_exit:
+    def _engine_changed(self, client: EngineClient) -> None:
+        if client.state is EngineState.READY:
+            if self._engines.state is EngineState.READY:
+                infos = [c.info for c in self._engines if c.info is not None]
+                print(banner(infos, self._address), flush=True)
+        elif client.state is EngineState.DEAD and not self.should_exit:
             self.exit_code = 1
-            log.error("%s", self._client.failure)
-            notice = DEATH_NOTICE_SECONDS if info is not None else 0.0
+            log.error("%s: %s", client.model, client.failure)
+            notice = DEATH_NOTICE_SECONDS if client.info is not None else 0.0
             asyncio.get_running_loop().call_later(notice, self._exit)
 
     def _exit(self) -> None:
         self.should_exit = True
 
 
-def banner(info: EngineInfo, address: str) -> str:
+def banner(infos: Sequence[EngineInfo], address: str) -> str:
     """What a person sees when the server is ready."""
+    lines = [f"vox_serve {__version__}"]
+    for info in infos:
+        lines += [*_describe(info), ""]
+    ready = max(info.load_seconds for info in infos)
+    model = f', "model": "{infos[-1].model}"' if len(infos) > 1 else ""
+    lines += [
+        f"  address   {address}  (ready after {ready:.1f} s)",
+        "",
+        f"  curl -X POST {address}/generate -H 'Content-Type: application/json' \\",
+        f'       -d \'{{"text": "Hello there!", "speaker": 0{model}}}\' -o output.wav',
+    ]
+    return "\n".join(lines)
+
+
+def _describe(info: EngineInfo) -> list[str]:
     mib = 2**20
     sampling = info.sampling
     voices = ", ".join(f"{name} ({speaker})" for name, speaker in info.voices)
-    lines = [
-        f"vox_serve {__version__}",
+    return [
         f"  model     {info.model} ({info.kind}){': ' + info.summary if info.summary else ''}",
         f"  device    {info.device}, {info.dtype}, torch {info.torch_version}",
         f"  memory    {info.weight_bytes / mib:.0f} MiB of weights, "
@@ -69,32 +86,23 @@ def banner(info: EngineInfo, address: str) -> str:
         f"  voices    {voices}",
         f"  sampling  temperature {sampling.temperature:g}, top_k {sampling.top_k}, "
         f"top_p {sampling.top_p:g}",
-        f"  address   {address}  (ready after {info.load_seconds:.1f} s)",
-        "",
-        f"  curl -X POST {address}/generate -H 'Content-Type: application/json' \\",
-        '       -d \'{"text": "Hello there!", "speaker": 0}\' -o output.wav',
     ]
-    return "\n".join(lines)
 
 
-def run(engine: EngineConfig, server: ServerConfig) -> int:
-    """Serve until a signal; returns the exit code.
+def run(configs: Sequence[EngineConfig], server: ServerConfig) -> int:
+    """Serve a model for each configuration until a signal; returns the exit code.
 
     Raises:
-        VoxServeError: the model is unknown or the address cannot be used.
+        VoxServeError: a model is unknown or the address cannot be used.
     """
     logging.basicConfig(
         level=server.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    plugins = load_plugins(engine.plugins)
-    metrics = Metrics(plugins.resolve(engine.model).name)
-    for broken in plugins.broken:
-        metrics.plugin_errors_total.labels(metrics.model, broken.name).inc()
-    client = EngineClient(engine, server, metrics)
+    engines = Engines(configs, server, load_plugins(configs[0].plugins))
     listener = listen(server)
     config = uvicorn.Config(
-        create_app(client, plugins),
+        create_app(engines),
         http="httptools",
         ws="none",
         lifespan="on",
@@ -105,7 +113,7 @@ def run(engine: EngineConfig, server: ServerConfig) -> int:
     )
     port = listener.getsockname()[1]
     host = f"[{server.host}]" if ":" in server.host else server.host
-    uvicorn_server = Server(config, client, f"http://{host}:{port}")
+    uvicorn_server = Server(config, engines, f"http://{host}:{port}")
     # uvicorn raises a caught signal again once it has shut down; with these in place that
     # ends in our exit code instead of death by signal.
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -134,16 +142,23 @@ def _ignore(number: int, frame: FrameType | None) -> None:
 
 def parser(prog: str) -> Parser:
     made = Parser(prog=prog, description="Serve a text-to-speech model over HTTP.")
-    add_flags(made.add_argument_group("model"), EngineConfig)
+    several = "Give --model again to serve several; the other flags here count for each of them."
+    add_flags(made.add_argument_group("model", several), EngineConfig, repeated=("model",))
     add_flags(made.add_argument_group("server"), ServerConfig)
     return made
+
+
+def read_engines(arguments: argparse.Namespace) -> list[EngineConfig]:
+    """A configuration for each --model.  Raises ConfigError or InvalidRequest."""
+    given = {**vars(arguments), "model": None}
+    common = read_flags(argparse.Namespace(**given), EngineConfig)
+    return [attrs.evolve(common, model=name) for name in arguments.model or [common.model]]
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "python -m vox_serve.launch") -> int:
     arguments = parser(prog).parse_args(argv)
     try:
-        engine = read_flags(arguments, EngineConfig)
-        return run(engine, read_flags(arguments, ServerConfig))
+        return run(read_engines(arguments), read_flags(arguments, ServerConfig))
     except VoxServeError as error:
         print(f"{prog}: {error}", file=sys.stderr)
         return 2

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from itertools import product
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 # Read by prometheus_client when it is imported: `_created` series double the exposition and
 # promtool dislikes them.
@@ -46,31 +46,64 @@ BATCH = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 M = TypeVar("M", Counter, Gauge, Histogram)
 
 
-class Bound(Generic[M]):
-    """A metric with its `model` label filled in, and every other series created at 0.
+class Registry:
+    """The metrics of one server: every model's series lie in the same families."""
 
-    Call it with the values of the other labels, in their order.
+    def __init__(self) -> None:
+        self.collector = CollectorRegistry()
+        self._families: dict[str, Any] = {}
+
+    def family(
+        self, kind: type[M], name: str, help: str, labels: Sequence[str] = (), **settings: Any
+    ) -> M:
+        """A metric by its name without the prefix; made when it is first asked for."""
+        if name not in self._families:
+            self._families[name] = kind(
+                PREFIX + name, help, ("model", *labels), registry=self.collector, **settings
+            )
+        found: M = self._families[name]
+        return found
+
+    def exposition(self) -> bytes:
+        """The Prometheus text format."""
+        return generate_latest(self.collector)
+
+
+class Series(Generic[M]):
+    """A metric with its `model` label filled in.
+
+    Call it with the values of the other labels, in their order.  All series of a named model
+    are there from the start, at 0.
     """
 
     def __init__(self, metric: M, model: str, labels: Mapping[str, Sequence[str]]) -> None:
-        self._series: dict[tuple[str, ...], M] = {
-            values: metric.labels(model, *values) for values in product(*labels.values())
-        }
+        self._metric: M = metric
+        self._model = model
+        self._values = set(product(*labels.values()))
+        self._made: dict[tuple[str, ...], M] = {}
+        for values in self._values if model else ():
+            self(*values)
 
     def __call__(self, *values: str) -> M:
-        return self._series[values]
+        if values not in self._made:
+            if values not in self._values:
+                raise KeyError(values)
+            self._made[values] = self._metric.labels(self._model, *values)
+        return self._made[values]
 
 
 class Metrics:
-    """All metrics of one server; attribute names are the metric names without the prefix.
+    """All metrics of one model; attribute names are the metric names without the prefix.
 
     Args:
-        model: value of the `model` label.
+        model: value of the `model` label.  The empty one is for what concerns no model, in a
+            server of several; its series are made only when there is something to count.
+        registry: shared with the other models of the server.
     """
 
-    def __init__(self, model: str) -> None:
+    def __init__(self, model: str, registry: Registry | None = None) -> None:
         self.model = model
-        self.registry = CollectorRegistry()
+        self.registry = registry or Registry()
         self.requests_total = self._counter(
             "requests_total", "Requests by how they ended.", mode=MODES, outcome=OUTCOMES
         )
@@ -130,43 +163,31 @@ class Metrics:
         self.client_disconnects_total = self._counter(
             "client_disconnects_total", "Clients that left early, by when.", phase=DISCONNECTS
         )
-        self.http_responses_total = Counter(
-            PREFIX + "http_responses_total",
-            "HTTP responses.",
-            ("model", "route", "code"),
-            registry=self.registry,
+        family = self.registry.family
+        self.http_responses_total = family(
+            Counter, "http_responses_total", "HTTP responses.", ("route", "code")
         )
-        self.plugin_errors_total = Counter(
-            PREFIX + "plugin_errors_total",
-            "Plugins that could not be loaded.",
-            ("model", "plugin"),
-            registry=self.registry,
+        self.plugin_errors_total = family(
+            Counter, "plugin_errors_total", "Plugins that could not be loaded.", ("plugin",)
         )
-        self.build_info = Gauge(
-            PREFIX + "build_info",
+        self.build_info = family(
+            Gauge,
+            "build_info",
             "Always 1; the labels say what runs.",
-            ("model", "version", "torch", "device"),
-            registry=self.registry,
+            ("version", "torch", "device"),
         )
 
-    def exposition(self) -> bytes:
-        """The Prometheus text format."""
-        return generate_latest(self.registry)
+    def _counter(self, name: str, help: str, **labels: tuple[str, ...]) -> Series[Counter]:
+        return self._bind(self.registry.family(Counter, name, help, tuple(labels)), labels)
 
-    def _counter(self, name: str, help: str, **labels: tuple[str, ...]) -> Bound[Counter]:
-        return Bound(
-            Counter(PREFIX + name, help, ("model", *labels), registry=self.registry),
-            self.model,
-            labels,
-        )
-
-    def _gauge(self, name: str, help: str) -> Bound[Gauge]:
-        return Bound(Gauge(PREFIX + name, help, ("model",), registry=self.registry), self.model, {})
+    def _gauge(self, name: str, help: str) -> Series[Gauge]:
+        return self._bind(self.registry.family(Gauge, name, help), {})
 
     def _histogram(
         self, name: str, help: str, buckets: tuple[float, ...], **labels: tuple[str, ...]
-    ) -> Bound[Histogram]:
-        histogram = Histogram(
-            PREFIX + name, help, ("model", *labels), buckets=buckets, registry=self.registry
-        )
-        return Bound(histogram, self.model, labels)
+    ) -> Series[Histogram]:
+        made = self.registry.family(Histogram, name, help, tuple(labels), buckets=buckets)
+        return self._bind(made, labels)
+
+    def _bind(self, metric: M, labels: Mapping[str, Sequence[str]]) -> Series[M]:
+        return Series(metric, self.model, labels)

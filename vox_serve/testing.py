@@ -3,8 +3,8 @@
     from vox_serve.testing import ModelConformance
 
     class TestMyModel(ModelConformance):
-        def load(self):
-            return load_model(LoadOptions(TINY_CHECKPOINT, "cpu", "float32"))
+        def load(self, device):
+            return load_model(LoadOptions(TINY_CHECKPOINT, device, "float32"))
 
 Each test is a promise of `vox_serve.model.Model` or `vox_serve.codec.Codec` that the core relies
 on.  Use a small checkpoint in float32: rows of a batch are compared with the same row alone.
@@ -18,15 +18,19 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import attrs
+import pytest
 import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from vox_serve.config import EngineConfig
 from vox_serve.engine.engine import Engine
 from vox_serve.engine.messages import Audio, Failed, Finished, SpeechRequest
 from vox_serve.errors import RequestError
 from vox_serve.model import Model
+
+Step = Callable[[], tuple[torch.Tensor, ...]]
 
 
 @attrs.define
@@ -53,8 +57,8 @@ class ModelConformance:
     plugin_module: str | None = None
     """The plugin's module, to check that it is light."""
 
-    def load(self) -> Model:
-        """Make the model, in float32."""
+    def load(self, device: str) -> Model:
+        """Make the model, in float32, on a torch device: `cpu`, or `cuda` where there is one."""
         raise NotImplementedError("a conformance test must say how its model is loaded")
 
     # The promises
@@ -67,7 +71,7 @@ class ModelConformance:
         assert done.returncode == 0, f"{self.plugin_module} must not import torch"
 
     def test_sizes_are_told_and_agree(self) -> None:
-        model = self.load()
+        model = self.load("cpu")
         codec = model.codec
         for name in ("num_codebooks", "hidden_size", "max_positions"):
             assert getattr(model, name) > 0, f"model.{name} must be positive"
@@ -196,7 +200,7 @@ class ModelConformance:
 
     def test_codes_decode_the_same_in_any_slot_and_company(self) -> None:
         """Streamed codec: each row has its own state, in any order of slots."""
-        codec = self.load().codec
+        codec = self.load("cpu").codec
         generator = torch.Generator().manual_seed(0)
         shape = (3, codec.num_codebooks, codec.frames_per_step * 6)
         codes = torch.randint(codec.codebook_size, shape, generator=generator)
@@ -230,11 +234,72 @@ class ModelConformance:
         for spoken in self._speak(engine, *self.texts[:2], sampling=sampling):
             assert spoken.end in ("stop", "length"), "a host read inside the model (see the log)"
 
+    def test_replayed_operations_equal_eager(self) -> None:
+        """What a step function does hangs on its tensors alone: played back, it does the same.
+
+        So it is fit for a CUDA graph; this is shown on the CPU.
+        """
+        self._replayed_equals_eager("cpu", recorded)
+
+    def test_captured_equals_eager(self) -> None:
+        """A CUDA graph of each step function replays what the function computes."""
+        if not torch.cuda.is_available():
+            pytest.skip("there is no CUDA device to capture on")
+        if self.load("cuda").device.type != "cuda":
+            pytest.skip("this model runs on the CPU alone")
+        self._replayed_equals_eager("cuda", cuda_graph)
+
     # The tools
 
-    def _engine(self, slots: int = 4, **settings: Any) -> Engine:
-        config = EngineConfig(model="conformance", max_batch_size=slots, **settings)
-        return Engine(self.load(), config)
+    @torch.inference_mode()
+    def _replayed_equals_eager(self, device: str, capture: Callable[[Step], Step]) -> None:
+        engine = self._engine(device=device)
+        for number, text in enumerate(self.texts):
+            sampling = {"temperature": 0.9, "top_k": 50, "top_p": 0.9, "seed": number}
+            engine.add(self._request(str(number), text, sampling=sampling))
+        engine.step()
+        model, runner = engine.model, engine.runner
+        numbers = list(range(len(self.texts)))
+        slots = torch.tensor(numbers, device=device)
+        hidden = runner.hidden[slots]
+        sampler = runner.sampler.rows(numbers, slots)
+        emit = capture(lambda: model.emit(hidden, sampler))
+        expected = model.emit(hidden, runner.sampler.rows(numbers, slots))
+        for got, wanted in zip(emit(), expected, strict=True):
+            assert torch.equal(got, wanted), "emit: captured and eager differ"
+        codes = expected[0]
+        advance = capture(lambda: (model.advance(codes, slots, runner.kv),))
+        (wanted,) = (model.advance(codes, slots, runner.kv),)
+        torch.testing.assert_close(advance()[0], wanted, atol=1e-4, rtol=1e-3)
+        self._replayed_codec(device, capture)
+
+    def _replayed_codec(self, device: str, capture: Callable[[Step], Step]) -> None:
+        codec = self.load(device).codec
+        generator = torch.Generator().manual_seed(0)
+        shape = (6, 2, codec.num_codebooks, codec.frames_per_step)
+        codes = torch.randint(codec.codebook_size, shape, generator=generator).to(device)
+        slots = torch.arange(2, device=device)
+        codec.allocate(2)
+        expected = [
+            codec.step(part, slots, torch.full((2,), number == 0, device=device))
+            for number, part in enumerate(codes)
+        ]
+        expected = [(pcm.clone(), valid.clone()) for pcm, valid in expected]
+        codec.allocate(2)
+        given, reset = codes[0].clone(), torch.ones(2, dtype=torch.bool, device=device)
+        step = capture(lambda: codec.step(given, slots, reset))
+        for number, part in enumerate(codes):
+            given.copy_(part)
+            reset.fill_(number == 0)
+            pcm, valid = step()
+            assert torch.equal(valid, expected[number][1]), "codec: captured and eager differ"
+            heard = torch.arange(codec.frame_size, device=device) < valid[:, None]
+            pcm, wanted = pcm * heard, expected[number][0] * heard
+            torch.testing.assert_close(pcm, wanted, atol=1e-4, rtol=1e-3)
+
+    def _engine(self, slots: int = 4, device: str = "cpu") -> Engine:
+        config = EngineConfig(model="conformance", max_batch_size=slots)
+        return Engine(self.load(device), config)
 
     def _request(self, name: str, text: str, **fields: Any) -> SpeechRequest:
         fields.setdefault("sampling", {"temperature": 0.0})
@@ -248,6 +313,65 @@ class ModelConformance:
         while engine.has_work:
             _step(engine, spoken)
         return [spoken[str(number)] for number in range(len(texts))]
+
+
+class _Recorder(TorchDispatchMode):
+    """Keeps every operation with its arguments and results."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # torch's own has no types
+        self.calls: list[tuple[Any, tuple[Any, ...], dict[str, Any], Any]] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        self.calls.append((func, args, kwargs or {}, result))
+        return result
+
+
+def recorded(function: Step) -> Step:
+    """What a CUDA graph does, without CUDA: run the same operations again on the same tensors.
+
+    Whatever the host decided or counted in the first run stays as it was then.
+    """
+    with _Recorder() as recorder:
+        outputs = function()
+
+    def replay() -> tuple[torch.Tensor, ...]:
+        made: dict[int, torch.Tensor] = {}  # by the tensor that stood there in the first run
+
+        def now(tensor: torch.Tensor) -> torch.Tensor:
+            return made.get(id(tensor), tensor)
+
+        for func, args, kwargs, result in recorder.calls:
+            given, named = tree_map_only(torch.Tensor, now, (args, kwargs))
+            again = func(*given, **named)
+            for old, new in zip(tree_leaves(result), tree_leaves(again), strict=True):
+                if isinstance(old, torch.Tensor):
+                    made[id(old)] = new
+        return tuple(now(output) for output in outputs)
+
+    return replay
+
+
+def cuda_graph(function: Step) -> Step:
+    """Capture a function of static tensors; what is returned replays it into the same outputs."""
+    side = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # torch's own has no types
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):  # what is made on the first call must not be captured
+        function()
+        function()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        outputs = function()
+
+    def replay() -> tuple[torch.Tensor, ...]:
+        graph.replay()
+        return outputs
+
+    return replay
 
 
 class HostRead(AssertionError):

@@ -74,7 +74,7 @@ def test_states_are_told() -> None:
 
     async def main() -> None:
         client = EngineClient(TONE, ServerConfig(), Metrics("tone"), in_thread=True)
-        client.on_change = seen.append
+        client.on_change = lambda changed: seen.append(changed.state)
         await client.start()
         assert client.state is EngineState.STARTING
         await client.wait_ready()

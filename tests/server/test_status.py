@@ -38,7 +38,7 @@ def test_while_it_loads(loading: threading.Event, start_server: StartServer) -> 
     health = http.get("/health")
     assert health.status_code == 200
     assert health.json()["status"] == "starting"
-    assert health.json()["slots"] == 0
+    assert health.json()["models"][0]["slots"] == 0
     ready = http.get("/ready")
     assert ready.status_code == 503
     assert int(ready.headers["retry-after"]) >= 1
@@ -70,14 +70,11 @@ def test_ready(tone_server: RunningServer) -> None:
     assert health.status_code == 200
     assert health.json() == {
         "status": "ready",
-        "model": "tone",
-        "running": 0,
-        "waiting": 0,
-        "slots": 4,
+        "models": [{"model": "tone", "status": "ready", "running": 0, "waiting": 0, "slots": 4}],
         "broken_plugins": {},
     }
     voices = [{"name": "hum_a", "speaker": 0}, {"name": "hum_b", "speaker": 1}]
-    assert http.get("/voices").json() == {"voices": voices}
+    assert http.get("/voices").json() == {"voices": [v | {"model": "tone"} for v in voices]}
     (model,) = http.get("/models").json()["models"]
     assert model["name"] == model["kind"] == "tone"
     assert model["voices"] == voices
@@ -100,7 +97,7 @@ def test_health_tells_what_runs_and_what_waits(gate: Gate, start_server: StartSe
         return server.client.stats.waiting == 1
 
     until(one_waits)
-    health = server.http.get("/health").json()
+    (health,) = server.http.get("/health").json()["models"]
     assert (health["running"], health["waiting"]) == (1, 1)
     assert value(server, "requests_running") == value(server, "slots_used") == 1
     assert value(server, "requests_waiting") == 1
@@ -127,7 +124,7 @@ def test_a_load_error_is_told(start_server: StartServer, monkeypatch: pytest.Mon
     until(lambda: server.http.get("/health").status_code == 503)
     health = server.http.get("/health").json()
     assert health["status"] == "dead"
-    assert health["reason"] == "the tone is out of tune"
+    assert health["models"][0]["reason"] == "the tone is out of tune"
     assert server.http.get("/ready").status_code == 503
     refused = server.http.post("/generate", json={"text": "5"})
     assert "out of tune" in check_error(refused, 503, code="unavailable")
@@ -140,7 +137,7 @@ def test_any_load_error_is_told(start_server: StartServer, monkeypatch: pytest.M
     monkeypatch.setattr(tone, "_load", broken)
     server = start_server(wait=False)
     until(lambda: server.http.get("/health").status_code == 503)
-    assert "a bug in load" in server.http.get("/health").json()["reason"]
+    assert "a bug in load" in server.http.get("/health").json()["models"][0]["reason"]
 
 
 def test_a_dead_engine(
@@ -163,8 +160,9 @@ def test_a_dead_engine(
     health = server.http.get("/health")
     assert health.status_code == 503
     assert health.json()["status"] == "dead"
-    assert health.json()["reason"] == "the engine worker ended"
-    assert health.json()["running"] == 0
+    (told,) = health.json()["models"]
+    assert told["reason"] == "the engine worker ended"
+    assert told["running"] == 0
     assert server.http.get("/ready").status_code == 503
     refused = server.http.post("/generate", json={"text": "5"})
     assert "worker ended" in check_error(refused, 503, code="unavailable")

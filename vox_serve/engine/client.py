@@ -79,7 +79,7 @@ class EngineClient:
         self.stats = Stats()
         self.failure: str | None = None
         """Why the engine is dead."""
-        self.on_change: Callable[[EngineState], None] = lambda state: None
+        self.on_change: Callable[[EngineClient], None] = lambda client: None
         """Called in the event loop when the state changes."""
         self._in_thread = in_thread
         self._open: dict[str, asyncio.Queue[Event]] = {}
@@ -87,6 +87,11 @@ class EngineClient:
         self._worker: BaseProcess | threading.Thread | None = None
         self._watchdog: asyncio.Task[None] | None = None
         self._last_step = time.monotonic()
+
+    @property
+    def model(self) -> str:
+        """The name that requests choose it by."""
+        return self.metrics.model
 
     @property
     def open_requests(self) -> int:
@@ -225,7 +230,7 @@ class EngineClient:
     def _describe(self, info: EngineInfo) -> None:
         self.metrics.slots().set(info.num_slots)
         self.metrics.build_info.labels(
-            self.metrics.model, __version__, info.torch_version, info.device
+            self.model, __version__, info.torch_version, info.device
         ).set(1)
 
     def _route(self, event: Event) -> None:
@@ -288,7 +293,7 @@ class EngineClient:
         self.metrics.engine_up().set(state in (EngineState.READY, EngineState.DRAINING))
         self.metrics.ready().set(state is EngineState.READY)
         self._changed.set()
-        self.on_change(state)
+        self.on_change(self)
 
 
 def _process_main(connection: Connection, config: EngineConfig, log_level: str) -> None:

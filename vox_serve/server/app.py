@@ -10,24 +10,23 @@ from litestar.datastructures import State
 from litestar.exceptions import HTTPException
 from litestar.types import Message, Scope
 
-from vox_serve.engine.client import EngineClient
+from vox_serve.engine.engines import Engines
 from vox_serve.errors import RequestError
-from vox_serve.plugins import Plugins
 from vox_serve.server import errors, status
 from vox_serve.server.generate import generate
 from vox_serve.server.stream import ClientGone
 
 
-def create_app(client: EngineClient, plugins: Plugins) -> Litestar:
-    """The application of one engine; starting it starts the engine, ending it ends it."""
+def create_app(engines: Engines) -> Litestar:
+    """The application of these engines; starting it starts them, ending it ends them."""
 
     @asynccontextmanager
     async def engine_runs(_: Litestar) -> AsyncIterator[None]:
-        await client.start()
+        await engines.start()
         try:
             yield
         finally:
-            await client.stop()
+            await engines.stop()
 
     async def count(message: Message, scope: Scope) -> None:
         """Count a response when it is complete: a stream that is cut is no 200."""
@@ -39,7 +38,8 @@ def create_app(client: EngineClient, plugins: Plugins) -> Litestar:
         elif message["type"] == "http.response.body" and not message.get("more_body", False):
             template = str(scope.get("path_template") or "unmatched")
             code = str(scope["state"].get("status", ""))
-            client.metrics.http_responses_total.labels(client.metrics.model, template, code).inc()
+            model = scope["state"].get("model", engines.metrics.model)
+            engines.metrics.http_responses_total.labels(model, template, code).inc()
 
     return Litestar(
         route_handlers=[
@@ -51,10 +51,10 @@ def create_app(client: EngineClient, plugins: Plugins) -> Litestar:
             status.plugins,
             status.metrics,
         ],
-        state=State({"client": client, "plugins": plugins}),
+        state=State({"engines": engines}),
         lifespan=[engine_runs],
         before_send=[count],
-        request_max_body_size=client.server.max_body_bytes,
+        request_max_body_size=engines.server.max_body_bytes,
         openapi_config=None,
         logging_config=None,
         exception_handlers={

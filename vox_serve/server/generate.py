@@ -17,8 +17,9 @@ from litestar.types import Scope
 
 from vox_serve.audio import AudioUnreadable, read_audio
 from vox_serve.engine.client import EngineClient
+from vox_serve.engine.engines import Engines
 from vox_serve.engine.messages import EngineInfo, SpeechRequest
-from vox_serve.errors import InvalidRequest, NotFound, RequestError
+from vox_serve.errors import InvalidRequest, RequestError
 from vox_serve.sampling import RANGES
 from vox_serve.server.audio import FORMATS, AudioFormat
 from vox_serve.server.stream import (
@@ -69,15 +70,16 @@ async def generate(request: Request[Any, Any, Any], state: State) -> Response[by
     """Speak a text; answers once the first sound is there."""
     arrival = time.monotonic()
     request_id = request.scope["state"]["request_id"] = uuid.uuid4().hex
-    client: EngineClient = state.client
-    mode = "whole"
+    engines: Engines = state.engines
+    metrics, mode = engines.metrics, "whole"
     try:
         body = await read_body(request)
         mode = "stream" if body.streaming else "whole"
         audio_format = check(body)
+        client = engines.choose(body.model)
+        metrics = client.metrics
+        request.scope["state"]["model"] = client.model
         info = client.admit()
-        if body.model not in (None, info.model, info.kind):
-            raise NotFound(f"unknown model {body.model!r}; this server has {info.model}", "model")
         context: tuple[Segment, ...] = ()
         if body.context:
             context = await asyncio.to_thread(read_context, body.context, info)
@@ -94,15 +96,15 @@ async def generate(request: Request[Any, Any, Any], state: State) -> Response[by
         stream = AudioStream(client, info, speech, mode, arrival)
     except (RequestError, HTTPException) as error:
         rejected = isinstance(error, RequestError) and not is_client_error(error)
-        client.metrics.requests_total(mode, "rejected" if rejected else "invalid").inc()
+        metrics.requests_total(mode, "rejected" if rejected else "invalid").inc()
         raise
     except ClientGone:
-        client.metrics.requests_total(mode, "cancelled").inc()
-        client.metrics.client_disconnects_total("queued").inc()
+        metrics.requests_total(mode, "cancelled").inc()
+        metrics.client_disconnects_total("queued").inc()
         raise
     try:
         if body.streaming:
-            return await _streamed(request, stream, audio_format, info, state)
+            return await _streamed(request, stream, audio_format, info, client)
         return await _whole(request, stream, audio_format, info)
     except BaseException:
         stream.close()
@@ -114,16 +116,16 @@ async def _streamed(
     stream: AudioStream,
     audio_format: AudioFormat,
     info: EngineInfo,
-    state: State,
+    client: EngineClient,
 ) -> Response[bytes]:
     first = await unless_gone(request.receive, stream.next())
 
     def on_cut(scope: Scope) -> None:
         template = str(scope.get("path_template", ""))
-        state.client.metrics.http_responses_total.labels(info.model, template, "cut").inc()
+        client.metrics.http_responses_total.labels(client.model, template, "cut").inc()
 
     headers = _headers(stream, info) | {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-    timeout = state.client.server.send_timeout
+    timeout = client.server.send_timeout
     return AudioResponse(stream, first, audio_format, info.sample_rate, timeout, headers, on_cut)
 
 

@@ -9,65 +9,76 @@ from litestar import Response, get
 from litestar.datastructures import State
 
 from vox_serve.engine.client import EngineClient, EngineState
+from vox_serve.engine.engines import Engines
 from vox_serve.metrics import CONTENT_TYPE
-from vox_serve.plugins import Plugins
 
 
 @get("/health")
 async def health(state: State) -> Response[dict[str, Any]]:
-    """200 while the process can become or is useful; 503 once the engine is dead."""
-    client: EngineClient = state.client
-    plugins: Plugins = state.plugins
-    dead = client.state is EngineState.DEAD
+    """200 while the process can become or is useful; 503 once an engine is dead."""
+    engines: Engines = state.engines
+    body = {
+        "status": engines.state.value,
+        "models": [_health(client) for client in engines],
+        "broken_plugins": {info.name: info.error for info in engines.plugins.broken},
+    }
+    return Response(body, status_code=503 if engines.state is EngineState.DEAD else 200)
+
+
+def _health(client: EngineClient) -> dict[str, Any]:
     body: dict[str, Any] = {
+        "model": client.model,
         "status": client.state.value,
-        "model": client.metrics.model,
         "running": client.stats.running,
         "waiting": client.stats.waiting,
         "slots": client.info.num_slots if client.info else 0,
-        "broken_plugins": {info.name: info.error for info in plugins.broken},
     }
-    if dead:
+    if client.state is EngineState.DEAD:
         body["reason"] = client.failure
-    return Response(body, status_code=503 if dead else 200)
+    return body
 
 
 @get("/ready")
 async def ready(state: State) -> Response[dict[str, str]]:
-    """200 only while requests are accepted."""
-    client: EngineClient = state.client
-    status = 200 if client.state is EngineState.READY else 503
+    """200 only while requests for every model are accepted."""
+    found = state.engines.state
+    status = 200 if found is EngineState.READY else 503
     headers = {} if status == 200 else {"Retry-After": "5"}
-    return Response({"status": client.state.value}, status_code=status, headers=headers)
+    return Response({"status": found.value}, status_code=status, headers=headers)
 
 
 @get("/models")
 async def models(state: State) -> dict[str, Any]:
-    """What is loaded: sizes, limits, voices and sampling defaults."""
-    info = state.client.info
-    if info is None:
-        return {"models": []}
-    body = attrs.asdict(info)
-    body["name"] = body.pop("model")
-    body["voices"] = [{"name": name, "speaker": speaker} for name, speaker in info.voices]
-    return {"models": [body]}
+    """What is loaded: sizes, limits, voices and sampling defaults of each model."""
+    found = []
+    for client in state.engines:
+        if client.info is not None:
+            body = attrs.asdict(client.info)
+            body["name"] = body.pop("model")
+            body["voices"] = [{"name": n, "speaker": s} for n, s in client.info.voices]
+            found.append(body)
+    return {"models": found}
 
 
 @get("/voices")
 async def voices(state: State) -> dict[str, Any]:
-    info = state.client.info
-    named = info.voices if info else ()
-    return {"voices": [{"name": name, "speaker": speaker} for name, speaker in named]}
+    """The voices of every model."""
+    found = [
+        {"name": name, "speaker": speaker, "model": client.model}
+        for client in state.engines
+        if client.info is not None
+        for name, speaker in client.info.voices
+    ]
+    return {"voices": found}
 
 
 @get("/plugins")
 async def plugins(state: State) -> dict[str, Any]:
     """What was found, and why a plugin cannot be used."""
-    found: Plugins = state.plugins
-    return {"plugins": [attrs.asdict(info) for info in found.infos]}
+    return {"plugins": [attrs.asdict(info) for info in state.engines.plugins.infos]}
 
 
 @get("/metrics")
 async def metrics(state: State) -> Response[bytes]:
     """The Prometheus text format."""
-    return Response(state.client.metrics.exposition(), media_type=CONTENT_TYPE)
+    return Response(state.engines.registry.exposition(), media_type=CONTENT_TYPE)

@@ -51,8 +51,8 @@ def make_engine(checkpoint: Checkpoint) -> MakeEngine:
     return make
 
 
-def load(directory: Path, dtype: str = "float32") -> CsmModel:
-    return load_model(LoadOptions(directory, "cpu", dtype))
+def load(directory: Path, dtype: str = "float32", device: str = "cpu") -> CsmModel:
+    return load_model(LoadOptions(directory, device, dtype))
 
 
 def record(engine: Engine) -> dict[str, Frames]:

@@ -18,5 +18,5 @@ class TestCsm(ModelConformance):
     def _checkpoint(self, checkpoint: Checkpoint) -> None:
         self.directory = checkpoint.directory
 
-    def load(self) -> Model:
-        return load(self.directory)
+    def load(self, device: str) -> Model:
+        return load(self.directory, device=device)

@@ -23,8 +23,8 @@ from plugins.demo_voice.training.codec_model import (
     MEL_BANDS,
     MEL_HOPS,
     CodecModel,
-    cosine,
     rate,
+    trapezoid,
 )
 from plugins.demo_voice.training.config import FRAME_SIZE
 from plugins.demo_voice.training.data import IGNORED, Corpus
@@ -145,7 +145,7 @@ def train_encoder(run: Run, corpus: Corpus, model: CodecModel) -> None:
             model, sound.to(run.device), phones.to(run.device), quantised=step >= quantise_from
         )
         follow(
-            optimizer, losses["total"], config.learning_rate * cosine(step, config.encoder_steps)
+            optimizer, losses["total"], config.learning_rate * trapezoid(step, config.encoder_steps)
         )
         log.add(step, losses)
         if (step + 1) % run.recipe.save_every == 0 or step + 1 == config.encoder_steps:
@@ -255,7 +255,7 @@ def train_decoder(run: Run, corpus: Corpus, model: CodecModel) -> None:
         if step >= judged_from:
             losses |= adversarial(judge, judge_optimizer, made, target, losses["total"])
         follow(
-            optimizer, losses["total"], config.learning_rate * cosine(step, config.decoder_steps)
+            optimizer, losses["total"], config.learning_rate * trapezoid(step, config.decoder_steps)
         )
         log.add(step, losses)
         if (step + 1) % run.recipe.save_every == 0 or step + 1 == config.decoder_steps:
@@ -296,7 +296,7 @@ def main() -> None:
     for name, part in parts.items():
         if options.part in (name, "all"):
             torch.manual_seed(run.recipe.codec.seed)
-            part(run, corpus, CodecModel(run.recipe.codec).to(run.device))
+            part(run, corpus, CodecModel(run.recipe.codec, run.half).to(run.device))
 
 
 if __name__ == "__main__":

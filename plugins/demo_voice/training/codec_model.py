@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -30,9 +29,10 @@ def window_mask(length: int, window: int, device: torch.device) -> torch.Tensor:
 class CodecModel(nn.Module):
     """A Mimi to train; `mimi.state_dict()` is the checkpoint once `write_back` was called."""
 
-    def __init__(self, config: CodecConfig) -> None:
+    def __init__(self, config: CodecConfig, half: bool = False) -> None:
         super().__init__()
         self.config = config
+        self._half = half
         sizes: Any = MimiConfig(**config.mimi(), attn_implementation="sdpa")  # type: ignore[no-untyped-call]
         self.mimi: Any = MimiModel(sizes)
         dim, width = config.codebook_dim, config.hidden_size
@@ -46,12 +46,19 @@ class CodecModel(nn.Module):
         )
         self.phone_head = nn.Conv1d(width, len(PHONES) * LABELS_PER_FRAME, 1)
 
+    def _products(self, device: torch.device) -> torch.autocast:
+        """bfloat16 products while training, if wanted; what is made for use is exact."""
+        wanted = self._half and self.training
+        return torch.autocast(device.type, torch.bfloat16, enabled=wanted)
+
     def latents(self, sound: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Sound `[B, N]` to semantic and acoustic latents `[B, D, F]`."""
-        x = self.mimi.encoder(sound[:, None])
-        mask = window_mask(x.shape[2], self.config.window, x.device)
-        x = self.mimi.encoder_transformer(x.transpose(1, 2), attention_mask=mask)[0]
-        x = self.mimi.downsample(x.transpose(1, 2))
+        with self._products(sound.device):
+            x = self.mimi.encoder(sound[:, None])
+            mask = window_mask(x.shape[2], self.config.window, x.device)
+            x = self.mimi.encoder_transformer(x.transpose(1, 2), attention_mask=mask)[0]
+            x = self.mimi.downsample(x.transpose(1, 2))
+        x = x.float()
         books = self.mimi.quantizer
         return (
             books.semantic_residual_vector_quantizer.input_proj(x),
@@ -97,10 +104,11 @@ class CodecModel(nn.Module):
             ]
             semantic, acoustic = (torch.as_tensor(p).transpose(1, 2) for p in parts)
             x = sum(self.project(semantic, acoustic))
-        x = self.mimi.upsample(x)
-        mask = window_mask(x.shape[2], self.config.window, x.device)
-        x = self.mimi.decoder_transformer(x.transpose(1, 2), attention_mask=mask)[0]
-        sound: torch.Tensor = self.mimi.decoder(x.transpose(1, 2))
+        with self._products(codes.device):
+            x = self.mimi.upsample(x)
+            mask = window_mask(x.shape[2], self.config.window, x.device)
+            x = self.mimi.decoder_transformer(x.transpose(1, 2), attention_mask=mask)[0]
+            sound: torch.Tensor = self.mimi.decoder(x.transpose(1, 2)).float()
         return sound[:, 0, : codes.shape[2] * FRAME_SIZE]
 
     @torch.no_grad()
@@ -140,8 +148,11 @@ def rate(latent: torch.Tensor) -> torch.Tensor:
     return 0.5 * torch.log1p(latent.square()).sum(1).mean()
 
 
-def cosine(step: int, steps: int, warmup: int = 100) -> float:
-    """The learning rate's factor: a linear start, half a cosine to a twentieth."""
-    if step < warmup:
-        return (step + 1) / warmup
-    return 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * min(1.0, step / steps)))
+def trapezoid(step: int, steps: int, warmup: int = 100, fall: float = 0.3) -> float:
+    """The learning rate's factor: a linear start, level, a linear fall in the last part to 0.02.
+
+    It is level for so long that a run may be given more steps while it goes (Hägele et al.
+    2024, "Scaling laws and compute-optimal training beyond fixed training durations").
+    """
+    left = (steps - step) / (fall * steps)
+    return min((step + 1) / warmup, max(left, 0.02), 1.0)

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from plugins.demo_voice.training.codec import read_codes
-from plugins.demo_voice.training.codec_model import cosine
+from plugins.demo_voice.training.codec_model import trapezoid
 from plugins.demo_voice.training.config import LABELS_PER_FRAME, LmConfig, Recipe
 from plugins.demo_voice.training.csm_json import csm_json
 from plugins.demo_voice.training.data import IGNORED, Corpus
@@ -171,7 +171,7 @@ def train(run: Run) -> None:
         nn.utils.clip_grad_norm_(learner.parameters(), 1.0)
         for optimizer in made.values():
             for group in optimizer.param_groups:
-                group["lr"] = group["initial_lr"] * cosine(step, config.steps, config.warmup)
+                group["lr"] = group["initial_lr"] * trapezoid(step, config.steps, config.warmup)
             optimizer.step()
         log.add(step, losses)
         if (step + 1) % run.recipe.save_every == 0 or step + 1 == config.steps:

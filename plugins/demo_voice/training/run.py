@@ -29,7 +29,7 @@ class Run:
     device: torch.device
     workers: int = 0
     half: bool = False
-    """Products of the language model in bfloat16."""
+    """Products in bfloat16 while training."""
 
     def path(self, *parts: str) -> Path:
         """A path under the work folder, whose parent is made if it is not there."""
@@ -56,7 +56,7 @@ def parser(description: str | None) -> argparse.ArgumentParser:
         "--half",
         action=argparse.BooleanOptionalAction,
         default=torch.cuda.is_available(),
-        help="bfloat16 products for lm; on a CPU only with avx512_bf16 (a third less time)",
+        help="bfloat16 products; on a CPU only with avx512_bf16 (a third less time)",
     )
     return made
 

@@ -161,11 +161,14 @@ def reference_tokens(model: Any, ids: Sequence[int], count: int) -> list[int]:
 def reference_sound(codec: Any, tokens: Sequence[int], frame: int = 0) -> torch.Tensor:
     """Windows of 28 tokens through the package, samples 2048:4096 of each, `[T]`.
 
-    The noise is ours: frame f of the utterance has row f of each block's table.  `frame` is the
-    number of the first one.
+    The noise is ours: frame f of the utterance has row f of each block's table, counted from one
+    that the first frame's tokens choose.  `frame` is the number of the first one.
     """
     codes = [token - FIRST - place % 7 * CODES for place, token in enumerate(tokens)]
     codes = [code if 0 <= code < CODES else 0 for code in codes]
+    primes = (3, 5, 7, 11, 13, 17, 19)
+    known = [t - FIRST if 0 <= t - FIRST < 7 * CODES else 0 for t in tokens[:7]]
+    frame += sum(p * code for p, code in zip(primes, known, strict=False))
     generator = torch.Generator().manual_seed(0)
     tables = [torch.randn(256, rate, generator=generator) for rate in (32, 256, 1024, 2048)]
     pieces = [torch.zeros(0)]

@@ -59,8 +59,8 @@ def make_engine(checkpoint: Checkpoint) -> MakeEngine:
     return make
 
 
-def load(directory: Path) -> OrpheusModel:
-    return load_model(LoadOptions(directory, "cpu", "float32"))
+def load(directory: Path, device: str = "cpu") -> OrpheusModel:
+    return load_model(LoadOptions(directory, device, "float32"))
 
 
 def record(engine: Engine) -> dict[str, list[int]]:

@@ -19,5 +19,5 @@ class TestOrpheus(ModelConformance):
     def _checkpoint(self, checkpoint: Checkpoint) -> None:
         self.directory = checkpoint.directory
 
-    def load(self) -> Model:
-        return load(self.directory)
+    def load(self, device: str) -> Model:
+        return load(self.directory, device)

@@ -38,9 +38,9 @@ NOISE_FRAMES = 256
 class SlotSnac:
     """The `Codec` of Orpheus.  Float32 throughout; build, `load`, `allocate`, then use.
 
-    SNAC adds noise to what it decodes.  Here it is a fixed function of the frame's number in the
-    utterance: so the same codes give the same sound, alone and in any batch, and the windows that
-    share a frame hear the same noise there.
+    SNAC adds noise to what it decodes.  Here an utterance's first frame is the seed of its noise,
+    which is then a function of the frame's number: so the same codes give the same sound, alone
+    and in any batch, and the windows that share a frame hear the same noise there.
     """
 
     num_codebooks = 1
@@ -81,6 +81,7 @@ class SlotSnac:
         self._begin = 0
         self._offsets = torch.arange(FRAME_TOKENS, device=self.device) * self._level_size
         self._numbers = torch.arange(WINDOW, device=self.device)
+        self._primes = torch.tensor((3, 5, 7, 11, 13, 17, 19), device=self.device)
         self._levels = [torch.tensor(level, device=self.device) for level in LEVELS]
 
     def load(self, read: Callable[[str], torch.Tensor], names: Iterable[str]) -> None:
@@ -118,9 +119,10 @@ class SlotSnac:
     def allocate(self, num_slots: int) -> int:
         """Make the state rows of slots 0 .. num_slots - 1; see `Codec.allocate`."""
         self._seen = torch.zeros(num_slots, dtype=torch.int64, device=self.device)
+        self._seed = torch.zeros_like(self._seen)
         shape = (num_slots, WINDOW - 1, FRAME_TOKENS)
         self._recent = torch.zeros(shape, dtype=torch.int64, device=self.device)
-        return self._seen.nbytes + self._recent.nbytes
+        return self._seen.nbytes + self._seed.nbytes + self._recent.nbytes
 
     @torch.no_grad()
     def step(
@@ -132,24 +134,26 @@ class SlotSnac:
         """
         seen = self._seen[slots].masked_fill(reset, 0)
         window = torch.cat([self._recent[slots], codes], dim=1)
+        seed = torch.where(reset, (codes[:, 0] * self._primes).sum(1), self._seed[slots])
         first = seen - (WINDOW - 1)
-        pcm = self._decode(window, first)
+        pcm = self._decode(window, first + seed)
         # Last, so that a step that raises has changed nothing.
         self._recent[slots] = window[:, 1:]
         self._seen[slots] = seen + 1
+        self._seed[slots] = seed
         return pcm, (first >= 0) * self.frame_size
 
     def encode(self, pcm: torch.Tensor) -> torch.Tensor:
         raise InvalidRequest("Orpheus takes no context", "context")
 
     def _decode(self, window: torch.Tensor, first: torch.Tensor) -> torch.Tensor:
-        """Windows `[B, 4, 7]`, which start with frames number `first` `[B]`, to pcm `[B, N]`."""
+        """Windows `[B, 4, 7]` to pcm `[B, N]`; `first` `[B]` chooses the rows of the noise."""
         codes = window - self._offsets
         # A token out of its place in the frame is no code of its level: code 0 is heard.
         codes = torch.where((codes < 0) | (codes >= self._level_size), 0, codes)
         numbers = first[:, None] + self._numbers
         for block in self._noise:
-            block.frames = numbers
+            block.frames = numbers % NOISE_FRAMES
         levels = [codes[:, :, level].flatten(1) for level in self._levels]
         pcm: torch.Tensor = self._snac.decode(levels)
         start = KEPT * self.frame_size - self._begin
@@ -221,7 +225,7 @@ class _Crop(nn.Module):
 class _Noise(nn.Module):
     """SNAC's noise block with noise from a table `[frame, position]`.
 
-    `frames` `[B, F]` are the numbers of the frames that come next, and `begin` is the first
+    `frames` `[B, F]` are the rows of the frames that come next, and `begin` is the first
     position in them that is decoded.
     """
 
@@ -234,7 +238,7 @@ class _Noise(nn.Module):
         self.table = table
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        noise = self.table[self.frames % NOISE_FRAMES].flatten(1)[:, None]
+        noise = self.table[self.frames].flatten(1)[:, None]
         noise = noise[..., self.begin : self.begin + x.shape[-1]]
         projected: torch.Tensor = self.linear(x)
         return x + noise * projected
