@@ -97,7 +97,7 @@ class ToneModel:
         fault = next((code for word, code in FAULTS.items() if word in text), 0)
         length = 2 + len(text.split())
         for segment in [*voice.segments, *context]:
-            length += 1 + self.codec.encode(torch.from_numpy(segment.audio)).shape[1]
+            length += 1 + segment.codes.shape[1]
         if length >= self.max_positions:
             raise PromptTooLong("context is too long", "context")
         pitch = 10 * (voice.speaker + 1) + len(text) % 10

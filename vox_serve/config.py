@@ -45,6 +45,13 @@ class EngineConfig:
     min_p: float | None = setting(None, RANGES["min_p"].text)
     repetition_penalty: float | None = setting(None, RANGES["repetition_penalty"].text)
     seed: int | None = setting(None, RANGES["seed"].text)
+    prefix_cache_mib: int = setting(
+        512, "memory for voices and conversations whose prompts are kept; 0 keeps none"
+    )
+    conversation_timeout: float = setting(
+        1800.0, "seconds after which an idle conversation is forgotten"
+    )
+    max_conversations: int = setting(1000, "conversations that are remembered")
     threads: int = setting(0, "CPU threads of the engine; 0: 1 for a small model, else all cores")
     plugins: tuple[str, ...] = setting((), "modules to load as plugins besides the installed ones")
 
@@ -52,6 +59,14 @@ class EngineConfig:
         _require(self.dtype in DTYPES, f"dtype must be one of {', '.join(DTYPES)}")
         _require(1 <= self.max_batch_size <= 1024, "max_batch_size must be from 1 to 1024")
         _require(0 < self.max_seconds <= 3600, "max_seconds must be more than 0, at most 3600")
+        _require(0 <= self.prefix_cache_mib <= 2**20, "prefix_cache_mib must be 0 to 1048576")
+        _require(
+            0 < self.conversation_timeout <= DAY,
+            f"conversation_timeout must be more than 0, at most {DAY} s",
+        )
+        _require(
+            1 <= self.max_conversations <= 10**6, "max_conversations must be from 1 to 1000000"
+        )
         _require(0 <= self.threads <= 1024, "threads must be from 0 to 1024")
         for name, value in self.sampling.items():
             RANGES[name].check(name, value)

@@ -8,7 +8,8 @@
     ├── EngineError            the engine could not start, or died
     └── RequestError           one request cannot be served; the others go on
         ├── InvalidRequest     malformed, or a field out of range
-        ├── NotFound           no such voice, speaker or model
+        ├── NotFound           no such voice, speaker, model, request or conversation
+        ├── Conflict           the conversation's last turn is still being spoken
         ├── UnspeakableText    well formed, but this model cannot speak it
         │   └── PromptTooLong  text and context do not fit the model's context
         ├── QueueFull          try again later
@@ -76,6 +77,10 @@ class InvalidRequest(RequestError):
 
 class NotFound(RequestError):
     code = "not_found"
+
+
+class Conflict(RequestError):
+    code = "conflict"
 
 
 class UnspeakableText(RequestError):

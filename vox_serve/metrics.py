@@ -31,6 +31,7 @@ REASONS = ("stop", "length", "cancelled", "error")
 PHASES = ("prefill", "emit", "advance", "codec")
 REJECTIONS = ("queue_full", "draining", "engine_down", "too_long")
 ENGINE_ERRORS = ("non_finite", "exception", "out_of_memory", "hang")
+SOURCES = ("prefilled", "restored")
 DISCONNECTS = ("queued", "first_audio", "stream")
 
 FIRST_AUDIO = (0.02, 0.04, 0.06, 0.08, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1, 2, 5, 10, 30)
@@ -143,6 +144,11 @@ class Metrics:
         )
         self.reserved_codes_total = self._counter(
             "reserved_codes_total", "Codes outside the codec's codebooks, kept from it."
+        )
+        self.prompt_positions_total = self._counter(
+            "prompt_positions_total",
+            "Positions of prompts: run, or restored from a voice's or conversation's kept prefix.",
+            source=SOURCES,
         )
         self.batch_size = self._histogram("batch_size", "Rows of one engine step.", BATCH)
         self.requests_running = self._gauge("requests_running", "Requests that have a slot.")

@@ -33,6 +33,8 @@ class Prompt:
     """
 
     inputs: Mapping[str, torch.Tensor]
+    shared: int = 0
+    """Leading positions that hold the voice and the context: other texts come after them too."""
 
     def __len__(self) -> int:
         """T, the positions that the prompt takes of the context."""
@@ -99,6 +101,11 @@ class Model(Protocol):
 
     def prompt(self, text: str, voice: Voice, context: Sequence[Segment]) -> Prompt:
         """Build the prompt: the voice's segments, then `context`, then `text`.
+
+        Every segment has codes.  A prompt must begin as the one before it in a conversation
+        did, and go on with one position for each frame that was generated then, as `advance`
+        fed it: what is cached of it then need not be run again.  If it does not, nothing is
+        lost but time.
 
         Raises:
             UnspeakableText: the tokenizer or the voice cannot render the text.

@@ -369,7 +369,7 @@ def test_samples_that_come_with_the_end_need_not_be_finite(monkeypatch):
 def test_context_is_refused_where_the_checkpoint_takes_none():
     engine = Engine(ToneModel(), TONE, CheckpointSpec("t", ".", "", takes_context=False))
     turn = Segment(0, "a", np.zeros(640, dtype=np.float32))
-    with pytest.raises(UnspeakableText, match="not trained to follow context") as caught:
+    with pytest.raises(UnspeakableText, match="not trained to follow earlier turns") as caught:
         engine.add(SpeechRequest("x", "5 x", context=(turn,)))
     assert caught.value.param == "context"
 

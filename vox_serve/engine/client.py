@@ -13,6 +13,7 @@ import multiprocessing
 import signal
 import threading
 import time
+import uuid
 from collections.abc import Callable
 from enum import Enum
 from multiprocessing.connection import Connection
@@ -25,13 +26,17 @@ from vox_serve.config import EngineConfig, ServerConfig
 from vox_serve.engine.messages import (
     Abort,
     Add,
+    AddVoice,
+    Done,
     EngineInfo,
     Event,
     Failed,
     Finished,
+    Forget,
     FromWorker,
     LoadFailed,
     Ready,
+    RemoveVoice,
     Shutdown,
     SpeechRequest,
     Stats,
@@ -40,6 +45,7 @@ from vox_serve.engine.messages import (
 )
 from vox_serve.errors import QueueFull, SequenceFailed, Unavailable
 from vox_serve.metrics import Metrics
+from vox_serve.voice import Segment
 
 JOIN_SECONDS = 5.0
 M = TypeVar("M")
@@ -144,22 +150,67 @@ class EngineClient:
     def submit(self, request: SpeechRequest) -> asyncio.Queue[Event]:
         """Send a request; its events come out of the queue, a Finished or Failed last.
 
+        One that continues what is being spoken is neither refused for the queue nor while
+        the server drains.
+
         Raises:
             Unavailable: starting, draining or dead.
             QueueFull: all slots are taken and the queue is full.
         """
-        info = self.admit()
-        if len(self._open) >= info.num_slots + self.server.max_queue:
+        info = self.info
+        if info is None or not (request.continues and self.state is EngineState.DRAINING):
+            info = self.admit()
+        if not request.continues and len(self._open) >= info.num_slots + self.server.max_queue:
             self.metrics.admission_rejections_total("queue_full").inc()
             raise QueueFull(
                 f"{info.num_slots} requests are being spoken and "
                 f"{self.server.max_queue} wait; try again later"
             )
+        return self._ask(request.id, Add(request))
+
+    def forget_soon(self, conversation: str) -> None:
+        """Drop a conversation without waiting for it; unknown ones are ignored."""
+        if self.state in (EngineState.READY, EngineState.DRAINING):
+            self._outbox.put(Forget("", conversation))
+
+    async def forget(self, conversation: str) -> bool:
+        """Drop a conversation; False if there is none.  Raises Unavailable."""
+        self.admit()
+        request_id = uuid.uuid4().hex
+        return await self._done(request_id, Forget(request_id, conversation))
+
+    async def add_voice(self, name: str, speaker: int, segments: tuple[Segment, ...]) -> None:
+        """Make a voice known to the model, in the place of one of its name.
+
+        Raises:
+            RequestError: the model cannot take it, or the engine is not there.
+        """
+        self.admit()
+        request_id = uuid.uuid4().hex
+        await self._done(request_id, AddVoice(request_id, name, speaker, segments))
+
+    async def remove_voice(self, name: str) -> bool:
+        """Forget a voice; False if there is none.  Raises Unavailable."""
+        self.admit()
+        request_id = uuid.uuid4().hex
+        return await self._done(request_id, RemoveVoice(request_id, name))
+
+    async def _done(self, request_id: str, message: ToWorker) -> bool:
+        try:
+            event = await self._ask(request_id, message).get()
+        finally:
+            self._open.pop(request_id, None)
+        if isinstance(event, Failed):
+            raise event.error
+        assert isinstance(event, Done)
+        return event.found
+
+    def _ask(self, request_id: str, message: ToWorker) -> asyncio.Queue[Event]:
         if not self._open:
             self._last_step = time.monotonic()
         events: asyncio.Queue[Event] = asyncio.Queue()
-        self._open[request.id] = events
-        self._outbox.put(Add(request))
+        self._open[request_id] = events
+        self._outbox.put(message)
         return events
 
     def abort(self, request_id: str) -> None:
@@ -242,7 +293,7 @@ class EngineClient:
             self.metrics.finished_total("error").inc()
         if events is None:  # aborted here, while the worker was still speaking it
             return
-        if isinstance(event, Finished | Failed):
+        if isinstance(event, Finished | Failed | Done):
             del self._open[event.request_id]
         events.put_nowait(event)
 
@@ -262,6 +313,8 @@ class EngineClient:
             metrics.batch_size().observe(stats.batch_size)
         metrics.frames_total().inc(stats.frames)
         metrics.reserved_codes_total().inc(stats.reserved_codes)
+        metrics.prompt_positions_total("prefilled").inc(stats.prefilled)
+        metrics.prompt_positions_total("restored").inc(stats.restored)
         if self.info is not None:
             metrics.audio_seconds_total().inc(stats.frames / self.info.frame_rate)
 

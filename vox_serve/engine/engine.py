@@ -5,6 +5,7 @@ A step is one sentence: schedule, run, postprocess.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import secrets
 import time
@@ -16,6 +17,8 @@ import attrs
 import torch
 
 from vox_serve.config import EngineConfig
+from vox_serve.engine.conversation import Conversations
+from vox_serve.engine.encodings import Encodings
 from vox_serve.engine.messages import (
     Audio,
     EngineInfo,
@@ -28,19 +31,21 @@ from vox_serve.engine.messages import (
     Stats,
     StepOutput,
 )
+from vox_serve.engine.prefix_cache import shared_rows
 from vox_serve.engine.runner import EmittedFrames, Frame, ModelRunner, run_isolated
 from vox_serve.engine.scheduler import Scheduler
-from vox_serve.engine.sequence import Sequence
+from vox_serve.engine.sequence import Sequence, Turn
 from vox_serve.errors import (
     EngineError,
     InvalidRequest,
     NotFound,
     PromptTooLong,
+    RequestError,
     SequenceFailed,
     UnspeakableText,
 )
-from vox_serve.model import CheckpointSpec, Model
-from vox_serve.voice import Voice
+from vox_serve.model import CheckpointSpec, Model, Prompt
+from vox_serve.voice import Segment, Voice
 
 log = logging.getLogger("vox_serve.engine")
 
@@ -76,11 +81,17 @@ class Engine:
         self.config = config
         self.checkpoint = checkpoint
         self.scheduler = Scheduler(config.max_batch_size)
-        self.runner = ModelRunner(model, config.max_batch_size)
+        self.runner = ModelRunner(model, config.max_batch_size, config.prefix_cache_mib * 2**20)
         self.defaults = model.default_sampling.merged(config.sampling)
+        self.conversations = Conversations(config.conversation_timeout, config.max_conversations)
+        self.voices: dict[str, Voice] = {}
+        """Those that were added while it runs, by name."""
+        self.takes_context = self._takes_context()
+        self._encodings = Encodings(model.codec)
         self._events: list[Event] = []
         self._phases: dict[str, float] = {}
         self._errors: list[str] = []
+        self._prefilled = self._restored = 0
 
     @property
     def has_work(self) -> bool:
@@ -103,15 +114,63 @@ class Engine:
         Raises:
             RequestError: it cannot be spoken; says which field and which limit.
         """
-        self._check_text(request.text)
+        for text in (request.text, *request.later):
+            self._check_text(text)
         voice = self._voice(request)
         sampling = self.defaults.merged(request.sampling)
-        if request.context and self.checkpoint and not self.checkpoint.takes_context:
-            raise UnspeakableText("this voice was not trained to follow context", "context")
-        prompt = self.model.prompt(request.text, voice, request.context)
-        cap = self._frame_cap(request, len(prompt))
+        if request.context or request.conversation is not None:
+            self._require_context("context" if request.context else "conversation")
+        for text in request.later:
+            self.model.prompt(text, voice, ())
         seed = secrets.randbits(63) if sampling.seed is None else sampling.seed
-        return Sequence(request.id, prompt, sampling, seed, cap, arrival=request.arrival)
+        if request.conversation is None:
+            context = self._encoded(request, voice, ())
+            prompt, cap = self._prompt(request, voice, context)
+            turn = None
+        else:
+            conversation = self.conversations.begin(request.conversation)
+            try:
+                context = self._encoded(request, voice, conversation.turns)
+                prompt, cap, context = self._fit(request, voice, context)
+            except BaseException:
+                self.conversations.end(conversation)
+                raise
+            turn = Turn(conversation, request.text, voice, context)
+        return Sequence(
+            request.id,
+            prompt,
+            sampling,
+            seed,
+            cap,
+            continues=request.continues,
+            turn=turn,
+            arrival=request.arrival,
+        )
+
+    def release(self, sequence: Sequence) -> None:
+        """Let go of a sequence that was prepared and is not going to be queued."""
+        if sequence.turn is not None:
+            self.conversations.end(sequence.turn.conversation)
+
+    def add_voice(self, name: str, speaker: int, segments: Rows[Segment]) -> None:
+        """Make a voice known, in the place of one of its name; may take seconds.
+
+        Raises:
+            RequestError: the model has no such speaker, takes no context, has a voice of its
+                own of this name, or the segments do not fit.
+        """
+        if any(voice.name == name for voice in self.model.voices):
+            raise InvalidRequest(f"{name!r} is a voice of the model itself", "name")
+        self._require_context("voice")
+        self._voice(SpeechRequest("", "", speaker))
+        voice = Voice(name, speaker, tuple(segments))
+        self.model.prompt("a", attrs.evolve(voice, segments=self._silent(segments)), ())
+        encoded = tuple(self._encodings.encode(segment) for segment in segments)
+        self.voices[name] = attrs.evolve(voice, segments=encoded)
+
+    def remove_voice(self, name: str) -> bool:
+        """Forget an added voice; requests that have begun keep it.  False if there is none."""
+        return self.voices.pop(name, None) is not None
 
     def enqueue(self, sequence: Sequence) -> None:
         """Queue what `prepare` made.  Raises InvalidRequest if its id is open already."""
@@ -167,10 +226,79 @@ class Engine:
             max_seconds=self.config.max_seconds,
             max_characters=checkpoint.max_characters if checkpoint else None,
             max_words=checkpoint.max_words if checkpoint else None,
+            takes_context=self.takes_context,
             voices=tuple((voice.name, voice.speaker) for voice in model.voices),
             sampling=self.defaults,
             load_seconds=load_seconds,
         )
+
+    def _takes_context(self) -> bool:
+        """Does the model speak after earlier turns?  Asked of it, with one frame of codes."""
+        codec, voice = self.model.codec, self.model.voices[0]
+        if self.checkpoint is not None and not self.checkpoint.takes_context:
+            return False
+        codes = torch.zeros(codec.num_codebooks, codec.frames_per_step, dtype=torch.int64)
+        try:
+            self.model.prompt("a", voice, (Segment(voice.speaker, "a", codes=codes),))
+        except RequestError:
+            return False
+        return True
+
+    def _require_context(self, field: str) -> None:
+        if not self.takes_context:
+            raise UnspeakableText("this model was not trained to follow earlier turns", field)
+
+    def _encoded(
+        self, request: SpeechRequest, voice: Voice, turns: Rows[Segment]
+    ) -> tuple[Segment, ...]:
+        """The turns, then the request's context as codes.
+
+        Its positions are counted before anything is encoded: that is the dear part.
+        """
+        if not request.context:
+            return tuple(turns)
+        for segment in request.context:
+            if segment.codes is None and (segment.audio is None or not len(segment.audio)):
+                raise InvalidRequest("each context segment needs audio", "context")
+        self._prompt(request, voice, self._silent(request.context))
+        return (*turns, *map(self._encodings.encode, request.context))
+
+    def _silent(self, segments: Rows[Segment]) -> tuple[Segment, ...]:
+        """Segments with codes of the right length, whatever they say."""
+        books, size = self.model.codec.num_codebooks, self.model.codec.frame_size
+        return tuple(
+            segment
+            if segment.codes is not None or segment.audio is None
+            else attrs.evolve(
+                segment,
+                audio=None,
+                codes=torch.zeros(books, -(-len(segment.audio) // size), dtype=torch.int64),
+            )
+            for segment in segments
+        )
+
+    def _prompt(
+        self, request: SpeechRequest, voice: Voice, context: Rows[Segment]
+    ) -> tuple[Prompt, int]:
+        prompt = self.model.prompt(request.text, voice, context)
+        return prompt, self._frame_cap(request, len(prompt))
+
+    def _fit(
+        self, request: SpeechRequest, voice: Voice, context: tuple[Segment, ...]
+    ) -> tuple[Prompt, int, tuple[Segment, ...]]:
+        """The prompt with as many turns as fit; the older half goes first.
+
+        By half, because every turn that falls out moves all positions, and what is cached of
+        them is lost: so that is rare.  What the request itself brought stays.
+        """
+        while True:
+            try:
+                return *self._prompt(request, voice, context), context
+            except PromptTooLong:
+                spare = len(context) - len(request.context)
+                if spare == 0:
+                    raise
+                context = context[(spare + 1) // 2 :]
 
     def _check_text(self, text: str) -> None:
         if not text.strip():
@@ -189,7 +317,7 @@ class Engine:
             )
 
     def _voice(self, request: SpeechRequest) -> Voice:
-        voices = self.model.voices
+        voices = (*self.model.voices, *self.voices.values())
         for voice in voices:
             if request.voice is None and voice.speaker == request.speaker:
                 return voice
@@ -235,6 +363,9 @@ class Engine:
             self.runner.assign(sequence)
             self._events.append(Started(sequence.id, now - sequence.arrival))
         self._run("prefill", self.runner.prefill, joining)
+        for sequence in joining:
+            self._restored += sequence.restored
+            self._prefilled += len(sequence.prompt) - sequence.restored
 
     def _speak(self, rows: Rows[Sequence]) -> dict[Sequence, Frame]:
         """Emit a frame for every row and decode it; rows that raise end here."""
@@ -270,19 +401,42 @@ class Engine:
             self._finish(sequence, FinishReason.STOP)
         else:
             sequence.frames += 1
+            if sequence.turn is not None:
+                sequence.turn.codes.append(frame.codes)
             if frame.pcm:
                 self._events.append(Audio(sequence.id, frame.pcm))
             if sequence.frames >= sequence.max_frames:
                 self._finish(sequence, FinishReason.LENGTH)
 
     def _finish(self, sequence: Sequence, reason: FinishReason) -> None:
+        self._remember(sequence, reason)
         self.scheduler.finish(sequence, reason)
         self._events.append(Finished(sequence.id, reason, sequence.frames, sequence.seed))
+
+    def _remember(self, sequence: Sequence, reason: FinishReason) -> None:
+        """Add what was said to its conversation, and keep the slot's positions for the next."""
+        turn = sequence.turn
+        if turn is None:
+            return
+        if reason not in (FinishReason.STOP, FinishReason.LENGTH) or not turn.codes:
+            self.conversations.end(turn.conversation)
+            return
+        said = Segment(turn.voice.speaker, turn.text, codes=torch.tensor(turn.codes).T)
+        turns = (*turn.before, said)
+        self.conversations.end(turn.conversation, turns)
+        # A cap ends before the last frame is fed back.
+        fed = len(turn.codes) - (reason is FinishReason.LENGTH)
+        with contextlib.suppress(RequestError):  # full: the next turn begins with fewer
+            following = self.model.prompt(turn.text, turn.voice, turns)
+            length = len(sequence.prompt)
+            if shared_rows(following.inputs, sequence.prompt.inputs) == length:
+                self.runner.keep(sequence, following.inputs, length + fed)
 
     def _fail(self, sequence: Sequence, error: Exception) -> None:
         log.error("request %s failed", sequence.id, exc_info=error)
         self._errors.append(_error_kind(error))
         self.runner.clear(sequence)
+        self.release(sequence)
         self.scheduler.finish(sequence, FinishReason.ERROR)
         message = f"the model failed while it spoke ({type(error).__name__}); see the server's log"
         self._events.append(Failed(sequence.id, SequenceFailed(message)))
@@ -294,11 +448,14 @@ class Engine:
             batch_size=len(frames),
             frames=len(sounded),
             reserved_codes=sum(frame.reserved for frame in sounded),
+            prefilled=self._prefilled,
+            restored=self._restored,
             phase_seconds=tuple(self._phases.items()),
             errors=tuple(self._errors),
         )
         output = StepOutput(tuple(self._events), stats)
         self._events, self._phases, self._errors = [], {}, []
+        self._prefilled = self._restored = 0
         return output
 
 

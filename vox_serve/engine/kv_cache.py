@@ -45,6 +45,11 @@ class SlotKVCache:
     def num_bytes(self) -> int:
         return 2 * self.keys.numel() * self.keys.element_size()
 
+    @property
+    def position_bytes(self) -> int:
+        """Memory of one position of one slot."""
+        return self.num_bytes // (self.keys.shape[1] * self.keys.shape[2])
+
     def view(self, slots: torch.Tensor, positions: torch.Tensor) -> KVView:
         return SlotView(self, slots, positions)
 

@@ -1,7 +1,8 @@
 """What crosses the border between the server and the engine worker.  Imports no torch.
 
-To the worker: `Add`, `Abort`, `Shutdown`.  From it: `Ready` or `LoadFailed` once, then one
-`StepOutput` per engine step (or heartbeat), with the events of all sequences in it.
+To the worker: `Add`, `Abort`, `Forget`, `AddVoice`, `RemoveVoice`, `Shutdown`.  From it: `Ready` or
+`LoadFailed` once, then one `StepOutput` per engine step (or heartbeat), with the events of all
+sequences in it.
 """
 
 from __future__ import annotations
@@ -39,6 +40,10 @@ class SpeechRequest:
         context: earlier turns; audio float32 at the model's sample rate.
         sampling: the parameters that the client gave.
         max_seconds: cap on the audio; None derives one from the text's length.
+        conversation: its turns come before `context`, and this one is remembered in it.
+        later: texts that will follow in requests of their own; checked now, so that what cannot
+            be spoken is told before the first sound.
+        continues: goes on with what is being spoken: it goes before all that wait.
         arrival: when it came in, by `time.monotonic`.
     """
 
@@ -49,6 +54,9 @@ class SpeechRequest:
     context: tuple[Segment, ...] = ()
     sampling: Mapping[str, Any] = attrs.field(factory=dict)
     max_seconds: float | None = None
+    conversation: str | None = None
+    later: tuple[str, ...] = ()
+    continues: bool = False
     arrival: float = attrs.field(factory=time.monotonic)
 
 
@@ -60,6 +68,32 @@ class Add:
 @attrs.frozen
 class Abort:
     request_id: str
+
+
+@attrs.frozen
+class Forget:
+    """Drop a conversation; answered by `Done`."""
+
+    request_id: str
+    conversation: str
+
+
+@attrs.frozen(eq=False)
+class AddVoice:
+    """Make a voice known, in the place of one of its name; answered by `Done` or `Failed`."""
+
+    request_id: str
+    name: str
+    speaker: int
+    segments: tuple[Segment, ...]
+
+
+@attrs.frozen
+class RemoveVoice:
+    """Forget a voice; answered by `Done`."""
+
+    request_id: str
+    name: str
 
 
 @attrs.frozen
@@ -97,7 +131,15 @@ class Failed:
     error: RequestError
 
 
-Event = Started | Audio | Finished | Failed
+@attrs.frozen
+class Done:
+    """What was asked is done; `found` is False if there was nothing to do it to."""
+
+    request_id: str
+    found: bool
+
+
+Event = Started | Audio | Finished | Failed | Done
 
 
 @attrs.frozen
@@ -120,6 +162,7 @@ class EngineInfo:
     max_seconds: float
     max_characters: int | None
     max_words: int | None
+    takes_context: bool
     voices: tuple[tuple[str, int], ...]
     sampling: SamplingParams
     load_seconds: float
@@ -137,13 +180,19 @@ class LoadFailed:
 
 @attrs.frozen
 class Stats:
-    """The engine's state after a step, and what the step did."""
+    """The engine's state after a step, and what the step did.
+
+    Args:
+        prefilled, restored: prompt positions that were run, and that came from kept prefixes.
+    """
 
     running: int = 0
     waiting: int = 0
     batch_size: int = 0
     frames: int = 0
     reserved_codes: int = 0
+    prefilled: int = 0
+    restored: int = 0
     phase_seconds: tuple[tuple[str, float], ...] = ()
     errors: tuple[str, ...] = ()
 
@@ -156,5 +205,5 @@ class StepOutput:
     stats: Stats = Stats()
 
 
-ToWorker = Add | Abort | Shutdown
+ToWorker = Add | Abort | Forget | AddVoice | RemoveVoice | Shutdown
 FromWorker = Ready | LoadFailed | StepOutput

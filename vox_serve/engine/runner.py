@@ -6,13 +6,14 @@ sampling state) and moves data between host and device; it decides nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Sequence as Rows
 
 import attrs
 import torch
 
 from vox_serve.engine.kv_cache import SlotKVCache
+from vox_serve.engine.prefix_cache import PrefixCache
 from vox_serve.engine.sampler import SlotSampler
 from vox_serve.engine.sequence import Sequence
 from vox_serve.model import Model
@@ -41,13 +42,14 @@ class Frame:
 
 
 class ModelRunner:
-    """Args: model, and the number of slots S that it may use."""
+    """Args: model, the number of slots S that it may use, bytes for kept prefixes."""
 
-    def __init__(self, model: Model, num_slots: int) -> None:
+    def __init__(self, model: Model, num_slots: int, prefix_bytes: int = 0) -> None:
         self.model = model
         self.num_slots = num_slots
         device = model.device
         self.kv = SlotKVCache(model.kv_layout, num_slots, model.max_positions, device, model.dtype)
+        self.prefixes = PrefixCache(prefix_bytes)
         self.sampler = SlotSampler(num_slots, device)
         self.hidden = torch.zeros(num_slots, model.hidden_size, dtype=model.dtype, device=device)
         self.codes = torch.zeros(num_slots, model.num_codebooks, dtype=torch.int64, device=device)
@@ -76,18 +78,34 @@ class ModelRunner:
 
     @torch.inference_mode()
     def prefill(self, sequences: Rows[Sequence]) -> None:
-        """Run the prompts; each slot then holds the hidden state at its prompt's end."""
+        """Run the prompts; each slot then holds the hidden state at its prompt's end.
+
+        What a kept prefix holds of a prompt is copied instead.
+        """
+        device = self.model.device
+        for s in sequences:
+            s.restored = self.prefixes.restore(s.prompt.inputs, s.slot, self.kv)
         slots = self._slots(sequences)
-        lengths = torch.tensor([len(s.prompt) for s in sequences], device=self.model.device)
+        self.kv.lengths[slots] = torch.tensor([s.restored for s in sequences], device=device)
+        lengths = torch.tensor([len(s.prompt) - s.restored for s in sequences], device=device)
         self._reach(len(s.prompt) for s in sequences)
         inputs = {
             name: torch.nn.utils.rnn.pad_sequence(
-                [s.prompt.inputs[name] for s in sequences], batch_first=True
-            ).to(self.model.device)
+                [s.prompt.inputs[name][s.restored :] for s in sequences], batch_first=True
+            ).to(device)
             for name in sequences[0].prompt.inputs
         }
         self.hidden[slots] = self.model.prefill(inputs, lengths, slots, self.kv)
         self.kv.lengths[slots] += lengths
+        for s in sequences:
+            if s.restored < s.prompt.shared:
+                self.keep(s, s.prompt.inputs, s.prompt.shared)
+
+    @torch.inference_mode()
+    def keep(self, sequence: Sequence, inputs: Mapping[str, torch.Tensor], length: int) -> None:
+        """Keep the keys and values of the slot's first positions, which these inputs made."""
+        inputs = {name: tensor[:length] for name, tensor in inputs.items()}
+        self.prefixes.keep(inputs, sequence.slot, self.kv)
 
     @torch.inference_mode()
     def advance(self, sequences: Rows[Sequence]) -> None:

@@ -40,7 +40,10 @@ class Scheduler:
         return bool(self.waiting or self.running)
 
     def add(self, sequence: Sequence) -> None:
-        self.waiting.append(sequence)
+        if sequence.continues:
+            self.waiting.appendleft(sequence)
+        else:
+            self.waiting.append(sequence)
 
     def find(self, sequence_id: str) -> Sequence | None:
         waiting = (s for s in self.waiting if s.id == sequence_id)

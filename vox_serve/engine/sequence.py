@@ -7,15 +7,29 @@ from enum import Enum
 
 import attrs
 
+from vox_serve.engine.conversation import Conversation
 from vox_serve.engine.messages import FinishReason
 from vox_serve.model import Prompt
 from vox_serve.sampling import SamplingParams
+from vox_serve.voice import Segment, Voice
 
 
 class SequenceStatus(Enum):
     WAITING = "waiting"
     RUNNING = "running"
     FINISHED = "finished"
+
+
+@attrs.define(eq=False)
+class Turn:
+    """What a sequence says in a conversation, with the codes that it came to."""
+
+    conversation: Conversation
+    text: str
+    voice: Voice
+    before: tuple[Segment, ...]
+    """The turns that its prompt holds."""
+    codes: list[tuple[int, ...]] = attrs.field(factory=list)
 
 
 @attrs.define(eq=False)
@@ -27,7 +41,13 @@ class Sequence:
     sampling: SamplingParams
     seed: int
     max_frames: int
+    continues: bool = False
+    """It goes on with what is being spoken: it is next."""
+    turn: Turn | None = None
+    """What to remember of it; None outside a conversation."""
     slot: int = -1
+    restored: int = 0
+    """Positions of the prompt that came from a kept prefix."""
     frames: int = 0
     finish_reason: FinishReason | None = None
     arrival: float = attrs.field(factory=time.monotonic)

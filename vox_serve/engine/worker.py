@@ -1,8 +1,8 @@
 """The loop around `Engine.step`, and the process that it runs in.
 
 Drain the inbox, step, post the outbox; when idle, sleep until a message comes or a heartbeat is
-due.  Requests with context are prepared in a thread, because encoding a minute of audio takes
-seconds in which the others must not wait.  The same loop runs in a thread for tests.
+due.  Requests with context and new voices are prepared in a thread, because encoding a minute of
+audio takes seconds in which the others must not wait.  The same loop runs in a thread for tests.
 """
 
 from __future__ import annotations
@@ -11,8 +11,11 @@ import contextlib
 import logging
 import socket
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from multiprocessing.connection import Connection, wait
+from typing import TypeVar
 
 from vox_serve.config import EngineConfig
 from vox_serve.engine.engine import Engine
@@ -20,18 +23,25 @@ from vox_serve.engine.load import load_engine
 from vox_serve.engine.messages import (
     Abort,
     Add,
+    AddVoice,
+    Done,
+    Event,
     Failed,
+    Forget,
     LoadFailed,
     Ready,
+    RemoveVoice,
     Shutdown,
     SpeechRequest,
     StepOutput,
+    ToWorker,
 )
 from vox_serve.engine.sequence import Sequence
 from vox_serve.errors import RequestError, SequenceFailed, VoxServeError
 from vox_serve.plugins import load_plugins
 
 HEARTBEAT_SECONDS = 0.25
+T = TypeVar("T")
 log = logging.getLogger("vox_serve.worker")
 
 
@@ -69,7 +79,8 @@ class Worker:
         self._engine = engine
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="prepare")
         self._preparing: set[str] = set()
-        self._prepared: deque[tuple[SpeechRequest, Sequence | RequestError]] = deque()
+        self._thought: deque[Callable[[], None]] = deque()
+        """What to do here with what the pool has made."""
         self._waker, self._wake = socket.socketpair()
 
     def serve(self) -> None:
@@ -88,50 +99,83 @@ class Worker:
             seconds = 0.0
             if self._waker in ready:
                 self._waker.recv(1)
-                self._enqueue(*self._prepared.popleft())
+                self._thought.popleft()()
             if self._connection in ready:
                 message = self._connection.recv()
                 if isinstance(message, Shutdown):
                     return False
-                if isinstance(message, Add):
-                    self._add(message.request)
-                elif isinstance(message, Abort):
-                    self._preparing.discard(message.request_id)
-                    self._engine.abort(message.request_id)
+                self._take(message)
         return True
+
+    def _take(self, message: ToWorker) -> None:
+        engine = self._engine
+        if isinstance(message, Add):
+            self._add(message.request)
+        elif isinstance(message, Abort):
+            self._preparing.discard(message.request_id)
+            engine.abort(message.request_id)
+        elif isinstance(message, AddVoice):
+            self._pool.submit(self._think, partial(self._add_voice, message))
+        elif isinstance(message, RemoveVoice):
+            self._post(Done(message.request_id, engine.remove_voice(message.name)))
+        elif isinstance(message, Forget):
+            found = engine.conversations.forget(message.conversation)
+            self._post(Done(message.request_id, found))
 
     def _add(self, request: SpeechRequest) -> None:
         self._preparing.add(request.id)
         if request.context:
-            self._pool.submit(self._prepare_and_wake, request)
+            self._pool.submit(self._think, partial(self._prepare_if_wanted, request))
         else:
             self._enqueue(request, self._prepare(request))
 
-    def _prepare_and_wake(self, request: SpeechRequest) -> None:
-        if request.id in self._preparing:  # else its client has left already
-            self._prepared.append((request, self._prepare(request)))
-            with contextlib.suppress(OSError):  # the worker has ended meanwhile
-                self._wake.send(b".")
+    def _think(self, work: Callable[[], Callable[[], None]]) -> None:
+        """Body of the pool's jobs: `work`, then have the loop do what it returns."""
+        self._thought.append(work())
+        with contextlib.suppress(OSError):  # the worker has ended meanwhile
+            self._wake.send(b".")
+
+    def _prepare_if_wanted(self, request: SpeechRequest) -> Callable[[], None]:
+        if request.id not in self._preparing:  # its client has left already
+            return lambda: None
+        return partial(self._enqueue, request, self._prepare(request))
 
     def _prepare(self, request: SpeechRequest) -> Sequence | RequestError:
-        try:
-            return self._engine.prepare(request)
-        except RequestError as error:
-            return error.plain()
-        except Exception as error:  # the model is a plugin: it may raise anything
-            log.error("request %s could not be prepared", request.id, exc_info=error)
-            kind = type(error).__name__
-            return SequenceFailed(f"the prompt could not be built ({kind}); see the server's log")
+        return _attempt(lambda: self._engine.prepare(request), "the prompt could not be built")
 
     def _enqueue(self, request: SpeechRequest, prepared: Sequence | RequestError) -> None:
-        if request.id not in self._preparing:
-            return  # aborted meanwhile
+        if isinstance(prepared, Sequence) and request.id not in self._preparing:
+            self._engine.release(prepared)  # aborted meanwhile
+            return
         self._preparing.discard(request.id)
         if isinstance(prepared, Sequence):
             try:
                 self._engine.enqueue(prepared)
             except RequestError as error:
+                self._engine.release(prepared)
                 prepared = error.plain()
         if isinstance(prepared, RequestError):
-            failed = Failed(request.id, prepared)
-            self._connection.send(StepOutput((failed,), self._engine.stats))
+            self._post(Failed(request.id, prepared))
+
+    def _add_voice(self, message: AddVoice) -> Callable[[], None]:
+        def add() -> bool:
+            self._engine.add_voice(message.name, message.speaker, message.segments)
+            return True
+
+        added = _attempt(add, "the voice could not be encoded")
+        if isinstance(added, RequestError):
+            return partial(self._post, Failed(message.request_id, added))
+        return partial(self._post, Done(message.request_id, added))
+
+    def _post(self, event: Event) -> None:
+        self._connection.send(StepOutput((event,), self._engine.stats))
+
+
+def _attempt(work: Callable[[], T], problem: str) -> T | RequestError:
+    try:
+        return work()
+    except RequestError as error:
+        return error.plain()
+    except Exception as error:  # the model is a plugin: it may raise anything
+        log.error("%s", problem, exc_info=error)
+        return SequenceFailed(f"{problem} ({type(error).__name__}); see the server's log")

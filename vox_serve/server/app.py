@@ -12,7 +12,7 @@ from litestar.types import Message, Scope
 
 from vox_serve.engine.engines import Engines
 from vox_serve.errors import RequestError
-from vox_serve.server import errors, status
+from vox_serve.server import conversations, errors, status
 from vox_serve.server.generate import generate
 from vox_serve.server.stream import ClientGone
 
@@ -44,6 +44,7 @@ def create_app(engines: Engines) -> Litestar:
     return Litestar(
         route_handlers=[
             generate,
+            conversations.forget,
             status.health,
             status.ready,
             status.models,

@@ -16,6 +16,7 @@ from vox_serve.server.stream import ClientGone
 STATUS = {
     "invalid_request": 400,
     "not_found": 404,
+    "conflict": 409,
     "unspeakable_text": 422,
     "prompt_too_long": 422,
     "queue_full": 429,
@@ -23,7 +24,7 @@ STATUS = {
     "unavailable": 503,
     "timeout": 504,
 }
-RETRY_AFTER_SECONDS = {429: 1, 503: 5}
+RETRY_AFTER_SECONDS = {409: 1, 429: 1, 503: 5}
 CLIENT_CLOSED_REQUEST = 499
 MESSAGE_BYTES, PARAM_BYTES = 1400, 200  # as JSON: an error body stays under 2 KiB
 AnyRequest = Request[Any, Any, Any]

@@ -22,6 +22,7 @@ from vox_serve.engine.messages import EngineInfo, SpeechRequest
 from vox_serve.errors import InvalidRequest, RequestError
 from vox_serve.sampling import RANGES
 from vox_serve.server.audio import FORMATS, AudioFormat
+from vox_serve.server.parts import parts
 from vox_serve.server.stream import (
     AudioResponse,
     AudioStream,
@@ -33,6 +34,7 @@ from vox_serve.voice import Segment
 
 MAX_TEXT_CHARACTERS = 10_000
 MAX_CONTEXT_SEGMENTS = 32
+CONVERSATION = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 MULTIPART = "multipart/form-data"
 Integer = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 """JSON bounds no integer; one of 400 digits is no speaker, and overflows a float."""
@@ -54,6 +56,7 @@ class GenerateRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     streaming: bool = False
     voice: str | None = None
     context: list[ContextTurn] | None = None
+    conversation: str | None = None
     temperature: float | None = None
     top_k: Integer | None = None
     top_p: float | None = None
@@ -91,9 +94,10 @@ async def generate(request: Request[Any, Any, Any], state: State) -> Response[by
             context=context,
             sampling=given_sampling(body),
             max_seconds=body.max_seconds,
+            conversation=body.conversation,
             arrival=arrival,
         )
-        stream = AudioStream(client, info, speech, mode, arrival)
+        stream = AudioStream(client, info, parts(speech, info), mode, arrival)
     except (RequestError, HTTPException) as error:
         rejected = isinstance(error, RequestError) and not is_client_error(error)
         metrics.requests_total(mode, "rejected" if rejected else "invalid").inc()
@@ -150,7 +154,7 @@ async def _whole(
 
 def _headers(stream: AudioStream, info: EngineInfo) -> dict[str, str]:
     headers = {
-        "X-Request-Id": stream.request.id,
+        "X-Request-Id": stream.id,
         "X-Sample-Rate": str(info.sample_rate),
         "X-Channels": "1",
     }
@@ -233,6 +237,10 @@ def check(body: GenerateRequest) -> AudioFormat:
         )
     if len(body.context or ()) > MAX_CONTEXT_SEGMENTS:
         raise InvalidRequest(f"context may hold {MAX_CONTEXT_SEGMENTS} segments", "context")
+    if body.conversation is not None and not CONVERSATION.fullmatch(body.conversation):
+        raise InvalidRequest(
+            "conversation must be 1 to 128 letters, digits, '_', '-', '.' or ':'", "conversation"
+        )
     for turn in body.context or ():
         if not turn.text.strip():
             raise InvalidRequest("context: a segment's text is empty", "context")

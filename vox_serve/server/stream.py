@@ -10,9 +10,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
+import attrs
 from litestar.response import Response
 from litestar.types import Receive, Scope, Send
 
@@ -23,12 +24,14 @@ from vox_serve.engine.messages import (
     Event,
     Failed,
     Finished,
+    FinishReason,
     SpeechRequest,
     Started,
 )
 from vox_serve.errors import PromptTooLong, RequestError, TimedOut
 from vox_serve.metrics import Metrics
 from vox_serve.server.audio import AudioFormat
+from vox_serve.server.parts import private_conversation
 
 T = TypeVar("T")
 log = logging.getLogger("vox_serve.requests")
@@ -41,9 +44,11 @@ class ClientGone(Exception):  # an event, not an error
 class AudioStream:
     """The audio of one request, in pieces as they are made.
 
+    A long text is several requests to the engine, one after the other; to the client it is one.
+
     Args:
         client: the engine.
-        request: what to say.
+        parts: what to say; `speech.parts` cuts a text so.
         mode: `whole` or `stream`, for the metrics.
         arrival: when the request came in, by `time.monotonic`.
 
@@ -55,11 +60,13 @@ class AudioStream:
         self,
         client: EngineClient,
         info: EngineInfo,
-        request: SpeechRequest,
+        parts: Sequence[SpeechRequest],
         mode: str,
         arrival: float,
     ) -> None:
-        self.request = request
+        self.request, *self._rest = parts
+        """The part that is being spoken."""
+        self.id = self.request.id
         self.finished: Finished | None = None
         self._client = client
         self._metrics: Metrics = client.metrics
@@ -67,14 +74,17 @@ class AudioStream:
         self._arrival = arrival
         self._deadline = arrival + client.server.request_timeout
         self._byte_rate = 2.0 * info.sample_rate
+        self._frame_rate = info.frame_rate
         self._phase = "queued"
         self._outcome: str | None = None
         self._bytes = 0
         self._first_audio = 0.0
         self._last_audio = 0.0
         self._underrun = 0.0
-        self._events = client.submit(request)
-        self._metrics.text_characters_total().inc(len(request.text))
+        self._characters = sum(len(part.text) for part in parts)
+        self._frames = 0
+        self._events = client.submit(self.request)
+        self._metrics.text_characters_total().inc(self._characters)
 
     async def next(self) -> bytes | None:
         """All PCM that is there, or the next piece of it; None after the last.
@@ -103,6 +113,8 @@ class AudioStream:
             return
         self._outcome = outcome
         self._client.abort(self.request.id)
+        if self.request.conversation == private_conversation(self.id):
+            self._client.forget_soon(self.request.conversation)
         metrics = self._metrics
         metrics.requests_total(self._mode, outcome).inc()
         now = time.monotonic()
@@ -118,10 +130,10 @@ class AudioStream:
         reason = self.finished.reason.value if self.finished else "-"
         log.info(
             "%s %s %s: %d characters, %.2f s of audio in %.2f s, first after %.3f s, finish %s",
-            self.request.id,
+            self.id,
             self._mode,
             outcome,
-            len(self.request.text),
+            self._characters,
             seconds,
             now - self._arrival,
             self._first_audio - self._arrival if self._bytes else 0.0,
@@ -131,17 +143,37 @@ class AudioStream:
     def _take(self, event: Event) -> bytes:
         if isinstance(event, Audio):
             return event.pcm
-        if isinstance(event, Started):
+        if isinstance(event, Started) and self._phase == "queued":
             self._phase = "first_audio"
             self._metrics.queue_seconds().observe(event.queue_seconds)
         elif isinstance(event, Finished):
-            self.finished = event
+            self._frames += event.frames
+            if self._rest and not self._spent(event):
+                self._go_on(event)
+            else:
+                self.finished = attrs.evolve(event, request_id=self.id, frames=self._frames)
         elif isinstance(event, Failed):
             if isinstance(event.error, PromptTooLong):
                 self._metrics.admission_rejections_total("too_long").inc()
             self.close("invalid" if is_client_error(event.error) else "error")
             raise event.error
         return b""
+
+    def _spent(self, event: Finished) -> bool:
+        """Has the client's own cap on the seconds been reached?"""
+        return self.request.max_seconds is not None and event.reason is FinishReason.LENGTH
+
+    def _go_on(self, event: Finished) -> None:
+        """Have the next part spoken, in what is left of the client's seconds."""
+        left = self.request.max_seconds
+        if left is not None:
+            left -= event.frames / self._frame_rate
+        self.request = attrs.evolve(self._rest.pop(0), max_seconds=left)
+        try:
+            self._events = self._client.submit(self.request)
+        except RequestError:
+            self.close("error")
+            raise
 
     def _heard(self, count: int) -> None:
         now = time.monotonic()
@@ -162,7 +194,13 @@ class AudioStream:
 
 def is_client_error(error: RequestError) -> bool:
     """Is the request itself at fault?"""
-    return error.code in ("invalid_request", "not_found", "unspeakable_text", "prompt_too_long")
+    return error.code in (
+        "invalid_request",
+        "not_found",
+        "conflict",
+        "unspeakable_text",
+        "prompt_too_long",
+    )
 
 
 async def unless_gone(receive: Receive, work: Awaitable[T]) -> T:
@@ -236,7 +274,7 @@ class AudioResponse(Response[bytes]):
             await self._send(send, b"", more=False)
             stream.close("ok")
         except (ClientGone, RequestError) as error:
-            log.debug("%s is cut: %r", stream.request.id, error)
+            log.debug("%s is cut: %r", stream.id, error)
             self._on_cut(scope)
         finally:
             stream.close()

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer
 
-from plugins.csm.tests.checkpoints import CODEBOOKS, FRAME, SPECIALS, clip, write_tokenizer
+from plugins.csm.tests.checkpoints import CODEBOOKS, SPECIALS, clip, write_tokenizer
 from plugins.csm.tests.conftest import Checkpoint, load
-from vox_serve import InvalidRequest, Prompt, PromptTooLong, Segment, UnspeakableText, Voice
+from vox_serve import Prompt, PromptTooLong, Segment, UnspeakableText, Voice
 from vox_serve_csm.model import CsmModel
 
 VOICE = Voice("plain", 1)
@@ -63,12 +62,13 @@ def test_a_special_token_in_a_text_is_only_characters(model: CsmModel, token: st
 
 
 def test_a_context_segment_is_text_audio_and_a_frame_of_end_codes(model: CsmModel) -> None:
-    audio = clip(3)
-    context = [Segment(0, "i", audio=audio.numpy())]
-    tokens = model.prompt("hi", VOICE, context).inputs["tokens"]
+    codes = model.codec.encode(clip(3))
+    prompt = model.prompt("hi", VOICE, [Segment(0, "i", codes=codes)])
+    assert prompt.shared == 6 + 3 + 1
+    tokens = prompt.inputs["tokens"]
     text, frames, end, target = tokens.split([6, 3, 1, 7])
     assert text[:, -1].tolist() == [BEGIN, LEFT, ONE - 1, RIGHT, I, END]
-    assert torch.equal(frames[:, :-1], model.codec.encode(audio).T)
+    assert torch.equal(frames[:, :-1], codes.T)
     assert end[:, :-1].tolist() == [[0] * CODEBOOKS]
     assert (tokens[6:10, -1] == -1).all()
     assert (text[:, :-1] == -1).all()
@@ -85,20 +85,13 @@ def test_the_voice_comes_before_the_context(model: CsmModel) -> None:
     assert [code for code in first_codes if code >= 0] == [5, 5, 0, 7, 7, 0]
 
 
-@pytest.mark.parametrize("audio", [None, np.empty(0, np.float32)], ids=["none", "empty"])
-def test_a_segment_without_audio_is_refused(model: CsmModel, audio: np.ndarray | None) -> None:
-    with pytest.raises(InvalidRequest, match="needs audio") as caught:
-        model.prompt("hi", VOICE, [Segment(0, "i", audio=audio)])
-    assert caught.value.param == "context"
-
-
 def test_what_does_not_fit_the_context_names_the_field(model: CsmModel) -> None:
     fits = "i" * (model.max_positions - 1 - 5)  # begin, [1], end; one position is left
     assert len(model.prompt(fits, VOICE, ())) == model.max_positions - 1
     with pytest.raises(PromptTooLong, match="256 positions of the 256") as caught:
         model.prompt(fits + "i", VOICE, ())
     assert caught.value.param == "text"
-    sound = Segment(0, "i", audio=np.zeros(250 * FRAME, np.float32))
+    sound = Segment(0, "i", codes=torch.zeros(CODEBOOKS, 250, dtype=torch.int64))
     with pytest.raises(PromptTooLong, match="context is too long") as caught:
         model.prompt("hi", VOICE, [sound])
     assert caught.value.param == "context"

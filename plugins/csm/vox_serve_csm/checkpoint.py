@@ -50,7 +50,6 @@ def load_model(options: LoadOptions) -> CsmModel:
         config.num_codebooks,
         config.end_code,
         config.backbone.max_position_embeddings,
-        codec,
     )
     return CsmModel(
         config,

@@ -16,8 +16,6 @@ from tokenizers import Tokenizer
 
 from vox_serve import (
     CheckpointError,
-    Codec,
-    InvalidRequest,
     Prompt,
     PromptTooLong,
     Segment,
@@ -93,7 +91,6 @@ class PromptBuilder:
         num_codebooks: K.
         end_code: fills the frame after each context audio.
         max_positions: the context.
-        codec: encodes context audio.
     """
 
     def __init__(
@@ -102,21 +99,18 @@ class PromptBuilder:
         num_codebooks: int,
         end_code: int,
         max_positions: int,
-        codec: Codec,
     ) -> None:
         self._tokenizer = tokenizer
         self._num_codebooks = num_codebooks
         self._end_code = end_code
         self._max_positions = max_positions
-        self._codec = codec
 
     def build(self, text: str, speaker: int, segments: Sequence[Segment]) -> Prompt:
-        """Raises UnspeakableText or PromptTooLong, and InvalidRequest for a bad segment."""
+        """Raises UnspeakableText or PromptTooLong."""
         said = [self._text(segment.text, segment.speaker) for segment in segments]
         target = self._text(text, speaker)
-        # Counted before anything is encoded: that is the dear part.
-        heard = [self._num_frames(segment) + 1 for segment in segments]
-        length = len(target) + sum(map(len, said)) + sum(heard)
+        heard = [self._audio(segment) for segment in segments]
+        length = sum(map(len, [target, *said, *heard]))
         if length >= self._max_positions:
             field = "context" if len(target) < self._max_positions else "text"
             raise PromptTooLong(
@@ -124,17 +118,9 @@ class PromptBuilder:
                 f"{self._max_positions} that the model has",
                 field,
             )
-        parts: list[torch.Tensor] = []
-        for segment, tokens in zip(segments, said, strict=True):
-            parts += [tokens, self._audio(segment)]
-        return Prompt({"tokens": torch.cat([*parts, target])})
-
-    def _num_frames(self, segment: Segment) -> int:
-        if segment.codes is not None:
-            return segment.codes.shape[1]
-        if segment.audio is None or not len(segment.audio):
-            raise InvalidRequest("each context segment needs audio", "context")
-        return -(-len(segment.audio) // self._codec.frame_size)
+        parts = [part for turn in zip(said, heard, strict=True) for part in turn]
+        tokens = torch.cat([*parts, target])
+        return Prompt({"tokens": tokens}, shared=length - len(target))
 
     def _text(self, text: str, speaker: int) -> torch.Tensor:
         ids = self._tokenizer.encode(text, speaker)
@@ -144,8 +130,7 @@ class PromptBuilder:
 
     def _audio(self, segment: Segment) -> torch.Tensor:
         codes = segment.codes
-        if codes is None:
-            codes = self._codec.encode(torch.from_numpy(segment.audio))
+        assert codes is not None  # the engine has encoded it
         tokens = torch.full((codes.shape[1] + 1, self._num_codebooks + 1), EMPTY)
         tokens[:-1, :-1] = codes.T.cpu()
         tokens[-1, :-1] = self._end_code

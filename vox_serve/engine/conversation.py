@@ -1,0 +1,71 @@
+"""Conversations: turns that are remembered, so that the next one follows from them.
+
+A turn is a segment whose codes are those that were generated (or, for what a client brings,
+encoded once).  Re-encoding generated sound would give other codes.
+"""
+
+from __future__ import annotations
+
+import time
+
+import attrs
+
+from vox_serve.errors import Conflict
+from vox_serve.voice import Segment
+
+
+@attrs.define(eq=False)
+class Conversation:
+    """Turns, oldest first.  One turn is spoken at a time."""
+
+    id: str
+    turns: tuple[Segment, ...] = ()
+    busy: bool = False
+    last_used: float = attrs.field(factory=time.monotonic)
+
+
+class Conversations:
+    """Args: seconds after which an idle one is forgotten, and how many there may be."""
+
+    def __init__(self, idle_seconds: float, limit: int) -> None:
+        self._idle_seconds = idle_seconds
+        self._limit = limit
+        self._open: dict[str, Conversation] = {}
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def begin(self, name: str) -> Conversation:
+        """The conversation of this id, new or known, for one turn; `end` must follow.
+
+        Raises:
+            Conflict: a turn of it is being spoken.
+        """
+        self._expire()
+        conversation = self._open.pop(name, None) or Conversation(name)
+        self._open[name] = conversation  # the most recently used is last
+        if conversation.busy:
+            raise Conflict(f"conversation {name!r}: its last turn is still spoken", "conversation")
+        conversation.busy = True
+        return conversation
+
+    def end(self, conversation: Conversation, turns: tuple[Segment, ...] | None = None) -> None:
+        """The turn is over; `turns` are those to remember, None leaves them as they were."""
+        conversation.busy = False
+        conversation.last_used = time.monotonic()
+        if turns is not None:
+            conversation.turns = turns
+        elif not conversation.turns:
+            self._open.pop(conversation.id, None)
+
+    def forget(self, name: str) -> bool:
+        """Drop a conversation, also one that is being spoken; False if there is none."""
+        return self._open.pop(name, None) is not None
+
+    def _expire(self) -> None:
+        now = time.monotonic()
+        idle = [c for c in self._open.values() if not c.busy]
+        excess = len(self._open) - self._limit + 1
+        for number, conversation in enumerate(idle):
+            if number < excess or now - conversation.last_used > self._idle_seconds:
+                del self._open[conversation.id]

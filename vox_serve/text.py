@@ -1,0 +1,425 @@
+"""Text to sentences and pieces, cut where a speaker would pause.
+
+It knows characters and nothing of models, voices or requests; it has no word lists beyond a few
+abbreviations and needs no data.  `Sentences` reads one character at a time, so how a text was
+split on its way here cannot matter; `pieces` is `Sentences` over a whole text, then packing.
+
+A sentence ends
+
+- after `! ?` and their kin as soon as whitespace follows, without waiting for more;
+- after `. …`, and after any mark with a closing quote, once the first character of the next word
+  is there, unless that is a lower-case letter (a dot ends before one too if the sentence itself
+  began without a capital);
+- after an ordinary dot at a newline, at a blank line always, and before a line that begins with a
+  bullet or a number;
+- after `。！？` at once, with or without whitespace.  A closing quote there goes on unless
+  whitespace or an opening quote follows.
+
+It does not end after titles, `e.g.`, `U.S.` and initials, nor after `No.` before a digit, nor
+where a mark stands inside a word (3.14, example.com).  `etc.` and `p.m.` end before a capital.
+"""
+
+from __future__ import annotations
+
+# ruff: noqa: RUF001 - punctuation of other scripts is the subject here
+# ruff: noqa: SIM905 - lists of words read best as words
+import re
+import unicodedata
+from collections.abc import Sequence
+from enum import Enum, auto
+from itertools import accumulate, chain, pairwise
+from typing import NamedTuple
+
+_CJK_ENDS = "。！？｡"
+_CJK_PAUSES = "、，；："
+_CJK_MARKS = _CJK_ENDS + _CJK_PAUSES
+_LOUD = "!?؟۔।॥"
+_MARKS = ".…" + _LOUD + _CJK_ENDS
+_OPENING = "\"'“‘„‚«‹»›([{*_`¿¡「『（【《〈〔"
+_CLOSING = "\"'”’“‘»›«‹)]}*_`」』）】》〉〕"
+# Without quotes that also open: 。“ begins something new.
+_CJK_TAIL = _CJK_MARKS + "\"'”’)]}」』）】》〉〕"
+_LONE_CLOSING = "»”’\"'"
+_GOES_ON = ",;:)]}"
+_NO_BREAK = "\u00a0\u202f"  # French sets one between the mark and the closing quote
+_NEWLINES = {"\n": 1, "\u2028": 1, "\u2029": 2}
+
+_ABBREVIATIONS = frozenset(
+    "mr mrs ms mx dr prof messrs mme mlle jr sr sra srta vs cf viz approx ca bzw"
+    " figs vol vols pp eq eqs dept".split()
+)
+_TITLES = frozenset(  # words of their own unless capitalised
+    "St Mt Ft Gen Col Sgt Capt Lt Cmdr Maj Adm Rev Hon Pres Gov Sen Rep Supt Fig Sec Ch".split()
+)
+_BEFORE_CAPITALS = frozenset("etc al inc ltd co corp ave blvd usw a.m p.m".split())
+_BEFORE_DIGITS = frozenset("no nos nr jan feb mar apr jun jul aug sep sept oct nov dec".split())
+_DOTTED = re.compile(r"(?:[^\W\d_]{1,2}\.)+[^\W\d_]")  # U.S  e.g  Ph.D
+_LIST_MARK = re.compile(r"[-*+•‣◦▪–]|#{1,6}|\d{1,3}[.)]")
+
+_STRONG_PAUSE = ";:—–…!?؛" + "；：" + _CJK_ENDS
+_WEAK_PAUSE = ",،、，"
+
+
+class _Word(NamedTuple):
+    """What is never cut but for its length: a word, or a clause of a script without spaces."""
+
+    text: str
+    spaced: bool  # whitespace stood before it
+
+
+class _End(Enum):
+    """What the end of a word says about the end of the sentence."""
+
+    NONE = auto()
+    NEVER = auto()  # Mr.
+    SURE = auto()  # ! and ?: whitespace settles it
+    PERIOD = auto()  # an ordinary dot
+    DOUBTFUL = auto()  # an ellipsis, or a closing quote: a lower-case letter goes on
+    CAPITAL = auto()  # etc.: only a capital ends it
+    NUMBERED = auto()  # No. and 3.: a digit goes on, otherwise a period
+
+
+def speakable(text: str) -> bool:
+    """Whether there is a letter or digit in it; `...` and `***` hold none."""
+    return any(map(str.isalnum, text))
+
+
+def pieces(text: str, max_characters: int | None = None, max_words: int | None = None) -> list[str]:
+    """Cut a long text into pieces that a model can speak one after another.
+
+    Whole sentences are packed as long as they fit.  A sentence that alone is too long is cut into
+    parts of like size, at `; : —` rather than at commas, at commas rather than between words, and
+    inside a word only if that word alone is too long.  What holds nothing to speak is put to its
+    neighbour unless no cut within the limits allows it.  Nothing is lost but surplus whitespace.
+
+    Args:
+        text: anything; if there is only whitespace in it there are no pieces.
+        max_characters: length of a piece at most, its spaces included; None is no limit.
+        max_words: words of a piece at most, as `str.split` counts them; None is no limit.
+
+    Raises:
+        ValueError: a limit is below 1.
+    """
+    for limit in (max_characters, max_words):
+        _check(limit)
+    reader = Sentences(max_characters=None)
+    words: list[_Word] = []
+    borders = [0]
+    for sentence in [*reader._read(text), *reader._rest()]:
+        for word in sentence:
+            words.extend(_fragments(word, max_characters))
+        borders.append(len(words))
+    return _Stretch(words, max_characters, max_words).packed(borders)
+
+
+class Sentences:
+    """Text that arrives in bits to whole sentences, as early as is safe.
+
+    They come with single spaces between their words.  Marks alone wait for words to go with, so
+    each holds something to speak, but for what `flush` finds (`...` at the end of a text) and
+    what `max_characters` forces out: ask `speakable`.
+
+    Args:
+        max_characters: no sentence is longer; one that would be is given out up to its best
+            pause.  None holds a sentence back until it ends.
+
+    Raises:
+        ValueError: `max_characters` is below 1.
+    """
+
+    def __init__(self, max_characters: int | None = 400) -> None:
+        _check(max_characters)
+        self._max_characters = max_characters
+        self._done: list[list[_Word]] = []
+        self._reset()
+
+    def feed(self, bit: str) -> list[str]:
+        """The sentences that this bit completes."""
+        return [_joined(words) for words in self._read(bit)]
+
+    def flush(self) -> list[str]:
+        """What is left, as if the text ended here; then ready for another text."""
+        return [_joined(words) for words in self._rest()]
+
+    def _reset(self) -> None:
+        self._words: list[_Word] = []  # of the sentence that has not ended
+        self._word: list[str] = []  # characters of the word that has not ended
+        self._characters = 0  # of both, with single spaces
+        self._spaced = False  # before the word
+        self._newlines = 0  # in the whitespace before the word
+        self._undecided = False  # the word consists of opening quotes so far
+        self._tail = False  # the word ends with a CJK mark so far
+        self._begin()
+
+    def _begin(self) -> None:
+        """Begin a sentence."""
+        self._words = []
+        self._end = _End.NONE
+        self._speakable = False
+        self._casual: bool | None = None  # it began in lower case; None: no letter so far
+        self._guillemet = False  # a free-standing « is open
+        self._characters = len(self._word)
+
+    def _read(self, bit: str) -> list[list[_Word]]:
+        for character in bit:
+            if character.isspace():
+                self._space(character)
+            else:
+                self._visible(character)
+        done, self._done = self._done, []
+        return done
+
+    def _rest(self) -> list[list[_Word]]:
+        if self._word:
+            self._append("".join(self._word))
+        rest = [self._words] if self._words else []
+        self._reset()
+        return rest
+
+    def _space(self, character: str) -> None:
+        if self._word:
+            self._end_word()
+            self._newlines = 0
+        self._spaced = True
+        self._newlines += _NEWLINES.get(character, 0)
+        if self._settled(character):
+            self._end_sentence()
+
+    def _settled(self, space: str) -> bool:
+        """Whether the sentence has ended, whatever follows this whitespace."""
+        if self._newlines >= 2:
+            return True
+        if self._end is _End.SURE:
+            return not self._guillemet and space not in _NO_BREAK
+        return self._end is _End.PERIOD and self._newlines > 0
+
+    def _visible(self, character: str) -> None:
+        if not self._word:
+            self._undecided = bool(self._words)
+            self._characters += self._undecided and self._spaced
+        if self._undecided and character not in _OPENING:
+            self._undecided = False
+            if self._ends_before(character):
+                self._end_sentence()
+        if self._tail and character not in _CJK_TAIL:
+            self._end_clause(character)
+        self._tail |= character in _CJK_MARKS
+        self._word.append(character)
+        self._characters += 1
+        if self._max_characters is not None and self._characters > self._max_characters:
+            self._cut()
+
+    def _ends_before(self, character: str) -> bool:
+        """Whether the last word ended the sentence, if the next one begins like this."""
+        if self._end in (_End.NONE, _End.NEVER) or character in _GOES_ON:
+            return False
+        if self._end is _End.CAPITAL:
+            return character.isupper()
+        if self._end is _End.NUMBERED and character.isdigit():
+            return False
+        if character.islower() and self._end is not _End.SURE:
+            return self._end is not _End.DOUBTFUL and bool(self._casual)
+        return True
+
+    def _end_clause(self, following: str) -> None:
+        """End a clause of a script without spaces, before a character that follows it closely."""
+        self._end_word()
+        self._spaced = False
+        self._newlines = 0
+        if self._end is _End.SURE or (self._end is _End.DOUBTFUL and following in _OPENING):
+            self._end_sentence()
+        self._end = _End.NONE
+
+    def _end_word(self) -> None:
+        word = "".join(self._word)
+        if self._undecided and word[-1] not in _LONE_CLOSING and self._ends_before(word[0]):
+            self._end_sentence()
+        if self._newlines and _LIST_MARK.fullmatch(word):
+            self._end_sentence()
+        self._append(word)
+
+    def _append(self, word: str) -> None:
+        if word.strip(_CLOSING):
+            self._end = _ending(word, first=not self._words)
+        elif self._end in (_End.SURE, _End.PERIOD):
+            self._end = _End.DOUBTFUL
+        if word in ("«", "»"):
+            self._guillemet = word == "«"
+        self._speakable = self._speakable or speakable(word)
+        if self._casual is None:
+            self._casual = next((c.islower() for c in word if c.isalpha()), None)
+        self._words.append(_Word(word, self._spaced))
+        self._word = []
+        self._undecided = self._tail = False
+
+    def _end_sentence(self) -> None:
+        """Give the sentence out, unless it has nothing to speak: then it begins the next one."""
+        if self._speakable:
+            self._done.append(self._words)
+            self._begin()
+
+    def _cut(self) -> None:
+        """Give out as much of a sentence that is too long as makes a good part."""
+        limit = self._max_characters
+        assert limit is not None
+        words = [*self._words, _Word("".join(self._word), self._spaced)]
+        if len(words) == 1:
+            cut = _between_graphemes(words[0].text, limit, limit)
+            self._done.append([_Word(words[0].text[:cut], self._spaced)])
+            self._word = self._word[cut:]
+            self._spaced = False
+            self._characters = len(self._word)
+            return
+        stretch = _Stretch(words, limit, None)
+        cut = stretch.best_cut(0, len(words), limit)
+        self._done.append(words[:cut])
+        self._words = words[cut:-1]
+        self._characters = stretch.characters(cut, len(words))
+        self._speakable = any(speakable(word.text) for word in self._words)
+
+
+class _Stretch:
+    """Words, measured once, and the limits of a piece; a piece is a range of words."""
+
+    def __init__(
+        self, words: Sequence[_Word], max_characters: int | None, max_words: int | None
+    ) -> None:
+        self._words = words
+        self._max_characters = max_characters
+        self._max_words = max_words
+        self._length = [0, *accumulate(len(word.text) + word.spaced for word in words)]
+        self._spaces = [0, *accumulate(word.spaced for word in words)]
+        self._speakable = [0, *accumulate(speakable(word.text) for word in words)]
+
+    def characters(self, start: int, end: int) -> int:
+        return self._length[end] - self._length[start] - self._words[start].spaced
+
+    def words(self, start: int, end: int) -> int:
+        return self._spaces[end] - self._spaces[start + 1] + 1
+
+    def parts(self, start: int, end: int) -> int:
+        """Into how many parts the limits cut this at the least."""
+        return max(
+            -(-self.characters(start, end) // (self._max_characters or self._length[-1])),
+            -(-self.words(start, end) // (self._max_words or len(self._words))),
+        )
+
+    def speaks(self, start: int, end: int) -> bool:
+        return self._speakable[end] > self._speakable[start]
+
+    def packed(self, borders: Sequence[int]) -> list[str]:
+        """The pieces, packed from sentences that begin and end at these borders."""
+        starts = [0]
+        for start, end in pairwise(borders):
+            if self.parts(starts[-1], end) == 1:
+                continue
+            if self.speaks(starts[-1], start) and self.speaks(start, end):
+                starts.append(start)
+            self._divide(starts, end)
+        ends = [*starts[1:], len(self._words)]
+        return [_joined(self._words[a:b]) for a, b in zip(starts, ends, strict=True) if a < b]
+
+    def _divide(self, starts: list[int], end: int) -> None:
+        """Cut what lies between the last start and the end into parts that fit."""
+        while (parts := self.parts(starts[-1], end)) > 1:
+            ideal = self.characters(starts[-1], end) / parts
+            starts.append(self.best_cut(starts[-1], end, ideal))
+
+    def best_cut(self, start: int, end: int, ideal: float) -> int:
+        """Where to end a part that fits and has nearly `ideal` characters.
+
+        A pause counts against the distance from the ideal, as a share of it, and against one part
+        more than there must be; nothing to speak on either side is taken only if all cuts have it.
+        """
+        parts = self.parts(start, end)
+        best, least = start + 1, float("inf")
+        for cut in range(start + 1, end):
+            if self.parts(start, cut) > 1:
+                break
+            cost = abs(self.characters(start, cut) / ideal - 1) + self._break(cut)
+            if self.parts(cut, end) >= parts:
+                cost += 0.3
+            if not (self.speaks(start, cut) and self.speaks(cut, end)):
+                cost += 10
+            if cost < least:
+                best, least = cut, cost
+        return best
+
+    def _break(self, cut: int) -> float:
+        """How much a pause before this word disturbs: 0 not at all, 1.5 inside a word."""
+        before = self._words[cut - 1].text.rstrip(_CLOSING)
+        if before.endswith((*_STRONG_PAUSE, "..")):
+            return 0
+        if before.endswith((*_WEAK_PAUSE,)):
+            return 0.1
+        if not self._words[cut].spaced:
+            return 1.5
+        return 1.25 if before.endswith(".") else 0.75  # Mr. | Smith
+
+
+def _ending(word: str, first: bool) -> _End:
+    """What a word says about the end of its sentence; `first`: it is the sentence's first."""
+    core = word.rstrip(_CLOSING)
+    if not core or core[-1] not in _MARKS:
+        return _End.NONE
+    stem = core.rstrip(_MARKS)
+    marks = core[len(stem) :]
+    if marks == ".":
+        kind = _ending_of_dot(stem.lstrip(_OPENING), first)
+        return _End.DOUBTFUL if kind is _End.PERIOD and core != word else kind
+    if core != word or not set(marks) & set(_LOUD + _CJK_ENDS):
+        return _End.DOUBTFUL
+    return _End.SURE
+
+
+def _ending_of_dot(stem: str, first: bool) -> _End:
+    """What a single dot after this stem is."""
+    lower = stem.lower()
+    if lower in _BEFORE_CAPITALS:
+        return _End.CAPITAL
+    if lower in _ABBREVIATIONS or (stem[:1].isupper() and stem.title() in _TITLES):
+        return _End.NEVER
+    if _DOTTED.fullmatch(stem) or (len(stem) == 1 and (stem.isupper() or first)):
+        return _End.NEVER
+    if stem.isdecimal():
+        return _End.NEVER if first and len(stem) <= 3 else _End.NUMBERED
+    return _End.NUMBERED if lower in _BEFORE_DIGITS else _End.PERIOD
+
+
+def _fragments(word: _Word, limit: int | None) -> list[_Word]:
+    """A word that alone is too long, in parts of like size; any other as it is."""
+    fragments = []
+    while limit is not None and len(word.text) > limit:
+        parts = -(-len(word.text) // limit)
+        cut = _between_graphemes(word.text, -(-len(word.text) // parts), limit)
+        fragments.append(_Word(word.text[:cut], word.spaced))
+        word = _Word(word.text[cut:], False)
+    return [*fragments, word]
+
+
+def _between_graphemes(text: str, cut: int, limit: int) -> int:
+    """The border of graphemes before `cut`, else after it, else `limit`, which it never exceeds.
+
+    Of Unicode's rules (UAX 29) it knows marks, joiners and skin tones, not flags or jamo.
+    """
+    for border in chain(range(cut, 0, -1), range(cut + 1, limit + 1)):
+        if not _extends(text[border]) and text[border - 1] != "\u200d":
+            return border
+    return limit
+
+
+def _extends(character: str) -> bool:
+    return (
+        unicodedata.category(character).startswith("M")
+        or character == "\u200d"
+        or "\U0001f3fb" <= character <= "\U0001f3ff"
+    )
+
+
+def _joined(words: Sequence[_Word]) -> str:
+    return "".join(" " + text if spaced else text for text, spaced in words).lstrip(" ")
+
+
+def _check(limit: int | None) -> None:
+    if limit is not None and limit < 1:
+        raise ValueError(f"the limit must be 1 or more, not {limit}")
