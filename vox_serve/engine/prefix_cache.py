@@ -92,9 +92,9 @@ def shared_rows(one: Inputs, other: Inputs) -> int:
         return 0
     length = min(_rows(one), _rows(other))
     for name, tensor in one.items():
-        if tensor.shape[1:] != other[name].shape[1:]:
+        if length == 0 or tensor.shape[1:] != other[name].shape[1:]:
             return 0
-        differs = (tensor[:length] != other[name][:length]).flatten(1).any(1)
+        differs = (tensor[:length] != other[name][:length]).reshape(length, -1).any(1)
         if bool(differs.any()):
             length = int(differs.int().argmax())
     return length

@@ -1,0 +1,152 @@
+"""Long texts: cut into parts, spoken as one stream, and remembered as one conversation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import attrs
+import pytest
+
+from tests.conftest import TONE, RunningServer, until
+from tests.server.conftest import Gate, post_raw, read_stream, value
+from vox_serve.config import ServerConfig
+from vox_serve.engine.engine import Engine
+from vox_serve.engine.messages import EngineInfo, SpeechRequest
+from vox_serve.engine.runner import ModelRunner
+from vox_serve.engine.sequence import Sequence
+from vox_serve.server.parts import parts, private_conversation
+
+StartServer = Callable[..., RunningServer]
+LONG = "This says 9 things to you all. " * 8
+FRAMES = 9 * 3
+"""Each of three parts holds up to three sentences, and hums as its first number says."""
+
+
+@pytest.fixture
+def info(tone_engine: Engine) -> EngineInfo:
+    return tone_engine.info("tone", "tone", 0.0)
+
+
+def test_a_short_text_is_left_as_it_is(info: EngineInfo) -> None:
+    request = SpeechRequest("a", "  two   spaces ")
+    assert parts(request, info) == [request]
+
+
+def test_the_parts_of_a_long_text(info: EngineInfo) -> None:
+    request = SpeechRequest("a", LONG, voice="hum_b", sampling={"seed": 3}, max_seconds=10)
+    first, *rest = parts(request, info)
+    texts = [part.text for part in (first, *rest)]
+    assert " ".join(texts).split() == LONG.split()
+    assert all(len(text) <= 96 for text in texts)
+    assert first.later == tuple(texts[1:])
+    assert not first.continues
+    assert [part.id for part in (first, *rest)] == ["a", *(f"a.{n}" for n in range(1, len(texts)))]
+    assert all(part.continues and not part.later for part in rest)
+    for part in (first, *rest):
+        assert part.conversation == private_conversation("a")
+        assert (part.voice, part.sampling) == ("hum_b", {"seed": 3})
+
+
+def test_the_limits_are_those_of_the_model(info: EngineInfo) -> None:
+    limited = attrs.evolve(info, max_characters=40, max_words=6, takes_context=False)
+    found = parts(SpeechRequest("a", LONG, context=()), limited)
+    assert all(len(part.text) <= 40 and len(part.text.split()) <= 6 for part in found)
+    assert all(part.conversation is None for part in found)
+
+
+def test_the_clients_conversation_goes_before_ours(info: EngineInfo) -> None:
+    found = parts(SpeechRequest("a", LONG, conversation="mine"), info)
+    assert {part.conversation for part in found} == {"mine"}
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_long_text_is_one_answer(tone_server: RunningServer, streaming: bool) -> None:
+    before = value(tone_server, "requests_total", mode="stream", outcome="ok")
+    body = {"text": LONG, "streaming": streaming}
+    answer = tone_server.http.post("/generate", json=body)
+    assert answer.status_code == 200
+    assert len(answer.content) == 44 + FRAMES * 1280
+    tone_server.wait_idle()
+    after = value(tone_server, "requests_total", mode="stream", outcome="ok")
+    assert after - before == streaming
+
+
+def test_the_cap_is_for_all_parts(tone_server: RunningServer) -> None:
+    seconds = 20 * 0.08  # two parts and two frames of the third
+    answer = tone_server.http.post("/generate", json={"text": LONG, "max_seconds": seconds})
+    assert len(answer.content) == 44 + 20 * 1280
+    assert answer.headers["X-Finish-Reason"] == "length"
+
+
+def test_what_cannot_be_spoken_is_told_before_the_first_sound(tone_server: RunningServer) -> None:
+    text = LONG + "And here is something unspeakable."
+    answer = tone_server.http.post("/generate", json={"text": text, "streaming": True})
+    assert answer.status_code == 422
+    assert answer.json()["error"]["param"] == "text"
+    tone_server.wait_idle()
+
+
+def test_the_private_conversation_is_forgotten(tone_server: RunningServer) -> None:
+    for streaming in (False, True):
+        body = {"text": LONG, "streaming": streaming}
+        assert tone_server.http.post("/generate", json=body).status_code == 200
+    tone_server.wait_idle()
+    gone = tone_server.http.delete("/conversations/~a")
+    assert gone.status_code == 404
+
+
+def test_later_parts_go_before_those_that_wait(
+    gate: Gate, start_server: StartServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = start_server(
+        engine=attrs.evolve(TONE, max_batch_size=1), server=ServerConfig(port=0, max_queue=1)
+    )
+    spoken: list[str] = []
+    assign = ModelRunner.assign
+
+    def noted(runner: ModelRunner, sequence: Sequence) -> None:
+        spoken.append(sequence.id)
+        assign(runner, sequence)
+
+    monkeypatch.setattr(ModelRunner, "assign", noted)
+    gate.close()
+    long = post_raw(server, text=LONG, streaming=True)
+    until(lambda: server.client.open_requests == 1)
+    waiting = post_raw(server, text="3 hums", streaming=True)
+    until(lambda: server.client.open_requests == 2)
+    gate.open()
+    assert len(read_stream(long)) == 44 + FRAMES * 1280
+    assert len(read_stream(waiting)) == 44 + 3 * 1280
+    first, *rest = spoken
+    assert rest[:2] == [f"{first}.1", f"{first}.2"]
+    assert len(rest) == 3
+    long.close()
+    waiting.close()
+
+
+def test_a_drained_server_speaks_the_parts_that_are_left(
+    gate: Gate, start_server: StartServer
+) -> None:
+    server = start_server()
+    gate.close()
+    long = post_raw(server, text=LONG, streaming=True)
+    until(lambda: server.client.open_requests == 1)
+    server.client.drain()
+    gate.open()
+    assert len(read_stream(long)) == 44 + FRAMES * 1280
+    long.close()
+
+
+def test_a_client_that_leaves_between_parts_frees_its_slot(
+    gate: Gate, start_server: StartServer
+) -> None:
+    server = start_server()
+    gate.close()
+    long = post_raw(server, text=LONG, streaming=True)
+    until(lambda: server.client.open_requests == 1)
+    gate.allow(12)
+    until(lambda: server.client.stats.running == 1)
+    long.close()
+    gate.open()
+    server.wait_idle()
+    assert value(server, "requests_total", mode="stream", outcome="cancelled") == 1
