@@ -186,8 +186,10 @@ class CheckpointSpec:
         alias: what the user types, e.g. `demo`.
         source: a directory or a hub id.
         summary: one line; shown by `vox-serve models` and in the start-up banner.
-        max_characters: texts longer than this are refused.
+        max_characters: of one piece of text; the server cuts longer ones at sentence borders.
         max_words: likewise.
+        normalise: any text to what the checkpoint was trained on, before it is counted; twice is
+            as once.  Raises UnspeakableText.  Light: the server calls it too.
         takes_context: False for a voice that was never trained with earlier turns; requests
             that bring some are refused.
     """
@@ -198,3 +200,4 @@ class CheckpointSpec:
     max_characters: int | None = None
     max_words: int | None = None
     takes_context: bool = True
+    normalise: Callable[[str], str] | None = None

@@ -14,7 +14,7 @@ import signal
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from enum import Enum
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -66,6 +66,7 @@ class EngineClient:
         engine: what the worker is to run.
         server: queue bound and time limits.
         metrics: where the worker's figures go.
+        normalise: the checkpoint's, for those who cut long texts.
         in_thread: run the worker in a thread of this process; for tests.
     """
 
@@ -75,11 +76,13 @@ class EngineClient:
         server: ServerConfig,
         metrics: Metrics,
         *,
+        normalise: Callable[[str], str] | None = None,
         in_thread: bool = False,
     ) -> None:
         self.config = engine
         self.server = server
         self.metrics = metrics
+        self.normalise = normalise
         self.state = EngineState.STARTING
         self.info: EngineInfo | None = None
         self.stats = Stats()
@@ -87,17 +90,27 @@ class EngineClient:
         """Why the engine is dead."""
         self.on_change: Callable[[EngineClient], None] = lambda client: None
         """Called in the event loop when the state changes."""
+        self.before_ready: Callable[[EngineClient], Awaitable[None]] | None = None
+        """Awaited once the model is loaded; requests are taken when it has returned."""
         self._in_thread = in_thread
         self._open: dict[str, asyncio.Queue[Event]] = {}
         self._outbox: SimpleQueue[ToWorker | None] = SimpleQueue()
         self._worker: BaseProcess | threading.Thread | None = None
         self._watchdog: asyncio.Task[None] | None = None
+        self._preparation: asyncio.Task[None] | None = None
+        self._added: dict[str, int] = {}
         self._last_step = time.monotonic()
 
     @property
     def model(self) -> str:
         """The name that requests choose it by."""
         return self.metrics.model
+
+    @property
+    def voices(self) -> tuple[tuple[str, int], ...]:
+        """Names and speakers that a request may ask for: the model's own, then the added ones."""
+        own = self.info.voices if self.info is not None else ()
+        return (*own, *self._added.items())
 
     @property
     def open_requests(self) -> int:
@@ -182,17 +195,22 @@ class EngineClient:
     async def add_voice(self, name: str, speaker: int, segments: tuple[Segment, ...]) -> None:
         """Make a voice known to the model, in the place of one of its name.
 
+        Works already in `before_ready`.
+
         Raises:
             RequestError: the model cannot take it, or the engine is not there.
         """
-        self.admit()
+        if self.info is None or self.state is not EngineState.STARTING:
+            self.admit()
         request_id = uuid.uuid4().hex
         await self._done(request_id, AddVoice(request_id, name, speaker, segments))
+        self._added[name] = speaker
 
     async def remove_voice(self, name: str) -> bool:
         """Forget a voice; False if there is none.  Raises Unavailable."""
         self.admit()
         request_id = uuid.uuid4().hex
+        self._added.pop(name, None)
         return await self._done(request_id, RemoveVoice(request_id, name))
 
     async def _done(self, request_id: str, message: ToWorker) -> bool:
@@ -225,8 +243,9 @@ class EngineClient:
 
     async def stop(self) -> None:
         """End the worker, gently first; open requests fail."""
-        if self._watchdog is not None:
-            self._watchdog.cancel()
+        for task in (self._watchdog, self._preparation):
+            if task is not None:
+                task.cancel()
         self._outbox.put(Shutdown())
         self._outbox.put(None)
         worker = self._worker
@@ -269,7 +288,7 @@ class EngineClient:
             self.info = message.info
             self._describe(message.info)
             if self.state is EngineState.STARTING:
-                self._set_state(EngineState.READY)
+                self._preparation = asyncio.create_task(self._prepare())
         elif isinstance(message, LoadFailed):
             self._die(message.message)
         elif isinstance(message, StepOutput):
@@ -277,6 +296,16 @@ class EngineClient:
             for event in message.events:
                 self._route(event)
             self._record(message.stats)
+
+    async def _prepare(self) -> None:
+        """Do what comes before the first request; what fails there is no reason to take none."""
+        try:
+            if self.before_ready is not None:
+                await self.before_ready(self)
+        except Exception:
+            log.exception("%s: not all could be prepared", self.model)
+        if self.state is EngineState.STARTING:
+            self._set_state(EngineState.READY)
 
     def _describe(self, info: EngineInfo) -> None:
         self.metrics.slots().set(info.num_slots)

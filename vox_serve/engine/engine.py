@@ -114,6 +114,7 @@ class Engine:
         Raises:
             RequestError: it cannot be spoken; says which field and which limit.
         """
+        request = self._normalised(request)
         for text in (request.text, *request.later):
             self._check_text(text)
         voice = self._voice(request)
@@ -163,7 +164,8 @@ class Engine:
             raise InvalidRequest(f"{name!r} is a voice of the model itself", "name")
         self._require_context("voice")
         self._voice(SpeechRequest("", "", speaker))
-        voice = Voice(name, speaker, tuple(segments))
+        segments = self._normalised(SpeechRequest("", "a", context=tuple(segments))).context
+        voice = Voice(name, speaker, segments)
         self.model.prompt("a", attrs.evolve(voice, segments=self._silent(segments)), ())
         encoded = tuple(self._encodings.encode(segment) for segment in segments)
         self.voices[name] = attrs.evolve(voice, segments=encoded)
@@ -230,6 +232,17 @@ class Engine:
             voices=tuple((voice.name, voice.speaker) for voice in model.voices),
             sampling=self.defaults,
             load_seconds=load_seconds,
+        )
+
+    def _normalised(self, request: SpeechRequest) -> SpeechRequest:
+        normalise = self.checkpoint and self.checkpoint.normalise
+        if not normalise or not request.text.strip():  # which is refused as it is
+            return request
+        return attrs.evolve(
+            request,
+            text=normalise(request.text),
+            later=tuple(map(normalise, request.later)),
+            context=tuple(attrs.evolve(s, text=normalise(s.text)) for s in request.context),
         )
 
     def _takes_context(self) -> bool:

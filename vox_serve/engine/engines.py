@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 
 from vox_serve.config import EngineConfig, ServerConfig
 from vox_serve.engine.client import EngineClient, EngineState
@@ -39,11 +39,18 @@ class Engines:
         self.registry = Registry()
         self._clients: dict[str, EngineClient] = {}
         for config in configs:
-            name = plugins.resolve(config.model).name
+            resolved = plugins.resolve(config.model)
+            name, checkpoint = resolved.name, resolved.checkpoint
             if name in self._clients:
                 raise ConfigError(f"two models would be called {name!r}: {config.model} is one")
             metrics = Metrics(name, self.registry)
-            self._clients[name] = EngineClient(config, server, metrics, in_thread=in_thread)
+            self._clients[name] = EngineClient(
+                config,
+                server,
+                metrics,
+                normalise=checkpoint.normalise if checkpoint else None,
+                in_thread=in_thread,
+            )
         (only, *others) = self._clients.values()
         self.metrics = only.metrics if not others else Metrics("", self.registry)
         """For what concerns no engine: counted for the only one, or for none of several."""
@@ -89,6 +96,11 @@ class Engines:
         """Have `listener` called in the event loop with each engine whose state changes."""
         for client in self:
             client.on_change = listener
+
+    def prepare(self, work: Callable[[EngineClient], Awaitable[None]]) -> None:
+        """Have `work` awaited for each engine that has loaded, before it counts as ready."""
+        for client in self:
+            client.before_ready = work
 
     async def start(self) -> None:
         """Start the workers; returns at once, while the models are still loading."""

@@ -6,6 +6,8 @@ context, the parts are turns of a conversation of their own: each goes on as the
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import attrs
 
 from vox_serve.engine.messages import EngineInfo, SpeechRequest
@@ -23,8 +25,19 @@ def private_conversation(request_id: str) -> str:
     return f"~{request_id}"
 
 
-def parts(request: SpeechRequest, info: EngineInfo) -> list[SpeechRequest]:
-    """The request, cut where its text is too long to be spoken at once."""
+def parts(
+    request: SpeechRequest, info: EngineInfo, normalise: Callable[[str], str] | None = None
+) -> list[SpeechRequest]:
+    """The request, cut where its text is too long to be spoken at once.
+
+    Args:
+        normalise: the checkpoint's own, whose result is what its limits count.
+
+    Raises:
+        UnspeakableText: it cannot be normalised.
+    """
+    if normalise is not None:
+        request = attrs.evolve(request, text=normalise(request.text))
     context_seconds = info.max_positions / info.frame_rate
     room = int(context_seconds * CONTEXT_SHARE * CHARACTERS_PER_SECOND)
     limit = min(info.max_characters or PART_CHARACTERS, PART_CHARACTERS, max(1, room))

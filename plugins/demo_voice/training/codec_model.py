@@ -47,7 +47,7 @@ class CodecModel(nn.Module):
         self.phone_head = nn.Conv1d(width, len(PHONES) * LABELS_PER_FRAME, 1)
 
     def _products(self, device: torch.device) -> torch.autocast:
-        """bfloat16 products while training, if wanted; what is made for use is exact."""
+        """bfloat16 products while the encoder trains, if wanted; what is made for use is exact."""
         wanted = self._half and self.training
         return torch.autocast(device.type, torch.bfloat16, enabled=wanted)
 
@@ -104,11 +104,12 @@ class CodecModel(nn.Module):
             ]
             semantic, acoustic = (torch.as_tensor(p).transpose(1, 2) for p in parts)
             x = sum(self.project(semantic, acoustic))
-        with self._products(codes.device):
-            x = self.mimi.upsample(x)
-            mask = window_mask(x.shape[2], self.config.window, x.device)
-            x = self.mimi.decoder_transformer(x.transpose(1, 2), attention_mask=mask)[0]
-            sound: torch.Tensor = self.mimi.decoder(x.transpose(1, 2)).float()
+        # Never in half: what the phases of the last upsampling leave over from rounding is a tone
+        # at a quarter of the sample rate, heard in pauses.
+        x = self.mimi.upsample(x)
+        mask = window_mask(x.shape[2], self.config.window, x.device)
+        x = self.mimi.decoder_transformer(x.transpose(1, 2), attention_mask=mask)[0]
+        sound: torch.Tensor = self.mimi.decoder(x.transpose(1, 2))
         return sound[:, 0, : codes.shape[2] * FRAME_SIZE]
 
     @torch.no_grad()

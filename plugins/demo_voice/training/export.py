@@ -1,4 +1,5 @@
-"""Stage 4: the trained parts as a checkpoint directory in transformers layout, bfloat16.
+"""Stage 4: the trained parts as a checkpoint directory in transformers layout: bfloat16, but for what
+makes the sound.
 
 The result lies under `checkpoint/` of the work folder, and is loaded once to see that it does.
 """
@@ -58,10 +59,18 @@ def codec_tensors(model: CodecModel) -> dict[str, torch.Tensor]:
     return {CODEC_PREFIX + name: tensor for name, tensor in state.items()}
 
 
+def _dtype(name: str) -> torch.dtype:
+    """What makes the sound stays exact: its rounding is heard as a tone in pauses."""
+    exact = ("upsample.", "decoder_transformer.", "decoder.")
+    return (
+        torch.float32 if name.startswith(tuple(CODEC_PREFIX + e for e in exact)) else torch.bfloat16
+    )
+
+
 def write(directory: Path, run: Run, learner: Learner, codec: CodecModel) -> None:
     tensors = language_tensors(learner) | codec_tensors(codec)
     directory.mkdir(parents=True, exist_ok=True)
-    whole = {n: t.detach().cpu().to(torch.bfloat16).contiguous() for n, t in tensors.items()}
+    whole = {n: t.detach().cpu().to(_dtype(n)).contiguous() for n, t in tensors.items()}
     # Tensors cut from one matrix share its storage, which safetensors refuses.
     save_file(
         {n: t.clone() for n, t in whole.items()}, directory / "model.safetensors", {"format": "pt"}
