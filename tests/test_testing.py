@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from tests.tone import ToneCodec, ToneModel
+from vox_serve import Prompt
 from vox_serve.testing import HostRead, ModelConformance, no_host_read
 
 
@@ -136,6 +137,21 @@ class ReadsTheDevice(Tone):
         return super().emit(hidden, sampler)
 
 
+class LooksAtItsFirstRow(Tone):
+    """Its prompts begin with the context, which need not be run again, but it counts on it."""
+
+    def prompt(self, text, voice, context):
+        rows = super().prompt(text, voice, ()).inputs["row"]
+        shared = sum(1 + s.codes.shape[1] for s in context)
+        before = 1.0 + torch.arange(shared)[:, None].expand(-1, 4) % 9
+        return Prompt({"row": torch.cat([before, rows])}, shared)
+
+    def prefill(self, inputs, lengths, slots, kv):
+        hidden = super().prefill(inputs, lengths, slots, kv)
+        hidden[:, 1] += inputs["row"][:, 0, 0]
+        return hidden
+
+
 class CountingCodec(QuietCodec):
     calls = 0
 
@@ -158,6 +174,7 @@ WRONG = {
     "test_joining_and_leaving_between_frames_changes_nothing": ForgetsItsPosition,
     "test_a_slot_is_clean_for_its_next_sequence": LeavesThingsInTheSlot,
     "test_cancelling_frees_the_slot": LeavesThingsInTheSlot,
+    "test_what_is_kept_of_a_conversation_changes_nothing": LooksAtItsFirstRow,
     "test_the_cap_ends_with_length": StopsTooSoon,
     "test_the_seed_decides": PicksByItself,
     "test_every_code_is_sampled": SamplesTwice,

@@ -110,11 +110,11 @@ class ToneModel:
         rows = inputs["row"]
         if bool((rows[..., 3] >= 10).any()):
             raise RuntimeError("a row that cannot be prefilled")
-        positions = torch.arange(rows.shape[1])[None].expand(len(slots), -1)
-        view = kv.view(slots, positions)
-        view.extend(0, rows[:, :, None], rows[:, :, None])
+        positions = kv.lengths[slots][:, None] + torch.arange(rows.shape[1])
+        _, values = kv.view(slots, positions).extend(0, rows[:, :, None], rows[:, :, None])
+        frames, pitch, _, _ = values[:, 0, 0].unbind(-1)
         # hidden: frames left, pitch, fault (shown from the third frame on)
-        return torch.stack([rows[:, 0, 0], rows[:, 0, 1], torch.zeros(len(slots))], dim=1)
+        return torch.stack([frames, pitch, torch.zeros(len(slots))], dim=1)
 
     def emit(self, hidden: torch.Tensor, sampler: Sampler):
         if self.delay:

@@ -126,6 +126,16 @@ class ModelConformance:
         (alone,) = self._speak(self._engine(), self.texts[1])
         _same(alone, after, "a slot after a cancelled sequence")
 
+    def test_what_is_kept_of_a_conversation_changes_nothing(self) -> None:
+        """A prompt whose beginning is restored gives what it gives when all of it is run."""
+        kept, fresh = self._engine(), self._engine(prefix_cache_mib=0)
+        if not kept.takes_context:
+            return
+        for text in self.texts:
+            (expected,) = self._speak(fresh, text, conversation="c")
+            (resumed,) = self._speak(kept, text, conversation="c")
+            _same(expected, resumed, f"{text!r} from scratch and after what was kept")
+
     def test_the_cap_ends_with_length(self) -> None:
         engine = self._engine()
         rate = engine.model.codec.frame_rate
@@ -297,8 +307,8 @@ class ModelConformance:
             pcm, wanted = pcm * heard, expected[number][0] * heard
             torch.testing.assert_close(pcm, wanted, atol=1e-4, rtol=1e-3)
 
-    def _engine(self, slots: int = 4, device: str = "cpu") -> Engine:
-        config = EngineConfig(model="conformance", max_batch_size=slots)
+    def _engine(self, slots: int = 4, device: str = "cpu", **settings: Any) -> Engine:
+        config = EngineConfig(model="conformance", max_batch_size=slots, **settings)
         return Engine(self.load(device), config)
 
     def _request(self, name: str, text: str, **fields: Any) -> SpeechRequest:
