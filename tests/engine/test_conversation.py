@@ -67,7 +67,10 @@ def test_the_least_recently_used_goes() -> None:
     open_ones = Conversations(60, 3)
     for name in ("a", "b", "c"):
         remember(open_ones, name)
-    remember(open_ones, "a")
+    again = open_ones.begin("a")
+    assert again.turns == TURN  # to go on with one drops none
+    open_ones.end(again, TURN)
+    assert len(open_ones) == 3
     remember(open_ones, "d")
     assert len(open_ones) == 3
     assert not open_ones.forget("b")

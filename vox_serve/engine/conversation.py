@@ -42,7 +42,10 @@ class Conversations:
             Conflict: a turn of it is being spoken.
         """
         self._expire()
-        conversation = self._open.pop(name, None) or Conversation(name)
+        conversation = self._open.pop(name, None)
+        if conversation is None:
+            conversation = Conversation(name)
+            self._make_room()
         self._open[name] = conversation  # the most recently used is last
         if conversation.busy:
             raise Conflict(f"conversation {name!r}: its last turn is still spoken", "conversation")
@@ -63,9 +66,14 @@ class Conversations:
         return self._open.pop(name, None) is not None
 
     def _expire(self) -> None:
-        now = time.monotonic()
-        idle = [c for c in self._open.values() if not c.busy]
-        excess = len(self._open) - self._limit + 1
-        for number, conversation in enumerate(idle):
-            if number < excess or now - conversation.last_used > self._idle_seconds:
+        oldest = time.monotonic() - self._idle_seconds
+        for conversation in [c for c in self._open.values() if not c.busy]:
+            if conversation.last_used < oldest:
                 del self._open[conversation.id]
+
+    def _make_room(self) -> None:
+        """Drop those that were idle for longest, so that there is room for one more."""
+        excess = len(self._open) + 1 - self._limit
+        idle = [c for c in self._open.values() if not c.busy]
+        for conversation in idle[: max(0, excess)]:
+            del self._open[conversation.id]
