@@ -21,6 +21,7 @@ from vox_serve.engine.engines import Engines
 from vox_serve.engine.messages import Audio, Failed, Finished, SpeechRequest, StepOutput
 from vox_serve.plugins import load_plugins
 from vox_serve.server.app import create_app
+from vox_serve.server.wire import UVICORN
 
 TONE = EngineConfig(model="tone", plugins=("tests.tone",), max_batch_size=4)
 
@@ -105,7 +106,7 @@ def running_server(
     client = next(iter(engines))
     app = create_app(engines)
     config = uvicorn.Config(
-        app, port=0, http="httptools", ws="none", log_config=None, access_log=False
+        app, port=0, http="httptools", **UVICORN, log_config=None, access_log=False
     )
     config.timeout_graceful_shutdown = 5
     uvicorn_server = uvicorn.Server(config)

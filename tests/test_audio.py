@@ -120,6 +120,21 @@ def test_no_audio(content: bytes) -> None:
     assert "BytesIO" not in str(caught.value)
 
 
+def test_channels_are_bounded() -> None:
+    assert len(read_audio(clip(np.zeros((10, 32))), RATE, 1.0)) == 10
+    with pytest.raises(AudioUnreadable, match="more than 32 channels"):
+        read_audio(clip(np.zeros((10, 33))), RATE, 1.0)
+
+
+@pytest.mark.parametrize("rate", [RATE, 2 * RATE])
+def test_samples_whose_sums_overflow(rate: int) -> None:
+    """Each of them is finite; their mean, or what resampling makes of them, is not."""
+    samples = np.full((100, 2), 3e38, np.float32) * np.where(np.arange(100) % 7, 1, -1)[:, None]
+    for channels in (1, 2) if rate != RATE else (2,):
+        with pytest.raises(AudioUnreadable, match="not finite"):
+            read_audio(clip(samples[:, :channels], rate, subtype="FLOAT"), RATE, 1.0)
+
+
 def test_no_file(tmp_path: Path) -> None:
     with pytest.raises(AudioUnreadable, match="cannot be read"):
         read_audio(tmp_path / "none.wav", RATE, 1.0)

@@ -8,6 +8,7 @@ import sys
 import wave
 from pathlib import Path
 
+import av
 import pytest
 
 from vox_serve import __version__, cli
@@ -34,6 +35,34 @@ def test_say_writes_a_wav(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     line = capsys.readouterr().out
     assert line.startswith(f"{output}: 0.72 s of audio in ")
     assert line.endswith("finish stop\n")
+
+
+@pytest.mark.parametrize("name", ["a.wav", "a.flac", "a.mp3", "a.opus", "a.OGG", "a.aac", "a"])
+def test_say_takes_the_format_from_the_ending(tmp_path: Path, name: str) -> None:
+    assert say("9 frames", tmp_path / name) == 0
+    with av.open(str(tmp_path / name)) as container:
+        codec = container.streams.audio[0].codec_context.name
+        samples = sum(frame.samples / frame.sample_rate for frame in container.decode(audio=0))
+    ending = name.lower().partition(".")[2]
+    expected = {"": "pcm_s16le", "wav": "pcm_s16le", "mp3": "mp3float", "ogg": "opus"}
+    assert codec == expected.get(ending, ending)
+    assert samples == pytest.approx(0.72, abs=0.3)
+
+
+def test_say_writes_plain_samples(tmp_path: Path) -> None:
+    assert say("9 frames", tmp_path / "out.pcm") == 0
+    assert (tmp_path / "out.pcm").stat().st_size == 9 * 1280
+
+
+def test_say_refuses_an_ending_that_is_no_format_before_it_loads(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "out.wma"
+    assert cli.main(["say", "5", "-o", str(output), "--model", "nothing"]) == 2
+    error = capsys.readouterr().err
+    assert "'wma' is no audio format; there are wav, pcm, flac" in error
+    assert error.count("\n") == 1
+    assert not output.exists()
 
 
 def test_say_takes_speaker_voice_and_settings(tmp_path: Path) -> None:

@@ -43,6 +43,8 @@ BAD: list[tuple[type[Any], str, Any]] = [
     (ServerConfig, "shutdown_timeout", -1.0),
     (ServerConfig, "stall_timeout", 0.0),
     (ServerConfig, "max_body_bytes", 1023),
+    (ServerConfig, "voices_dir", ""),
+    (ServerConfig, "voice_alias", ("alloy",)),
     (ServerConfig, "log_level", "loud"),
 ]
 

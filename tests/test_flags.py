@@ -40,6 +40,8 @@ VALUES: dict[str, tuple[str, Any]] = {
     "shutdown_timeout": ("1.5", 1.5),
     "stall_timeout": ("1.5", 1.5),
     "max_body_bytes": ("4096", 4096),
+    "voices_dir": ("voices", "voices"),
+    "voice_alias": ("alloy=anna", ("alloy=anna",)),
     "log_level": ("debug", "debug"),
 }
 

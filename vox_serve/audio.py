@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +12,8 @@ import soxr
 
 BLOCK_SECONDS = 1.0
 MAX_SAMPLE_RATE = 192_000
-"""Without a bound, seconds would not bound memory."""
+MAX_CHANNELS = 32
+"""Without these bounds, seconds would not bound memory."""
 
 
 class AudioUnreadable(ValueError):
@@ -20,7 +21,7 @@ class AudioUnreadable(ValueError):
 
 
 def read_audio(
-    file: Path | BinaryIO, sample_rate: int, max_seconds: float
+    file: Path | IO[bytes], sample_rate: int, max_seconds: float
 ) -> npt.NDArray[np.float32]:
     """Read a clip as float32 mono `[T]` at `sample_rate`.
 
@@ -34,6 +35,8 @@ def read_audio(
         with soundfile.SoundFile(file) as clip:
             if clip.samplerate > MAX_SAMPLE_RATE:
                 raise AudioUnreadable(f"audio has more than {MAX_SAMPLE_RATE} samples per second")
+            if clip.channels > MAX_CHANNELS:
+                raise AudioUnreadable(f"audio has more than {MAX_CHANNELS} channels")
             blocks: list[npt.NDArray[np.float32]] = []
             limit = int(max_seconds * clip.samplerate)
             count = 0
@@ -42,17 +45,18 @@ def read_audio(
                 count += len(block)
                 if count > limit:
                     raise AudioUnreadable(f"audio is longer than {max_seconds:g} seconds")
-                blocks.append(block.mean(axis=1, dtype=np.float32))
+                with np.errstate(over="ignore"):  # told below
+                    blocks.append(block.mean(axis=1, dtype=np.float32))
             rate = clip.samplerate
     except soundfile.LibsndfileError as error:
         raise AudioUnreadable(f"audio cannot be read: {error.error_string}") from error
     except (OSError, TypeError) as error:
         raise AudioUnreadable(f"audio cannot be read: {error}") from error
     samples = np.concatenate(blocks) if blocks else np.empty(0, np.float32)
-    if not np.isfinite(samples).all():
-        raise AudioUnreadable("audio holds samples that are not finite")
     if rate != sample_rate:
         samples = soxr.resample(samples, rate, sample_rate)
+    if not np.isfinite(samples).all():  # after all sums, in which large ones overflow
+        raise AudioUnreadable("audio holds samples that are not finite")
     if not len(samples):
         raise AudioUnreadable("audio is empty")
     return np.ascontiguousarray(samples, dtype=np.float32)

@@ -45,7 +45,8 @@ def _parser() -> Parser:
 
     say = commands.add_parser("say", help="speak a text into a file, without a server")
     say.add_argument("text", help="what to say")
-    say.add_argument("-o", "--output", type=Path, required=True, help="the WAV file to write")
+    output = "the file to write; its ending names the format"
+    say.add_argument("-o", "--output", type=Path, required=True, help=output)
     say.add_argument("--speaker", type=int, default=None, help="speaker id (default: 0)")
     say.add_argument("--voice", default=None, help="a voice by name, instead of --speaker")
     add_flags(say, EngineConfig)

@@ -89,12 +89,27 @@ class ServerConfig:
     shutdown_timeout: float = setting(30.0, "seconds that running requests have to end on SIGTERM")
     stall_timeout: float = setting(120.0, "seconds without an engine step until it counts as hung")
     max_body_bytes: int = setting(32 * 2**20, "the largest request body")
+    voices_dir: str | None = setting(
+        None, "directory that keeps registered voices; without one they end with the server"
+    )
+    voice_alias: tuple[str, ...] = setting(
+        (), "NAME=VOICE: another name of a voice under /v1, for example alloy=hum_b; repeatable"
+    )
     log_level: str = setting("info", "how much to log", LOG_LEVELS)
 
     def __attrs_post_init__(self) -> None:
         _require(0 <= self.port <= 65535, "port must be from 0 to 65535")
         _require(self.max_queue >= 0, "max_queue must be 0 or more")
         _require(self.max_body_bytes >= 1024, "max_body_bytes must be 1024 or more")
+        _require(self.voices_dir != "", "voices_dir must not be empty")
         _require(self.log_level in LOG_LEVELS, f"log_level must be one of {', '.join(LOG_LEVELS)}")
         for name in ("request_timeout", "send_timeout", "shutdown_timeout", "stall_timeout"):
             _require(0 < getattr(self, name) <= DAY, f"{name} must be more than 0, at most {DAY} s")
+        for alias in self.voice_alias:
+            name, _, voice = alias.partition("=")
+            _require(bool(name and voice), f"voice_alias must be NAME=VOICE, not {alias!r}")
+
+    @property
+    def voice_aliases(self) -> dict[str, str]:
+        """From other names to voices; the last of a name counts."""
+        return dict(alias.split("=", 1) for alias in self.voice_alias)

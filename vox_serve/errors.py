@@ -10,11 +10,13 @@
         ├── InvalidRequest     malformed, or a field out of range
         ├── NotFound           no such voice, speaker, model, request or conversation
         ├── Conflict           the conversation's last turn is still being spoken
+        ├── AlreadyExists      the name is taken
         ├── UnspeakableText    well formed, but this model cannot speak it
         │   └── PromptTooLong  text and context do not fit the model's context
         ├── QueueFull          try again later
         ├── Unavailable        the engine is starting, draining or dead
         ├── TimedOut           the request took longer than the server allows
+        ├── Cancelled          somebody else ended it: DELETE /requests/{id}
         └── SequenceFailed     the engine gave up on this request
 
 The server alone turns the `code` of a `RequestError` into an HTTP status.
@@ -83,6 +85,10 @@ class Conflict(RequestError):
     code = "conflict"
 
 
+class AlreadyExists(RequestError):
+    code = "already_exists"
+
+
 class UnspeakableText(RequestError):
     code = "unspeakable_text"
 
@@ -101,6 +107,10 @@ class Unavailable(RequestError):
 
 class TimedOut(RequestError):
     code = "timeout"
+
+
+class Cancelled(RequestError):
+    code = "cancelled"
 
 
 class SequenceFailed(RequestError):

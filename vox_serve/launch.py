@@ -23,6 +23,7 @@ from vox_serve.errors import ConfigError, VoxServeError
 from vox_serve.flags import Parser, add_flags, read_flags
 from vox_serve.plugins import load_plugins
 from vox_serve.server.app import create_app
+from vox_serve.server.wire import UVICORN
 
 DEATH_NOTICE_SECONDS = 3.0
 """How long a server whose engine died answers 503 before it exits."""
@@ -46,8 +47,7 @@ class Server(uvicorn.Server):
     def _engine_changed(self, client: EngineClient) -> None:
         if client.state is EngineState.READY:
             if self._engines.state is EngineState.READY:
-                infos = [c.info for c in self._engines if c.info is not None]
-                print(banner(infos, self._address), flush=True)
+                print(banner(list(self._engines), self._address), flush=True)
         elif client.state is EngineState.DEAD and not self.should_exit:
             self.exit_code = 1
             log.error("%s: %s", client.model, client.failure)
@@ -58,11 +58,12 @@ class Server(uvicorn.Server):
         self.should_exit = True
 
 
-def banner(infos: Sequence[EngineInfo], address: str) -> str:
+def banner(clients: Sequence[EngineClient], address: str) -> str:
     """What a person sees when the server is ready."""
     lines = [f"vox_serve {__version__}"]
-    for info in infos:
-        lines += [*_describe(info), ""]
+    infos = [client.info for client in clients if client.info is not None]
+    for client, info in zip(clients, infos, strict=True):
+        lines += [*_describe(info, client.voices), ""]
     ready = max(info.load_seconds for info in infos)
     model = f', "model": "{infos[-1].model}"' if len(infos) > 1 else ""
     lines += [
@@ -74,10 +75,10 @@ def banner(infos: Sequence[EngineInfo], address: str) -> str:
     return "\n".join(lines)
 
 
-def _describe(info: EngineInfo) -> list[str]:
+def _describe(info: EngineInfo, names: Sequence[tuple[str, int]]) -> list[str]:
     mib = 2**20
     sampling = info.sampling
-    voices = ", ".join(f"{name} ({speaker})" for name, speaker in info.voices)
+    voices = ", ".join(f"{name} ({speaker})" for name, speaker in names)
     return [
         f"  model     {info.model} ({info.kind}){': ' + info.summary if info.summary else ''}",
         f"  device    {info.device}, {info.dtype}, torch {info.torch_version}",
@@ -104,7 +105,7 @@ def run(configs: Sequence[EngineConfig], server: ServerConfig) -> int:
     config = uvicorn.Config(
         create_app(engines),
         http="httptools",
-        ws="none",
+        **UVICORN,
         lifespan="on",
         log_config=None,
         access_log=False,

@@ -29,6 +29,11 @@ class Range:
     high: float
     text: str
 
+    @property
+    def limits(self) -> str:
+        """The range in words."""
+        return f"from {self.low:g} to {self.high:g}" if self.high < 1e9 else "0 or more"
+
     def check(self, name: str, value: object) -> None:
         """Raise InvalidRequest unless `value` is a number of this kind within the range."""
         accepted = (int,) if self.kind is int else (int, float)
@@ -36,8 +41,7 @@ class Range:
             noun = "an integer" if self.kind is int else "a number"
             raise InvalidRequest(f"{name} must be {noun}, not {type(value).__name__}", name)
         if not self.low <= value <= self.high:  # NaN is not
-            limits = f"from {self.low:g} to {self.high:g}" if self.high < 1e9 else "0 or more"
-            raise InvalidRequest(f"{name} must be {limits}, not {str(value)[:40]}", name)
+            raise InvalidRequest(f"{name} must be {self.limits}, not {str(value)[:40]}", name)
 
 
 RANGES: Mapping[str, Range] = {

@@ -14,15 +14,20 @@ from vox_serve.engine.load import load_engine
 from vox_serve.engine.messages import Audio, Failed, Finished, SpeechRequest
 from vox_serve.errors import ConfigError
 from vox_serve.plugins import load_plugins
-from vox_serve.server.audio import FORMATS
+from vox_serve.server.audio import FORMATS, AudioFormat
+
+ENDINGS = {"ogg": "opus", "raw": "pcm"}
+"""Endings of file names that are not the name of their format."""
 
 
 def say(config: EngineConfig, text: str, speaker: int, voice: str | None, output: Path) -> str:
-    """Speak `text` into the WAV file `output`; returns a line that says how it went.
+    """Speak `text` into the file `output`; returns a line that says how it went.
 
     Raises:
+        ConfigError: the file's ending names no format, or it cannot be written.
         VoxServeError: unknown model, unusable checkpoint, or a text that cannot be spoken.
     """
+    audio_format = format_of(output)
     existed = output.exists()
     _write(output, "ab", b"")  # before the work, so that none is lost
     try:
@@ -34,9 +39,24 @@ def say(config: EngineConfig, text: str, speaker: int, voice: str | None, output
         if not existed:
             output.unlink()
         raise
-    _write(output, "wb", FORMATS["wav"].header(info.sample_rate, len(pcm)) + pcm)
+    _write(output, "wb", audio_format.whole(info.sample_rate, pcm))
     seconds, spent = len(pcm) / 2 / info.sample_rate, time.monotonic() - start
     return f"{output}: {seconds:.2f} s of audio in {spent:.2f} s, finish {reason}"
+
+
+def format_of(output: Path) -> AudioFormat:
+    """The format that a file's ending names; WAV if there is no ending.
+
+    Raises:
+        ConfigError: no format is called so.
+        InvalidRequest: this installation lacks it.
+    """
+    name = output.suffix.lower().removeprefix(".") or "wav"
+    audio_format = FORMATS.get(ENDINGS.get(name, name))
+    if audio_format is None:
+        raise ConfigError(f"{output}: {name!r} is no audio format; there are {', '.join(FORMATS)}")
+    audio_format.check()
+    return audio_format
 
 
 def _write(output: Path, mode: str, content: bytes) -> None:

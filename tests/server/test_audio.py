@@ -17,7 +17,16 @@ import pytest
 import soundfile
 
 from vox_serve.errors import InvalidRequest
-from vox_serve.server.audio import FORMATS, Encoder, _Output, _Pcm, _shorten_pages, wav_header
+from vox_serve.server.audio import (
+    FORMATS,
+    PCM_24K,
+    Encoder,
+    _Output,
+    _Pcm,
+    _shorten_pages,
+    find_format,
+    wav_header,
+)
 
 RATE = 24_000
 ALL = list(FORMATS)
@@ -379,10 +388,48 @@ def test_output_changes_only_what_waits() -> None:
     assert output.take() == b""
 
 
-def test_header_is_for_formats_that_have_one() -> None:
-    assert FORMATS["wav"].header(RATE) == wav_header(RATE, None)
-    assert FORMATS["wav"].header(RATE, 8) == wav_header(RATE, 8)
-    assert FORMATS["pcm"].header(RATE) == b""
-    for name in ENCODED:
-        with pytest.raises(ValueError, match="encoder"):
-            FORMATS[name].header(RATE)
+@pytest.mark.parametrize("rate", [8000, 22_050, 24_000, 48_000])
+@pytest.mark.parametrize("name", ALL)
+def test_a_header_alone_is_no_sound(name: str, rate: int) -> None:
+    """What came out before `sounding` decodes to nothing, and with it to something."""
+    encoder = FORMATS[name].encoder(rate)
+    samples, out = tone(1.0, rate), b""
+    step = rate * 8 // 100
+    for start in range(0, len(samples), step):
+        assert not encoder.sounding
+        piece = encoder.encode(samples[start : start + step].tobytes())
+        if encoder.sounding:
+            break
+        out += piece
+    encoder.close()
+    assert start <= 4 * step, "a second of sound is not held back"
+    with contextlib.suppress(av.InvalidDataError, av.EOFError):
+        assert len(samples_of(name, out)[0]) <= 1152, "at most a decoder's own delay"
+    assert piece
+
+
+def test_pcm_of_24_khz_whatever_the_model_has() -> None:
+    for rate in (8000, 24_000, 44_100):
+        content = PCM_24K.whole(rate, tone(1.0, rate).tobytes())
+        decoded = np.frombuffer(content, "<i2")
+        assert abs(len(decoded) - 24_000) <= 1
+        assert is_440_hz(decoded, 24_000)
+        assert PCM_24K.rate(rate) == 24_000
+        assert not PCM_24K.is_raw
+    assert PCM_24K.whole(24_000, b"abcd") == b"abcd"
+
+
+def test_formats_are_found_by_name() -> None:
+    assert find_format("opus", "response_format") is FORMATS["opus"]
+    with pytest.raises(InvalidRequest, match=r"^response_format must be one of wav.*'x'") as caught:
+        find_format("x", "response_format")
+    assert caught.value.param == "response_format"
+
+
+def test_a_format_that_is_lacking_names_the_field_that_asked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(InvalidRequest, match="PyAV") as caught:
+        find_format("aac", "response_format")
+    assert caught.value.param == "response_format"

@@ -305,7 +305,7 @@ def test_refused_requests_are_counted_but_are_no_errors(tone_server: RunningServ
         return (*totals, value(tone_server, "finished_total", reason="error"))
 
     before = counts()
-    for fields in ({"voice": "nobody"}, {"text": "unspeakable"}, {"top_k": -1}):
+    for fields in ({"voice": "nobody"}, {"text": "unspeakable"}, {"format": "wave"}):
         assert post(tone_server, streaming=True, **fields).status_code >= 400
     assert [now - then for now, then in zip(counts(), before, strict=True)] == [3, 0, 0, 0]
 

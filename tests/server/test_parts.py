@@ -40,7 +40,7 @@ def test_the_parts_of_a_long_text(info: EngineInfo) -> None:
     assert all(len(text) <= 96 for text in texts)
     assert first.later == tuple(texts[1:])
     assert not first.continues
-    assert [part.id for part in (first, *rest)] == ["a", *(f"a.{n}" for n in range(1, len(texts)))]
+    assert [part.id for part in (first, *rest)] == ["a", *(f"a~{n}" for n in range(1, len(texts)))]
     assert all(part.continues and not part.later for part in rest)
     for part in (first, *rest):
         assert part.conversation == private_conversation("a")
@@ -118,7 +118,7 @@ def test_later_parts_go_before_those_that_wait(
     assert len(read_stream(long)) == 44 + FRAMES * 1280
     assert len(read_stream(waiting)) == 44 + 3 * 1280
     first, *rest = spoken
-    assert rest[:2] == [f"{first}.1", f"{first}.2"]
+    assert rest[:2] == [f"{first}~1", f"{first}~2"]
     assert len(rest) == 3
     long.close()
     waiting.close()

@@ -72,6 +72,7 @@ def test_ready(tone_server: RunningServer) -> None:
         "status": "ready",
         "models": [{"model": "tone", "status": "ready", "running": 0, "waiting": 0, "slots": 4}],
         "broken_plugins": {},
+        "broken_voices": {},
     }
     voices = [{"name": "hum_a", "speaker": 0}, {"name": "hum_b", "speaker": 1}]
     assert http.get("/voices").json() == {"voices": [v | {"model": "tone"} for v in voices]}

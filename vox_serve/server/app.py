@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -12,9 +13,11 @@ from litestar.types import Message, Scope
 
 from vox_serve.engine.engines import Engines
 from vox_serve.errors import RequestError
-from vox_serve.server import conversations, errors, status
+from vox_serve.server import conversations, errors, openai, requests, status, voices, websocket
 from vox_serve.server.generate import generate
+from vox_serve.server.requests import request_id
 from vox_serve.server.stream import ClientGone
+from vox_serve.server.voice_registry import Voices
 
 
 def create_app(engines: Engines) -> Litestar:
@@ -32,9 +35,9 @@ def create_app(engines: Engines) -> Litestar:
         """Count a response when it is complete: a stream that is cut is no 200."""
         if message["type"] == "http.response.start":
             scope["state"]["status"] = message["status"]
-            request_id = scope["state"].get("request_id")
-            if request_id and not any(name == b"x-request-id" for name, _ in message["headers"]):
-                message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode())]
+            if not any(name == b"x-request-id" for name, _ in message["headers"]):
+                header = (b"x-request-id", request_id(scope).encode())
+                message["headers"] = [*message["headers"], header]
         elif message["type"] == "http.response.body" and not message.get("more_body", False):
             template = str(scope.get("path_template") or "unmatched")
             code = str(scope["state"].get("status", ""))
@@ -44,15 +47,32 @@ def create_app(engines: Engines) -> Litestar:
     return Litestar(
         route_handlers=[
             generate,
+            openai.speech,
+            openai.models,
+            openai.model,
+            openai.audio_models,
+            openai.audio_voices,
+            requests.cancel,
             conversations.forget,
+            voices.add,
+            voices.show,
+            voices.remove,
             status.health,
             status.ready,
             status.models,
             status.voices,
             status.plugins,
             status.metrics,
+            websocket.stream,
         ],
-        state=State({"engines": engines}),
+        state=State(
+            {
+                "engines": engines,
+                "requests": {},
+                "started": int(time.time()),
+                "voices": Voices(engines),
+            }
+        ),
         lifespan=[engine_runs],
         before_send=[count],
         request_max_body_size=engines.server.max_body_bytes,

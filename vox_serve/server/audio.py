@@ -45,6 +45,10 @@ class Encoder(Protocol):
     `close`, `encode` and `finish` raise ValueError.
     """
 
+    @property
+    def sounding(self) -> bool:
+        """Has any sound been given out, and not a header alone?"""
+
     def encode(self, pcm: bytes) -> bytes:
         """Take 16-bit little-endian mono samples; give what is ready, which may be nothing.
 
@@ -141,21 +145,33 @@ class _Encoder:
     """Sample rates that the format knows, ascending; none: any."""
     needs_sample: ClassVar[bool] = True
     """A file without a single sample is no file: it gets one, of silence."""
+    _header_bytes: int = 0
+    """How much of the output comes before the sound."""
 
     def __init__(self, sample_rate: int) -> None:
         self.check()
         self._output = _Output()
         self._closed = False
         self._wrote = False
-        self._rate = sample_rate
+        self._rate = self.rate(sample_rate)
         self._resampler: Any = None
-        if self.rates and sample_rate not in self.rates:
-            self._rate = min((r for r in self.rates if r > sample_rate), default=self.rates[-1])
+        if self._rate != sample_rate:
             self._resampler = soxr.ResampleStream(sample_rate, self._rate, 1, dtype="int16")
 
     @classmethod
     def check(cls) -> None:
         """Raises InvalidRequest if this installation lacks the format."""
+
+    @classmethod
+    def rate(cls, sample_rate: int) -> int:
+        """The sample rate of what comes out, in Hz."""
+        if not cls.rates or sample_rate in cls.rates:
+            return sample_rate
+        return min((r for r in cls.rates if r > sample_rate), default=cls.rates[-1])
+
+    @property
+    def sounding(self) -> bool:
+        return self._output.tell() > self._header_bytes
 
     def encode(self, pcm: bytes) -> bytes:
         self._feed(pcm)
@@ -211,7 +227,13 @@ class _Pcm(_Encoder):
         self._output.write(pcm)
 
 
+class _Pcm24k(_Pcm):
+    rates = (24_000,)
+
+
 class _Wav(_Pcm):
+    _header_bytes = HEADER_BYTES
+
     def _write(self, pcm: bytes) -> None:
         if not self._output.tell():
             self._output.write(wav_header(self._rate, None))
@@ -250,7 +272,12 @@ class _Libsndfile(_Encoder):
             )
 
     def _write(self, pcm: bytes) -> None:
-        self._file.buffer_write(pcm, "int16")
+        if not self._output.tell():  # one sample fills no block: what it makes is the header
+            self._file.buffer_write(pcm[:SAMPLE_BYTES], "int16")
+            self._header_bytes = self._output.tell()
+            pcm = pcm[SAMPLE_BYTES:]
+        if pcm:
+            self._file.buffer_write(pcm, "int16")
 
     def _end(self) -> None:
         self._file.close()
@@ -343,6 +370,15 @@ class AudioFormat:
     lossless: bool
     _kind: type[_Encoder]
 
+    @property
+    def is_raw(self) -> bool:
+        """Are the samples sent as they are, at no cost?"""
+        return issubclass(self._kind, _Pcm) and not self._kind.rates
+
+    def rate(self, sample_rate: int) -> int:
+        """The sample rate of what comes out, in Hz."""
+        return self._kind.rate(sample_rate)
+
     def check(self) -> None:
         """Can this installation make it?
 
@@ -376,12 +412,6 @@ class AudioFormat:
         with contextlib.closing(encoder):
             return encoder.whole(pcm)
 
-    def header(self, sample_rate: int, data_bytes: int | None = None) -> bytes:
-        """What comes before the samples of wav and pcm; `data_bytes` None means a stream."""
-        if not issubclass(self._kind, _Pcm):
-            raise ValueError(f"{self.name} is encoded: use encoder() or whole()")
-        return wav_header(sample_rate, data_bytes) if self._kind is _Wav else b""
-
 
 FORMATS = {
     one.name: one
@@ -394,3 +424,22 @@ FORMATS = {
         AudioFormat("aac", "audio/aac", lossless=False, kind=_Aac),
     )
 }
+PCM_24K = AudioFormat("pcm", "audio/pcm", lossless=False, kind=_Pcm24k)
+"""The `pcm` of OpenAI's API, whose clients take for granted that it is 24 kHz."""
+
+
+def find_format(name: str, field: str) -> AudioFormat:
+    """The format that a request asks for in `field`.
+
+    Raises:
+        InvalidRequest: there is none of that name, or this installation lacks it.
+    """
+    if name not in FORMATS:
+        raise InvalidRequest(
+            f"{field} must be one of {', '.join(FORMATS)}, not {name[:40]!r}", field
+        )
+    try:
+        FORMATS[name].check()
+    except InvalidRequest as error:
+        raise InvalidRequest(error.message, field) from error
+    return FORMATS[name]

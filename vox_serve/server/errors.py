@@ -13,39 +13,47 @@ from litestar.exceptions import HTTPException
 from vox_serve.errors import RequestError
 from vox_serve.server.stream import ClientGone
 
+CLIENT_CLOSED_REQUEST = 499
 STATUS = {
     "invalid_request": 400,
     "not_found": 404,
     "conflict": 409,
+    "already_exists": 409,
     "unspeakable_text": 422,
     "prompt_too_long": 422,
     "queue_full": 429,
+    "cancelled": CLIENT_CLOSED_REQUEST,
     "generation_failed": 500,
     "unavailable": 503,
     "timeout": 504,
 }
-RETRY_AFTER_SECONDS = {409: 1, 429: 1, 503: 5}
+RETRY_AFTER_SECONDS = {"conflict": 1, "queue_full": 1, "unavailable": 5}
 CLIENT_CLOSED_REQUEST = 499
 MESSAGE_BYTES, PARAM_BYTES = 1400, 200  # as JSON: an error body stays under 2 KiB
 AnyRequest = Request[Any, Any, Any]
 log = logging.getLogger("vox_serve.server")
 
 
+def error_object(
+    status: int, message: str, code: str, param: str | None = None
+) -> dict[str, str | None]:
+    """What stands under `error`, bounded in size."""
+    return {
+        "message": _cut(message, MESSAGE_BYTES),
+        "type": "server_error" if status >= 500 else "invalid_request_error",
+        "param": param and _cut(param, PARAM_BYTES),
+        "code": code,
+    }
+
+
 def error_response(
     status: int, message: str, code: str, param: str | None = None
 ) -> Response[bytes]:
     """An error as JSON, whatever media type the route has otherwise."""
-    kind = "server_error" if status >= 500 else "invalid_request_error"
-    error = {
-        "message": _cut(message, MESSAGE_BYTES),
-        "type": kind,
-        "param": param and _cut(param, PARAM_BYTES),
-        "code": code,
-    }
     headers = {}
-    if status in RETRY_AFTER_SECONDS:
-        headers["Retry-After"] = str(RETRY_AFTER_SECONDS[status])
-    body = msgspec.json.encode({"error": error})
+    if code in RETRY_AFTER_SECONDS:
+        headers["Retry-After"] = str(RETRY_AFTER_SECONDS[code])
+    body = msgspec.json.encode({"error": error_object(status, message, code, param)})
     return Response(body, status_code=status, media_type="application/json", headers=headers)
 
 

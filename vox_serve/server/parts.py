@@ -55,7 +55,7 @@ def _following(first: SpeechRequest, number: int, text: str) -> SpeechRequest:
     """A later part.  What the request brought as context is in the conversation by then."""
     return attrs.evolve(
         first,
-        id=f"{first.id}.{number}",
+        id=f"{first.id}~{number}",  # no client can choose such an id
         text=text,
         later=(),
         context=() if first.conversation is not None else first.context,

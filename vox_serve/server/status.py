@@ -21,6 +21,7 @@ async def health(state: State) -> Response[dict[str, Any]]:
         "status": engines.state.value,
         "models": [_health(client) for client in engines],
         "broken_plugins": {info.name: info.error for info in engines.plugins.broken},
+        "broken_voices": state.voices.broken,
     }
     return Response(body, status_code=503 if engines.state is EngineState.DEAD else 200)
 
@@ -55,19 +56,19 @@ async def models(state: State) -> dict[str, Any]:
         if client.info is not None:
             body = attrs.asdict(client.info)
             body["name"] = body.pop("model")
-            body["voices"] = [{"name": n, "speaker": s} for n, s in client.info.voices]
+            body["voices"] = [{"name": n, "speaker": s} for n, s in client.voices]
             found.append(body)
     return {"models": found}
 
 
 @get("/voices")
 async def voices(state: State) -> dict[str, Any]:
-    """The voices of every model."""
+    """The voices of every model, registered ones included."""
     found = [
         {"name": name, "speaker": speaker, "model": client.model}
         for client in state.engines
         if client.info is not None
-        for name, speaker in client.info.voices
+        for name, speaker in client.voices
     ]
     return {"voices": found}
 

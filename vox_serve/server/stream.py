@@ -1,6 +1,6 @@
 """One request's audio on its way from the engine to the client.
 
-`AudioStream` takes what the engine makes; `AudioResponse` sends it.  Whatever ends a request
+`AudioStream` takes what the engine makes; `response.py` sends it.  Whatever ends a request
 (the last sound, a client that leaves or does not read, a timeout, an error), `close` runs
 exactly once: it frees the slot and counts the outcome.
 """
@@ -10,12 +10,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Awaitable, Sequence
+from typing import TypeVar
 
 import attrs
-from litestar.response import Response
-from litestar.types import Receive, Scope, Send
+from litestar.types import Receive
 
 from vox_serve.engine.client import EngineClient
 from vox_serve.engine.messages import (
@@ -28,11 +27,11 @@ from vox_serve.engine.messages import (
     SpeechRequest,
     Started,
 )
-from vox_serve.errors import PromptTooLong, RequestError, TimedOut
+from vox_serve.errors import Cancelled, Conflict, PromptTooLong, RequestError, TimedOut
 from vox_serve.metrics import Metrics
-from vox_serve.server.audio import AudioFormat
 from vox_serve.server.parts import private_conversation
 
+CANCELLED = "the request was cancelled"
 T = TypeVar("T")
 log = logging.getLogger("vox_serve.requests")
 
@@ -51,8 +50,10 @@ class AudioStream:
         parts: what to say; `speech.parts` cuts a text so.
         mode: `whole` or `stream`, for the metrics.
         arrival: when the request came in, by `time.monotonic`.
+        opened: where it can be found by its id until it has ended.
 
     Raises:
+        Conflict: another open request has this id.
         RequestError: the request is not admitted.
     """
 
@@ -63,6 +64,7 @@ class AudioStream:
         parts: Sequence[SpeechRequest],
         mode: str,
         arrival: float,
+        opened: dict[str, AudioStream] | None = None,
     ) -> None:
         self.request, *self._rest = parts
         """The part that is being spoken."""
@@ -83,7 +85,12 @@ class AudioStream:
         self._underrun = 0.0
         self._characters = sum(len(part.text) for part in parts)
         self._frames = 0
+        self._cancelled = False
+        self._opened = {} if opened is None else opened
+        if self.id in self._opened:
+            raise Conflict(f"a request {self.id!r} is still open", "X-Request-Id")
         self._events = client.submit(self.request)
+        self._opened[self.id] = self
         self._metrics.text_characters_total().inc(self._characters)
 
     async def next(self) -> bytes | None:
@@ -92,6 +99,8 @@ class AudioStream:
         Raises:
             RequestError: the engine gave up, or the request took too long.
         """
+        if self._cancelled:
+            raise Cancelled(CANCELLED)
         pcm = bytearray()
         while self.finished is None and (not pcm or not self._events.empty()):
             try:
@@ -107,11 +116,22 @@ class AudioStream:
         self._heard(len(pcm))
         return bytes(pcm)
 
-    def close(self, outcome: str = "cancelled") -> None:
-        """End the request if it has not ended; the first call's `outcome` counts."""
+    def cancel(self) -> None:
+        """End the request on behalf of another: whoever awaits `next` gets Cancelled."""
+        self.close(left=False)
+        self._cancelled = True
+        self._events.put_nowait(Failed(self.request.id, Cancelled(CANCELLED)))
+
+    def close(self, outcome: str = "cancelled", left: bool = True) -> None:
+        """End the request if it has not ended; the first call's `outcome` counts.
+
+        Args:
+            left: if it is cancelled, did its client leave, or say so and stay?
+        """
         if self._outcome is not None:
             return
         self._outcome = outcome
+        del self._opened[self.id]
         self._client.abort(self.request.id)
         if self.request.conversation == private_conversation(self.id):
             self._client.forget_soon(self.request.conversation)
@@ -119,7 +139,7 @@ class AudioStream:
         metrics.requests_total(self._mode, outcome).inc()
         now = time.monotonic()
         seconds = self._bytes / self._byte_rate
-        if outcome == "cancelled":
+        if outcome == "cancelled" and left:
             metrics.client_disconnects_total(self._phase).inc()
         elif outcome == "ok":
             metrics.request_seconds().observe(now - self._arrival)
@@ -224,64 +244,3 @@ async def unless_gone(receive: Receive, work: Awaitable[T]) -> T:
 async def _disconnected(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
-
-
-class AudioResponse(Response[bytes]):
-    """Sends a stream: the first chunk is there before the status is.
-
-    A failure after the first chunk ends the connection without the final chunk, so that no
-    client takes half a sentence for a whole one.
-
-    Args:
-        stream: whose first audio has been awaited.
-        first: that audio; None if there is none at all.
-        audio_format: decides media type and header.
-        on_cut: called when a response ends without its final chunk.
-    """
-
-    def __init__(
-        self,
-        stream: AudioStream,
-        first: bytes | None,
-        audio_format: AudioFormat,
-        sample_rate: int,
-        send_timeout: float,
-        headers: Mapping[str, str],
-        on_cut: Callable[[Scope], None],
-    ) -> None:
-        super().__init__(b"", status_code=200, media_type=audio_format.media_type, headers=headers)
-        self._stream = stream
-        self._start = audio_format.header(sample_rate) + (first or b"")
-        self._send_timeout = send_timeout
-        self._on_cut = on_cut
-        self._headers = headers
-
-    def to_asgi_response(self, *args: Any, **kwargs: Any) -> Any:
-        """Litestar sends what this returns: this response itself."""
-        return self._respond
-
-    async def _respond(self, scope: Scope, receive: Receive, send: Send) -> None:
-        stream = self._stream
-        headers = [(b"content-type", (self.media_type or "").encode())]
-        headers += [(k.lower().encode(), v.encode()) for k, v in self._headers.items()]
-        try:
-            await send({"type": "http.response.start", "status": 200, "headers": headers})
-            chunk: bytes | None = self._start
-            while chunk is not None:
-                if chunk:
-                    await self._send(send, chunk, more=True)
-                chunk = await unless_gone(receive, stream.next())
-            await self._send(send, b"", more=False)
-            stream.close("ok")
-        except (ClientGone, RequestError) as error:
-            log.debug("%s is cut: %r", stream.id, error)
-            self._on_cut(scope)
-        finally:
-            stream.close()
-
-    async def _send(self, send: Send, body: bytes, more: bool) -> None:
-        try:
-            async with asyncio.timeout(self._send_timeout):
-                await send({"type": "http.response.body", "body": body, "more_body": more})
-        except (TimeoutError, OSError):
-            raise ClientGone from None

@@ -116,3 +116,19 @@ def test_an_utterance_without_a_sound(checkpoint: Checkpoint, tmp_path: Path) ->
         streamed = generate(server, streaming=True)
         assert len(streamed.content) == HEADER
         assert len(heard(streamed)) == 0
+
+
+def test_a_conversation_over_http(server: RunningServer) -> None:
+    alone = generate(server, 6).content
+    for _ in range(2):  # it is forgotten in between
+        assert generate(server, 6, conversation="c").content == alone
+        restored = server.metric(positions(server, "restored"))
+        second = generate(server, 6, speaker=1, conversation="c").content
+        assert second != generate(server, 6, speaker=1).content
+        assert server.metric(positions(server, "restored")) - restored > 6
+        assert server.http.delete("/conversations/c").status_code == 204
+        assert server.http.delete("/conversations/c").status_code == 404
+
+
+def positions(server: RunningServer, source: str) -> str:
+    return f'vox_serve_prompt_positions_total{{model="{server.client.model}",source="{source}"}}'

@@ -1,0 +1,103 @@
+"""A request's body to the struct that describes it; what cannot be read names its field."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, TypeVar
+
+import msgspec
+from litestar import Request
+from litestar.datastructures import UploadFile
+from litestar.exceptions import HTTPException, InternalServerException
+
+from vox_serve.errors import InvalidRequest
+from vox_serve.server.fields import rule
+from vox_serve.server.stream import ClientGone
+
+MULTIPART = "multipart/form-data"
+S = TypeVar("S", bound=msgspec.Struct)
+BOUND = re.compile(r"Expected `[^`]*` ([<>]=? |of length |matching )|Number out of range")
+"""How msgspec begins to tell that a value is of the right type, but not within its bounds."""
+
+
+class OutOfBounds(InvalidRequest):
+    """A field's value is of the right type, but may not be this one."""
+
+
+async def read_body(request: Request[Any, Any, Any], kind: type[S], form: bool = False) -> S:
+    """Decode the body.
+
+    Args:
+        form: a multipart form with the same fields will do as well as JSON.
+
+    Raises:
+        InvalidRequest: it is malformed; names the field.
+        HTTPException: it is too large.
+        ClientGone: the client left before all of it was there.
+    """
+    try:
+        if form and request.headers.get("content-type", "").lower().startswith(MULTIPART):
+            return msgspec.convert(await _form(request), kind, strict=False)
+        return msgspec.json.decode(await request.body(), type=kind)
+    except msgspec.DecodeError as error:
+        raise invalid(error, kind) from error
+    except InternalServerException:  # what Litestar makes of a client that left
+        raise ClientGone from None
+    except RecursionError:
+        raise InvalidRequest("the body is nested too deeply") from None
+    except (UnicodeError, LookupError) as error:
+        raise InvalidRequest(f"the body's text encoding is wrong ({error})") from error
+
+
+async def read_form(request: Request[Any, Any, Any]) -> dict[str, str | UploadFile]:
+    """The fields and files of a multipart form; the files are the caller's to close.
+
+    Raises:
+        InvalidRequest, HTTPException, ClientGone: as `read_body`.
+    """
+    try:
+        form = await request.form()
+    except InternalServerException:
+        raise ClientGone from None
+    except HTTPException as error:
+        if error.status_code != 400:
+            raise
+        raise InvalidRequest(f"the multipart body cannot be read: {error.detail}") from error
+    except ValueError as error:
+        raise InvalidRequest(f"the multipart body cannot be read: {error}") from error
+    except LookupError as error:
+        raise InvalidRequest(f"the body's text encoding is wrong ({error})") from error
+    fields: dict[str, str | UploadFile] = {}
+    for name, value in form.multi_items():
+        if name in fields:
+            raise InvalidRequest(f"{name} is given more than once", name)
+        fields[name] = value
+    return fields
+
+
+async def _form(request: Request[Any, Any, Any]) -> dict[str, object]:
+    fields: dict[str, object] = {**await read_form(request)}
+    for name, value in fields.items():
+        if not isinstance(value, str):
+            raise InvalidRequest(f"{name} must be a plain form field, not a file", name)
+    if "context" in fields:  # a list has no spelling of its own in a form: it comes as JSON
+        try:
+            fields["context"] = msgspec.json.decode(str(fields["context"]))
+        except msgspec.DecodeError as error:
+            raise InvalidRequest(f"context is not JSON: {error}", "context") from error
+    return fields
+
+
+def invalid(error: msgspec.DecodeError, kind: type[msgspec.Struct]) -> InvalidRequest:
+    """Name the field of `kind`, which msgspec gives as a path at the end or in backquotes."""
+    message = str(error)
+    if not isinstance(error, msgspec.ValidationError):
+        return InvalidRequest(f"the body is not JSON: {message}")
+    text, _, path = message.partition(" - at `")
+    field = re.match(r"\$\.?(\w+)", path) or re.search(r"field `([^`]*)`", text)
+    where = path.rstrip("`").removeprefix("$.")
+    name = field[1] if field else None
+    if BOUND.match(text):
+        limits = rule(kind, where)
+        return OutOfBounds(f"{where} must be {limits}" if limits else f"{where}: {text}", name)
+    return InvalidRequest(f"{where}: {text}" if where else text, name)

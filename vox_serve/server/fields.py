@@ -1,0 +1,73 @@
+"""Bounds of request fields, each written once.
+
+msgspec holds requests to them, `rule` tells them to people, and the OpenAPI document shows them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
+from msgspec.inspect import CollectionType, Metadata, StructType, Type, UnionType, type_info
+
+from vox_serve.sampling import RANGES
+
+Integer = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1, extra={"rule": "from -2^63 to 2^63 - 1"})]
+"""JSON bounds no integer; one of 400 digits is no speaker, and overflows a float."""
+NOT_BLANK = r"[^\s\x1c-\x1f\x85]"
+"""What is left of a text by `str.strip`; JavaScript's idea of space is narrower than Python's."""
+
+
+def sampling(name: str) -> Meta:
+    """Bounds of a sampling parameter."""
+    allowed = RANGES[name]
+    low, high = allowed.kind(allowed.low), allowed.kind(allowed.high)
+    return Meta(ge=low, le=high, description=allowed.text, extra={"rule": allowed.limits})
+
+
+def words(limit: int, description: str) -> Meta:
+    """Bounds of a text that is not blank, in characters."""
+    rule = f"1 to {limit} characters, not only spaces"
+    return Meta(
+        min_length=1,
+        max_length=limit,
+        pattern=NOT_BLANK,
+        description=description,
+        extra={"rule": rule},
+    )
+
+
+def one_of(names: Collection[str], description: str) -> Meta:
+    """What the document says of a choice; whether it can be made here is checked elsewhere."""
+    return Meta(description=description, extra_json_schema={"enum": list(names)})
+
+
+def rule(kind: type[msgspec.Struct], path: str) -> str | None:
+    """The bounds of the field at `path` (`context[0].text`) in words, if it has any."""
+    node: Type = type_info(kind)
+    for name in re.sub(r"\[[^]]*\]", "", path).split("."):
+        structs = (inner for inner in _within(node) if isinstance(inner, StructType))
+        found = (field for struct in structs for field in struct.fields)
+        field = next((field for field in found if field.encode_name == name), None)
+        if field is None:
+            return None
+        node = field.type
+    extras: Iterator[dict[Any, Any]] = (
+        inner.extra for inner in _within(node) if isinstance(inner, Metadata) and inner.extra
+    )
+    return next((str(extra["rule"]) for extra in extras if "rule" in extra), None)
+
+
+def _within(node: Type) -> Iterator[Type]:
+    """A type and what it is made of."""
+    yield node
+    if isinstance(node, Metadata):
+        yield from _within(node.type)
+    elif isinstance(node, UnionType):
+        for each in node.types:
+            yield from _within(each)
+    elif isinstance(node, CollectionType):
+        yield from _within(node.item_type)

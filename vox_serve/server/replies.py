@@ -1,0 +1,156 @@
+"""The JSON that routes answer with, as structs: the OpenAPI document is made of them.
+
+The routes themselves build plain dictionaries; the fuzz test holds them to this.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, get_type_hints
+
+import msgspec
+
+from vox_serve.engine.messages import EngineInfo
+from vox_serve.plugins import PluginInfo
+
+Status = Literal["starting", "ready", "draining", "dead"]
+
+
+class Reply(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
+    """A reply has the fields that it names, and no others."""
+
+
+class ErrorDetails(Reply):
+    """`param` names the field at fault, `code` the kind of error."""
+
+    message: str
+    type: Literal["invalid_request_error", "server_error"]
+    param: str | None
+    code: str
+
+
+class Error(Reply):
+    """Every error, on every route, has this shape."""
+
+    error: ErrorDetails
+
+
+class ModelHealth(Reply):
+    """One model's state; `reason` is there if it is dead."""
+
+    model: str
+    status: Status
+    running: int
+    waiting: int
+    slots: int
+    reason: str | msgspec.UnsetType = msgspec.UNSET
+
+
+class Health(Reply):
+    """The status is that of the model that is worst off."""
+
+    status: Status
+    models: list[ModelHealth]
+    broken_plugins: dict[str, str]
+    broken_voices: dict[str, str]
+
+
+class Readiness(Reply):
+    """Are requests for every model accepted?"""
+
+    status: Status
+
+
+class NamedSpeaker(Reply):
+    """A voice of one model."""
+
+    name: str
+    speaker: int
+
+
+LOADED_FIELDS: list[tuple[str, Any]] = [
+    ("name", str),
+    ("voices", list[NamedSpeaker]),
+    *((n, t) for n, t in get_type_hints(EngineInfo).items() if n not in ("model", "voices")),
+]
+LoadedModel = msgspec.defstruct("LoadedModel", LOADED_FIELDS, bases=(Reply,), kw_only=True)
+LoadedModel.__doc__ = "What the engine tells of a model that is loaded."
+
+
+class LoadedModels(Reply):
+    """One that is still loading is not there."""
+
+    models: list[LoadedModel]  # type: ignore[valid-type]  # made above, of the engine's own fields
+
+
+class VoiceName(NamedSpeaker):
+    """A voice, and whose it is."""
+
+    model: str
+
+
+class VoiceNames(Reply):
+    """Registered ones included."""
+
+    voices: list[VoiceName]
+
+
+class Plugins(Reply):
+    """Broken ones included."""
+
+    plugins: list[PluginInfo]
+
+
+class OpenAIModel(Reply):
+    """A model as OpenAI's API shows it."""
+
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+
+
+class OpenAIModels(Reply):
+    """What is loaded."""
+
+    object: Literal["list"]
+    data: list[OpenAIModel]
+
+
+class ModelId(Reply):
+    """A model as Open WebUI asks for it."""
+
+    id: str
+
+
+class ModelIds(Reply):
+    """What is loaded."""
+
+    models: list[ModelId]
+
+
+class Voice(Reply):
+    """A voice; from `text` on only if it was registered.  `kept`: it survives a restart."""
+
+    id: str
+    object: Literal["audio.voice"]
+    name: str
+    model: str
+    speaker: int
+    text: str | msgspec.UnsetType = msgspec.UNSET
+    seconds: float | msgspec.UnsetType = msgspec.UNSET
+    created_at: int | None | msgspec.UnsetType = msgspec.UNSET
+    kept: bool | msgspec.UnsetType = msgspec.UNSET
+
+
+class Voices(Reply):
+    """Registered ones included, without aliases."""
+
+    voices: list[Voice]
+
+
+class VoiceDeleted(Reply):
+    """The voice is forgotten."""
+
+    id: str
+    object: Literal["audio.voice"]
+    deleted: bool

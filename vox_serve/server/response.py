@@ -1,0 +1,144 @@
+"""Sends one request's audio while it is made."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from litestar.response import Response
+from litestar.types import Receive, Scope, Send
+
+from vox_serve.engine.client import EngineClient
+from vox_serve.errors import RequestError
+from vox_serve.server.encoding import Encoding
+from vox_serve.server.stream import AudioStream, ClientGone, unless_gone
+
+log = logging.getLogger("vox_serve.requests")
+
+
+class EncodedStream:
+    """One request's audio as its client wants it, in pieces as they are made.
+
+    Args:
+        stream: the PCM.
+        encoding: what is made of it.
+    """
+
+    def __init__(self, stream: AudioStream, encoding: Encoding) -> None:
+        self.stream = stream
+        self._encoding = encoding
+        self._ended = False
+
+    async def next(self) -> bytes | None:
+        """The next piece, the first of which carries sound; None after the last.
+
+        Raises:
+            RequestError: as `AudioStream.next`.
+        """
+        piece = b""
+        while not self._ended and not (piece and self._encoding.sounding):
+            pcm = await self.stream.next()
+            if pcm is None:
+                self._ended = True
+                piece += await self._encoding.finish()
+            else:
+                piece += await self._encoding.encode(pcm)
+        return piece or None
+
+    def close(self, outcome: str = "cancelled") -> None:
+        """End the request if it has not ended; the first call's `outcome` counts."""
+        self.stream.close(outcome)
+        self._encoding.close()
+
+
+class Framing:
+    """How pieces of audio lie in the body of an answer: as they are, one after the other.
+
+    Args:
+        media_type: Content-Type.
+    """
+
+    def __init__(self, media_type: str) -> None:
+        self.media_type = media_type
+
+    def piece(self, audio: bytes) -> bytes:
+        return audio
+
+    def end(self, stream: AudioStream) -> bytes:
+        """What follows the last piece of an answer that is complete."""
+        return b""
+
+    def failure(self, error: RequestError) -> bytes:
+        """What is said before an answer is cut."""
+        return b""
+
+
+class AudioResponse(Response[bytes]):
+    """Sends a stream: the first piece is there before the status is.
+
+    A failure after the first piece ends the connection without the final chunk, so that no
+    client takes half a sentence for a whole one.
+
+    Args:
+        audio: whose first piece has been awaited.
+        first: that piece; None if there is none at all.
+        framing: how pieces lie in the body.
+        client: the engine, for its time limit and figures.
+    """
+
+    def __init__(
+        self,
+        audio: EncodedStream,
+        first: bytes | None,
+        framing: Framing,
+        client: EngineClient,
+        headers: Mapping[str, str],
+    ) -> None:
+        super().__init__(b"", status_code=200, media_type=framing.media_type, headers=headers)
+        self._audio = audio
+        self._first = first
+        self._framing = framing
+        self._client = client
+        self._headers = headers
+
+    def to_asgi_response(self, *args: Any, **kwargs: Any) -> Any:
+        """Litestar sends what this returns: this response itself."""
+        return self._respond
+
+    async def _respond(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = [(b"content-type", self._framing.media_type.encode())]
+        headers += [(k.lower().encode(), v.encode()) for k, v in self._headers.items()]
+        try:
+            await send({"type": "http.response.start", "status": 200, "headers": headers})
+            await self._send_all(receive, send)
+            self._audio.close("ok")
+        except (ClientGone, RequestError) as error:
+            log.debug("%s is cut: %r", self._audio.stream.id, error)
+            template = str(scope.get("path_template", ""))
+            responses = self._client.metrics.http_responses_total
+            responses.labels(self._client.model, template, "cut").inc()
+        finally:
+            self._audio.close()
+
+    async def _send_all(self, receive: Receive, send: Send) -> None:
+        piece = self._first
+        while piece is not None:
+            await self._send(send, self._framing.piece(piece))
+            try:
+                piece = await unless_gone(receive, self._audio.next())
+            except RequestError as error:
+                await self._send(send, self._framing.failure(error))
+                raise
+        await self._send(send, self._framing.end(self._audio.stream))
+        await self._send(send, b"", more=False)
+
+    async def _send(self, send: Send, body: bytes, more: bool = True) -> None:
+        if more and not body:
+            return
+        try:
+            async with asyncio.timeout(self._client.server.send_timeout):
+                await send({"type": "http.response.body", "body": body, "more_body": more})
+        except (TimeoutError, OSError):
+            raise ClientGone from None

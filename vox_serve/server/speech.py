@@ -1,0 +1,202 @@
+"""What all routes that speak have in common: fields, and the way from a request to its answer.
+
+A request is admitted, spoken, encoded and, whatever becomes of it, counted once.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Awaitable, Callable
+from typing import Annotated, Any
+
+import attrs
+import msgspec
+from litestar import Request, Response
+from litestar.datastructures import State
+from litestar.exceptions import HTTPException
+
+from vox_serve.engine.client import EngineClient
+from vox_serve.engine.engines import Engines
+from vox_serve.engine.messages import EngineInfo, SpeechRequest
+from vox_serve.errors import InvalidRequest, RequestError
+from vox_serve.metrics import Metrics
+from vox_serve.sampling import RANGES
+from vox_serve.server.audio import AudioFormat
+from vox_serve.server.encoding import Encoding, encode_whole
+from vox_serve.server.fields import sampling
+from vox_serve.server.parts import parts
+from vox_serve.server.requests import request_id
+from vox_serve.server.response import AudioResponse, EncodedStream, Framing
+from vox_serve.server.stream import AudioStream, ClientGone, is_client_error, unless_gone
+
+AnyRequest = Request[Any, Any, Any]
+CONVERSATION = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
+CONVERSATION_RULE = "1 to 128 letters, digits, '_', '-', '.' or ':'"
+
+
+class CommonFields(msgspec.Struct, kw_only=True):
+    """The fields that every request for speech may have."""
+
+    conversation: (
+        Annotated[
+            str,
+            msgspec.Meta(
+                description="the turns spoken under this id come before this one",
+                extra_json_schema={"pattern": f"^{CONVERSATION.pattern}$"},
+            ),
+        ]
+        | None
+    ) = None
+    temperature: Annotated[float, sampling("temperature")] | None = None
+    top_k: Annotated[int, sampling("top_k")] | None = None
+    top_p: Annotated[float, sampling("top_p")] | None = None
+    min_p: Annotated[float, sampling("min_p")] | None = None
+    repetition_penalty: Annotated[float, sampling("repetition_penalty")] | None = None
+    seed: Annotated[int, sampling("seed")] | None = None
+    max_seconds: (
+        Annotated[
+            float,
+            msgspec.Meta(
+                gt=0,
+                description="longest audio; at most `max_seconds` of GET /models",
+                extra={"rule": "more than 0"},
+            ),
+        ]
+        | None
+    ) = None
+
+
+def given_sampling(body: CommonFields) -> dict[str, Any]:
+    """The sampling parameters that the request names."""
+    return {name: getattr(body, name) for name in RANGES if getattr(body, name) is not None}
+
+
+def check_common(body: CommonFields) -> None:
+    """Check what msgspec did not, and needs no model.  Raises InvalidRequest."""
+    if body.conversation is not None and not CONVERSATION.fullmatch(body.conversation):
+        raise InvalidRequest(f"conversation must be {CONVERSATION_RULE}", "conversation")
+
+
+@attrs.define
+class Call:
+    """A request while it comes in.
+
+    Args:
+        id: what it is called, in the log and by its client.
+        arrival: by `time.monotonic`.
+        mode: `whole` or `stream`, for the metrics; known once the body is read.
+    """
+
+    request: AnyRequest
+    engines: Engines
+    id: str
+    metrics: Metrics
+    arrival: float = attrs.field(factory=time.monotonic)
+    mode: str = "whole"
+
+    def choose(self, model: str | None) -> tuple[EngineClient, EngineInfo]:
+        """The engine that is to speak; from here on its figures count this request.
+
+        Raises:
+            NotFound, InvalidRequest: as `Engines.choose`.
+            Unavailable: it takes no requests.
+        """
+        client = self.engines.choose(model)
+        self.metrics = client.metrics
+        self.request.scope["state"]["model"] = client.model
+        return client, client.admit()
+
+
+@attrs.frozen
+class Order:
+    """What is to be spoken, by whom, and how it is to be delivered.
+
+    Args:
+        speed: how fast; the pitch stays.
+        framing: how a stream lies in the body; None for a whole answer.
+    """
+
+    client: EngineClient
+    info: EngineInfo
+    speech: SpeechRequest
+    audio_format: AudioFormat
+    framing: Framing | None
+    speed: float = 1.0
+
+
+async def answer(
+    request: AnyRequest, state: State, take: Callable[[Call], Awaitable[Order]]
+) -> Response[bytes]:
+    """Answer a request once its first sound is there.
+
+    Args:
+        state: the application's.
+        take: reads and checks the request; raises RequestError, HTTPException or ClientGone.
+    """
+    engines: Engines = state.engines
+    call = Call(request, engines, request_id(request.scope), engines.metrics)
+    try:
+        order = await take(call)
+        encoding = None
+        if order.framing is not None:
+            encoding = Encoding(order.audio_format, order.info.sample_rate, order.speed)
+        texts = parts(order.speech, order.info, order.client.normalise)
+        stream = AudioStream(
+            order.client, order.info, texts, call.mode, call.arrival, state.requests
+        )
+    except (RequestError, HTTPException) as error:
+        rejected = isinstance(error, RequestError) and not is_client_error(error)
+        call.metrics.requests_total(call.mode, "rejected" if rejected else "invalid").inc()
+        raise
+    except ClientGone:
+        call.metrics.requests_total(call.mode, "cancelled").inc()
+        call.metrics.client_disconnects_total("queued").inc()
+        raise
+    if encoding is None:
+        return await _whole(request, stream, order)
+    return await _streamed(request, EncodedStream(stream, encoding), order)
+
+
+async def _streamed(request: AnyRequest, audio: EncodedStream, order: Order) -> Response[bytes]:
+    assert order.framing is not None
+    try:
+        first = await unless_gone(request.receive, audio.next())
+        headers = _headers(audio.stream, order)
+        headers |= {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+        return AudioResponse(audio, first, order.framing, order.client, headers)
+    except BaseException:
+        audio.close()
+        raise
+
+
+async def _whole(request: AnyRequest, stream: AudioStream, order: Order) -> Response[bytes]:
+    async def gather() -> bytes:
+        pieces = []
+        while (pcm := await stream.next()) is not None:
+            pieces.append(pcm)
+        pcm = b"".join(pieces)
+        rate = order.info.sample_rate
+        content = await encode_whole(order.audio_format, rate, pcm, order.speed)
+        await stream.next()  # there is nothing left, unless it was cancelled meanwhile
+        return content
+
+    try:
+        content = await unless_gone(request.receive, gather())
+        stream.close("ok")
+    finally:
+        stream.close()
+    headers = _headers(stream, order)
+    return Response(content, media_type=order.audio_format.media_type, headers=headers)
+
+
+def _headers(stream: AudioStream, order: Order) -> dict[str, str]:
+    headers = {
+        "X-Request-Id": stream.id,
+        "X-Sample-Rate": str(order.audio_format.rate(order.info.sample_rate)),
+        "X-Channels": "1",
+    }
+    if stream.finished is not None:  # a stream is seldom at its end by now
+        headers["X-Finish-Reason"] = stream.finished.reason.value
+        headers["X-Seed"] = str(stream.finished.seed)
+    return headers

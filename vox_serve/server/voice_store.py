@@ -1,0 +1,213 @@
+"""Registered voices as files in one directory.  Knows neither engines nor HTTP.
+
+A voice is `NAME.wav` and, beside it, `NAME.json` (a `VoiceRecord`) or `NAME.txt` (the transcript
+alone).  What is written here, a person may also put there by hand; it is read at start.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import os
+import re
+import stat
+import tempfile
+from collections.abc import Collection
+from pathlib import Path
+from typing import Annotated, BinaryIO
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+import soundfile
+
+from vox_serve.audio import AudioUnreadable, read_audio
+from vox_serve.errors import ConfigError
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+NAME_RULE = "1 to 64 letters, digits, '_' or '-', the first a letter or digit"
+MAX_SECONDS = 30.0
+MAX_TEXT_CHARACTERS = 2000
+MAX_SPEAKER = 999
+TRANSCRIPT_BYTES = 64 * 2**10
+AUDIO, TRANSCRIPTS = ".wav", (".json", ".txt")
+log = logging.getLogger("vox_serve.voices")
+
+
+class VoiceUnusable(ValueError):
+    """A voice cannot be used; the text says why."""
+
+
+class VoiceRecord(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=True):
+    """What the JSON beside the sound holds.
+
+    `model` None is the only model that is served; `created` is in Unix seconds.
+    """
+
+    text: str
+    speaker: Annotated[int, msgspec.Meta(ge=0, le=MAX_SPEAKER)] = 0
+    model: str | None = None
+    created: Annotated[int, msgspec.Meta(ge=0, le=2**53)] | None = None
+
+
+def check_text(text: str) -> str:
+    """The transcript without the space around it.  Raises VoiceUnusable."""
+    text = text.strip()
+    if not text:
+        raise VoiceUnusable("text is empty: it must say what is spoken in the audio")
+    if len(text) > MAX_TEXT_CHARACTERS:
+        raise VoiceUnusable(f"text has {len(text)} characters; the limit is {MAX_TEXT_CHARACTERS}")
+    return text
+
+
+class VoiceStore:
+    """Args: the directory, which is made if it is missing.
+
+    Raises:
+        ConfigError: it cannot be made or read.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        try:
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._names()
+            self._root = directory.resolve()
+        except OSError as error:
+            reason = error.strerror
+            raise ConfigError(f"voices_dir {directory} cannot be used: {reason}") from error
+
+    def scan(self) -> tuple[dict[str, VoiceRecord], dict[str, str]]:
+        """The voices by name, and why other files are none; reads no audio yet."""
+        suffixes: dict[str, set[str]] = {}
+        for file in sorted(self._names()):
+            stem, suffix = Path(file).stem, Path(file).suffix
+            if suffix in (AUDIO, *TRANSCRIPTS) and not file.startswith("."):
+                suffixes.setdefault(stem, set()).add(suffix)
+        records: dict[str, VoiceRecord] = {}
+        problems: dict[str, str] = {}
+        for name, found in suffixes.items():
+            file = name + (AUDIO if AUDIO in found else min(found))
+            try:
+                _check_name(name, records)
+                records[name] = self._record(name, found)
+            except VoiceUnusable as error:
+                # A file name need not be text; what tells of it is.
+                problems[file.encode(errors="backslashreplace").decode()] = str(error)
+        return records, problems
+
+    def read(self, name: str, sample_rate: int) -> npt.NDArray[np.float32]:
+        """The sound of a voice, float32 `[T]`.  Raises VoiceUnusable."""
+        try:
+            with self._open(self._path(name, AUDIO)) as file:
+                return read_audio(file, sample_rate, MAX_SECONDS)
+        except AudioUnreadable as error:
+            raise VoiceUnusable(str(error)) from error
+
+    def write(
+        self, name: str, record: VoiceRecord, audio: npt.NDArray[np.float32], sample_rate: int
+    ) -> None:
+        """Store a voice: sound first, so that whoever finds the JSON finds both.
+
+        The samples are stored as they are, so that they sound the same after a restart.
+
+        Raises:
+            OSError: it cannot be written; nothing is left behind.
+        """
+        sound, wav = self._path(name, AUDIO), io.BytesIO()
+        soundfile.write(wav, audio, sample_rate, format="WAV", subtype="FLOAT")
+        self._put(sound, wav.getvalue())
+        try:
+            text = msgspec.json.format(msgspec.json.encode(record), indent=2)
+            self._put(self._path(name, ".json"), text + b"\n")
+        except OSError:
+            with contextlib.suppress(OSError):
+                sound.unlink()
+            raise
+
+    def remove(self, name: str) -> bool:
+        """Delete a voice's files; False if there are none.  Raises OSError."""
+        there = set(self._names())
+        paths = [self._path(name, suffix) for suffix in (*TRANSCRIPTS, AUDIO)]
+        found = [path for path in paths if path.name in there]
+        for path in found:
+            path.unlink()
+        return bool(found)
+
+    def holds(self, name: str) -> bool:
+        """Is there a file of this name, in whatever case?  Some file systems know none."""
+        wanted = {(name + suffix).casefold() for suffix in (AUDIO, *TRANSCRIPTS)}
+        return any(file.casefold() in wanted for file in self._names())
+
+    def _names(self) -> list[str]:
+        return [path.name for path in self._directory.iterdir()]
+
+    def _path(self, name: str, suffix: str) -> Path:
+        if not NAME.fullmatch(name):  # callers have checked it; a path is not built on trust
+            raise ValueError(f"{name!r} is no voice name")
+        return self._directory / f"{name}{suffix}"
+
+    def _record(self, name: str, suffixes: Collection[str]) -> VoiceRecord:
+        if AUDIO not in suffixes:
+            raise VoiceUnusable(f"there is no {name}{AUDIO} beside it")
+        suffix = next((each for each in TRANSCRIPTS if each in suffixes), None)
+        if suffix is None:
+            raise VoiceUnusable(f"there is no transcript beside it: {name}.json or {name}.txt")
+        with self._open(self._path(name, AUDIO)) as file:
+            changed = int(os.fstat(file.fileno()).st_mtime)
+        try:
+            with self._open(self._path(name, suffix)) as file:
+                content = file.read(TRANSCRIPT_BYTES + 1)
+            if len(content) > TRANSCRIPT_BYTES:
+                raise VoiceUnusable(f"{name}{suffix} is larger than {TRANSCRIPT_BYTES} bytes")
+            if suffix == ".txt":
+                record = VoiceRecord(text=content.decode("utf-8-sig"))
+            else:
+                record = msgspec.json.decode(content, type=VoiceRecord)
+        except (msgspec.DecodeError, UnicodeError, OSError, RecursionError) as error:
+            raise VoiceUnusable(f"{name}{suffix} cannot be read: {error}") from error
+        created = changed if record.created is None else record.created
+        return msgspec.structs.replace(record, text=check_text(record.text), created=created)
+
+    def _open(self, path: Path) -> BinaryIO:
+        """Open a regular file of this directory.  A link may lead elsewhere in it, not out of it.
+
+        Raises:
+            VoiceUnusable: it cannot be opened, or is something else.
+        """
+        try:
+            if not path.resolve().is_relative_to(self._root):
+                raise VoiceUnusable(f"{path.name} leads out of the directory")
+            # Without O_NONBLOCK, a pipe would keep us waiting for somebody to write to it.
+            descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle
+            reason = getattr(error, "strerror", None) or str(error)
+            raise VoiceUnusable(f"{path.name} cannot be opened: {reason}") from error
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            raise VoiceUnusable(f"{path.name} is no regular file")
+        return os.fdopen(descriptor, "rb")
+
+    def _put(self, path: Path, content: bytes) -> None:
+        """Write a file in one move: it is there whole or not at all."""
+        descriptor, unfinished = tempfile.mkstemp(
+            dir=self._directory, prefix=f".{path.name}.", suffix=".tmp"
+        )
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(descriptor)
+            Path(unfinished).replace(path)
+        except BaseException:
+            Path(unfinished).unlink(missing_ok=True)
+            raise
+
+
+def _check_name(name: str, others: Collection[str]) -> None:
+    if not NAME.fullmatch(name):
+        raise VoiceUnusable(f"this is no name of a voice: {NAME_RULE}")
+    alike = next((other for other in others if other.casefold() == name.casefold()), None)
+    if alike is not None:
+        raise VoiceUnusable(f"its name differs from {alike!r} in case only")

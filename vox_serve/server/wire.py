@@ -1,0 +1,191 @@
+"""One WebSocket as a session sees it: messages come in, events and sound go out.
+
+Knows the protocol's words and their shape, and nothing of speech.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, cast
+
+import msgspec
+import uvicorn.protocols.websockets.websockets_sansio_impl as uvicorn_websockets
+from litestar.types import Message as AsgiMessage
+from litestar.types import Receive, Send
+
+from vox_serve.errors import (
+    Conflict,
+    InvalidRequest,
+    QueueFull,
+    RequestError,
+    SequenceFailed,
+    TimedOut,
+    Unavailable,
+)
+from vox_serve.server.body import OutOfBounds, invalid
+from vox_serve.server.errors import STATUS, error_object
+from vox_serve.server.fields import Integer
+from vox_serve.server.speech import CommonFields
+from vox_serve.server.stream import ClientGone
+
+MAX_MESSAGE_BYTES = 128 * 2**10
+"""Of one message from a client; a longer one ends the connection with 1009."""
+SERVICE_RESTART = 1012
+
+
+class Start(CommonFields, tag="start", forbid_unknown_fields=True, kw_only=True):
+    """The first message; docs/http-api.md says what each field of each message means."""
+
+    model: str | None = None
+    voice: str | None = None
+    speaker: Integer | None = None
+    format: str = "pcm"
+
+
+class Text(msgspec.Struct, tag="text", forbid_unknown_fields=True):
+    text: str
+
+
+class Flush(msgspec.Struct, tag="flush", forbid_unknown_fields=True):
+    pass
+
+
+class Cancel(msgspec.Struct, tag="cancel", forbid_unknown_fields=True):
+    pass
+
+
+class End(msgspec.Struct, tag="end", forbid_unknown_fields=True):
+    pass
+
+
+class ServerEnds:
+    """No message of the client's: the server has begun to shut down."""
+
+
+Message = Start | Text | Flush | Cancel | End
+_decoder: msgspec.json.Decoder[Message] = msgspec.json.Decoder(Message)
+
+
+class BinaryMessage(InvalidRequest):
+    """The client sent a binary frame."""
+
+
+class Malformed(InvalidRequest):
+    """The client sent what is no message."""
+
+
+class GoingAway(Unavailable):
+    """The session ends because the server does."""
+
+
+CLOSE_CODES: tuple[tuple[type[RequestError], int], ...] = (
+    (BinaryMessage, 1003),
+    (Malformed, 1007),
+    (GoingAway, 1001),
+    (QueueFull, 1013),
+    (Unavailable, 1013),
+    (Conflict, 1013),
+    (TimedOut, 1013),
+    (SequenceFailed, 1011),
+    (RequestError, 1008),
+)
+"""How a connection closes after an error; the first that fits counts."""
+
+
+def close_code(error: RequestError) -> int:
+    """The code that a connection closes with after `error`."""
+    return next(code for kind, code in CLOSE_CODES if isinstance(error, kind))
+
+
+class Wire:
+    """An accepted WebSocket.
+
+    Args:
+        receive, send: ASGI's.
+        send_timeout: seconds that the client may leave what was sent unread.
+    """
+
+    def __init__(self, receive: Receive, send: Send, send_timeout: float) -> None:
+        self._receive = receive
+        self._asgi_send = send
+        self._send_timeout = send_timeout
+
+    async def receive(self) -> Message | ServerEnds:
+        """The next message.
+
+        Raises:
+            ClientGone: the connection is closed.
+            BinaryMessage, Malformed: it is none.
+            OutOfBounds: a field of it may not have this value.
+        """
+        event = cast("dict[str, Any]", await self._receive())
+        if event["type"] == "websocket.disconnect":
+            if event.get("code") == SERVICE_RESTART:
+                return ServerEnds()
+            raise ClientGone
+        if event.get("text") is None:
+            raise BinaryMessage("messages are JSON in text frames; binary ones are not taken")
+        try:
+            return _decoder.decode(event["text"])
+        except msgspec.ValidationError as error:
+            problem = invalid(error, Start)  # of the messages it alone has bounds
+            if isinstance(problem, OutOfBounds):
+                raise problem from error
+            raise Malformed(problem.message, problem.param) from error
+        except msgspec.DecodeError as error:
+            raise Malformed(f"the message is not JSON: {error}") from error
+        except RecursionError:
+            raise Malformed("the message is nested too deeply") from None
+
+    async def tell(self, type: str, **fields: object) -> None:
+        """Send an event.  Raises ClientGone."""
+        text = msgspec.json.encode({"type": type, **fields}).decode()
+        await self._send({"type": "websocket.send", "bytes": None, "text": text})
+
+    async def tell_error(self, error: RequestError, fatal: bool, **fields: object) -> None:
+        """Send an error in the shape of all our errors.  Raises ClientGone."""
+        status = STATUS.get(error.code, 500)
+        body = error_object(status, error.message, error.code, error.param)
+        await self.tell("error", fatal=fatal, error=body, **fields)
+
+    async def sound(self, data: bytes) -> None:
+        """Send audio, unless it is nothing.  Raises ClientGone."""
+        if data:
+            await self._send({"type": "websocket.send", "bytes": data, "text": None})
+
+    async def close(self, code: int, reason: str) -> None:
+        """Begin the closing handshake.  Raises ClientGone."""
+        await self._send({"type": "websocket.close", "code": code, "reason": reason})
+
+    async def _send(self, message: AsgiMessage) -> None:
+        try:
+            async with asyncio.timeout(self._send_timeout):
+                await self._asgi_send(message)
+        except (TimeoutError, OSError):
+            raise ClientGone from None
+
+
+class DrainingProtocol(uvicorn_websockets.WebSocketsSansIOProtocol):
+    """uvicorn's WebSocket, which at shutdown lets a session come to its end.
+
+    uvicorn's own closes the connection on the spot.  Here the session is only told, in the way
+    in which uvicorn tells it, and closes the connection itself; uvicorn waits for that as long
+    as for HTTP responses.
+    """
+
+    def shutdown(self) -> None:
+        if self.handshake_complete and not self.close_sent:
+            self.queue.put_nowait({"type": "websocket.disconnect", "code": SERVICE_RESTART})
+        else:
+            super().shutdown()
+
+
+UVICORN: dict[str, Any] = {
+    "ws": DrainingProtocol,
+    "ws_max_size": MAX_MESSAGE_BYTES,
+    "ws_per_message_deflate": False,  # samples hardly shrink, and it takes time
+    # The answer to a ping queues behind audio that the client has yet to play: a late one says
+    # nothing.  Those that are gone are noticed by the send timeout.
+    "ws_ping_timeout": None,
+}
+"""Settings of `uvicorn.Config` for these connections."""
