@@ -6,6 +6,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import msgspec
 from litestar import Litestar
 from litestar.datastructures import State
 from litestar.exceptions import HTTPException
@@ -13,8 +14,18 @@ from litestar.types import Message, Scope
 
 from vox_serve.engine.engines import Engines
 from vox_serve.errors import RequestError
-from vox_serve.server import conversations, errors, openai, requests, status, voices, websocket
+from vox_serve.server import (
+    conversations,
+    docs,
+    errors,
+    openai,
+    requests,
+    status,
+    voices,
+    websocket,
+)
 from vox_serve.server.generate import generate
+from vox_serve.server.openapi import document
 from vox_serve.server.requests import request_id
 from vox_serve.server.stream import ClientGone
 from vox_serve.server.voice_registry import Voices
@@ -44,8 +55,9 @@ def create_app(engines: Engines) -> Litestar:
             model = scope["state"].get("model", engines.metrics.model)
             engines.metrics.http_responses_total.labels(model, template, code).inc()
 
-    return Litestar(
+    app = Litestar(
         route_handlers=[
+            voices.options,  # before all of the same paths, or Litestar adds its own
             generate,
             openai.speech,
             openai.models,
@@ -63,6 +75,8 @@ def create_app(engines: Engines) -> Litestar:
             status.voices,
             status.plugins,
             status.metrics,
+            docs.openapi,
+            docs.page,
             websocket.stream,
         ],
         state=State(
@@ -85,3 +99,5 @@ def create_app(engines: Engines) -> Litestar:
             Exception: errors.on_exception,
         },
     )
+    app.state.openapi = msgspec.json.encode(document(app))
+    return app

@@ -1,4 +1,4 @@
-"""The OpenAPI 3.1 document: made of the routes, the structs of their bodies, and `operations.py`."""
+"""The OpenAPI 3.1 document: made of the routes, the structs, and `operations.py`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import vox_serve
 from vox_serve.server import replies
 from vox_serve.server.generate import GenerateRequest
 from vox_serve.server.openai import SpeechBody
-from vox_serve.server.operations import ERRORS, JSON, OPERATIONS, Answer, Operation
+from vox_serve.server.operations import ERRORS, EVENT_STREAM, JSON, OPERATIONS, Answer, Operation
 from vox_serve.server.requests import REQUEST_ID
 from vox_serve.server.voice_store import MAX_SPEAKER, MAX_TEXT_CHARACTERS, NAME, NAME_RULE
 from vox_serve.server.voices import MAX_AUDIO_BYTES
@@ -67,6 +67,19 @@ PARAMETERS: Json = {
         "description": "whose, where several models are served",
         "schema": {"type": "string"},
     },
+}
+EVENT_KINDS = (replies.SpeechDelta, replies.SpeechDone, replies.Error)
+EVENT: Json = {
+    "description": "one event; an error is the last, after which the connection is cut",
+    "type": "object",
+    "properties": {
+        "data": {
+            "type": "string",
+            "contentMediaType": JSON,
+            "contentSchema": {"anyOf": [{"$ref": SCHEMAS + k.__name__} for k in EVENT_KINDS]},
+        }
+    },
+    "required": ["data"],
 }
 PATH_EXAMPLES = {
     "request_name": "my-request-1",
@@ -160,6 +173,8 @@ def _answer(answer: Answer) -> Json:
             content[media_type]["example"] = answer.example
         elif media_type == JSON:
             content[media_type] = {"schema": {"type": "object"}}
+        elif media_type == EVENT_STREAM:
+            content[media_type] = {"schema": EVENT}
         elif media_type.startswith("audio/"):
             content[media_type]["schema"]["format"] = "binary"
     return found | ({"content": content} if content else {})
@@ -182,7 +197,7 @@ def _schemas() -> Json:
     kinds = {kind for values in sent for kind in values if kind is not None}
     ordered = sorted(kinds, key=lambda kind: kind.__name__)
     _, found = msgspec.json.schema_components(
-        [GenerateRequest, SpeechBody, replies.Error, *ordered], ref_template=SCHEMAS + "{name}"
+        [GenerateRequest, SpeechBody, *EVENT_KINDS, *ordered], ref_template=SCHEMAS + "{name}"
     )
     for schema in found.values():
         schema["description"] = inspect.cleandoc(schema["description"]).partition("\n\n")[0]
@@ -193,7 +208,7 @@ def _schemas() -> Json:
     form["title"] = "GenerateForm"
     form["description"] += "  `context` is a JSON text."
     for field in form["properties"].values():
-        _without_null(field)
+        _as_in_a_form(field)
     context = form["properties"]["context"]
     form["properties"]["context"] = {
         "type": "string",
@@ -216,12 +231,17 @@ def _tidy(field: Json) -> None:
             field["description"] = alternative.pop("description")
 
 
-def _without_null(field: Json) -> None:
-    """The schema of a field in a form, where null is not being there."""
+def _as_in_a_form(field: Json) -> None:
+    """The schema of a field in a form: the word null is a text like others, and 1 is true."""
     if field.get("default", ...) is None:
         del field["default"]
-        (alternative,) = (one for one in field.pop("anyOf") if one != {"type": "null"})
-        field |= alternative
+    alternatives = [one for one in field.get("anyOf", ()) if one != {"type": "null"}]
+    if len(alternatives) == 1 and alternatives[0]["type"] not in ("number", "integer"):
+        del field["anyOf"]
+        field |= alternatives[0]
+    if field.get("type") == "boolean":
+        del field["type"]
+        field["anyOf"] = [{"type": "boolean"}, {"enum": [0, 1]}]
 
 
 def _voice_form() -> Json:

@@ -19,7 +19,7 @@ from vox_serve.server.body import MULTIPART
 from vox_serve.server.generate import GenerateRequest
 from vox_serve.server.openai import SpeechBody
 
-JSON = "application/json"
+JSON, EVENT_STREAM = "application/json", "text/event-stream"
 ERRORS: Mapping[int, str] = {
     400: "A malformed request, an unknown field, a value out of range; no `model` where there "
     "are several",
@@ -90,11 +90,16 @@ SOUND_HEADERS = (
     "Cache-Control",
     "X-Accel-Buffering",
 )
+MODEL_HEALTH = {"model": "demo", "status": "ready", "running": 0, "waiting": 0, "slots": 16}
 HEALTH = {
     "status": "ready",
-    "models": [{"model": "demo", "status": "ready", "running": 0, "waiting": 0, "slots": 16}],
+    "models": [MODEL_HEALTH],
     "broken_plugins": {},
     "broken_voices": {},
+}
+DEAD = HEALTH | {
+    "status": "dead",
+    "models": [MODEL_HEALTH | {"status": "dead", "reason": "the worker ended"}],
 }
 MODEL = {"id": "demo", "object": "model", "created": 1763812957, "owned_by": "vox_serve"}
 VOICE = {
@@ -164,7 +169,7 @@ OPERATIONS: Mapping[str, Operation] = {
     ),
     "POST /v1/audio/speech": Operation(
         "speech",
-        {200: Answer("There is sound", AUDIO | {"text/event-stream": None}, headers=SOUND_HEADERS)},
+        {200: Answer("There is sound", AUDIO | {EVENT_STREAM: None}, headers=SOUND_HEADERS)},
         SPEAKING,
         {JSON: SpeechBody.__name__},
         {"mp3": {"model": "tts-1", "voice": "alloy", "input": "Good morning."}},
@@ -217,14 +222,7 @@ OPERATIONS: Mapping[str, Operation] = {
             200: _json(replies.Health, HEALTH, "The server can become or is useful"),
             503: _json(
                 replies.Health,
-                HEALTH
-                | {
-                    "status": "dead",
-                    "models": [
-                        HEALTH["models"][0]  # type: ignore[index]  # the list above
-                        | {"status": "dead", "reason": "the worker ended"}
-                    ],
-                },
+                DEAD,
                 "An engine is dead",
             ),
         },

@@ -100,6 +100,30 @@ class Plugins(Reply):
     plugins: list[PluginInfo]
 
 
+class Usage(Reply):
+    """`input_tokens` are characters of the text, `output_tokens` frames of sound."""
+
+    input_tokens: int
+    output_tokens: int
+    total_tokens: int
+
+
+class SpeechDelta(Reply):
+    """A piece of the audio file, in base64."""
+
+    type: Literal["speech.audio.delta"]
+    audio: bytes
+
+
+class SpeechDone(Reply):
+    """All has been sent."""
+
+    type: Literal["speech.audio.done"]
+    usage: Usage
+    finish_reason: Literal["stop", "length"]
+    seed: int
+
+
 class OpenAIModel(Reply):
     """A model as OpenAI's API shows it."""
 
@@ -138,7 +162,7 @@ class Voice(Reply):
     speaker: int
     text: str | msgspec.UnsetType = msgspec.UNSET
     seconds: float | msgspec.UnsetType = msgspec.UNSET
-    created_at: int | None | msgspec.UnsetType = msgspec.UNSET
+    created_at: int | msgspec.UnsetType | None = msgspec.UNSET
     kept: bool | msgspec.UnsetType = msgspec.UNSET
 
 

@@ -8,7 +8,7 @@ import time
 from typing import IO, Any
 
 import msgspec
-from litestar import Request, delete, get, post
+from litestar import Request, Response, delete, get, post, route
 from litestar.datastructures import State, UploadFile
 from litestar.params import FromPath, FromQuery
 
@@ -28,6 +28,7 @@ from vox_serve.server.voice_store import (
 MAX_AUDIO_BYTES = 10 * 2**20
 ALIASES = {"audio_sample": "audio", "transcript": "text"}
 """OpenAI's name of the sample, and the plain one of what is said in it."""
+PATHS = ["/v1/audio/voices", "/v1/audio/voices/{voice:str}"]
 FIELDS = ("name", "audio", "text", "speaker", "model", "consent")
 
 
@@ -69,6 +70,14 @@ async def remove(state: State, voice: FromPath[str]) -> dict[str, Any]:
     voices: Voices = state.voices
     await voices.remove(voice)
     return {"id": voice, "object": "audio.voice", "deleted": True}
+
+
+@route(PATHS, http_method="OPTIONS", status_code=204)
+async def options(request: Request[Any, Any, Any]) -> Response[None]:
+    """What a path is good for; of Litestar's own answer only its first handler is part."""
+    here = request.scope["path_template"]
+    methods = next(one.methods for one in request.app.routes if one.path_format == here)
+    return Response(None, headers={"Allow": ", ".join(sorted(methods))})
 
 
 def read_voice(form: dict[str, str | UploadFile]) -> tuple[str, VoiceRecord, IO[bytes]]:

@@ -57,7 +57,7 @@ class CodecConfig:
     crop_frames: int = 24
     batch: int = 8
     encoder_steps: int = 4500
-    decoder_steps: int = 5000
+    decoder_steps: int = 9000
     decoder_crop_frames: int = 16
     learning_rate: float = 1e-3
     rate_nats: float = 17.0
@@ -133,7 +133,7 @@ class LmConfig:
     backbone: Stack = Stack(layers=6, width=256, heads=4, kv_heads=2, feed_forward=768)
     depth: Stack = Stack(layers=3, width=192, heads=3, kv_heads=1, feed_forward=512)
     positions: int = 2048
-    steps: int = 2200
+    steps: int = 3000
     tokens: int = 2500
     muon_rate: float = 4e-3
     adam_rate: float = 2e-3

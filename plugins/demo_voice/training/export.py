@@ -1,5 +1,6 @@
-"""Stage 4: the trained parts as a checkpoint directory in transformers layout: bfloat16, but for what
-makes the sound.
+"""Stage 4: the trained parts as a checkpoint directory in transformers layout.
+
+In bfloat16, but for what makes the sound.
 
 The result lies under `checkpoint/` of the work folder, and is loaded once to see that it does.
 """

@@ -56,14 +56,35 @@ RESOLUTIONS = ((256, 24), (512, 40), (1024, 80), (2048, 120))
 """Windows and bands of the waveform decoder's loss."""
 
 
+CEPSTRAL_WINDOW, COEFFICIENTS = 1024, 13
+"""Where the loss also looks at the envelope, as the evaluation does (`measure.py`)."""
+
+
+@cache
+def cepstral_basis(bands: int, device: torch.device) -> torch.Tensor:
+    """Orthonormal DCT-II, coefficients 1 to 13, `[13, bands]`."""
+    order = torch.arange(1, COEFFICIENTS + 1)[:, None]
+    basis = torch.cos(torch.pi / bands * order * (torch.arange(bands) + 0.5))
+    return (basis * (2 / bands) ** 0.5).to(device)
+
+
 def spectral_loss(made: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Mean log-mel distance of `[B, N]` over the resolutions, with a share for loud peaks."""
+    """Mean log-mel distance of `[B, N]` over the resolutions, with a share for loud peaks.
+
+    One resolution adds the distance of its mel cepstra: of the same error, what changes the
+    envelope counts for more.
+    """
     total = made.new_zeros(())
     for window, bands in RESOLUTIONS:
         filters = mel_bands(window, bands, made.device)
         ours, theirs = (magnitudes(x, window, window // 4) for x in (made, target))
         a, b = (filters @ x for x in (ours, theirs))
-        total = total + (a.clamp(min=FLOOR).log() - b.clamp(min=FLOOR).log()).abs().mean()
+        apart = a.clamp(min=FLOOR).log() - b.clamp(min=FLOOR).log()
+        total = total + apart.abs().mean()
+        if window == CEPSTRAL_WINDOW:
+            envelope = cepstral_basis(bands, made.device) @ apart
+            # The root of zero has no gradient.
+            total = total + 0.6 * (envelope.square().sum(1) + 1e-6).sqrt().mean()
         total = total + 0.5 * (a - b).abs().mean() / b.mean().clamp(min=FLOOR)
     return total / len(RESOLUTIONS)
 
