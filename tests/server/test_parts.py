@@ -14,7 +14,7 @@ from vox_serve.engine.engine import Engine
 from vox_serve.engine.messages import EngineInfo, SpeechRequest
 from vox_serve.engine.runner import ModelRunner
 from vox_serve.engine.sequence import Sequence
-from vox_serve.server.parts import parts, private_conversation
+from vox_serve.server.parts import in_parts, private_conversation
 
 StartServer = Callable[..., RunningServer]
 LONG = "This says 9 things to you all. " * 8
@@ -29,34 +29,46 @@ def info(tone_engine: Engine) -> EngineInfo:
 
 def test_a_short_text_is_left_as_it_is(info: EngineInfo) -> None:
     request = SpeechRequest("a", "  two   spaces ")
-    assert parts(request, info) == [request]
+    assert attrs.asdict(in_parts(request, info)) == attrs.asdict(request)
 
 
 def test_the_parts_of_a_long_text(info: EngineInfo) -> None:
     request = SpeechRequest("a", LONG, voice="hum_b", sampling={"seed": 3}, max_seconds=10)
-    first, *rest = parts(request, info)
-    texts = [part.text for part in (first, *rest)]
+    made = in_parts(request, info)
+    texts = [made.text, *made.later]
     assert " ".join(texts).split() == LONG.split()
     assert all(len(text) <= 96 for text in texts)
-    assert first.later == tuple(texts[1:])
-    assert not first.continues
-    assert [part.id for part in (first, *rest)] == ["a", *(f"a~{n}" for n in range(1, len(texts)))]
-    assert all(part.continues and not part.later for part in rest)
-    for part in (first, *rest):
-        assert part.conversation == private_conversation("a")
-        assert (part.voice, part.sampling) == ("hum_b", {"seed": 3})
+    assert made.conversation == private_conversation("a")
+    back = attrs.evolve(made, text=LONG, later=(), conversation=None)
+    assert attrs.asdict(back) == attrs.asdict(request)
+
+
+def test_a_seed_repeats_all_parts(tone_server: RunningServer) -> None:
+    body = {"text": LONG, "temperature": 1.0}
+    first = tone_server.http.post("/generate", json=body)
+    again = {"seed": int(first.headers["X-Seed"])}
+    assert tone_server.http.post("/generate", json=body | again).content == first.content
+    assert tone_server.http.post("/generate", json=body).content != first.content
 
 
 def test_the_limits_are_those_of_the_model(info: EngineInfo) -> None:
     limited = attrs.evolve(info, max_characters=40, max_words=6, takes_context=False)
-    found = parts(SpeechRequest("a", LONG, context=()), limited)
-    assert all(len(part.text) <= 40 and len(part.text.split()) <= 6 for part in found)
-    assert all(part.conversation is None for part in found)
+    found = in_parts(SpeechRequest("a", LONG, context=()), limited)
+    assert len(found.later) > 4
+    for text in (found.text, *found.later):
+        assert len(text) <= 40
+        assert len(text.split()) <= 6
+    assert found.conversation is None
 
 
 def test_the_clients_conversation_goes_before_ours(info: EngineInfo) -> None:
-    found = parts(SpeechRequest("a", LONG, conversation="mine"), info)
-    assert {part.conversation for part in found} == {"mine"}
+    assert in_parts(SpeechRequest("a", LONG, conversation="mine"), info).conversation == "mine"
+
+
+def test_what_is_normalised_is_what_is_counted(info: EngineInfo) -> None:
+    limited = attrs.evolve(info, max_characters=40)
+    made = in_parts(SpeechRequest("a", "ab"), limited, lambda text: "a. " * 20)
+    assert len(made.later) == 1
 
 
 @pytest.mark.parametrize("streaming", [False, True])
@@ -117,9 +129,9 @@ def test_later_parts_go_before_those_that_wait(
     gate.open()
     assert len(read_stream(long)) == 44 + FRAMES * 1280
     assert len(read_stream(waiting)) == 44 + 3 * 1280
-    first, *rest = spoken
-    assert rest[:2] == [f"{first}~1", f"{first}~2"]
-    assert len(rest) == 3
+    long_id, waiting_id = spoken[0], spoken[-1]
+    assert spoken == [long_id] * 3 + [waiting_id]
+    assert value(server, "finished_total", reason="stop") == 2
     long.close()
     waiting.close()
 

@@ -115,13 +115,14 @@ class Engine:
             RequestError: it cannot be spoken; says which field and which limit.
         """
         request = self._normalised(request)
-        for text in (request.text, *request.later):
+        fresh = () if request.continues else request.later
+        for text in (request.text, *fresh):
             self._check_text(text)
         voice = self._voice(request)
         sampling = self.defaults.merged(request.sampling)
         if request.context or request.conversation is not None:
             self._require_context("context" if request.context else "conversation")
-        for text in request.later:
+        for text in fresh:
             self.model.prompt(text, voice, ())
         seed = secrets.randbits(63) if sampling.seed is None else sampling.seed
         if request.conversation is None:
@@ -143,7 +144,7 @@ class Engine:
             sampling,
             seed,
             cap,
-            continues=request.continues,
+            request=request,
             turn=turn,
             arrival=request.arrival,
         )
@@ -424,7 +425,42 @@ class Engine:
     def _finish(self, sequence: Sequence, reason: FinishReason) -> None:
         self._remember(sequence, reason)
         self.scheduler.finish(sequence, reason)
-        self._events.append(Finished(sequence.id, reason, sequence.frames, sequence.seed))
+        spoken = sequence.before + sequence.frames
+        try:
+            following = self._following(sequence, reason)
+        except RequestError as error:
+            self._events.append(Failed(sequence.id, error.plain()))
+        else:
+            if following is None:
+                self._events.append(Finished(sequence.id, reason, spoken, sequence.seed))
+            else:
+                following.before = spoken
+                self.scheduler.add(following)
+
+    def _following(self, sequence: Sequence, reason: FinishReason) -> Sequence | None:
+        """The next part of a long text, in what is left of the seconds that its client allowed."""
+        request = sequence.request
+        if request is None or not request.later or reason is FinishReason.CANCELLED:
+            return None
+        left = request.max_seconds
+        if left is not None:
+            if reason is FinishReason.LENGTH:
+                return None
+            left -= sequence.frames / self.model.codec.frame_rate
+        text, *later = request.later
+        remembered = request.conversation is not None
+        return self.prepare(
+            attrs.evolve(
+                request,
+                text=text,
+                later=tuple(later),
+                context=() if remembered else request.context,
+                # One seed for all, so that the one that is told repeats them all.
+                sampling={**request.sampling, "seed": sequence.seed},
+                max_seconds=left,
+                continues=True,
+            )
+        )
 
     def _remember(self, sequence: Sequence, reason: FinishReason) -> None:
         """Add what was said to its conversation, and keep the slot's positions for the next."""

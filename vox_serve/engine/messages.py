@@ -41,8 +41,8 @@ class SpeechRequest:
         sampling: the parameters that the client gave.
         max_seconds: cap on the audio; None derives one from the text's length.
         conversation: its turns come before `context`, and this one is remembered in it.
-        later: texts that will follow in requests of their own; checked now, so that what cannot
-            be spoken is told before the first sound.
+        later: texts that are spoken after `text`, each as an utterance of its own, in one stream;
+            checked now, so that what cannot be spoken is told before the first sound.
         continues: goes on with what is being spoken: it goes before all that wait.
         arrival: when it came in, by `time.monotonic`.
     """

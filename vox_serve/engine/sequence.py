@@ -8,7 +8,7 @@ from enum import Enum
 import attrs
 
 from vox_serve.engine.conversation import Conversation
-from vox_serve.engine.messages import FinishReason
+from vox_serve.engine.messages import FinishReason, SpeechRequest
 from vox_serve.model import Prompt
 from vox_serve.sampling import SamplingParams
 from vox_serve.voice import Segment, Voice
@@ -41,8 +41,10 @@ class Sequence:
     sampling: SamplingParams
     seed: int
     max_frames: int
-    continues: bool = False
-    """It goes on with what is being spoken: it is next."""
+    request: SpeechRequest | None = None
+    """What it came from; None for the warm-up."""
+    before: int = 0
+    """Frames of the request's earlier parts."""
     turn: Turn | None = None
     """What to remember of it; None outside a conversation."""
     slot: int = -1
@@ -58,6 +60,11 @@ class Sequence:
         if self.finish_reason is not None:
             return SequenceStatus.FINISHED
         return SequenceStatus.WAITING if self.slot < 0 else SequenceStatus.RUNNING
+
+    @property
+    def continues(self) -> bool:
+        """Does it go on with what is being spoken?  Then it is next."""
+        return self.request is not None and self.request.continues
 
     @property
     def length(self) -> int:

@@ -1,7 +1,7 @@
-"""A text to the requests that the engine speaks one after the other.
+"""A long text to parts that a model can speak one after the other.
 
-Text that a model cannot speak at once is cut at sentence borders.  Where the model follows
-context, the parts are turns of a conversation of their own: each goes on as the last one sounded.
+Text is cut at sentence borders.  Where the model follows context, the parts are turns of a
+conversation of their own: each goes on as the last one sounded.
 """
 
 from __future__ import annotations
@@ -25,10 +25,19 @@ def private_conversation(request_id: str) -> str:
     return f"~{request_id}"
 
 
-def parts(
+def cut(text: str, info: EngineInfo) -> list[str]:
+    """The parts of a text; one that can be spoken at once is left as it is."""
+    context_seconds = info.max_positions / info.frame_rate
+    room = int(context_seconds * CONTEXT_SHARE * CHARACTERS_PER_SECOND)
+    limit = min(info.max_characters or PART_CHARACTERS, PART_CHARACTERS, max(1, room))
+    texts = pieces(text, limit, info.max_words)
+    return texts if len(texts) > 1 else [text]
+
+
+def in_parts(
     request: SpeechRequest, info: EngineInfo, normalise: Callable[[str], str] | None = None
-) -> list[SpeechRequest]:
-    """The request, cut where its text is too long to be spoken at once.
+) -> SpeechRequest:
+    """The request, with what is too long to be spoken at once moved to `later`.
 
     Args:
         normalise: the checkpoint's own, whose result is what its limits count.
@@ -38,26 +47,8 @@ def parts(
     """
     if normalise is not None:
         request = attrs.evolve(request, text=normalise(request.text))
-    context_seconds = info.max_positions / info.frame_rate
-    room = int(context_seconds * CONTEXT_SHARE * CHARACTERS_PER_SECOND)
-    limit = min(info.max_characters or PART_CHARACTERS, PART_CHARACTERS, max(1, room))
-    texts = pieces(request.text, limit, info.max_words)
-    if len(texts) < 2:
-        return [request]
+    text, *later = cut(request.text, info)
     conversation = request.conversation
-    if conversation is None and info.takes_context:
+    if later and conversation is None and info.takes_context:
         conversation = private_conversation(request.id)
-    first = attrs.evolve(request, text=texts[0], later=tuple(texts[1:]), conversation=conversation)
-    return [first, *(_following(first, n, text) for n, text in enumerate(texts[1:], 1))]
-
-
-def _following(first: SpeechRequest, number: int, text: str) -> SpeechRequest:
-    """A later part.  What the request brought as context is in the conversation by then."""
-    return attrs.evolve(
-        first,
-        id=f"{first.id}~{number}",  # no client can choose such an id
-        text=text,
-        later=(),
-        context=() if first.conversation is not None else first.context,
-        continues=True,
-    )
+    return attrs.evolve(request, text=text, later=tuple(later), conversation=conversation)

@@ -22,7 +22,7 @@ from vox_serve.engine.messages import EngineInfo, FinishReason, SpeechRequest
 from vox_serve.errors import InvalidRequest, RequestError
 from vox_serve.server.audio import SAMPLE_BYTES, AudioFormat
 from vox_serve.server.encoding import INLINE_SECONDS, Encoding
-from vox_serve.server.parts import PART_CHARACTERS, parts, private_conversation
+from vox_serve.server.parts import PART_CHARACTERS, cut, in_parts, private_conversation
 from vox_serve.server.stream import AudioStream, is_client_error
 from vox_serve.server.wire import Cancel, End, Flush, GoingAway, Message, ServerEnds, Text, Wire
 from vox_serve.text import Sentences, speakable
@@ -251,10 +251,10 @@ class Session:
                 break
             texts.append(head)
             self._pop()
-        first, *rest = parts(attrs.evolve(self._template, text=" ".join(texts)), self._info)
+        first, *rest = cut(" ".join(texts), self._info)
         for part in reversed(rest):
-            self._put(part.text, first=True)
-        return first.text
+            self._put(part, first=True)
+        return first
 
     async def _speak(self, text: str) -> None:
         """Speak a text; one that cannot be spoken is told and left out."""
@@ -285,8 +285,8 @@ class Session:
             arrival=arrival,
         )
         try:
-            requests = parts(request, self._info, self._client.normalise)
-            return AudioStream(self._client, self._info, requests, "stream", arrival)
+            speech = in_parts(request, self._info, self._client.normalise)
+            return AudioStream(self._client, self._info, speech, "stream", arrival)
         except RequestError as error:
             outcome = "invalid" if is_client_error(error) else "rejected"
             self._client.metrics.requests_total("stream", outcome).inc()

@@ -25,7 +25,7 @@ from vox_serve.sampling import RANGES
 from vox_serve.server.audio import AudioFormat
 from vox_serve.server.encoding import Encoding, encode_whole
 from vox_serve.server.fields import sampling
-from vox_serve.server.parts import parts
+from vox_serve.server.parts import in_parts
 from vox_serve.server.requests import request_id
 from vox_serve.server.response import AudioResponse, EncodedStream, Framing
 from vox_serve.server.stream import AudioStream, ClientGone, is_client_error, unless_gone
@@ -141,9 +141,9 @@ async def answer(
         encoding = None
         if order.framing is not None:
             encoding = Encoding(order.audio_format, order.info.sample_rate, order.speed)
-        texts = parts(order.speech, order.info, order.client.normalise)
+        speech = in_parts(order.speech, order.info, order.client.normalise)
         stream = AudioStream(
-            order.client, order.info, texts, call.mode, call.arrival, state.requests
+            order.client, order.info, speech, call.mode, call.arrival, state.requests
         )
     except (RequestError, HTTPException) as error:
         rejected = isinstance(error, RequestError) and not is_client_error(error)

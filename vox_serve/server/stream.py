@@ -10,10 +10,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable
 from typing import TypeVar
 
-import attrs
 from litestar.types import Receive
 
 from vox_serve.engine.client import EngineClient
@@ -23,7 +22,6 @@ from vox_serve.engine.messages import (
     Event,
     Failed,
     Finished,
-    FinishReason,
     SpeechRequest,
     Started,
 )
@@ -43,11 +41,9 @@ class ClientGone(Exception):  # an event, not an error
 class AudioStream:
     """The audio of one request, in pieces as they are made.
 
-    A long text is several requests to the engine, one after the other; to the client it is one.
-
     Args:
         client: the engine.
-        parts: what to say; `speech.parts` cuts a text so.
+        request: what to say; see `parts.in_parts` for a long text.
         mode: `whole` or `stream`, for the metrics.
         arrival: when the request came in, by `time.monotonic`.
         opened: where it can be found by its id until it has ended.
@@ -61,14 +57,13 @@ class AudioStream:
         self,
         client: EngineClient,
         info: EngineInfo,
-        parts: Sequence[SpeechRequest],
+        request: SpeechRequest,
         mode: str,
         arrival: float,
         opened: dict[str, AudioStream] | None = None,
     ) -> None:
-        self.request, *self._rest = parts
-        """The part that is being spoken."""
-        self.id = self.request.id
+        self.request = request
+        self.id = request.id
         self.finished: Finished | None = None
         self._client = client
         self._metrics: Metrics = client.metrics
@@ -76,20 +71,18 @@ class AudioStream:
         self._arrival = arrival
         self._deadline = arrival + client.server.request_timeout
         self._byte_rate = 2.0 * info.sample_rate
-        self._frame_rate = info.frame_rate
         self._phase = "queued"
         self._outcome: str | None = None
         self._bytes = 0
         self._first_audio = 0.0
         self._last_audio = 0.0
         self._underrun = 0.0
-        self._characters = sum(len(part.text) for part in parts)
-        self._frames = 0
+        self._characters = sum(map(len, (request.text, *request.later)))
         self._cancelled = False
         self._opened = {} if opened is None else opened
         if self.id in self._opened:
             raise Conflict(f"a request {self.id!r} is still open", "X-Request-Id")
-        self._events = client.submit(self.request)
+        self._events = client.submit(request)
         self._opened[self.id] = self
         self._metrics.text_characters_total().inc(self._characters)
 
@@ -167,33 +160,13 @@ class AudioStream:
             self._phase = "first_audio"
             self._metrics.queue_seconds().observe(event.queue_seconds)
         elif isinstance(event, Finished):
-            self._frames += event.frames
-            if self._rest and not self._spent(event):
-                self._go_on(event)
-            else:
-                self.finished = attrs.evolve(event, request_id=self.id, frames=self._frames)
+            self.finished = event
         elif isinstance(event, Failed):
             if isinstance(event.error, PromptTooLong):
                 self._metrics.admission_rejections_total("too_long").inc()
             self.close("invalid" if is_client_error(event.error) else "error")
             raise event.error
         return b""
-
-    def _spent(self, event: Finished) -> bool:
-        """Has the client's own cap on the seconds been reached?"""
-        return self.request.max_seconds is not None and event.reason is FinishReason.LENGTH
-
-    def _go_on(self, event: Finished) -> None:
-        """Have the next part spoken, in what is left of the client's seconds."""
-        left = self.request.max_seconds
-        if left is not None:
-            left -= event.frames / self._frame_rate
-        self.request = attrs.evolve(self._rest.pop(0), max_seconds=left)
-        try:
-            self._events = self._client.submit(self.request)
-        except RequestError:
-            self.close("error")
-            raise
 
     def _heard(self, count: int) -> None:
         now = time.monotonic()
