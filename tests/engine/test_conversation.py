@@ -75,3 +75,15 @@ def test_the_least_recently_used_goes() -> None:
     assert len(open_ones) == 3
     assert not open_ones.forget("b")
     assert all(open_ones.forget(name) for name in ("a", "c", "d"))
+
+
+def test_the_end_of_a_forgotten_one_leaves_its_successor() -> None:
+    open_ones = Conversations(60, 10)
+    first = open_ones.begin("a")
+    open_ones.forget("a")
+    second = open_ones.begin("a")
+    open_ones.end(first)
+    with pytest.raises(Conflict):
+        open_ones.begin("a")
+    open_ones.end(second, TURN)
+    assert open_ones.begin("a").turns == TURN

@@ -18,8 +18,8 @@ from vox_serve.server.parts import in_parts, private_conversation
 
 StartServer = Callable[..., RunningServer]
 LONG = "This says 9 things to you all. " * 8
-FRAMES = 9 * 3
-"""Each of three parts holds up to three sentences, and hums as its first number says."""
+FRAMES = 9 * 4
+"""Each of four parts holds two sentences, and hums as its first number says."""
 
 
 @pytest.fixture
@@ -130,7 +130,7 @@ def test_later_parts_go_before_those_that_wait(
     assert len(read_stream(long)) == 44 + FRAMES * 1280
     assert len(read_stream(waiting)) == 44 + 3 * 1280
     long_id, waiting_id = spoken[0], spoken[-1]
-    assert spoken == [long_id] * 3 + [waiting_id]
+    assert spoken == [long_id] * 4 + [waiting_id]
     assert value(server, "finished_total", reason="stop") == 2
     long.close()
     waiting.close()
@@ -162,3 +162,24 @@ def test_a_client_that_leaves_between_parts_frees_its_slot(
     gate.open()
     server.wait_idle()
     assert value(server, "requests_total", mode="stream", outcome="cancelled") == 1
+
+
+@pytest.mark.parametrize("leave", ["disconnect", "delete"])
+def test_an_id_may_be_used_again_at_once(gate: Gate, start_server: StartServer, leave: str) -> None:
+    """Nothing of the first request reaches the second, though the engine still speaks it."""
+    server = start_server()
+    headers = {"X-Request-Id": "abc"}
+    body = {"text": "30 frames", "streaming": True}
+    for _ in range(5):
+        gate.close()
+        gate.allow(2)
+        with server.http.stream("POST", "/generate", json=body, headers=headers) as response:
+            assert response.status_code == 200
+            if leave == "delete":
+                assert server.http.delete("/requests/abc").status_code == 204
+        until(lambda: not server.client.open_requests)
+        gate.open()
+        again = server.http.post("/generate", json={"text": "3 hums"}, headers=headers)
+        assert again.status_code == 200
+        assert len(again.content) == 44 + 3 * 1280
+        server.wait_idle()

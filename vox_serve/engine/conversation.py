@@ -6,6 +6,7 @@ encoded once).  Re-encoding generated sound would give other codes.
 
 from __future__ import annotations
 
+import threading
 import time
 
 import attrs
@@ -30,6 +31,7 @@ class Conversations:
     def __init__(self, idle_seconds: float, limit: int) -> None:
         self._idle_seconds = idle_seconds
         self._limit = limit
+        self._lock = threading.Lock()  # turns are prepared in the loop and in a thread beside it
         self._open: dict[str, Conversation] = {}
 
     def __len__(self) -> int:
@@ -41,29 +43,34 @@ class Conversations:
         Raises:
             Conflict: a turn of it is being spoken.
         """
-        self._expire()
-        conversation = self._open.pop(name, None)
-        if conversation is None:
-            conversation = Conversation(name)
-            self._make_room()
-        self._open[name] = conversation  # the most recently used is last
-        if conversation.busy:
-            raise Conflict(f"conversation {name!r}: its last turn is still spoken", "conversation")
-        conversation.busy = True
-        return conversation
+        with self._lock:
+            self._expire()
+            conversation = self._open.pop(name, None)
+            if conversation is None:
+                conversation = Conversation(name)
+                self._make_room()
+            self._open[name] = conversation  # the most recently used is last
+            if conversation.busy:
+                problem = f"conversation {name!r}: its last turn is still spoken"
+                raise Conflict(problem, "conversation")
+            conversation.busy = True
+            return conversation
 
     def end(self, conversation: Conversation, turns: tuple[Segment, ...] | None = None) -> None:
         """The turn is over; `turns` are those to remember, None leaves them as they were."""
-        conversation.busy = False
-        conversation.last_used = time.monotonic()
-        if turns is not None:
-            conversation.turns = turns
-        elif not conversation.turns:
-            self._open.pop(conversation.id, None)
+        with self._lock:
+            conversation.busy = False
+            conversation.last_used = time.monotonic()
+            if turns is not None:
+                conversation.turns = turns
+            # One that was forgotten may have a successor of its name.
+            elif not conversation.turns and self._open.get(conversation.id) is conversation:
+                del self._open[conversation.id]
 
     def forget(self, name: str) -> bool:
         """Drop a conversation, also one that is being spoken; False if there is none."""
-        return self._open.pop(name, None) is not None
+        with self._lock:
+            return self._open.pop(name, None) is not None
 
     def _expire(self) -> None:
         oldest = time.monotonic() - self._idle_seconds

@@ -5,7 +5,6 @@ A step is one sentence: schedule, run, postprocess.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import secrets
 import time
@@ -45,19 +44,10 @@ from vox_serve.errors import (
     UnspeakableText,
 )
 from vox_serve.model import CheckpointSpec, Model, Prompt
+from vox_serve.text import likely_seconds
 from vox_serve.voice import Segment, Voice
 
 log = logging.getLogger("vox_serve.engine")
-
-
-def likely_seconds(text: str) -> float:
-    """How long a text takes to speak, from its length: a rough figure, on the long side.
-
-    English is spoken at about 15 characters a second; bytes instead of characters make
-    scripts with a sound per character come out right; a digit is a word.
-    """
-    digits = sum(c.isdigit() for c in text)
-    return 0.5 + 0.08 * len(text.encode()) + 0.4 * digits
 
 
 def runaway_seconds(text: str) -> float:
@@ -106,10 +96,13 @@ class Engine:
         """Queue a request.  Raises RequestError if it cannot be spoken."""
         self.enqueue(self.prepare(request))
 
-    def prepare(self, request: SpeechRequest) -> Sequence:
+    def prepare(self, request: SpeechRequest, voice: Voice | None = None) -> Sequence:
         """Check a request and build its prompt; touches nothing that `step` uses.
 
         Encoding context audio takes long, so the worker may call this in another thread.
+
+        Args:
+            voice: what the request's own names mean, if that is settled already.
 
         Raises:
             RequestError: it cannot be spoken; says which field and which limit.
@@ -118,12 +111,12 @@ class Engine:
         fresh = () if request.continues else request.later
         for text in (request.text, *fresh):
             self._check_text(text)
-        voice = self._voice(request)
+        voice = voice or self._voice(request)
         sampling = self.defaults.merged(request.sampling)
         if request.context or request.conversation is not None:
             self._require_context("context" if request.context else "conversation")
         for text in fresh:
-            self.model.prompt(text, voice, ())
+            self._prompt(attrs.evolve(request, text=text, max_seconds=None), voice, ())
         seed = secrets.randbits(63) if sampling.seed is None else sampling.seed
         if request.conversation is None:
             context = self._encoded(request, voice, ())
@@ -145,6 +138,7 @@ class Engine:
             seed,
             cap,
             request=request,
+            voice=voice,
             turn=turn,
             arrival=request.arrival,
         )
@@ -411,7 +405,11 @@ class Engine:
     def _postprocess(self, sequence: Sequence, frame: Frame) -> None:
         if not frame.finite:
             self._fail(sequence, NonFiniteLogits("logits or samples were not finite"))
-        elif frame.end:
+            return
+        if sequence.frames == 0 and sequence.restored < sequence.prompt.shared:
+            # Only now: a prompt that gives no finite frame must not be kept for others.
+            self.runner.keep(sequence, sequence.prompt.inputs, sequence.prompt.shared)
+        if frame.end:
             self._finish(sequence, FinishReason.STOP)
         else:
             sequence.frames += 1
@@ -426,15 +424,22 @@ class Engine:
         self._remember(sequence, reason)
         self.scheduler.finish(sequence, reason)
         spoken = sequence.before + sequence.frames
+        capped = sequence.capped or reason is FinishReason.LENGTH
         try:
             following = self._following(sequence, reason)
         except RequestError as error:
             self._events.append(Failed(sequence.id, error.plain()))
+        except Exception as error:  # the model is a plugin: it may raise anything
+            log.error("request %s cannot go on", sequence.id, exc_info=error)
+            self._errors.append(_error_kind(error))
+            self._events.append(Failed(sequence.id, _failure(error)))
         else:
             if following is None:
+                if capped and reason is FinishReason.STOP:
+                    reason = FinishReason.LENGTH  # an earlier part was
                 self._events.append(Finished(sequence.id, reason, spoken, sequence.seed))
             else:
-                following.before = spoken
+                following.before, following.capped = spoken, capped
                 self.scheduler.add(following)
 
     def _following(self, sequence: Sequence, reason: FinishReason) -> Sequence | None:
@@ -444,9 +449,10 @@ class Engine:
             return None
         left = request.max_seconds
         if left is not None:
-            if reason is FinishReason.LENGTH:
+            rate = self.model.codec.frame_rate
+            left -= sequence.frames / rate
+            if reason is FinishReason.LENGTH or left * rate < 1:
                 return None
-            left -= sequence.frames / self.model.codec.frame_rate
         text, *later = request.later
         remembered = request.conversation is not None
         return self.prepare(
@@ -459,7 +465,8 @@ class Engine:
                 sampling={**request.sampling, "seed": sequence.seed},
                 max_seconds=left,
                 continues=True,
-            )
+            ),
+            sequence.voice,
         )
 
     def _remember(self, sequence: Sequence, reason: FinishReason) -> None:
@@ -475,11 +482,14 @@ class Engine:
         self.conversations.end(turn.conversation, turns)
         # A cap ends before the last frame is fed back.
         fed = len(turn.codes) - (reason is FinishReason.LENGTH)
-        with contextlib.suppress(RequestError):  # full: the next turn begins with fewer
+        try:
             following = self.model.prompt(turn.text, turn.voice, turns)
-            length = len(sequence.prompt)
-            if shared_rows(following.inputs, sequence.prompt.inputs) == length:
-                self.runner.keep(sequence, following.inputs, length + fed)
+        except Exception as error:  # noqa: BLE001  # full, most likely: the next turn has fewer
+            log.debug("%s is not kept: %r", sequence.id, error)
+            return
+        length = len(sequence.prompt)
+        if shared_rows(following.inputs, sequence.prompt.inputs) == length:
+            self.runner.keep(sequence, following.inputs, length + fed)
 
     def _fail(self, sequence: Sequence, error: Exception) -> None:
         log.error("request %s failed", sequence.id, exc_info=error)
@@ -487,8 +497,7 @@ class Engine:
         self.runner.clear(sequence)
         self.release(sequence)
         self.scheduler.finish(sequence, FinishReason.ERROR)
-        message = f"the model failed while it spoke ({type(error).__name__}); see the server's log"
-        self._events.append(Failed(sequence.id, SequenceFailed(message)))
+        self._events.append(Failed(sequence.id, _failure(error)))
 
     def _report(self, frames: Rows[Frame]) -> StepOutput:
         sounded = [frame for frame in frames if frame.finite and not frame.end]
@@ -510,6 +519,12 @@ class Engine:
 
 class NonFiniteLogits(ArithmeticError):
     """A row's logits or samples held NaN or infinity."""
+
+
+def _failure(error: Exception) -> SequenceFailed:
+    return SequenceFailed(
+        f"the model failed while it spoke ({type(error).__name__}); see the server's log"
+    )
 
 
 def _error_kind(error: Exception) -> str:

@@ -14,6 +14,9 @@ import torch
 
 from vox_serve.engine.kv_cache import SlotKVCache
 
+MAX_PREFIXES = 128
+"""Each new prompt is compared with all of them."""
+GLANCE = 32
 Inputs = Mapping[str, torch.Tensor]
 
 
@@ -82,7 +85,7 @@ class PrefixCache:
         inputs = {name: tensor.cpu().clone() for name, tensor in inputs.items()}
         keys, values = kv.keys[:, slot, :length].clone(), kv.values[:, slot, :length].clone()
         self._prefixes = [*rest, Prefix(inputs, keys, values)]
-        while self.num_bytes > self.max_bytes:
+        while self.num_bytes > self.max_bytes or len(self) > MAX_PREFIXES:
             del self._prefixes[0]
 
 
@@ -94,9 +97,12 @@ def shared_rows(one: Inputs, other: Inputs) -> int:
     for name, tensor in one.items():
         if length == 0 or tensor.shape[1:] != other[name].shape[1:]:
             return 0
-        differs = (tensor[:length] != other[name][:length]).reshape(length, -1).any(1)
-        if bool(differs.any()):
-            length = int(differs.int().argmax())
+        # Most differ early: a short look spares a long one.
+        for end in (min(length, GLANCE), length):
+            differs = (tensor[:end] != other[name][:end]).reshape(end, -1).any(1)
+            if bool(differs.any()):
+                length = int(differs.int().argmax())
+                break
     return length
 
 

@@ -6,6 +6,7 @@ sampling state) and moves data between host and device; it decides nothing.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Sequence as Rows
 
@@ -18,6 +19,7 @@ from vox_serve.engine.sampler import SlotSampler
 from vox_serve.engine.sequence import Sequence
 from vox_serve.model import Model
 
+log = logging.getLogger("vox_serve.runner")
 EXTENT_STEP = 64
 """Attention reaches over a multiple of this many positions, so that few shapes occur."""
 
@@ -97,15 +99,18 @@ class ModelRunner:
         }
         self.hidden[slots] = self.model.prefill(inputs, lengths, slots, self.kv)
         self.kv.lengths[slots] += lengths
-        for s in sequences:
-            if s.restored < s.prompt.shared:
-                self.keep(s, s.prompt.inputs, s.prompt.shared)
 
     @torch.inference_mode()
     def keep(self, sequence: Sequence, inputs: Mapping[str, torch.Tensor], length: int) -> None:
-        """Keep the keys and values of the slot's first positions, which these inputs made."""
-        inputs = {name: tensor[:length] for name, tensor in inputs.items()}
-        self.prefixes.keep(inputs, sequence.slot, self.kv)
+        """Keep the keys and values of the slot's first positions, which these inputs made.
+
+        It is a help, no need: if it fails, for want of memory above all, nothing is kept.
+        """
+        try:
+            inputs = {name: tensor[:length] for name, tensor in inputs.items()}
+            self.prefixes.keep(inputs, sequence.slot, self.kv)
+        except Exception:
+            log.exception("the prompt of %s is not kept", sequence.id)
 
     @torch.inference_mode()
     def advance(self, sequences: Rows[Sequence]) -> None:

@@ -43,8 +43,11 @@ class Sequence:
     max_frames: int
     request: SpeechRequest | None = None
     """What it came from; None for the warm-up."""
+    voice: Voice | None = None
     before: int = 0
     """Frames of the request's earlier parts."""
+    capped: bool = False
+    """An earlier part came to its cap."""
     turn: Turn | None = None
     """What to remember of it; None outside a conversation."""
     slot: int = -1

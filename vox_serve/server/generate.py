@@ -90,7 +90,7 @@ async def _take(call: Call) -> Order:
     if body.context:
         context = await asyncio.to_thread(read_context, body.context, info)
     speech = SpeechRequest(
-        id=call.id,
+        id=call.engine_id,
         text=body.text,
         speaker=body.speaker or 0,
         voice=body.voice,

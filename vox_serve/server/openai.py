@@ -138,7 +138,7 @@ async def _take(call: Call) -> Order:
     client, info = call.choose(served(call.engines, body.model))
     wanted = body.voice if isinstance(body.voice, str) else body.voice.id
     request = SpeechRequest(
-        id=call.id,
+        id=call.engine_id,
         text=body.input,
         voice=voice_of(client, wanted),
         sampling=given_sampling(body),

@@ -11,11 +11,10 @@ from collections.abc import Callable
 import attrs
 
 from vox_serve.engine.messages import EngineInfo, SpeechRequest
-from vox_serve.text import pieces
+from vox_serve.text import likely_seconds, pieces
 
 PART_CHARACTERS = 400
 """Half a minute of speech: longer texts are cut also where the model names no limit."""
-CHARACTERS_PER_SECOND = 12
 CONTEXT_SHARE = 0.5
 """How much of the context a part's sound may take."""
 
@@ -27,8 +26,8 @@ def private_conversation(request_id: str) -> str:
 
 def cut(text: str, info: EngineInfo) -> list[str]:
     """The parts of a text; one that can be spoken at once is left as it is."""
-    context_seconds = info.max_positions / info.frame_rate
-    room = int(context_seconds * CONTEXT_SHARE * CHARACTERS_PER_SECOND)
+    seconds = info.max_positions / info.frame_rate * CONTEXT_SHARE
+    room = int(seconds / likely_seconds(text) * len(text))
     limit = min(info.max_characters or PART_CHARACTERS, PART_CHARACTERS, max(1, room))
     texts = pieces(text, limit, info.max_words)
     return texts if len(texts) > 1 else [text]

@@ -116,11 +116,18 @@ class AudioResponse(Response[bytes]):
             self._audio.close("ok")
         except (ClientGone, RequestError) as error:
             log.debug("%s is cut: %r", self._audio.stream.id, error)
-            template = str(scope.get("path_template", ""))
-            responses = self._client.metrics.http_responses_total
-            responses.labels(self._client.model, template, "cut").inc()
+            self._count_cut(scope)
+        except Exception:  # an encoder's
+            log.exception("%s is cut", self._audio.stream.id)
+            self._audio.close("error")
+            self._count_cut(scope)
         finally:
             self._audio.close()
+
+    def _count_cut(self, scope: Scope) -> None:
+        template = str(scope.get("path_template", ""))
+        responses = self._client.metrics.http_responses_total
+        responses.labels(self._client.model, template, "cut").inc()
 
     async def _send_all(self, receive: Receive, send: Send) -> None:
         piece = self._first

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import time
+import uuid
 from collections.abc import Awaitable, Callable
 from typing import Annotated, Any
 
@@ -95,6 +96,11 @@ class Call:
     arrival: float = attrs.field(factory=time.monotonic)
     mode: str = "whole"
 
+    @property
+    def engine_id(self) -> str:
+        """What the engine calls it: new each time, for clients use an id again."""
+        return f"{self.id}/{uuid.uuid4().hex[:12]}"
+
     def choose(self, model: str | None) -> tuple[EngineClient, EngineInfo]:
         """The engine that is to speak; from here on its figures count this request.
 
@@ -143,7 +149,7 @@ async def answer(
             encoding = Encoding(order.audio_format, order.info.sample_rate, order.speed)
         speech = in_parts(order.speech, order.info, order.client.normalise)
         stream = AudioStream(
-            order.client, order.info, speech, call.mode, call.arrival, state.requests
+            order.client, order.info, speech, call.mode, call.arrival, call.id, state.requests
         )
     except (RequestError, HTTPException) as error:
         rejected = isinstance(error, RequestError) and not is_client_error(error)
@@ -152,6 +158,9 @@ async def answer(
     except ClientGone:
         call.metrics.requests_total(call.mode, "cancelled").inc()
         call.metrics.client_disconnects_total("queued").inc()
+        raise
+    except Exception:  # a plugin's own function may raise anything
+        call.metrics.requests_total(call.mode, "error").inc()
         raise
     if encoding is None:
         return await _whole(request, stream, order)
@@ -184,6 +193,11 @@ async def _whole(request: AnyRequest, stream: AudioStream, order: Order) -> Resp
     try:
         content = await unless_gone(request.receive, gather())
         stream.close("ok")
+    except (ClientGone, RequestError):
+        raise
+    except Exception:  # an encoder's
+        stream.close("error")
+        raise
     finally:
         stream.close()
     headers = _headers(stream, order)

@@ -46,6 +46,7 @@ class AudioStream:
         request: what to say; see `parts.in_parts` for a long text.
         mode: `whole` or `stream`, for the metrics.
         arrival: when the request came in, by `time.monotonic`.
+        name: what its client calls it; the engine's id of it if there is no such name.
         opened: where it can be found by its id until it has ended.
 
     Raises:
@@ -60,10 +61,11 @@ class AudioStream:
         request: SpeechRequest,
         mode: str,
         arrival: float,
+        name: str | None = None,
         opened: dict[str, AudioStream] | None = None,
     ) -> None:
         self.request = request
-        self.id = request.id
+        self.id = name or request.id
         self.finished: Finished | None = None
         self._client = client
         self._metrics: Metrics = client.metrics
@@ -126,7 +128,7 @@ class AudioStream:
         self._outcome = outcome
         del self._opened[self.id]
         self._client.abort(self.request.id)
-        if self.request.conversation == private_conversation(self.id):
+        if self.request.conversation == private_conversation(self.request.id):
             self._client.forget_soon(self.request.conversation)
         metrics = self._metrics
         metrics.requests_total(self._mode, outcome).inc()

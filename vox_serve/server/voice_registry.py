@@ -127,10 +127,10 @@ class Voices:
             InvalidRequest: it is a model's own.
             Unavailable: the server is not ready, or the files cannot be deleted.
         """
-        for client in self._engines:
-            client.admit()
         async with self._lock:
             known = self._registered.get(name)
+            for client in [known.client] if known is not None else self._engines:
+                client.admit()
             if known is None and any(_owns(client, name) for client in self._engines):
                 raise InvalidRequest(f"{name!r} is a voice of the model itself", "voice")
             if not NAME.fullmatch(name):

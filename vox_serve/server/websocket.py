@@ -62,7 +62,10 @@ def _refusal(scope: Scope, engines: Engines) -> Response[bytes] | None:
     others send none.  As there is no CORS here, another site's page is refused.
     """
     headers = dict(scope["headers"])
-    origin = urlsplit(headers.get(b"origin", b"").decode("latin-1")).netloc
+    try:
+        origin = urlsplit(headers.get(b"origin", b"").decode("latin-1")).netloc
+    except ValueError:  # no address at all
+        origin = "?"
     host = headers.get(b"host", b"").decode("latin-1")
     if b"origin" in headers and origin.lower() != host.lower():
         return error_response(403, "a page of another origin may not connect", "forbidden")

@@ -11,6 +11,7 @@ from plugins.csm.tests.checkpoints import CODEBOOKS, Frames, clip
 from plugins.csm.tests.conftest import MakeEngine, record, request
 from tests.conftest import run_engine
 from vox_serve.engine.engine import Engine
+from vox_serve.engine.messages import Finished, SpeechRequest
 from vox_serve.errors import Conflict, NotFound, PromptTooLong, RequestError
 from vox_serve.voice import Segment
 
@@ -203,3 +204,62 @@ def test_a_clip_is_encoded_once(make_engine: MakeEngine, monkeypatch: pytest.Mon
         say(engine, text, context=(Segment(0, "it is", audio=clip(4).numpy()),))
     assert len(times) == 1
     assert engine.model.num_codebooks == CODEBOOKS
+
+
+def test_a_prompt_that_failed_is_not_kept(
+    make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = make_engine()
+    engine.add_voice("ann", 0, (Segment(0, "hello there", audio=clip(6).numpy()),))
+    expected, _ = say(
+        make_engine(), "hi", context=(Segment(0, "hello there", audio=clip(6).numpy()),)
+    )
+    prefill = engine.model.prefill
+
+    def poisoned(inputs: Any, lengths: Any, slots: Any, kv: Any) -> torch.Tensor:
+        kv.keys[:, slots] = torch.nan
+        return prefill(inputs, lengths, slots, kv) * torch.nan
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine.model, "prefill", poisoned)
+        say(engine, "hi", voice="ann")
+    assert len(engine.runner.prefixes) == 0
+    assert say(engine, "hi", voice="ann")[0] == expected
+
+
+def test_what_cannot_be_kept_costs_nothing_else(
+    make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, scratch = make_engine(), make_engine(prefix_cache_mib=0)
+
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("no memory for a copy")
+
+    monkeypatch.setattr(engine.runner.prefixes, "keep", full)
+    for text in TURNS[:3]:
+        assert say(engine, text, conversation="c") == say(scratch, text, conversation="c")
+
+
+def test_a_long_text_keeps_its_voice(make_engine: MakeEngine) -> None:
+    """Also when the voice is deleted while the first part is spoken."""
+    engine = make_engine()
+    end_after(engine, FRAMES)
+    heard: list[Frames] = []
+    for gone in (False, True):
+        engine.add_voice("ann", 0, (Segment(0, "hello there", audio=clip(6).numpy()),))
+        frames = record(engine)
+        greedy = {"temperature": 0.0}
+        engine.add(SpeechRequest("x", "hi", voice="ann", later=("so long",), sampling=greedy))
+        engine.step()
+        if gone:
+            engine.remove_voice("ann")
+        end = run_engine(engine)["x"].end
+        assert isinstance(end, Finished)
+        assert end.frames == 2 * FRAMES
+        heard.append(list(frames["x"]))
+    assert heard[0] == heard[1]
+
+
+def test_a_later_part_that_cannot_fit_is_told_at_once(make_engine: MakeEngine) -> None:
+    with pytest.raises(PromptTooLong):
+        make_engine().add(SpeechRequest("long", "hi", later=("so long " * 40,)))
