@@ -623,7 +623,8 @@ def test_a_conversation_in_use(gate: Gate, gated_server: RunningServer) -> None:
         until(lambda: gated_server.client.open_requests == 1)
         with session(gated_server, conversation="talk") as speaker:
             speaker.send("text", text="5! ")
-            gate.allow(3)  # or the engine would not even read this
+            until(lambda: gated_server.client.open_requests == 2)
+            gate.allow(30)  # or the engine would not even read this
             check_fatal(speaker, 1013, "conflict", "conversation")
         gate.open()
 

@@ -40,6 +40,8 @@ SEED = 1234
 """Of the evaluation's sentences; training uses another, and leaves held-out ones out."""
 BATCH = 8
 TIMED = 10
+NEAREST = 100
+"""So many sentences are compared with each other."""
 COARSE = 2
 """Every second frame, 20 ms, is enough to tell which sentence was said."""
 
@@ -52,6 +54,11 @@ class Utterance:
     ended: bool
     seconds: float
     first_audio_seconds: float
+
+
+def read(text: str, speaker: int) -> Array:
+    """The teacher's reading, float."""
+    return render(text, speaker).pcm.astype(np.float32) / 32768
 
 
 def unseen(count: int, most_characters: int, most_words: int) -> list[str]:
@@ -132,13 +139,13 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any]:
     engine.warm_up()
     texts = unseen(options.sentences, options.characters, options.words)
     pairs = [(text, i % 2) for i, text in enumerate(texts)]
-    references = [
-        [render(text, s).pcm.astype(np.float32) / 32768 for text in tqdm(texts, desc="teacher")]
+    teacher = [read(text, speaker) for text, speaker in tqdm(pairs, desc="teacher")]
+    own = [cepstra(x) for x in teacher]
+    # What the other speaker would make of them is asked for too: each chooses among all.
+    teachers = [
+        [own[i] if i % 2 == s else cepstra(read(text, s)) for i, text in enumerate(texts[:NEAREST])]
         for s in range(2)
     ]
-    teacher = [references[s][i] for i, (_, s) in enumerate(pairs)]
-    teachers = [[cepstra(x) for x in rendered] for rendered in references]
-    own = [teachers[s][i] for i, (_, s) in enumerate(pairs)]
     alone = speak(engine, pairs[:TIMED], options.temperature, 1)
     spoken = speak(engine, pairs, options.temperature, BATCH)
     # A second of silence stands in for what is too short to be measured.
@@ -162,7 +169,8 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any]:
             np.mean([warped_distance(a, b) for a, b in zip(made, own, strict=True)])
         ),
         "mcd_codec_db": float(np.mean(codec)) if codec else None,
-        "nearest_share": nearest_share(made, teachers),
+        "nearest_share": nearest_share(made[:NEAREST], teachers),
+        "nearest_of": len(teachers[0]),
         "real_time_factor": sum(u.seconds for u in alone)
         / sum(len(u.sound) for u in alone)
         * 24000,
@@ -189,7 +197,11 @@ def table(result: dict[str, Any]) -> str:
         ("off by more than a quarter", f"{result['duration_off_by_a_quarter']:.1%}", ""),
         ("distance, codec only", "-" if codec is None else f"{codec:.1f} dB", "10 dB or less"),
         ("distance, generated", f"{result['mcd_generated_db']:.1f} dB", "14 dB or less"),
-        ("nearest to its own sentence", f"{result['nearest_share']:.1%}", "99 % or more"),
+        (
+            f"nearest to its own of {result['nearest_of']}",
+            f"{result['nearest_share']:.1%}",
+            "99 % or more",
+        ),
         ("real-time factor, one request", f"{result['real_time_factor']:.3f}", "0.25 or less"),
         ("first audio", f"{result['first_audio_ms']:.0f} ms", "150 ms or less"),
         ("highest peak", f"{mine['highest_peak']:.2f}", f"teacher {theirs['highest_peak']:.2f}"),

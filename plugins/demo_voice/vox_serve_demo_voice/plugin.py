@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vox_serve import CheckpointSpec, hookimpl
+from vox_serve_demo_voice.text import normalise
 
 CHECKPOINT = Path(__file__).parent / "checkpoint"
 
@@ -17,11 +18,10 @@ def vox_serve_checkpoints() -> Sequence[CheckpointSpec]:
             alias="demo",
             source=str(CHECKPOINT),
             summary=(
-                "a small voice of ours, trained from scratch on synthetic speech: made to try "
-                "vox_serve out, not to please the ear; English, short sentences"
+                "a small voice of ours, trained from scratch on a synthesizer's speech; English"
             ),
-            max_characters=80,
-            max_words=12,
-            takes_context=False,
+            max_characters=160,
+            max_words=25,
+            normalise=normalise,
         )
     ]
