@@ -21,7 +21,7 @@ from vox_serve.engine.engines import Engines
 from vox_serve.engine.messages import Audio, Failed, Finished, SpeechRequest, StepOutput
 from vox_serve.plugins import load_plugins
 from vox_serve.server.app import create_app
-from vox_serve.server.wire import UVICORN
+from vox_serve.server.protocol import uvicorn_settings
 
 TONE = EngineConfig(model="tone", plugins=("tests.tone",), max_batch_size=4)
 
@@ -102,11 +102,12 @@ def running_server(
 ) -> Iterator[RunningServer]:
     """Serve with the engines in threads; the event loop has a thread too."""
     plugins = load_plugins(engine.plugins)
-    engines = Engines([engine, *others], server or ServerConfig(port=0), plugins, in_thread=True)
+    server = server or ServerConfig(port=0)
+    engines = Engines([engine, *others], server, plugins, in_thread=True)
     client = next(iter(engines))
     app = create_app(engines)
     config = uvicorn.Config(
-        app, port=0, http="httptools", **UVICORN, log_config=None, access_log=False
+        app, port=0, **uvicorn_settings(server), log_config=None, access_log=False
     )
     config.timeout_graceful_shutdown = 5
     uvicorn_server = uvicorn.Server(config)

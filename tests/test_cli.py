@@ -174,7 +174,8 @@ def test_help_lists_and_the_server_load_no_torch() -> None:
     program = """
 import sys
 import vox_serve.cli, vox_serve.launch, vox_serve.server.app
-for arguments in (["--help"], ["launch", "--help"], ["say", "--help"], ["models"], ["plugins"]):
+helps = [[*command, "--help"] for command in ([], ["launch"], ["say"], ["bench"])]
+for arguments in (*helps, ["models"], ["plugins"]):
     try:
         vox_serve.cli.main(arguments)
     except SystemExit as end:

@@ -39,6 +39,7 @@ BAD: list[tuple[type[Any], str, Any]] = [
     (ServerConfig, "max_queue", -1),
     (ServerConfig, "request_timeout", 0.0),
     (ServerConfig, "request_timeout", math.nan),
+    (ServerConfig, "read_timeout", 0.0),
     (ServerConfig, "send_timeout", 0.0),
     (ServerConfig, "shutdown_timeout", -1.0),
     (ServerConfig, "stall_timeout", 0.0),

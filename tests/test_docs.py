@@ -125,7 +125,7 @@ def test_every_hook_is_named_in_the_plugin_guide():
 def test_the_tree_in_the_readme_is_the_tree():
     readme = (ROOT / "README.md").read_text()
     core = [p for p in (ROOT / "vox_serve").glob("*.py") if p.name != "__init__.py"]
-    core += [p for p in (ROOT / "vox_serve").glob("[es]*/*.py") if p.name != "__init__.py"]
+    core += [p for p in (ROOT / "vox_serve").glob("[bes]*/*.py") if p.name != "__init__.py"]
     missing = [str(p) for p in core if f" {p.name} " not in readme]
     assert missing == []
     links = re.findall(r"\]\((?!https?:)([^)#]+)", readme)

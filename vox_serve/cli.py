@@ -1,4 +1,4 @@
-"""vox-serve launch | say | models | plugins | new-plugin."""
+"""vox-serve launch | say | bench | models | plugins | new-plugin."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 import attrs
 
 from vox_serve import __version__, launch
+from vox_serve.bench.config import BenchConfig
 from vox_serve.config import EngineConfig
 from vox_serve.errors import ConfigError, VoxServeError
 from vox_serve.flags import Parser, add_flags, read_flags
@@ -52,6 +53,11 @@ def _parser() -> Parser:
     add_flags(say, EngineConfig)
     say.set_defaults(run=_say)
 
+    bench = commands.add_parser("bench", help="measure a server of speech at its client")
+    bench.add_argument("url", help="the server's root, or its /generate or /v1/audio/speech")
+    add_flags(bench, BenchConfig)
+    bench.set_defaults(run=_bench)
+
     models = commands.add_parser("models", help="what --model can be")
     models.set_defaults(run=_models)
     plugins = commands.add_parser("plugins", help="the plugins that were found")
@@ -74,6 +80,12 @@ def _say(arguments: argparse.Namespace) -> int:
     line = say(config, arguments.text, arguments.speaker or 0, arguments.voice, arguments.output)
     print(line)
     return 0
+
+
+def _bench(arguments: argparse.Namespace) -> int:
+    from vox_serve.bench.command import bench  # brings tqdm in
+
+    return bench(arguments.url, read_flags(arguments, BenchConfig))
 
 
 def _models(_: argparse.Namespace) -> int:

@@ -13,7 +13,8 @@ from vox_serve.errors import ConfigError
 from vox_serve.sampling import RANGES
 
 DEFAULT_MODEL = "demo"
-DTYPES = ("bfloat16", "float32")
+DTYPES = ("auto", "bfloat16", "float32")
+QUANTIZE = ("none", "int8", "fp8")
 DAY = 86400
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
@@ -36,7 +37,14 @@ class EngineConfig:
     device: str = setting(
         "auto", "torch device, e.g. cpu or cuda:0; auto takes CUDA if there is one"
     )
-    dtype: str = setting("bfloat16", "number format of the weights", DTYPES)
+    dtype: str = setting(
+        "auto",
+        "number format; auto: bfloat16 on a GPU, float16 weights with float32 sums on a CPU",
+        DTYPES,
+    )
+    quantize: str = setting(
+        "none", "shorter weights, other sound: int8 on a CPU, fp8 on a GPU that has it", QUANTIZE
+    )
     max_batch_size: int = setting(16, "slots: requests that are spoken at the same time")
     max_seconds: float = setting(90.0, "the longest audio of one request, in seconds")
     temperature: float | None = setting(None, RANGES["temperature"].text)
@@ -52,11 +60,15 @@ class EngineConfig:
         1800.0, "seconds after which an idle conversation is forgotten"
     )
     max_conversations: int = setting(1000, "conversations that are remembered")
+    deterministic: bool = setting(
+        False, "same request and seed, same bytes in any company; slower, all batches are full"
+    )
     threads: int = setting(0, "CPU threads of the engine; 0: 1 for a small model, else all cores")
     plugins: tuple[str, ...] = setting((), "modules to load as plugins besides the installed ones")
 
     def __attrs_post_init__(self) -> None:
         _require(self.dtype in DTYPES, f"dtype must be one of {', '.join(DTYPES)}")
+        _require(self.quantize in QUANTIZE, f"quantize must be one of {', '.join(QUANTIZE)}")
         _require(1 <= self.max_batch_size <= 1024, "max_batch_size must be from 1 to 1024")
         _require(0 < self.max_seconds <= 3600, "max_seconds must be more than 0, at most 3600")
         _require(0 <= self.prefix_cache_mib <= 2**20, "prefix_cache_mib must be 0 to 1048576")
@@ -85,6 +97,9 @@ class ServerConfig:
     port: int = setting(8000, "port to listen on; 0 picks a free one")
     max_queue: int = setting(64, "requests that may wait for a slot; more get 429")
     request_timeout: float = setting(600.0, "seconds until a request that is not done is cut")
+    read_timeout: float = setting(
+        60.0, "seconds that a client may take to send a request's headers, and as many for its body"
+    )
     send_timeout: float = setting(30.0, "seconds that a client may leave its audio unread")
     shutdown_timeout: float = setting(30.0, "seconds that running requests have to end on SIGTERM")
     stall_timeout: float = setting(120.0, "seconds without an engine step until it counts as hung")
@@ -103,8 +118,11 @@ class ServerConfig:
         _require(self.max_body_bytes >= 1024, "max_body_bytes must be 1024 or more")
         _require(self.voices_dir != "", "voices_dir must not be empty")
         _require(self.log_level in LOG_LEVELS, f"log_level must be one of {', '.join(LOG_LEVELS)}")
-        for name in ("request_timeout", "send_timeout", "shutdown_timeout", "stall_timeout"):
-            _require(0 < getattr(self, name) <= DAY, f"{name} must be more than 0, at most {DAY} s")
+        for name in ("request", "read", "send", "shutdown", "stall"):
+            field = f"{name}_timeout"
+            _require(
+                0 < getattr(self, field) <= DAY, f"{field} must be more than 0, at most {DAY} s"
+            )
         for alias in self.voice_alias:
             name, _, voice = alias.partition("=")
             _require(bool(name and voice), f"voice_alias must be NAME=VOICE, not {alias!r}")

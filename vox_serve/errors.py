@@ -6,6 +6,7 @@
     ├── UnknownModel           --model names nothing that an installed plugin serves
     ├── CheckpointError        the files of a model cannot be used; says what to do
     ├── EngineError            the engine could not start, or died
+    ├── BenchError             the server that is to be measured gives no sound
     └── RequestError           one request cannot be served; the others go on
         ├── InvalidRequest     malformed, or a field out of range
         ├── NotFound           no such voice, speaker, model, request or conversation
@@ -46,6 +47,10 @@ class CheckpointError(VoxServeError):
 
 
 class EngineError(VoxServeError):
+    pass
+
+
+class BenchError(VoxServeError):
     pass
 
 

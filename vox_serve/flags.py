@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Container
 from types import UnionType
-from typing import Any, NoReturn, TypeVar, get_args, get_type_hints
+from typing import Any, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
 import attrs
 
@@ -37,16 +37,26 @@ def add_flags(
     for field in attrs.fields(config):
         names = dict.fromkeys((f"--{field.name.replace('_', '-')}", f"--{field.name}"))
         several = isinstance(field.default, tuple)
+        kind = _plain_type(hints[field.name])
+        numbers = several and kind is not str  # they may stand side by side: --rate 1 2
+        action = "append" if several or field.name in repeated else "store"
         shown = "" if field.default is None or several else f" (default: {field.default})"
+        told = field.metadata["help"] + shown
+        if kind is bool:
+            parser.add_argument(
+                *names, dest=field.name, action="store_true", default=None, help=told
+            )
+            continue
         parser.add_argument(
             *names,
             dest=field.name,
-            type=str if several else _plain_type(hints[field.name]),
-            action="append" if several or field.name in repeated else "store",
+            type=kind,
+            action="extend" if numbers else action,
+            nargs="+" if numbers else None,
             choices=field.metadata["choices"],
             default=None,
             metavar=field.name.upper() if field.metadata["choices"] is None else None,
-            help=field.metadata["help"] + shown,
+            help=told,
         )
 
 
@@ -61,7 +71,7 @@ def read_flags(arguments: argparse.Namespace, config: type[C]) -> C:
 
 
 def _plain_type(hint: Any) -> Any:
-    """`float | None` to `float`."""
-    if isinstance(hint, UnionType):
+    """`float | None` and `tuple[float, ...]` to `float`."""
+    if isinstance(hint, UnionType) or get_origin(hint) is tuple:
         return next(kind for kind in get_args(hint) if kind is not type(None))
     return hint

@@ -23,7 +23,7 @@ from vox_serve.errors import ConfigError, VoxServeError
 from vox_serve.flags import Parser, add_flags, read_flags
 from vox_serve.plugins import load_plugins
 from vox_serve.server.app import create_app
-from vox_serve.server.wire import UVICORN
+from vox_serve.server.protocol import uvicorn_settings
 
 DEATH_NOTICE_SECONDS = 3.0
 """How long a server whose engine died answers 503 before it exits."""
@@ -104,8 +104,7 @@ def run(configs: Sequence[EngineConfig], server: ServerConfig) -> int:
     listener = listen(server)
     config = uvicorn.Config(
         create_app(engines),
-        http="httptools",
-        **UVICORN,
+        **uvicorn_settings(server),
         lifespan="on",
         log_config=None,
         access_log=False,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import attrs
 
@@ -50,6 +50,10 @@ class KVLayout:
     head_dim: int
 
 
+Place: TypeAlias = "tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]"
+"""Keys and values `[S, P, H, D]` of a layer, slots `[B]`, and the position `[B]` to write."""
+
+
 class KVView(Protocol):
     """The cache as one batch sees it during one forward pass."""
 
@@ -60,6 +64,10 @@ class KVView(Protocol):
         self, layer: int, keys: torch.Tensor, values: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Write keys and values `[B, T, H, D]` and return all `[B, E, H, D]` to attend to."""
+        ...
+
+    def place(self, layer: int) -> Place:
+        """For a pass over one position, by a kernel that writes and reads the cache itself."""
         ...
 
 
@@ -152,7 +160,9 @@ class LoadOptions:
     directory: Path
     device: str
     dtype: str
-    """`bfloat16` or `float32`."""
+    """`bfloat16` or `float32`: of what is computed."""
+    weights: str | None = None
+    """How linear layers hold their weights, see `vox_serve.nn.linear`; None: in `dtype`."""
 
 
 @attrs.frozen

@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from collections.abc import Sequence as Rows
 from typing import Any
 
 import attrs
@@ -27,6 +28,8 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from vox_serve.config import EngineConfig
 from vox_serve.engine.engine import Engine
 from vox_serve.engine.messages import Audio, Failed, Finished, SpeechRequest
+from vox_serve.engine.runner import Frame
+from vox_serve.engine.sequence import Sequence
 from vox_serve.errors import RequestError
 from vox_serve.model import Model
 
@@ -48,7 +51,7 @@ class ModelConformance:
     Override `load`, and what does not fit your model.
     """
 
-    texts: Sequence[str] = ("Hello there.", "Here is a longer second text.", "And a third.")
+    texts: Rows[str] = ("Hello there.", "Here is a longer second text.", "And a third.")
     """Texts that the model can speak; of different lengths."""
     too_long = "word " * 20_000
     """A text that no context holds."""
@@ -129,7 +132,7 @@ class ModelConformance:
     def test_what_is_kept_of_a_conversation_changes_nothing(self) -> None:
         """A prompt whose beginning is restored gives what it gives when all of it is run."""
         kept, fresh = self._engine(), self._engine(prefix_cache_mib=0)
-        if not kept.takes_context:
+        if not kept.prompts.takes_context:
             return
         for text in self.texts:
             (expected,) = self._speak(fresh, text, conversation="c")
@@ -215,7 +218,7 @@ class ModelConformance:
         shape = (3, codec.num_codebooks, codec.frames_per_step * 6)
         codes = torch.randint(codec.codebook_size, shape, generator=generator)
 
-        def decode(rows: Sequence[int], slots: Sequence[int]) -> torch.Tensor:
+        def decode(rows: Rows[int], slots: Rows[int]) -> torch.Tensor:
             pieces = []
             for start in range(0, shape[2], codec.frames_per_step):
                 part = codes[list(rows), :, start : start + codec.frames_per_step]
@@ -449,19 +452,36 @@ def no_host_read(function: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
+def watch_frames(engine: Engine, see: Callable[[Sequence, Frame], None]) -> None:
+    """Have `see` called with every frame that the host reads from here on."""
+    collect = engine.runner.collect
+
+    def watched(sequences: Any) -> Any:
+        reader = collect(sequences)
+        read = reader.frames
+
+        def frames() -> list[Frame]:
+            found = read()
+            for sequence, frame in zip(sequences, found, strict=True):
+                if sequence.finish_reason is None:
+                    see(sequence, frame)
+            return found
+
+        reader.frames = frames  # type: ignore[method-assign]  # to watch it
+        return reader
+
+    engine.runner.collect = watched  # type: ignore[method-assign]  # to watch it
+
+
 def _record(engine: Engine) -> dict[str, Utterance]:
     """Collect what the engine says from here on; `_step` fills it."""
     spoken: dict[str, Utterance] = {}
-    decode = engine.runner.decode
 
-    def recording(sequences: Any, frames: Any) -> Any:
-        decoded = decode(sequences, frames)
-        for sequence, frame in zip(sequences, decoded, strict=True):
-            if frame.finite and not frame.end:
-                spoken.setdefault(sequence.id, Utterance()).codes.append(frame.codes)
-        return decoded
+    def keep(sequence: Sequence, frame: Frame) -> None:
+        if frame.finite and not frame.end:
+            spoken.setdefault(sequence.id, Utterance()).codes.append(frame.codes)
 
-    engine.runner.decode = recording  # type: ignore[method-assign]  # to watch it
+    watch_frames(engine, keep)
     return spoken
 
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import threading
 import time
 
 import pytest
 
+from tests.conftest import run_engine
 from vox_serve.engine.conversation import Conversations
+from vox_serve.engine.engine import Engine
+from vox_serve.engine.messages import Finished, SpeechRequest
 from vox_serve.errors import Conflict
 from vox_serve.voice import Segment
 
@@ -87,3 +91,33 @@ def test_the_end_of_a_forgotten_one_leaves_its_successor() -> None:
         open_ones.begin("a")
     open_ones.end(second, TURN)
     assert open_ones.begin("a").turns == TURN
+
+
+def test_no_turn_comes_between_two_parts_of_a_text(
+    tone_engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another thread tries when the first part has ended, and the second has not begun."""
+    refused: list[Conflict] = []
+
+    def intrude() -> None:
+        try:
+            tone_engine.prompts.conversations.begin("ours")
+        except Conflict as error:
+            refused.append(error)
+
+    intruder = threading.Thread(target=intrude)
+    prepare = tone_engine.prompts.prepare
+
+    def interrupted(request, *voice):
+        if request.continues:
+            intruder.start()
+            intruder.join(0.2)  # time enough to slip in
+        return prepare(request, *voice)
+
+    monkeypatch.setattr(tone_engine.prompts, "prepare", interrupted)
+    tone_engine.add(SpeechRequest("a", "3 hums", later=("4 hums",), conversation="ours"))
+    spoken = run_engine(tone_engine)["a"]
+    intruder.join()
+    assert isinstance(spoken.end, Finished)
+    assert spoken.end.frames == 7
+    assert len(refused) == 1

@@ -9,10 +9,13 @@ import torch
 from tests.conftest import TONE, Spoken, collect, run_engine, speak
 from tests.tone import ToneCodec, ToneModel
 from vox_serve.config import EngineConfig
-from vox_serve.engine.engine import Engine, likely_seconds, runaway_seconds
+from vox_serve.engine.engine import Engine
 from vox_serve.engine.messages import Failed, Finished, FinishReason, SpeechRequest, Started
+from vox_serve.engine.prompts import runaway_seconds
 from vox_serve.errors import InvalidRequest, NotFound, PromptTooLong, UnspeakableText
 from vox_serve.model import CheckpointSpec
+from vox_serve.testing import watch_frames
+from vox_serve.text import likely_seconds
 from vox_serve.voice import Segment
 
 FRAME = 2 * 640  # bytes
@@ -85,7 +88,7 @@ def test_a_seed_is_drawn_and_told_when_none_is_given():
 
 def test_request_overrides_flags_override_model():
     engine = fresh_engine(temperature=0.5, top_k=3)
-    assert (engine.defaults.temperature, engine.defaults.top_k) == (0.5, 3)
+    assert (engine.prompts.defaults.temperature, engine.prompts.defaults.top_k) == (0.5, 3)
     engine.add(SpeechRequest("a", "5", sampling={"top_k": 9, "seed": 1}))
     sequence = engine.scheduler.find("a")
     assert sequence is not None
@@ -264,16 +267,12 @@ def test_a_codec_may_take_several_frames_at_once(frames, monkeypatch):
     engine.step()
     engine.add(SpeechRequest("mine", f"{frames} tones"))
     emitted: list[int] = []
-    decode = engine.runner.decode
 
-    def record(sequences, parts):
-        out = decode(sequences, parts)
-        emitted.extend(
-            f.codes[0] for s, f in zip(sequences, out, strict=True) if s.id == "mine" and not f.end
-        )
-        return out
+    def record(sequence, frame):
+        if sequence.id == "mine" and not frame.end:
+            emitted.append(frame.codes[0])
 
-    engine.runner.decode = record
+    watch_frames(engine, record)
     spoken = run_engine(engine)
     assert len(emitted) == frames
     assert len(spoken["mine"].pcm) == frames // 3 * FRAME
@@ -317,7 +316,7 @@ def test_attention_reaches_no_further_than_it_must(tone_engine):
     tone_engine.model.advance = spy
     speak(tone_engine, "100 hums and some more words to make room", max_seconds=8.0)
     assert set(extents) == {64, 128}
-    assert torch.equal(tone_engine.runner.kv.lengths, torch.tensor([11 + 99, 0, 0, 0]))
+    assert torch.equal(tone_engine.runner.kv.lengths, torch.tensor([11 + 99, 0, 0, 0, 0]))
 
 
 _STEP = ToneCodec.step

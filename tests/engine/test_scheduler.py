@@ -3,7 +3,7 @@
 import torch
 
 from vox_serve.engine.messages import FinishReason
-from vox_serve.engine.scheduler import PREFILL_TOKENS, Scheduler
+from vox_serve.engine.scheduler import PIECE_POSITIONS, PREFILL_POSITIONS, Scheduler
 from vox_serve.engine.sequence import Sequence, SequenceStatus
 from vox_serve.model import Prompt
 from vox_serve.sampling import SamplingParams
@@ -19,14 +19,11 @@ def test_first_come_first_served_within_the_slots():
     a, b, c = (make_sequence(name) for name in "abc")
     for sequence in (a, b, c):
         scheduler.add(sequence)
-    batch = scheduler.schedule()
-    assert (batch.running, batch.joining) == ((), (a, b))
+    assert scheduler.schedule() == [a, b]
     assert (a.slot, b.slot, c.status) == (0, 1, SequenceStatus.WAITING)
-    batch = scheduler.schedule()
-    assert (batch.running, batch.joining) == ((a, b), ())
+    assert scheduler.schedule() == []
     scheduler.finish(a, FinishReason.STOP)
-    batch = scheduler.schedule()
-    assert (batch.running, batch.joining) == ((b,), (c,))
+    assert scheduler.schedule() == [c]
     assert c.slot == 0
     assert a.status is SequenceStatus.FINISHED
 
@@ -56,13 +53,79 @@ def test_every_slot_comes_back():
             scheduler.finish(sequence, FinishReason.STOP)
 
 
-def test_long_prompts_join_over_several_steps_but_always_one():
-    scheduler = Scheduler(4)
-    sequences = [make_sequence(str(i), PREFILL_TOKENS // 2 + 1) for i in range(3)]
+def run_prompts(scheduler: Scheduler) -> list[tuple[str, int]]:
+    """What a step prefills: names and positions, as the runner would move them on."""
+    rows, most = scheduler.prefilling()
+    ran = []
+    for sequence in rows:
+        count = min(most, len(sequence.prompt) - sequence.prefilled)
+        sequence.prefilled += count
+        ran.append((sequence.id, count))
+    return ran
+
+
+def scheduled(scheduler: Scheduler, *lengths: int) -> list[Sequence]:
+    sequences = [make_sequence(str(number), length) for number, length in enumerate(lengths)]
     for sequence in sequences:
         scheduler.add(sequence)
-    assert scheduler.schedule().joining == (sequences[0],)
-    assert scheduler.schedule().joining == (sequences[1],)
-    giant = Scheduler(1)
-    giant.add(make_sequence("giant", PREFILL_TOKENS * 2))
-    assert len(giant.schedule().joining) == 1
+    scheduler.schedule()
+    return sequences
+
+
+def test_prompts_run_together_as_far_as_the_budget_goes():
+    scheduler = Scheduler(4)
+    scheduled(scheduler, 10, 20, PREFILL_POSITIONS // 2)
+    assert run_prompts(scheduler) == [("0", 10), ("1", 20)]
+
+
+def test_a_prompt_that_nobody_waits_for_runs_whole():
+    scheduler = Scheduler(4)
+    scheduled(scheduler, PREFILL_POSITIONS - 1)
+    assert run_prompts(scheduler) == [("0", PREFILL_POSITIONS - 1)]
+
+
+def test_a_long_prompt_runs_in_pieces_while_others_speak():
+    scheduler = Scheduler(4)
+    short, long = scheduled(scheduler, 3, 2 * PIECE_POSITIONS + 5)
+    short.prefilled = 3
+    assert scheduler.speaking() == [short]
+    pieces = [run_prompts(scheduler) for _ in range(3)]
+    assert pieces == [[("1", PIECE_POSITIONS)], [("1", PIECE_POSITIONS)], [("1", 5)]]
+    assert scheduler.speaking() == [short, long]
+    assert run_prompts(scheduler) == []
+
+
+def test_alone_each_prompt_is_cut_the_same_in_any_company():
+    scheduler = Scheduler(4, alone=True)
+    scheduled(scheduler, PIECE_POSITIONS + 1, 3)
+    pieces = [run_prompts(scheduler) for _ in range(3)]
+    assert pieces == [[("0", PIECE_POSITIONS)], [("0", 1)], [("1", 3)]]
+
+
+def test_a_sequence_whose_frames_are_all_begun_is_not_run_again():
+    scheduler = Scheduler(1)
+    (sequence,) = scheduled(scheduler, 3)
+    sequence.prefilled, sequence.launched = 3, sequence.max_frames
+    assert scheduler.speaking() == []
+    assert scheduler.has_work
+
+
+def test_what_is_held_waits_and_lets_others_by():
+    scheduler = Scheduler(1)
+    a, b = make_sequence("a"), make_sequence("b")
+    scheduler.add(a)
+    scheduler.hold("a", True)
+    assert not scheduler.has_work
+    assert "a" in scheduler
+    scheduler.add(b)
+    assert scheduler.schedule() == [b]
+    scheduler.finish(b, FinishReason.STOP)
+    assert scheduler.schedule() == []
+    scheduler.hold("a", False)
+    assert scheduler.has_work
+    assert scheduler.schedule() == [a]
+    scheduler.hold("a", True)
+    assert scheduler.has_work, "what runs goes on"
+    scheduler.finish(a, FinishReason.STOP)
+    scheduler.hold("a", False)
+    assert not scheduler._held

@@ -157,12 +157,17 @@ def test_a_client_that_leaves_before_the_sound_frees_all(
     until(lambda: len(set(map(id, closed))) == 1, 1)
 
 
+@pytest.fixture
+def long_frames(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Frames of 0.64 s; ask for it before the server, which makes room for them."""
+    monkeypatch.setattr(ToneCodec, "frame_size", 5120)
+
+
 @pytest.mark.parametrize("name", ENCODED)
 def test_failure_after_the_first_sound_cuts(
-    gate: Gate, gated_server: RunningServer, name: str, monkeypatch: pytest.MonkeyPatch
+    gate: Gate, long_frames: None, gated_server: RunningServer, name: str
 ) -> None:
-    """Frames of 0.64 s, so that every format has sounded before the third fails."""
-    monkeypatch.setattr(ToneCodec, "frame_size", 5120)
+    """Every format has sounded before the third frame fails."""
     gate.allow(1)
     body = {"text": "boom 41 frames", "streaming": True, "format": name}
     with gated_server.http.stream("POST", "/generate", json=body) as response:

@@ -407,20 +407,32 @@ def test_every_answer_has_an_id(tone_server: RunningServer, method: str, path: s
     assert named.headers["x-request-id"] == "mine"
 
 
-def test_an_open_id_is_taken(gate: Gate, gated_server: RunningServer) -> None:
+def test_an_id_may_be_shared(gate: Gate, gated_server: RunningServer) -> None:
+    """A proxy sends one id with each try of a request; each try is a request of its own."""
     gate.close()
     headers = {"X-Request-Id": "same"}
-    with ThreadPoolExecutor(1) as pool:
-        first = pool.submit(gated_server.http.post, ROUTE, json=SPEECH, headers=headers)
-        until(lambda: gated_server.client.open_requests == 1)
-        for route, body in ((ROUTE, SPEECH), ("/generate", {"text": "5"})):
-            second = gated_server.http.post(route, json=body, headers=headers)
-            message = check_error(second, 409, "X-Request-Id", "conflict")
-            assert "'same'" in message
+    bodies = [(ROUTE, SPEECH), ("/generate", {"text": "5"}), ("/generate", {"text": "3"})]
+
+    def ask(route: str, body: dict[str, Any]) -> httpx.Response:
+        return httpx.post(gated_server.url + route, json=body, headers=headers, timeout=10)
+
+    with ThreadPoolExecutor(3) as pool:
+        answers = [pool.submit(ask, *body) for body in bodies]
+        until(lambda: gated_server.client.open_requests == 3)
         gate.open()
-        assert first.result().status_code == 200
-    again = gated_server.http.post(ROUTE, json=SPEECH, headers=headers)
-    assert again.status_code == 200, "it is free again"
+        for answer in answers:
+            assert answer.result().status_code == 200
+            assert answer.result().headers["x-request-id"] == "same"
+        lengths = [len(answer.result().content) for answer in answers[1:]]
+        assert lengths == [44 + frames * 1280 for frames in (5, 3)]
+        gate.close()
+        answers = [pool.submit(ask, *body) for body in bodies]
+        until(lambda: gated_server.client.open_requests == 3)
+        assert gated_server.http.delete("/requests/same").status_code == 204
+        for answer in answers:
+            check_error(answer.result(), 499, code="cancelled")
+    check_error(gated_server.http.delete("/requests/same"), 404, "id")
+    gate.open()
 
 
 @pytest.mark.parametrize("streaming", [False, True])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable
 
 import attrs
@@ -9,11 +11,15 @@ import pytest
 
 from tests.conftest import TONE, RunningServer, until
 from tests.server.conftest import Gate, post_raw, read_stream, value
+from tests.server.test_bad_requests import check_error
+from tests.tone import ToneCodec
 from vox_serve.config import ServerConfig
 from vox_serve.engine.engine import Engine
-from vox_serve.engine.messages import EngineInfo, SpeechRequest
+from vox_serve.engine.messages import LONG_TEXT_CHARACTERS, EngineInfo, SpeechRequest
 from vox_serve.engine.runner import ModelRunner
+from vox_serve.engine.scheduler import Scheduler
 from vox_serve.engine.sequence import Sequence
+from vox_serve.errors import UnspeakableText
 from vox_serve.server.parts import in_parts, private_conversation
 
 StartServer = Callable[..., RunningServer]
@@ -162,6 +168,133 @@ def test_a_client_that_leaves_between_parts_frees_its_slot(
     gate.open()
     server.wait_idle()
     assert value(server, "requests_total", mode="stream", outcome="cancelled") == 1
+
+
+LATER = "And 9 more of them. " * 80
+"""Some twenty parts, of 9 frames each."""
+
+
+@pytest.fixture
+def long_frames(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Frames of 8 s, so that a few of them overflow every buffer on the way."""
+    monkeypatch.setattr(ToneCodec, "frame_size", 64_000)
+
+
+def is_still(server: RunningServer) -> bool:
+    """Is nothing spoken for a while?"""
+    made = value(server, "frames_total")
+    time.sleep(0.3)
+    return value(server, "frames_total") == made
+
+
+def test_who_does_not_read_a_long_text_holds_back_its_parts(
+    start_server: StartServer, long_frames: None
+) -> None:
+    """Neither its slot nor memory for all of its audio is taken; when it reads, it goes on."""
+    server = start_server(engine=attrs.evolve(TONE, max_batch_size=1))
+    body = {"text": LATER, "streaming": True, "format": "pcm"}
+    whole = server.http.post("/generate", json={**body, "streaming": False}).content
+    frames = len(whole) // 128_000
+    before = value(server, "frames_total")
+    assert before == frames > 150
+    with post_raw(server, receive_buffer=4096, **body) as idle:
+        until(lambda: value(server, "frames_total") > before)
+        until(lambda: is_still(server), 10)
+        made = value(server, "frames_total") - before
+        assert made < 100
+        other = server.http.post("/generate", json={"text": "5 frames"})
+        assert other.status_code == 200, "the only slot is free"
+        assert value(server, "frames_total") - before == made + 5
+        assert server.client.open_requests == 1
+        assert read_stream(idle) == whole
+    server.wait_idle()
+    assert value(server, "requests_total", mode="stream", outcome="ok") == 1
+    assert value(server, "finished_total", reason="stop") == 3
+
+
+def test_who_leaves_while_it_is_held_back_leaves_nothing(
+    start_server: StartServer, long_frames: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    schedulers: list[Scheduler] = []
+    hold = Scheduler.hold
+
+    def noted(scheduler: Scheduler, sequence_id: str, held: bool) -> None:
+        schedulers.append(scheduler)
+        hold(scheduler, sequence_id, held)
+
+    monkeypatch.setattr(Scheduler, "hold", noted)
+    server = start_server()
+    with post_raw(server, receive_buffer=4096, text=LATER, streaming=True):
+        until(lambda: len(schedulers) == 1)
+        until(lambda: is_still(server))
+    until(lambda: not server.client.open_requests)
+    until(lambda: len(schedulers) == 2)
+    assert not schedulers[0]._held
+    assert not schedulers[0].waiting
+    until(lambda: value(server, "finished_total", reason="cancelled") == 1)
+
+
+class Cutter:
+    """The normaliser of a server; it works on long texts until it is told that it is done."""
+
+    def __init__(self) -> None:
+        self.at_work = threading.Event()
+        self.done = threading.Event()
+        self.asked = 0
+
+    def __call__(self, text: str) -> str:
+        self.asked += 1
+        if len(text) > LONG_TEXT_CHARACTERS:
+            self.at_work.set()
+            assert self.done.wait(10)
+            if "unsayable" in text:
+                raise UnspeakableText("text holds what cannot be said", "text")
+        return text
+
+
+@pytest.fixture
+def narrow(start_server: StartServer) -> RunningServer:
+    """One slot, one place in the queue."""
+    return start_server(
+        engine=attrs.evolve(TONE, max_batch_size=1), server=ServerConfig(port=0, max_queue=1)
+    )
+
+
+@pytest.mark.parametrize("end", ["spoken", "refused", "left"])
+def test_a_long_text_is_cut_beside_the_others(narrow: RunningServer, end: str) -> None:
+    cutter = narrow.client.normalise = Cutter()
+    text = LATER + "unsayable" * (end == "refused")
+    with post_raw(narrow, text=text, streaming=True, max_seconds=1) as long:
+        assert cutter.at_work.wait(5)
+        assert narrow.http.post("/generate", json={"text": "5"}).status_code == 200
+        if end == "left":
+            long.close()
+            until(lambda: value(narrow, "requests_total", mode="stream", outcome="cancelled") == 1)
+        cutter.done.set()
+        if end == "spoken":
+            assert len(read_stream(long)) == 44 + 12 * 1280
+        elif end == "refused":
+            assert long.recv(12) == b"HTTP/1.1 422"
+    narrow.wait_idle()
+    assert narrow.client._expected == 0
+
+
+def test_a_full_queue_is_told_before_anything_is_cut(gate: Gate, narrow: RunningServer) -> None:
+    cutter = narrow.client.normalise = Cutter()
+    gate.close()
+    waiting = [post_raw(narrow, text="5 frames")]
+    until(lambda: narrow.client.open_requests == 1)
+    waiting.append(post_raw(narrow, text=LATER))  # its place is kept while it is cut
+    assert cutter.at_work.wait(5)
+    asked = cutter.asked
+    for text in ("5 frames", LATER):
+        check_error(narrow.http.post("/generate", json={"text": text}), 429, code="queue_full")
+    assert cutter.asked == asked
+    cutter.done.set()
+    gate.open()
+    for connection in waiting:
+        assert connection.recv(15) == b"HTTP/1.1 200 OK"
+        connection.close()
 
 
 @pytest.mark.parametrize("leave", ["disconnect", "delete"])

@@ -534,6 +534,7 @@ def test_a_codec_that_fails_on_a_voice(
     check_error(upload(server, name="bert"), 500, code="generation_failed")
     assert names(server) == ["hum_a", "hum_b"]
     assert not (directory / "bert.wav").exists()
+    assert value(server, "finished_total", reason="error") == 0, "no sequence has failed"
 
 
 def test_a_model_that_takes_no_context(
@@ -571,6 +572,25 @@ def test_a_disk_that_is_full(
     assert list(directory.iterdir()) == []
     assert names(server) == ["hum_a", "hum_b"]
     check_error(speak(server, "anna"), 404, "voice")
+
+
+@pytest.mark.parametrize("failing", ["anna.wav", "anna.json"])
+def test_a_bug_in_storing_leaves_nothing(
+    server: RunningServer, directory: Path, monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
+    put = VoiceStore._put
+
+    def wrong(self, path, content):
+        if path.name == failing:
+            raise RuntimeError("a bug in storing")
+        put(self, path, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(VoiceStore, "_put", wrong)
+        check_error(upload(server), 500, code="internal_error")
+    assert list(directory.iterdir()) == []
+    assert names(server) == ["hum_a", "hum_b"]
+    assert upload(server).status_code == 201
 
 
 def test_a_torn_write_leaves_nothing(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -302,6 +302,27 @@ def test_flush_speaks_what_is_no_sentence_yet(tone_server: RunningServer) -> Non
     assert speaker.segments[1:] == [("2 others", said(tone_server, "2 others"))]
 
 
+@pytest.mark.parametrize("speaking", [True, False])
+def test_a_session_is_ended_by_its_id(
+    gate: Gate, gated_server: RunningServer, speaking: bool
+) -> None:
+    server = gated_server
+    with session(server) as speaker:
+        if speaking:
+            gate.allow(2)
+            speaker.send("text", text="150 frames of this. And 20 of that. ")
+            speaker.until("audio")
+        path = f"/requests/{speaker.events[0]['request_id']}"
+        assert server.http.delete(path).status_code == 204
+        message = check_fatal(speaker, 1008, "cancelled")
+        assert message == "the session was cancelled"
+        assert server.http.delete(path).status_code == 404
+        gate.open()
+        until(lambda: is_idle(server), 1)
+    assert value(server, "requests_total", mode="stream", outcome="cancelled") == speaking
+    assert value(server, "client_disconnects_total", phase="stream") == 0, "it stayed"
+
+
 def test_cancel_silences_and_the_next_text_is_spoken(
     gate: Gate, gated_server: RunningServer
 ) -> None:

@@ -9,13 +9,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import multiprocessing
 import signal
 import threading
 import time
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from enum import Enum
+from functools import partial
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from queue import SimpleQueue
@@ -23,6 +25,7 @@ from typing import TypeVar
 
 from vox_serve import __version__
 from vox_serve.config import EngineConfig, ServerConfig
+from vox_serve.engine.events import Events
 from vox_serve.engine.messages import (
     Abort,
     Add,
@@ -34,6 +37,7 @@ from vox_serve.engine.messages import (
     Finished,
     Forget,
     FromWorker,
+    Hold,
     LoadFailed,
     Ready,
     RemoveVoice,
@@ -48,6 +52,9 @@ from vox_serve.metrics import Metrics
 from vox_serve.voice import Segment
 
 JOIN_SECONDS = 5.0
+UNREAD_SECONDS = 60.0
+"""Audio that may lie unread here before a long text's next part waits for its reader."""
+SAMPLE_BYTES = 2
 M = TypeVar("M")
 log = logging.getLogger("vox_serve.client")
 
@@ -93,7 +100,8 @@ class EngineClient:
         self.before_ready: Callable[[EngineClient], Awaitable[None]] | None = None
         """Awaited once the model is loaded; requests are taken when it has returned."""
         self._in_thread = in_thread
-        self._open: dict[str, asyncio.Queue[Event]] = {}
+        self._open: dict[str, Events] = {}
+        self._expected = 0
         self._outbox: SimpleQueue[ToWorker | None] = SimpleQueue()
         self._worker: BaseProcess | threading.Thread | None = None
         self._watchdog: asyncio.Task[None] | None = None
@@ -160,6 +168,36 @@ class EngineClient:
         self.metrics.admission_rejections_total(kind).inc()
         raise Unavailable(reason)
 
+    def check_room(self) -> EngineInfo:
+        """What is loaded, while one more request is taken.
+
+        Raises:
+            Unavailable: starting, draining or dead.
+            QueueFull: all slots are taken and the queue is full.
+        """
+        info = self.admit()
+        if len(self._open) + self._expected >= info.num_slots + self.server.max_queue:
+            self.metrics.admission_rejections_total("queue_full").inc()
+            raise QueueFull(
+                f"{info.num_slots} requests are being spoken and "
+                f"{self.server.max_queue} wait; try again later"
+            )
+        return info
+
+    @contextlib.contextmanager
+    def place(self) -> Iterator[None]:
+        """A place in the queue, for as long as a request is being made ready.
+
+        Raises:
+            Unavailable, QueueFull: as `check_room`.
+        """
+        self.check_room()
+        self._expected += 1
+        try:
+            yield
+        finally:
+            self._expected -= 1
+
     def submit(self, request: SpeechRequest) -> asyncio.Queue[Event]:
         """Send a request; its events come out of the queue, a Finished or Failed last.
 
@@ -167,19 +205,15 @@ class EngineClient:
         the server drains.
 
         Raises:
-            Unavailable: starting, draining or dead.
-            QueueFull: all slots are taken and the queue is full.
+            Unavailable, QueueFull: as `check_room`.
         """
         info = self.info
-        if info is None or not (request.continues and self.state is EngineState.DRAINING):
+        if not request.continues:
+            info = self.check_room()
+        elif info is None or self.state is not EngineState.DRAINING:
             info = self.admit()
-        if not request.continues and len(self._open) >= info.num_slots + self.server.max_queue:
-            self.metrics.admission_rejections_total("queue_full").inc()
-            raise QueueFull(
-                f"{info.num_slots} requests are being spoken and "
-                f"{self.server.max_queue} wait; try again later"
-            )
-        return self._ask(request.id, Add(request))
+        unread = UNREAD_SECONDS * info.sample_rate * SAMPLE_BYTES
+        return self._ask(request.id, Add(request), unread if request.later else math.inf)
 
     def forget_soon(self, conversation: str) -> None:
         """Drop a conversation without waiting for it; unknown ones are ignored."""
@@ -218,23 +252,29 @@ class EngineClient:
             event = await self._ask(request_id, message).get()
         finally:
             self._open.pop(request_id, None)
-        if isinstance(event, Failed):
+        assert isinstance(event, Done | Failed)
+        if event.error is not None:
             raise event.error
         assert isinstance(event, Done)
         return event.found
 
-    def _ask(self, request_id: str, message: ToWorker) -> asyncio.Queue[Event]:
+    def _ask(self, request_id: str, message: ToWorker, unread: float = math.inf) -> Events:
         if not self._open:
             self._last_step = time.monotonic()
-        events: asyncio.Queue[Event] = asyncio.Queue()
+        events = Events(unread, partial(self._hold, request_id))
         self._open[request_id] = events
         self._outbox.put(message)
         return events
 
     def abort(self, request_id: str) -> None:
         """The client of this request left: no more events, and the slot is given back."""
-        if self._open.pop(request_id, None) is not None:
+        events = self._open.pop(request_id, None)
+        if events is not None:
             self._outbox.put(Abort(request_id))
+            events.end()
+
+    def _hold(self, request_id: str, held: bool) -> None:
+        self._outbox.put(Hold(request_id, held))
 
     def drain(self) -> None:
         """Take no more requests; those that are open go on."""
@@ -324,6 +364,7 @@ class EngineClient:
             return
         if isinstance(event, Finished | Failed | Done):
             del self._open[event.request_id]
+            events.end()
         events.put_nowait(event)
 
     def _record(self, stats: Stats) -> None:

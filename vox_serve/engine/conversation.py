@@ -26,12 +26,16 @@ class Conversation:
 
 
 class Conversations:
-    """Args: seconds after which an idle one is forgotten, and how many there may be."""
+    """Args: seconds after which an idle one is forgotten, and how many there may be.
+
+    Whoever ends a turn and begins the next of the same text holds `lock` from one to the other, or
+    another turn could slip in between.
+    """
 
     def __init__(self, idle_seconds: float, limit: int) -> None:
         self._idle_seconds = idle_seconds
         self._limit = limit
-        self._lock = threading.Lock()  # turns are prepared in the loop and in a thread beside it
+        self.lock = threading.RLock()  # turns are prepared in the loop and in a thread beside it
         self._open: dict[str, Conversation] = {}
 
     def __len__(self) -> int:
@@ -43,7 +47,7 @@ class Conversations:
         Raises:
             Conflict: a turn of it is being spoken.
         """
-        with self._lock:
+        with self.lock:
             self._expire()
             conversation = self._open.pop(name, None)
             if conversation is None:
@@ -58,7 +62,7 @@ class Conversations:
 
     def end(self, conversation: Conversation, turns: tuple[Segment, ...] | None = None) -> None:
         """The turn is over; `turns` are those to remember, None leaves them as they were."""
-        with self._lock:
+        with self.lock:
             conversation.busy = False
             conversation.last_used = time.monotonic()
             if turns is not None:
@@ -69,7 +73,7 @@ class Conversations:
 
     def forget(self, name: str) -> bool:
         """Drop a conversation, also one that is being spoken; False if there is none."""
-        with self._lock:
+        with self.lock:
             return self._open.pop(name, None) is not None
 
     def _expire(self) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import torch
 
-from vox_serve.model import KVLayout, KVView
+from vox_serve.model import KVLayout, KVView, Place
 
 
 class SlotKVCache:
@@ -69,6 +69,10 @@ class SlotView:
         self._slots = slots
         # Padding may point past the end of the cache; its writes land where nobody looks yet.
         self._index = (slots[:, None], positions.clamp(max=cache.max_positions - 1))
+
+    def place(self, layer: int) -> Place:
+        slots, positions = self._index
+        return self._cache.keys[layer], self._cache.values[layer], slots[:, 0], positions[:, 0]
 
     def extend(
         self, layer: int, keys: torch.Tensor, values: torch.Tensor

@@ -11,6 +11,7 @@ from vox_serve.engine.engine import Engine
 from vox_serve.engine.messages import EngineInfo
 from vox_serve.errors import ConfigError
 from vox_serve.model import LoadOptions, Model
+from vox_serve.nn.linear import holds_halves
 from vox_serve.plugins import Plugins
 
 SMALL_MODEL_BYTES = 256 * 2**20
@@ -25,7 +26,9 @@ def load_engine(config: EngineConfig, plugins: Plugins) -> tuple[Engine, EngineI
     """
     start = time.monotonic()
     resolved = plugins.resolve(config.model)
-    options = LoadOptions(resolved.directory(), _device(config.device), config.dtype)
+    device = _device(config.device)
+    dtype, weights = number_formats(config, device)
+    options = LoadOptions(resolved.directory(), device, dtype, weights)
     # cuDNN would round a codec's convolutions to TF32: other samples, and other context codes.
     torch.backends.cudnn.allow_tf32 = False
     model = resolved.spec.load(options)
@@ -33,6 +36,26 @@ def load_engine(config: EngineConfig, plugins: Plugins) -> tuple[Engine, EngineI
     engine = Engine(model, config, resolved.checkpoint)
     engine.warm_up()
     return engine, engine.info(resolved.name, resolved.spec.name, time.monotonic() - start)
+
+
+def number_formats(config: EngineConfig, device: str) -> tuple[str, str | None]:
+    """What is computed in, and how linear layers hold their weights (None: in the same).
+
+    Raises:
+        ConfigError: the two settings do not go together on this device.
+    """
+    cpu = torch.device(device).type == "cpu"
+    if config.quantize == "none":
+        if config.dtype != "auto":
+            return config.dtype, None
+        if not cpu:
+            return "bfloat16", None
+        return "float32", "float16" if holds_halves() else None
+    if config.quantize != ("int8" if cpu else "fp8"):
+        raise ConfigError(f"quantize {config.quantize} is not for the device {device}")
+    if cpu and config.dtype == "bfloat16":
+        raise ConfigError("quantize int8 computes in float32; leave dtype at auto")
+    return ("float32" if cpu else "bfloat16"), config.quantize
 
 
 def _set_threads(threads: int, model: Model) -> None:

@@ -1,8 +1,8 @@
 """What crosses the border between the server and the engine worker.  Imports no torch.
 
-To the worker: `Add`, `Abort`, `Forget`, `AddVoice`, `RemoveVoice`, `Shutdown`.  From it: `Ready` or
-`LoadFailed` once, then one `StepOutput` per engine step (or heartbeat), with the events of all
-sequences in it.
+To the worker: `Add`, `Hold`, `Abort`, `Forget`, `AddVoice`, `RemoveVoice`, `Shutdown`.  From it:
+`Ready` or `LoadFailed` once, then one `StepOutput` per engine step (or heartbeat), with the events
+of all sequences in it.
 """
 
 from __future__ import annotations
@@ -17,6 +17,9 @@ import attrs
 from vox_serve.errors import RequestError
 from vox_serve.sampling import SamplingParams
 from vox_serve.voice import Segment
+
+LONG_TEXT_CHARACTERS = 1000
+"""Normalising and cutting more than this takes over 5 ms, and is done in a thread."""
 
 
 class FinishReason(StrEnum):
@@ -59,10 +62,23 @@ class SpeechRequest:
     continues: bool = False
     arrival: float = attrs.field(factory=time.monotonic)
 
+    @property
+    def characters(self) -> int:
+        """Of all that it says."""
+        return len(self.text) + sum(map(len, self.later))
+
 
 @attrs.frozen
 class Add:
     request: SpeechRequest
+
+
+@attrs.frozen
+class Hold:
+    """Speak no further part of a long text until told to go on: its client reads too slowly."""
+
+    request_id: str
+    held: bool
 
 
 @attrs.frozen
@@ -80,7 +96,7 @@ class Forget:
 
 @attrs.frozen(eq=False)
 class AddVoice:
-    """Make a voice known, in the place of one of its name; answered by `Done` or `Failed`."""
+    """Make a voice known, in the place of one of its name; answered by `Done`."""
 
     request_id: str
     name: str
@@ -133,10 +149,14 @@ class Failed:
 
 @attrs.frozen
 class Done:
-    """What was asked is done; `found` is False if there was nothing to do it to."""
+    """What was asked is done, unless there is an error.
+
+    `found` is False if there was nothing to do it to.
+    """
 
     request_id: str
     found: bool
+    error: RequestError | None = None
 
 
 Event = Started | Audio | Finished | Failed | Done
@@ -205,5 +225,5 @@ class StepOutput:
     stats: Stats = Stats()
 
 
-ToWorker = Add | Abort | Forget | AddVoice | RemoveVoice | Shutdown
+ToWorker = Add | Hold | Abort | Forget | AddVoice | RemoveVoice | Shutdown
 FromWorker = Ready | LoadFailed | StepOutput

@@ -1,7 +1,8 @@
 """Runs a model over a batch of slots: prefill, advance, emit, codec step.
 
-The runner remembers per slot what the next step needs (hidden state, codes, cache length,
-sampling state) and moves data between host and device; it decides nothing.
+All that a step needs of a slot lies in device tensors with a row per slot: hidden state, codes,
+cache length, sampling state, results.  So a step is a function of slot numbers alone, and can be a
+CUDA graph.  The runner moves data between host and device; it decides nothing.
 """
 
 from __future__ import annotations
@@ -9,10 +10,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Sequence as Rows
+from typing import Any
 
 import attrs
 import torch
 
+from vox_serve.engine.cuda_graph import StepFunction, bucket_sizes
 from vox_serve.engine.kv_cache import SlotKVCache
 from vox_serve.engine.prefix_cache import PrefixCache
 from vox_serve.engine.sampler import SlotSampler
@@ -44,27 +47,44 @@ class Frame:
 
 
 class ModelRunner:
-    """Args: model, the number of slots S that it may use, bytes for kept prefixes."""
+    """Args: model, the slots S it may use, bytes for kept prefixes, one batch size for all steps.
 
-    def __init__(self, model: Model, num_slots: int, prefix_bytes: int = 0) -> None:
+    There is a row more than slots, which fills up a batch and whose results mean nothing.
+    """
+
+    def __init__(
+        self, model: Model, num_slots: int, prefix_bytes: int = 0, deterministic: bool = False
+    ) -> None:
         self.model = model
         self.num_slots = num_slots
-        device = model.device
-        self.kv = SlotKVCache(model.kv_layout, num_slots, model.max_positions, device, model.dtype)
+        self.deterministic = deterministic
+        codec, device, rows = model.codec, model.device, num_slots + 1
+        self.kv = SlotKVCache(model.kv_layout, rows, model.max_positions, device, model.dtype)
         self.prefixes = PrefixCache(prefix_bytes)
-        self.sampler = SlotSampler(num_slots, device)
-        self.hidden = torch.zeros(num_slots, model.hidden_size, dtype=model.dtype, device=device)
-        self.codes = torch.zeros(num_slots, model.num_codebooks, dtype=torch.int64, device=device)
-        self.pending = torch.zeros(
-            num_slots,
-            model.num_codebooks,
-            model.codec.frames_per_step,
-            dtype=torch.int64,
-            device=device,
-        )
-        self.fresh = torch.ones(num_slots, dtype=torch.bool, device=device)
-        self.cache_bytes = self.kv.num_bytes + model.codec.allocate(num_slots)
+        self.sampler = SlotSampler(rows, device)
+
+        def zeros(dtype: torch.dtype, *shape: int) -> torch.Tensor:
+            return torch.zeros(rows, *shape, dtype=dtype, device=device)
+
+        books, span = model.num_codebooks, codec.frames_per_step
+        self.hidden = zeros(model.dtype, model.hidden_size)
+        self.codes = zeros(torch.int64, books)
+        self.picked = zeros(torch.int64)
+        self.pending = zeros(torch.int64, books, span)
+        self.facts = zeros(torch.int64, 3)
+        """Of the frame: end, finite, reserved codes."""
+        self.fresh = zeros(torch.bool).fill_(True)
+        self.pcm = zeros(torch.int16, codec.frame_size)
+        self.sound = zeros(torch.int64, 2)
+        """Of `pcm`: valid samples, finite."""
+        self.cache_bytes = self.kv.num_bytes + codec.allocate(rows)
         """Memory that the slots take: keys, values and codec state."""
+        sizes = bucket_sizes(num_slots, device, deterministic)
+        capture = device.type == "cuda"
+        steps = (self._advance, self._emit, self._sound)
+        self._steps = [StepFunction(f, sizes, num_slots, device, capture) for f in steps]
+        self.lag = 1 if capture else 0
+        """Frames that the host is behind: it reads one while the device makes the next."""
 
     def assign(self, sequence: Sequence) -> None:
         """Give the sequence's slot its parameters; the prompt starts at position 0."""
@@ -79,26 +99,46 @@ class ModelRunner:
         self.hidden[sequence.slot] = 0
 
     @torch.inference_mode()
-    def prefill(self, sequences: Rows[Sequence]) -> None:
-        """Run the prompts; each slot then holds the hidden state at its prompt's end.
+    def warm_up(self) -> None:
+        """Capture what is going to be replayed."""
+        self.kv.extent = self.kv.max_positions
+        for step in self._steps:
+            step.warm_up()
 
-        What a kept prefix holds of a prompt is copied instead.
+    @torch.inference_mode()
+    def restore(self, sequence: Sequence) -> None:
+        """Copy what a kept prefix holds of the prompt into the slot."""
+        sequence.restored = self.prefixes.restore(sequence.prompt.inputs, sequence.slot, self.kv)
+        sequence.prefilled = sequence.restored
+        self.kv.lengths[sequence.slot] = sequence.restored
+
+    @torch.inference_mode()
+    def prefill(self, sequences: Rows[Sequence], most: int) -> None:
+        """Run the prompts, or their next `most` positions.
+
+        Each slot then holds the hidden state at the end of what was run.
         """
         device = self.model.device
-        for s in sequences:
-            s.restored = self.prefixes.restore(s.prompt.inputs, s.slot, self.kv)
-        slots = self._slots(sequences)
-        self.kv.lengths[slots] = torch.tensor([s.restored for s in sequences], device=device)
-        lengths = torch.tensor([len(s.prompt) - s.restored for s in sequences], device=device)
-        self._reach(len(s.prompt) for s in sequences)
+        ends = [min(len(s.prompt), s.prefilled + most) for s in sequences]
+        slots = torch.tensor([s.slot for s in sequences], device=device)
+        lengths = torch.tensor(
+            [end - s.prefilled for s, end in zip(sequences, ends, strict=True)], device=device
+        )
+        self._reach(ends)
         inputs = {
             name: torch.nn.utils.rnn.pad_sequence(
-                [s.prompt.inputs[name][s.restored :] for s in sequences], batch_first=True
+                [
+                    s.prompt.inputs[name][s.prefilled : end]
+                    for s, end in zip(sequences, ends, strict=True)
+                ],
+                batch_first=True,
             ).to(device)
             for name in sequences[0].prompt.inputs
         }
         self.hidden[slots] = self.model.prefill(inputs, lengths, slots, self.kv)
         self.kv.lengths[slots] += lengths
+        for sequence, end in zip(sequences, ends, strict=True):
+            sequence.prefilled = end
 
     @torch.inference_mode()
     def keep(self, sequence: Sequence, inputs: Mapping[str, torch.Tensor], length: int) -> None:
@@ -115,96 +155,112 @@ class ModelRunner:
     @torch.inference_mode()
     def advance(self, sequences: Rows[Sequence]) -> None:
         """Feed each slot's last frame back; the hidden state moves on by one position."""
-        slots = self._slots(sequences)
         self._reach(s.length for s in sequences)
+        self._steps[0]([s.slot for s in sequences])
+
+    @torch.inference_mode()
+    def emit(self, sequences: Rows[Sequence]) -> None:
+        """Pick the next frame of codes of each slot.  May be run again until `advance`."""
+        self._steps[1]([s.slot for s in sequences])
+
+    @torch.inference_mode()
+    def decode(self, sequences: Rows[Sequence]) -> None:
+        """Turn the picked codes into sound, where the codec has got all the frames it takes."""
+        due = [s.slot for s in sequences if self._due(s)]
+        if due:
+            self._steps[2](due)
+
+    @torch.inference_mode()
+    def collect(self, sequences: Rows[Sequence]) -> FrameReader:
+        """Start to bring the frame of each slot to the host."""
+        slots = torch.tensor([s.slot for s in sequences], device=self.model.device)
+        rows = [self.codes[slots], self.facts[slots], self.sound[slots]]
+        due = [self._due(s) for s in sequences]
+        return FrameReader(torch.cat(rows, 1), self.pcm[slots] if any(due) else None, due)
+
+    def _advance(self, slots: torch.Tensor, numbers: Rows[int] | None) -> None:
         self.hidden[slots] = self.model.advance(self.codes[slots], slots, self.kv)
         self.kv.lengths[slots] += 1
+        self.sampler.commit(slots, self.picked[slots])
 
-    @torch.inference_mode()
-    def emit(self, sequences: Rows[Sequence]) -> EmittedFrames:
-        """Pick the next frame of codes of each slot.  Changes nothing until `decode`."""
-        slots = self._slots(sequences)
-        sampler = self.sampler.rows([s.slot for s in sequences], slots)
+    def _emit(self, slots: torch.Tensor, numbers: Rows[int] | None) -> None:
+        sampler = self.sampler.rows(numbers, slots)
         codes, end = self.model.emit(self.hidden[slots], sampler)
-        return EmittedFrames(codes, end, sampler.finite, sampler.picked)
-
-    @torch.inference_mode()
-    def decode(self, sequences: Rows[Sequence], frames: EmittedFrames) -> list[Frame]:
-        """Keep the emitted codes, turn them into sound and bring the result to the host."""
-        slots = self._slots(sequences)
-        size, span = self.model.codec.codebook_size, self.model.codec.frames_per_step
-        self.codes[slots] = frames.codes
+        self.codes[slots] = codes
+        self.picked[slots] = sampler.picked
         # Reserved ids may be sampled, as in the reference, but are no sounds: code 0 is heard.
-        reserved = (frames.codes < 0) | (frames.codes >= size)
-        place = torch.tensor([s.frames % span for s in sequences], device=self.model.device)
-        self.pending[slots, :, place] = torch.where(reserved, 0, frames.codes)
-        due = [row for row, s in enumerate(sequences) if s.frames % span == span - 1]
-        sounds = dict(zip(due, self._sound([sequences[row] for row in due]), strict=True))
-        # Last, so that a codec that raises has changed nothing and its rows can be tried alone.
-        self.sampler.commit(slots, frames.picked)
-        flags = torch.stack([frames.end.long(), frames.finite.long(), reserved.sum(1)])
-        ends, finites, reserveds = flags.tolist()
-        return [
-            Frame(
-                sounds.get(row) or b"",
-                bool(ends[row]),
-                # What comes with the end is not sounded, so it need not be finite.
-                bool(finites[row]) and (bool(ends[row]) or sounds.get(row, b"") is not None),
-                reserveds[row],
-                tuple(codes),
-            )
-            for row, codes in enumerate(frames.codes.tolist())
-        ]
+        reserved = (codes < 0) | (codes >= self.model.codec.codebook_size)
+        place = self.sampler.frame[slots] % self.pending.shape[2]
+        self.pending[slots, :, place] = torch.where(reserved, 0, codes)
+        self.facts[slots] = torch.stack([end, sampler.finite, reserved.sum(1)], 1)
 
-    def _sound(self, sequences: Rows[Sequence]) -> list[bytes | None]:
-        """A codec step for slots whose frames are complete; None where it is not finite."""
-        if not sequences:
-            return []
-        slots = self._slots(sequences)
+    def _sound(self, slots: torch.Tensor, numbers: Rows[int] | None) -> None:
         pcm, valid = self.model.codec.step(self.pending[slots], slots, self.fresh[slots])
         self.fresh[slots] = False
-        finite = pcm.isfinite().all(dim=1).tolist()
-        samples = (
-            (pcm.nan_to_num().clamp(-1.0, 1.0) * 32767.0).round().to(torch.int16).cpu().numpy()
-        )
-        return [
-            row[:count].astype("<i2").tobytes() if sounds else None
-            for row, count, sounds in zip(samples, valid.tolist(), finite, strict=True)
-        ]
+        self.sound[slots] = torch.stack([valid, pcm.isfinite().all(dim=1)], 1)
+        samples = (pcm.nan_to_num().clamp(-1.0, 1.0) * 32767.0).round()
+        self.pcm[slots] = samples.to(torch.int16)
 
-    def _slots(self, sequences: Rows[Sequence]) -> torch.Tensor:
-        return torch.tensor([s.slot for s in sequences], device=self.model.device)
+    def _due(self, sequence: Sequence) -> bool:
+        span = self.model.codec.frames_per_step
+        return sequence.launched % span == span - 1
 
     def _reach(self, lengths: Iterable[int]) -> None:
+        """How far attention looks; a captured step looks over all, or its kernel knows better."""
+        if self.lag or self.deterministic:
+            self.kv.extent = self.kv.max_positions
+            return
         extent = -(-max(lengths) // EXTENT_STEP) * EXTENT_STEP
         self.kv.extent = min(extent, self.kv.max_positions)
 
 
-@attrs.frozen(eq=False)
-class EmittedFrames:
-    """codes int64 `[B, K]`; end, finite bool `[B]`; picked int64 `[B]`; all on the device."""
+class FrameReader:
+    """Frames on their way to the host.
 
-    codes: torch.Tensor
-    end: torch.Tensor
-    finite: torch.Tensor
-    picked: torch.Tensor
+    Args:
+        rows: `[B, K + 5]`: codes, end, finite, reserved codes, valid samples, sound finite.
+        pcm: int16 `[B, N]`, or None if no row has sound.
+        due: has the row sound?
+    """
 
-    def row(self, index: int) -> EmittedFrames:
-        """One row by itself."""
-        one = slice(index, index + 1)
-        return EmittedFrames(self.codes[one], self.end[one], self.finite[one], self.picked[one])
+    def __init__(self, rows: torch.Tensor, pcm: torch.Tensor | None, due: Rows[bool]) -> None:
+        # Both are copies: what is written into the slots from here on does not reach them.
+        self._rows = _to_host(rows)
+        self._pcm = None if pcm is None else _to_host(pcm)
+        self._due = due
+        self._done: Any = None
+        if rows.is_cuda:
+            self._done = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch's own
+            self._done.record()
 
-    @classmethod
-    def joined(cls, parts: Rows[EmittedFrames]) -> EmittedFrames:
-        """The rows of all parts, in order."""
-        if len(parts) == 1:
-            return parts[0]
-        return cls(
-            torch.cat([part.codes for part in parts]),
-            torch.cat([part.end for part in parts]),
-            torch.cat([part.finite for part in parts]),
-            torch.cat([part.picked for part in parts]),
-        )
+    def frames(self) -> list[Frame]:
+        """Wait for them."""
+        if self._done:
+            self._done.synchronize()
+        sounds = self._pcm.numpy() if self._pcm is not None else None
+        frames = []
+        for number, row in enumerate(self._rows.tolist()):
+            *codes, end, finite, reserved, valid, sounding = row
+            heard = sounds if self._due[number] else None
+            frames.append(
+                Frame(
+                    b"" if heard is None else heard[number, :valid].astype("<i2").tobytes(),
+                    bool(end),
+                    # What comes with the end is not sounded, so it need not be finite.
+                    bool(finite) and bool(end or sounding or heard is None),
+                    reserved,
+                    tuple(codes),
+                )
+            )
+        return frames
+
+
+def _to_host(tensor: torch.Tensor) -> torch.Tensor:
+    """On its way into pinned memory, without waiting for it; a CPU tensor as it is."""
+    if not tensor.is_cuda:
+        return tensor
+    pinned = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    return pinned.copy_(tensor, non_blocking=True)
 
 
 def run_isolated(

@@ -12,9 +12,15 @@ and token t takes the key's output number t.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
+from vox_serve.nn.kernels import use_triton
 from vox_serve.sampling import REPETITION_WINDOW, SamplingParams
+
+MAX_CODES = 8192
+"""The widest row of logits that the kernel takes: a row is one block."""
 
 
 def _signed(value: int) -> int:
@@ -79,9 +85,14 @@ class SlotSampler:
         self.recent[slot] = 0
         self.params[slot] = params
 
-    def rows(self, slot_numbers: list[int], slots: torch.Tensor) -> RowSampler:
-        """The sampler of one batch and frame."""
-        return RowSampler(self, slot_numbers, slots)
+    def rows(self, numbers: Sequence[int] | None, slots: torch.Tensor) -> RowSampler:
+        """The sampler of one batch and frame.
+
+        Args:
+            numbers: the slots on the host, to leave out what no row asks for; None: leave out
+                nothing, as a captured step must.
+        """
+        return RowSampler(self, numbers, slots)
 
     def commit(self, slots: torch.Tensor, picked: torch.Tensor) -> None:
         """Count a frame and remember what was picked for codebook 0, int64 `[B]`."""
@@ -97,14 +108,19 @@ class RowSampler:
     `picked` `[B]` is what was picked for codebook 0.
     """
 
-    def __init__(self, state: SlotSampler, numbers: list[int], slots: torch.Tensor) -> None:
-        params = [p for p in (state.params[n] for n in numbers) if p is not None]
+    def __init__(
+        self, state: SlotSampler, numbers: Sequence[int] | None, slots: torch.Tensor
+    ) -> None:
+        asked = [state.params[n] for n in numbers or ()]
+        params = [p for p in asked if p is not None]
         # What no row asks for is left out: known to the host, from the request, without a read.
-        self._draws = any(p.temperature > 0 for p in params)
-        self._filters = any(
+        every = numbers is None
+        self._draws = every or any(p.temperature > 0 for p in params)
+        self._filters = every or any(
             p.temperature > 0 and (p.top_k > 0 or p.top_p < 1 or p.min_p > 0) for p in params
         )
-        self._penalises = any(p.repetition_penalty != 1 for p in params)
+        self._penalises = every or any(p.repetition_penalty != 1 for p in params)
+        self._state, self._slots = state, slots
         self._temperature = state.temperature[slots][:, None]
         self._top_k = state.top_k[slots][:, None]
         self._top_p = state.top_p[slots][:, None]
@@ -116,12 +132,15 @@ class RowSampler:
         self.finite = torch.ones(len(slots), dtype=torch.bool, device=slots.device)
 
     def __call__(self, logits: torch.Tensor, codebook: int) -> torch.Tensor:
-        picked = self._pick(logits.float(), codebook)
+        picked = self._pick(logits, codebook)
         if codebook == 0:
             self.picked = picked
         return picked
 
     def _pick(self, logits: torch.Tensor, codebook: int) -> torch.Tensor:
+        if use_triton(logits) and logits.shape[-1] <= MAX_CODES:
+            return self._pick_by_kernel(logits, codebook)
+        logits = logits.float()
         # NaN spreads through the maximum; -inf alone is a code that the model ruled out.
         self.finite &= logits.amax(dim=-1).isfinite()
         if self._penalises and codebook == 0:
@@ -134,6 +153,25 @@ class RowSampler:
             scaled = torch.where(scaled < self._threshold(scaled), -torch.inf, scaled)
         noise = gumbel_noise(_mix(self._key + codebook), logits.shape[-1])
         return torch.where(greedy, scaled, scaled + noise).argmax(dim=-1)
+
+    def _pick_by_kernel(self, logits: torch.Tensor, codebook: int) -> torch.Tensor:
+        from vox_serve.engine import triton_sampler
+
+        state = self._state
+        return triton_sampler.pick(
+            logits,
+            self._slots,
+            codebook,
+            temperature=state.temperature,
+            top_k=state.top_k,
+            top_p=state.top_p,
+            min_p=state.min_p,
+            penalty=state.penalty,
+            recent=state.recent,
+            seed=state.seed,
+            frame=state.frame,
+            finite=self.finite,
+        )
 
     def _penalised(self, logits: torch.Tensor) -> torch.Tensor:
         """Keskar et al., "CTRL" (2019): positive logits divided, negative ones multiplied."""

@@ -8,36 +8,32 @@ from __future__ import annotations
 import heapq
 from collections import deque
 
-import attrs
-
 from vox_serve.engine.messages import FinishReason
 from vox_serve.engine.sequence import Sequence, SequenceStatus
 
-PREFILL_TOKENS = 4096
-"""Prompt positions, padding included, that join in one step (one prompt always may)."""
-
-
-@attrs.frozen
-class Batch:
-    """One step's work: `running` were here before, `joining` come in new."""
-
-    running: tuple[Sequence, ...]
-    joining: tuple[Sequence, ...]
+PREFILL_POSITIONS = 4096
+"""Prompt positions, padding included, that are run in one step (one prompt's piece always may)."""
+PIECE_POSITIONS = 256
+"""The same while others speak: some 50 ms for a small model on a CPU, less on a GPU."""
 
 
 class Scheduler:
-    def __init__(self, num_slots: int) -> None:
+    """Args: slots; does each prompt run by itself, cut always alike?"""
+
+    def __init__(self, num_slots: int, alone: bool = False) -> None:
         self.num_slots = num_slots
+        self._alone = alone
         self.waiting: deque[Sequence] = deque()
         self.running: dict[str, Sequence] = {}
         self._free_slots = list(range(num_slots))
+        self._held: set[str] = set()
 
     def __contains__(self, sequence_id: str) -> bool:
         return sequence_id in self.running or any(s.id == sequence_id for s in self.waiting)
 
     @property
     def has_work(self) -> bool:
-        return bool(self.waiting or self.running)
+        return bool(self.running) or any(s.id not in self._held for s in self.waiting)
 
     def add(self, sequence: Sequence) -> None:
         if sequence.continues:
@@ -45,24 +41,45 @@ class Scheduler:
         else:
             self.waiting.append(sequence)
 
+    def hold(self, sequence_id: str, held: bool) -> None:
+        """Let those of this id wait even where there is a slot, or no longer.
+
+        Each hold must be ended, also if nothing of the id is left.
+        """
+        (self._held.add if held else self._held.discard)(sequence_id)
+
     def find(self, sequence_id: str) -> Sequence | None:
         waiting = (s for s in self.waiting if s.id == sequence_id)
         return self.running.get(sequence_id) or next(waiting, None)
 
-    def schedule(self) -> Batch:
-        """Give free slots to waiting sequences, in order, as far as the prefill budget goes."""
-        running = tuple(self.running.values())
-        joining: list[Sequence] = []
-        longest = 0
-        while self.waiting and self._free_slots:
-            longest = max(longest, len(self.waiting[0].prompt))
-            if joining and longest * (len(joining) + 1) > PREFILL_TOKENS:
+    def schedule(self) -> list[Sequence]:
+        """Give free slots to waiting sequences, in order; returns those that got one."""
+        admitted: list[Sequence] = []
+        for sequence in [s for s in self.waiting if s.id not in self._held]:
+            if not self._free_slots:
                 break
-            sequence = self.waiting.popleft()
+            self.waiting.remove(sequence)
             sequence.slot = heapq.heappop(self._free_slots)
             self.running[sequence.id] = sequence
-            joining.append(sequence)
-        return Batch(running, tuple(joining))
+            admitted.append(sequence)
+        return admitted
+
+    def speaking(self) -> list[Sequence]:
+        """Those whose prompt is in and whose frames are not all begun."""
+        return [s for s in self.running.values() if s.ready and s.launched < s.max_frames]
+
+    def prefilling(self) -> tuple[list[Sequence], int]:
+        """Whose prompts run in this step, and how many positions of each at most."""
+        rows = [s for s in self.running.values() if not s.ready]
+        if self._alone:
+            return rows[:1], PIECE_POSITIONS
+        most = PIECE_POSITIONS if len(rows) < len(self.running) else PREFILL_POSITIONS
+        longest = 0
+        for count, sequence in enumerate(rows):
+            longest = max(longest, min(most, len(sequence.prompt) - sequence.prefilled))
+            if count and longest * (count + 1) > most:
+                return rows[:count], most
+        return rows, most
 
     def finish(self, sequence: Sequence, reason: FinishReason) -> None:
         """End a sequence, waiting or running, and free its slot."""

@@ -8,6 +8,7 @@ from enum import Enum
 import attrs
 
 from vox_serve.engine.conversation import Conversation
+from vox_serve.engine.delivery import Delivery
 from vox_serve.engine.messages import FinishReason, SpeechRequest
 from vox_serve.model import Prompt
 from vox_serve.sampling import SamplingParams
@@ -53,7 +54,13 @@ class Sequence:
     slot: int = -1
     restored: int = 0
     """Positions of the prompt that came from a kept prefix."""
+    prefilled: int = 0
+    """Positions of the prompt that are in the slot."""
+    launched: int = 0
+    """Frames that were begun; on a GPU the host reads them later."""
     frames: int = 0
+    """Frames that were read."""
+    delivery: Delivery | None = None
     finish_reason: FinishReason | None = None
     arrival: float = attrs.field(factory=time.monotonic)
     """When the request came in, by the machine's one monotonic clock."""
@@ -65,6 +72,11 @@ class Sequence:
         return SequenceStatus.WAITING if self.slot < 0 else SequenceStatus.RUNNING
 
     @property
+    def ready(self) -> bool:
+        """Is the whole prompt in?"""
+        return self.prefilled == len(self.prompt)
+
+    @property
     def continues(self) -> bool:
         """Does it go on with what is being spoken?  Then it is next."""
         return self.request is not None and self.request.continues
@@ -72,4 +84,4 @@ class Sequence:
     @property
     def length(self) -> int:
         """Positions of the context that are filled once the last frame has been advanced."""
-        return len(self.prompt) + self.frames
+        return len(self.prompt) + self.launched

@@ -1,8 +1,9 @@
 """The loop around `Engine.step`, and the process that it runs in.
 
 Drain the inbox, step, post the outbox; when idle, sleep until a message comes or a heartbeat is
-due.  Requests with context and new voices are prepared in a thread, because encoding a minute of
-audio takes seconds in which the others must not wait.  The same loop runs in a thread for tests.
+due.  Long texts, requests with context and new voices are prepared in a thread, because encoding a
+minute of audio takes seconds in which the others must not wait.  The same loop runs in a thread for
+tests.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from vox_serve.config import EngineConfig
 from vox_serve.engine.engine import Engine
 from vox_serve.engine.load import load_engine
 from vox_serve.engine.messages import (
+    LONG_TEXT_CHARACTERS,
     Abort,
     Add,
     AddVoice,
@@ -28,6 +30,7 @@ from vox_serve.engine.messages import (
     Event,
     Failed,
     Forget,
+    Hold,
     LoadFailed,
     Ready,
     RemoveVoice,
@@ -111,20 +114,22 @@ class Worker:
         engine = self._engine
         if isinstance(message, Add):
             self._add(message.request)
+        elif isinstance(message, Hold):
+            engine.scheduler.hold(message.request_id, message.held)
         elif isinstance(message, Abort):
             self._preparing.discard(message.request_id)
             engine.abort(message.request_id)
         elif isinstance(message, AddVoice):
             self._pool.submit(self._think, partial(self._add_voice, message))
         elif isinstance(message, RemoveVoice):
-            self._post(Done(message.request_id, engine.remove_voice(message.name)))
+            self._post(Done(message.request_id, engine.prompts.remove_voice(message.name)))
         elif isinstance(message, Forget):
-            found = engine.conversations.forget(message.conversation)
+            found = engine.prompts.conversations.forget(message.conversation)
             self._post(Done(message.request_id, found))
 
     def _add(self, request: SpeechRequest) -> None:
         self._preparing.add(request.id)
-        if request.context:
+        if request.context or request.characters > LONG_TEXT_CHARACTERS:
             self._pool.submit(self._think, partial(self._prepare_if_wanted, request))
         else:
             self._enqueue(request, self._prepare(request))
@@ -141,30 +146,31 @@ class Worker:
         return partial(self._enqueue, request, self._prepare(request))
 
     def _prepare(self, request: SpeechRequest) -> Sequence | RequestError:
-        return _attempt(lambda: self._engine.prepare(request), "the prompt could not be built")
+        prompts = self._engine.prompts
+        return _attempt(lambda: prompts.prepare(request), "the prompt could not be built")
 
     def _enqueue(self, request: SpeechRequest, prepared: Sequence | RequestError) -> None:
         if isinstance(prepared, Sequence) and request.id not in self._preparing:
-            self._engine.release(prepared)  # aborted meanwhile
+            self._engine.prompts.release(prepared)  # aborted meanwhile
             return
         self._preparing.discard(request.id)
         if isinstance(prepared, Sequence):
             try:
                 self._engine.enqueue(prepared)
             except RequestError as error:
-                self._engine.release(prepared)
+                self._engine.prompts.release(prepared)
                 prepared = error.plain()
         if isinstance(prepared, RequestError):
             self._post(Failed(request.id, prepared))
 
     def _add_voice(self, message: AddVoice) -> Callable[[], None]:
         def add() -> bool:
-            self._engine.add_voice(message.name, message.speaker, message.segments)
+            self._engine.prompts.add_voice(message.name, message.speaker, message.segments)
             return True
 
         added = _attempt(add, "the voice could not be encoded")
         if isinstance(added, RequestError):
-            return partial(self._post, Failed(message.request_id, added))
+            return partial(self._post, Done(message.request_id, False, added))
         return partial(self._post, Done(message.request_id, added))
 
     def _post(self, event: Event) -> None:

@@ -1,17 +1,21 @@
 """Building blocks that a model plugin may reuse.  Imports neither engine nor server."""
 
 from vox_serve.nn.init import uninitialised
+from vox_serve.nn.linear import Embedding, Linear, held_bytes
 from vox_serve.nn.llama import FrameCache, Llama, LlamaConfig
 from vox_serve.nn.rope import RopeConfig
 from vox_serve.nn.weights import WeightFiles, WeightLoader, llama_sources
 
 __all__ = [
+    "Embedding",
     "FrameCache",
+    "Linear",
     "Llama",
     "LlamaConfig",
     "RopeConfig",
     "WeightFiles",
     "WeightLoader",
+    "held_bytes",
     "llama_sources",
     "uninitialised",
 ]

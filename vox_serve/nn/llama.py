@@ -15,7 +15,16 @@ from torch import nn
 from torch.nn import functional as F
 
 from vox_serve.errors import CheckpointError
-from vox_serve.model import KVLayout, KVView
+from vox_serve.model import KVLayout, KVView, Place
+from vox_serve.nn.kernels import (
+    HEAD_DIMS,
+    add_rms_norm,
+    decode_attention,
+    rms_norm,
+    silu_mul,
+    use_triton,
+)
+from vox_serve.nn.linear import Linear
 from vox_serve.nn.rope import RopeConfig, rotate
 
 
@@ -77,7 +86,19 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+        return rms_norm(x, self.weight, self.eps)
+
+    def add(self, x: torch.Tensor, residual: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The norm of `x + residual`, and the sum."""
+        return add_rms_norm(x, residual, self.weight, self.eps)
+
+
+class Turn:
+    """RoPE tables `[P, D]`, and what they say of `positions` `[B, T]`: `[B, T, 1, D]`."""
+
+    def __init__(self, cos: torch.Tensor, sin: torch.Tensor, positions: torch.Tensor) -> None:
+        self.cos_table, self.sin_table = cos, sin
+        self.cos, self.sin = cos[positions][:, :, None], sin[positions][:, :, None]
 
 
 class Attention(nn.Module):
@@ -89,16 +110,23 @@ class Attention(nn.Module):
         self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
         self.head_dim = config.head_dim
         width = (self.heads + 2 * self.kv_heads) * self.head_dim
-        self.qkv = nn.Linear(config.hidden_size, width, bias=False)
-        self.output = nn.Linear(self.heads * self.head_dim, config.hidden_size, bias=False)
+        self.qkv = Linear(config.hidden_size, width)
+        self.output = Linear(self.heads * self.head_dim, config.hidden_size)
 
-    def forward(
-        self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, kv: KVView
-    ) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, turn: Turn, kv: KVView) -> torch.Tensor:
         batch, time, _ = x.shape
         heads, kv_heads = self.heads, self.kv_heads
-        qkv = self.qkv(x).view(batch, time, heads + 2 * kv_heads, self.head_dim)
-        rotated = rotate(qkv[:, :, : heads + kv_heads], cos, sin)
+        qkv = self.qkv(x)
+        if time == 1 and use_triton(x) and self.head_dim in HEAD_DIMS:
+            keys, values, slots, positions = kv.place(self.layer)
+            tables = (turn.cos_table, turn.sin_table)
+            step = decode_attention(
+                qkv[:, 0], *tables, keys, values, slots, positions, heads, kv_heads
+            )
+            attended: torch.Tensor = self.output(step[:, None])
+            return attended
+        qkv = qkv.view(batch, time, heads + 2 * kv_heads, self.head_dim)
+        rotated = rotate(qkv[:, :, : heads + kv_heads], turn.cos, turn.sin)
         keys, values = kv.extend(self.layer, rotated[:, :, heads:], qkv[:, :, heads + kv_heads :])
         # The query heads of a group look at the same keys: they are stacked along time.
         group = heads // kv_heads
@@ -120,12 +148,11 @@ class FeedForward(nn.Module):
 
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
-        self.gate_up = nn.Linear(config.hidden_size, 2 * config.intermediate_size, bias=False)
-        self.down = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.gate_up = Linear(config.hidden_size, 2 * config.intermediate_size)
+        self.down = Linear(config.intermediate_size, config.hidden_size)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        gate, up = self.gate_up(x).chunk(2, dim=-1)
-        down: torch.Tensor = self.down(F.silu(gate) * up)
+        down: torch.Tensor = self.down(silu_mul(self.gate_up(x)))
         return down
 
 
@@ -138,11 +165,12 @@ class Layer(nn.Module):
         self.feed_forward = FeedForward(config)
 
     def forward(
-        self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, kv: KVView
-    ) -> torch.Tensor:
-        x = x + self.attention(self.attention_norm(x), cos, sin, kv)
-        residual: torch.Tensor = x + self.feed_forward(self.feed_forward_norm(x))
-        return residual
+        self, x: torch.Tensor, residual: torch.Tensor, turn: Turn, kv: KVView
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """What is added next, and the sum so far: each sum is made by the norm that reads it."""
+        x, residual = self.attention_norm.add(x, residual)
+        x, residual = self.feed_forward_norm.add(self.attention(x, turn, kv), residual)
+        return self.feed_forward(x), residual
 
 
 class Llama(nn.Module):
@@ -165,10 +193,11 @@ class Llama(nn.Module):
     def forward(self, x: torch.Tensor, positions: torch.Tensor, kv: KVView) -> torch.Tensor:
         # Padding may point past the end; what is computed there is thrown away.
         positions = positions.clamp(max=self.config.max_position_embeddings - 1)
-        cos, sin = self.cos[positions][:, :, None], self.sin[positions][:, :, None]
+        turn = Turn(self.cos, self.sin, positions)
+        residual = torch.zeros_like(x)
         for layer in self.layers:
-            x = layer(x, cos, sin, kv)
-        normed: torch.Tensor = self.norm(x)
+            x, residual = layer(x, residual, turn, kv)
+        normed: torch.Tensor = self.norm.add(x, residual)[0]
         return normed
 
 
@@ -193,6 +222,7 @@ class FrameCache:
         self._values = torch.empty(shape, device=device, dtype=dtype)
         self._start = 0
         self.mask: torch.Tensor | None = None
+        self._rows = torch.arange(batch, device=device)
 
     def append(self, positions: range) -> FrameCache:
         """Make ready for a pass over these positions, which follow the ones before."""
@@ -205,6 +235,10 @@ class FrameCache:
             self.mask = torch.arange(positions.stop, device=device) <= query[:, None]
             self.mask = self.mask[None, None]
         return self
+
+    def place(self, layer: int) -> Place:
+        position = torch.full_like(self._rows, self._start)
+        return self._keys[layer], self._values[layer], self._rows, position
 
     def extend(
         self, layer: int, keys: torch.Tensor, values: torch.Tensor

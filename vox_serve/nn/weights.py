@@ -7,7 +7,7 @@ more than the parameters and the one tensor that is being copied.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -16,6 +16,7 @@ from torch import nn
 from tqdm import tqdm
 
 from vox_serve.errors import CheckpointError
+from vox_serve.nn.linear import hold
 
 
 class WeightFiles:
@@ -119,11 +120,38 @@ class WeightLoader:
         if start != parameter.shape[0]:
             self._refuse(sources[-1], tensor, parameter)
 
-    def fill_module(self, module: nn.Module, sources: Mapping[str, Sequence[str]]) -> None:
-        """Fill every parameter from the tensors that `sources` names for it; see `fill`."""
+    def build(
+        self,
+        network: nn.Module,
+        sources: Mapping[str, Sequence[str] | Callable[[], torch.Tensor]],
+        device: torch.device,
+        dtype: torch.dtype,
+        form: str | None = None,
+    ) -> None:
+        """Give a network that was made `uninitialised` its weights, one layer after the other.
+
+        Args:
+            sources: for each parameter the tensors that fill it, see `fill`; or what makes it.
+            dtype: that the layers compute in.
+            form: how linear layers hold their weights, see `vox_serve.nn.linear`; None: as they
+                are.  Only one layer at a time is there in both forms.
+
+        Raises:
+            CheckpointError: a tensor is missing, or the shapes do not add up.
+            ConfigError: this machine cannot hold weights in this form.
+        """
+        layers = [(n, m) for n, m in network.named_modules() if list(m.parameters(recurse=False))]
         # disable=None: a bar on a terminal, nothing in a log.
-        for name, parameter in tqdm(list(module.named_parameters()), "loading", disable=None):
-            self.fill(parameter, sources[name])
+        for name, layer in tqdm(layers, "loading", disable=None):
+            layer.to(dtype).to_empty(device=device, recurse=False).requires_grad_(False)
+            for own, parameter in layer.named_parameters(recurse=False):
+                source = sources[f"{name}.{own}" if name else own]
+                if callable(source):
+                    parameter.copy_(source())
+                else:
+                    self.fill(parameter, source)
+            if form and name:
+                network.set_submodule(name, hold(layer, form))
 
     def finish(self) -> None:
         """Raise CheckpointError if tensors are left that nothing asked for."""

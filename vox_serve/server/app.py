@@ -25,6 +25,7 @@ from vox_serve.server import (
     websocket,
 )
 from vox_serve.server.generate import generate
+from vox_serve.server.open_requests import OpenRequests
 from vox_serve.server.openapi import document
 from vox_serve.server.requests import request_id
 from vox_serve.server.stream import ClientGone
@@ -82,7 +83,7 @@ def create_app(engines: Engines) -> Litestar:
         state=State(
             {
                 "engines": engines,
-                "requests": {},
+                "requests": OpenRequests(),
                 "started": int(time.time()),
                 "voices": Voices(engines),
             }

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
+from collections.abc import Awaitable
 from typing import Any, TypeVar
 
 import msgspec
@@ -10,18 +12,25 @@ from litestar import Request
 from litestar.datastructures import UploadFile
 from litestar.exceptions import HTTPException, InternalServerException
 
-from vox_serve.errors import InvalidRequest
+from vox_serve.errors import InvalidRequest, RequestError
 from vox_serve.server.fields import rule
 from vox_serve.server.stream import ClientGone
 
 MULTIPART = "multipart/form-data"
 S = TypeVar("S", bound=msgspec.Struct)
+T = TypeVar("T")
 BOUND = re.compile(r"Expected `[^`]*` ([<>]=? |of length |matching )|Number out of range")
 """How msgspec begins to tell that a value is of the right type, but not within its bounds."""
 
 
 class OutOfBounds(InvalidRequest):
     """A field's value is of the right type, but may not be this one."""
+
+
+class BodyTooSlow(RequestError):
+    """The body did not come in time."""
+
+    code = "request_timeout"
 
 
 async def read_body(request: Request[Any, Any, Any], kind: type[S], form: bool = False) -> S:
@@ -32,13 +41,14 @@ async def read_body(request: Request[Any, Any, Any], kind: type[S], form: bool =
 
     Raises:
         InvalidRequest: it is malformed; names the field.
+        BodyTooSlow: it was not there in time.
         HTTPException: it is too large.
         ClientGone: the client left before all of it was there.
     """
     try:
         if form and request.headers.get("content-type", "").lower().startswith(MULTIPART):
             return msgspec.convert(await _form(request), kind, strict=False)
-        return msgspec.json.decode(await request.body(), type=kind)
+        return msgspec.json.decode(await _in_time(request, request.body()), type=kind)
     except msgspec.DecodeError as error:
         raise invalid(error, kind) from error
     except InternalServerException:  # what Litestar makes of a client that left
@@ -53,10 +63,10 @@ async def read_form(request: Request[Any, Any, Any]) -> dict[str, str | UploadFi
     """The fields and files of a multipart form; the files are the caller's to close.
 
     Raises:
-        InvalidRequest, HTTPException, ClientGone: as `read_body`.
+        InvalidRequest, BodyTooSlow, HTTPException, ClientGone: as `read_body`.
     """
     try:
-        form = await request.form()
+        form = await _in_time(request, request.form())
     except InternalServerException:
         raise ClientGone from None
     except HTTPException as error:
@@ -73,6 +83,15 @@ async def read_form(request: Request[Any, Any, Any]) -> dict[str, str | UploadFi
             raise InvalidRequest(f"{name} is given more than once", name)
         fields[name] = value
     return fields
+
+
+async def _in_time(request: Request[Any, Any, Any], reading: Awaitable[T]) -> T:
+    seconds = request.app.state.engines.server.read_timeout
+    try:
+        async with asyncio.timeout(seconds):
+            return await reading
+    except TimeoutError:
+        raise BodyTooSlow(f"the body did not come within {seconds:g} seconds") from None
 
 
 async def _form(request: Request[Any, Any, Any]) -> dict[str, object]:

@@ -17,6 +17,7 @@ CLIENT_CLOSED_REQUEST = 499
 STATUS = {
     "invalid_request": 400,
     "not_found": 404,
+    "request_timeout": 408,
     "conflict": 409,
     "already_exists": 409,
     "unspeakable_text": 422,
@@ -28,7 +29,6 @@ STATUS = {
     "timeout": 504,
 }
 RETRY_AFTER_SECONDS = {"conflict": 1, "queue_full": 1, "unavailable": 5}
-CLIENT_CLOSED_REQUEST = 499
 MESSAGE_BYTES, PARAM_BYTES = 1400, 200  # as JSON: an error body stays under 2 KiB
 AnyRequest = Request[Any, Any, Any]
 log = logging.getLogger("vox_serve.server")
@@ -53,6 +53,8 @@ def error_response(
     headers = {}
     if code in RETRY_AFTER_SECONDS:
         headers["Retry-After"] = str(RETRY_AFTER_SECONDS[code])
+    if status == HTTPStatus.REQUEST_TIMEOUT:
+        headers["Connection"] = "close"  # the rest of the body is not waited for
     body = msgspec.json.encode({"error": error_object(status, message, code, param)})
     return Response(body, status_code=status, media_type="application/json", headers=headers)
 

@@ -24,6 +24,7 @@ ERRORS: Mapping[int, str] = {
     400: "A malformed request, an unknown field, a value out of range; no `model` where there "
     "are several",
     404: "There is nothing of this name: voice, speaker, model, conversation or request",
+    408: "The body did not come within `--read-timeout` seconds",
     409: "A turn of the conversation is still being spoken, another open request has this id, or "
     "the name is taken",
     413: "The body is larger than the server's `--max-body-bytes`",
@@ -183,7 +184,7 @@ OPERATIONS: Mapping[str, Operation] = {
     "POST /v1/audio/voices": Operation(
         "voices",
         {201: _json(replies.Voice, VOICE, "Requests may name the voice")},
-        (400, 404, 409, 413, 422, 429, 500, 503),
+        (400, 404, 408, 409, 413, 422, 429, 500, 503),
         {MULTIPART: "VoiceForm"},
         {"voice": {"name": "anna", "audio": clip(), "text": "Good morning, this is Anna."}},
     ),

@@ -6,7 +6,9 @@ conversation of their own: each goes on as the last one sounded.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import attrs
 
@@ -17,6 +19,8 @@ PART_CHARACTERS = 400
 """Half a minute of speech: longer texts are cut also where the model names no limit."""
 CONTEXT_SHARE = 0.5
 """How much of the context a part's sound may take."""
+_cutter = ThreadPoolExecutor(1, thread_name_prefix="cut")
+"""One thread: more of them would only hold up the event loop more often."""
 
 
 def private_conversation(request_id: str) -> str:
@@ -51,3 +55,11 @@ def in_parts(
     if later and conversation is None and info.takes_context:
         conversation = private_conversation(request.id)
     return attrs.evolve(request, text=text, later=tuple(later), conversation=conversation)
+
+
+async def in_parts_beside(
+    request: SpeechRequest, info: EngineInfo, normalise: Callable[[str], str] | None = None
+) -> SpeechRequest:
+    """As `in_parts`, beside the event loop."""
+    loop = asyncio.get_running_loop()
+    return await loop.run_in_executor(_cutter, in_parts, request, info, normalise)

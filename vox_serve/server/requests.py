@@ -11,11 +11,9 @@ from litestar.params import FromPath
 from litestar.types import Scope
 
 from vox_serve.errors import NotFound
-from vox_serve.server.stream import AudioStream
+from vox_serve.server.open_requests import OpenRequests
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9_.:=-]{1,128}")
-OpenRequests = dict[str, AudioStream]
-"""What is being spoken or waits, by id; it is the application's `state.requests`."""
 
 
 def request_id(scope: Scope) -> str:
@@ -35,8 +33,7 @@ def request_id(scope: Scope) -> str:
 
 @delete("/requests/{request_name:str}", status_code=204)
 async def cancel(state: State, request_name: FromPath[str]) -> None:
-    """End a request that is being spoken or waits; its answer is cut."""
-    stream = state.requests.get(request_name)
-    if stream is None:
+    """End what is being spoken or waits under this id; its answer is cut."""
+    requests: OpenRequests = state.requests
+    if not requests.cancel(request_name):
         raise NotFound(f"no open request {request_name[:128]!r}", "id")
-    stream.cancel()

@@ -19,9 +19,10 @@ import attrs
 
 from vox_serve.engine.client import EngineClient
 from vox_serve.engine.messages import EngineInfo, FinishReason, SpeechRequest
-from vox_serve.errors import InvalidRequest, RequestError
+from vox_serve.errors import Cancelled, InvalidRequest, RequestError
 from vox_serve.server.audio import SAMPLE_BYTES, AudioFormat
 from vox_serve.server.encoding import INLINE_SECONDS, Encoding
+from vox_serve.server.open_requests import OpenRequests
 from vox_serve.server.parts import PART_CHARACTERS, cut, in_parts, private_conversation
 from vox_serve.server.stream import AudioStream, is_client_error
 from vox_serve.server.wire import Cancel, End, Flush, GoingAway, Message, ServerEnds, Text, Wire
@@ -50,6 +51,7 @@ class Session:
         info: what it has loaded.
         template: voice, sampling and conversation of each request; its id and text are replaced.
         audio_format: of what leaves.
+        opened: where it can be found by its id while it runs.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class Session:
         info: EngineInfo,
         template: SpeechRequest,
         audio_format: AudioFormat,
+        opened: OpenRequests,
     ) -> None:
         self.id = uuid.uuid4().hex
         self._wire = wire
@@ -90,6 +93,8 @@ class Session:
         """Its number, once the client knows of it."""
         self._bytes = 0
         self._reason = FinishReason.STOP
+        self._opened = opened
+        self._deleted = asyncio.Event()
 
     @property
     def _seconds(self) -> float:
@@ -104,6 +109,8 @@ class Session:
             ClientGone: the client left, or does not read.
         """
         receiving = asyncio.ensure_future(self._wire.receive())
+        deletion = asyncio.ensure_future(self._deleted.wait())
+        self._opened.add(self.id, self)
         try:
             await self._wire.tell(
                 "started",
@@ -116,7 +123,9 @@ class Session:
             while True:
                 if self._working is None and self._queue:
                     self._working = asyncio.ensure_future(self._work())
-                await self._wait(receiving)
+                await self._wait(receiving, deletion)
+                if deletion.done():
+                    raise Cancelled("the session was cancelled")
                 if self._working is not None and self._working.done():
                     working, self._working = self._working, None
                     if working.result():
@@ -126,19 +135,26 @@ class Session:
                     receiving = asyncio.ensure_future(self._wire.receive())
                     await self._take(message)
         finally:
+            self._opened.remove(self.id, self)
+            await _end(deletion)
             await _end(receiving)
             await self._hush()
             if self._private is not None:
                 self._client.forget_soon(self._private)
 
-    async def _wait(self, receiving: asyncio.Future[Message | ServerEnds]) -> None:
-        """Wait for a message or the end of the work; without work not for ever."""
+    def cancel(self) -> None:
+        """End the session on behalf of another."""
+        if self._stream is not None:
+            self._stream.close("cancelled", left=False)
+        self._deleted.set()
+
+    async def _wait(self, *events: asyncio.Future[Any]) -> None:
+        """Wait for one of these or the end of the work; without work not for ever."""
         if self._working is not None:
-            both = (receiving, self._working)
-            await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((*events, self._working), return_when=asyncio.FIRST_COMPLETED)
             return
         limit = self._client.server.request_timeout
-        done, _ = await asyncio.wait((receiving,), timeout=limit)
+        done, _ = await asyncio.wait(events, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
         if not done:
             raise InvalidRequest(f"no message came for {limit:g} seconds")
 

@@ -19,14 +19,14 @@ from litestar.exceptions import HTTPException
 
 from vox_serve.engine.client import EngineClient
 from vox_serve.engine.engines import Engines
-from vox_serve.engine.messages import EngineInfo, SpeechRequest
+from vox_serve.engine.messages import LONG_TEXT_CHARACTERS, EngineInfo, SpeechRequest
 from vox_serve.errors import InvalidRequest, RequestError
 from vox_serve.metrics import Metrics
 from vox_serve.sampling import RANGES
 from vox_serve.server.audio import AudioFormat
 from vox_serve.server.encoding import Encoding, encode_whole
 from vox_serve.server.fields import sampling
-from vox_serve.server.parts import in_parts
+from vox_serve.server.parts import in_parts, in_parts_beside
 from vox_serve.server.requests import request_id
 from vox_serve.server.response import AudioResponse, EncodedStream, Framing
 from vox_serve.server.stream import AudioStream, ClientGone, is_client_error, unless_gone
@@ -106,12 +106,12 @@ class Call:
 
         Raises:
             NotFound, InvalidRequest: as `Engines.choose`.
-            Unavailable: it takes no requests.
+            Unavailable, QueueFull: it takes no requests.
         """
         client = self.engines.choose(model)
         self.metrics = client.metrics
         self.request.scope["state"]["model"] = client.model
-        return client, client.admit()
+        return client, client.check_room()
 
 
 @attrs.frozen
@@ -144,10 +144,10 @@ async def answer(
     call = Call(request, engines, request_id(request.scope), engines.metrics)
     try:
         order = await take(call)
+        speech = await _cut(order, request)
         encoding = None
         if order.framing is not None:
             encoding = Encoding(order.audio_format, order.info.sample_rate, order.speed)
-        speech = in_parts(order.speech, order.info, order.client.normalise)
         stream = AudioStream(
             order.client, order.info, speech, call.mode, call.arrival, call.id, state.requests
         )
@@ -165,6 +165,20 @@ async def answer(
     if encoding is None:
         return await _whole(request, stream, order)
     return await _streamed(request, EncodedStream(stream, encoding), order)
+
+
+async def _cut(order: Order, request: AnyRequest) -> SpeechRequest:
+    """The request in parts; while a long text is cut, its place in the queue is kept.
+
+    Raises:
+        RequestError: there is no place, or it cannot be normalised.
+        ClientGone: the client left.
+    """
+    work = (order.speech, order.info, order.client.normalise)
+    with order.client.place():
+        if order.speech.characters <= LONG_TEXT_CHARACTERS:
+            return in_parts(*work)
+        return await unless_gone(request.receive, in_parts_beside(*work))
 
 
 async def _streamed(request: AnyRequest, audio: EncodedStream, order: Order) -> Response[bytes]:

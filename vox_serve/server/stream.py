@@ -25,11 +25,14 @@ from vox_serve.engine.messages import (
     SpeechRequest,
     Started,
 )
-from vox_serve.errors import Cancelled, Conflict, PromptTooLong, RequestError, TimedOut
+from vox_serve.errors import Cancelled, PromptTooLong, RequestError, TimedOut
 from vox_serve.metrics import Metrics
+from vox_serve.server.open_requests import OpenRequests
 from vox_serve.server.parts import private_conversation
 
 CANCELLED = "the request was cancelled"
+PIECE_SECONDS = 1.0
+"""Audio that is sent at once, at most: a client must take so much within the send timeout."""
 T = TypeVar("T")
 log = logging.getLogger("vox_serve.requests")
 
@@ -50,7 +53,6 @@ class AudioStream:
         opened: where it can be found by its id until it has ended.
 
     Raises:
-        Conflict: another open request has this id.
         RequestError: the request is not admitted.
     """
 
@@ -62,7 +64,7 @@ class AudioStream:
         mode: str,
         arrival: float,
         name: str | None = None,
-        opened: dict[str, AudioStream] | None = None,
+        opened: OpenRequests | None = None,
     ) -> None:
         self.request = request
         self.id = name or request.id
@@ -71,25 +73,22 @@ class AudioStream:
         self._metrics: Metrics = client.metrics
         self._mode = mode
         self._arrival = arrival
-        self._deadline = arrival + client.server.request_timeout
         self._byte_rate = 2.0 * info.sample_rate
+        self._piece_bytes = PIECE_SECONDS * self._byte_rate
         self._phase = "queued"
         self._outcome: str | None = None
         self._bytes = 0
         self._first_audio = 0.0
         self._last_audio = 0.0
         self._underrun = 0.0
-        self._characters = sum(map(len, (request.text, *request.later)))
         self._cancelled = False
-        self._opened = {} if opened is None else opened
-        if self.id in self._opened:
-            raise Conflict(f"a request {self.id!r} is still open", "X-Request-Id")
         self._events = client.submit(request)
-        self._opened[self.id] = self
-        self._metrics.text_characters_total().inc(self._characters)
+        self._opened = OpenRequests() if opened is None else opened
+        self._opened.add(self.id, self)
+        self._metrics.text_characters_total().inc(request.characters)
 
     async def next(self) -> bytes | None:
-        """All PCM that is there, or the next piece of it; None after the last.
+        """The PCM that is there, up to a second or what one event brings; None after the last.
 
         Raises:
             RequestError: the engine gave up, or the request took too long.
@@ -97,19 +96,36 @@ class AudioStream:
         if self._cancelled:
             raise Cancelled(CANCELLED)
         pcm = bytearray()
-        while self.finished is None and (not pcm or not self._events.empty()):
-            try:
-                async with asyncio.timeout_at(self._loop_deadline()):
-                    event = await self._events.get()
-            except TimeoutError:
-                self.close("timeout")
-                limit = self._client.server.request_timeout
-                raise TimedOut(f"the request took longer than {limit:g} seconds") from None
-            pcm += self._take(event)
+        while self.finished is None and (not pcm or self._more_fits(len(pcm))):
+            pcm += self._take(await self._event())
         if not pcm:
             return None
         self._heard(len(pcm))
         return bytes(pcm)
+
+    def _more_fits(self, count: int) -> bool:
+        return count < self._piece_bytes and not self._events.empty()
+
+    async def _event(self) -> Event:
+        """What the engine says next.
+
+        A stream has as much more time as its audio so far takes to play: a long one may be played
+        as it comes.
+
+        Raises:
+            TimedOut: the engine or the client is too slow.
+        """
+        limit = self._client.server.request_timeout
+        played = self._bytes / self._byte_rate if self._mode == "stream" else 0.0
+        left = self._arrival + limit + played - time.monotonic()
+        try:
+            if left <= 0:
+                raise TimeoutError
+            async with asyncio.timeout(left):
+                return await self._events.get()
+        except TimeoutError:
+            self.close("timeout")
+            raise TimedOut(f"the request took longer than {limit:g} seconds") from None
 
     def cancel(self) -> None:
         """End the request on behalf of another: whoever awaits `next` gets Cancelled."""
@@ -126,7 +142,7 @@ class AudioStream:
         if self._outcome is not None:
             return
         self._outcome = outcome
-        del self._opened[self.id]
+        self._opened.remove(self.id, self)
         self._client.abort(self.request.id)
         if self.request.conversation == private_conversation(self.request.id):
             self._client.forget_soon(self.request.conversation)
@@ -148,7 +164,7 @@ class AudioStream:
             self.id,
             self._mode,
             outcome,
-            self._characters,
+            self.request.characters,
             seconds,
             now - self._arrival,
             self._first_audio - self._arrival if self._bytes else 0.0,
@@ -183,15 +199,13 @@ class AudioStream:
         self._last_audio = now
         self._bytes += count
 
-    def _loop_deadline(self) -> float:
-        return asyncio.get_running_loop().time() + self._deadline - time.monotonic()
-
 
 def is_client_error(error: RequestError) -> bool:
     """Is the request itself at fault?"""
     return error.code in (
         "invalid_request",
         "not_found",
+        "request_timeout",
         "conflict",
         "unspeakable_text",
         "prompt_too_long",

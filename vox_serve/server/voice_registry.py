@@ -240,8 +240,10 @@ class Voices:
         else:
             try:
                 await asyncio.to_thread(self._store.write, name, record, audio, rate)
-            except OSError as error:
+            except Exception as error:
                 await client.remove_voice(name)
+                if not isinstance(error, OSError):
+                    raise
                 raise Unavailable(f"the voice cannot be stored: {error.strerror}") from error
         self._register(client, name, record, len(audio) / rate)
 

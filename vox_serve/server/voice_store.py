@@ -113,7 +113,7 @@ class VoiceStore:
         The samples are stored as they are, so that they sound the same after a restart.
 
         Raises:
-            OSError: it cannot be written; nothing is left behind.
+            OSError: it cannot be written.  Then, and after any other error, nothing is left behind.
         """
         sound, wav = self._path(name, AUDIO), io.BytesIO()
         soundfile.write(wav, audio, sample_rate, format="WAV", subtype="FLOAT")
@@ -121,7 +121,7 @@ class VoiceStore:
         try:
             text = msgspec.json.format(msgspec.json.encode(record), indent=2)
             self._put(self._path(name, ".json"), text + b"\n")
-        except OSError:
+        except BaseException:
             with contextlib.suppress(OSError):
                 sound.unlink()
             raise

@@ -25,6 +25,7 @@ from vox_serve.errors import InvalidRequest, NotFound, RequestError, SequenceFai
 from vox_serve.server.audio import AudioFormat
 from vox_serve.server.errors import error_response
 from vox_serve.server.generate import GenerateRequest, check
+from vox_serve.server.open_requests import OpenRequests
 from vox_serve.server.session import Session
 from vox_serve.server.speech import given_sampling
 from vox_serve.server.stream import ClientGone, is_client_error
@@ -50,7 +51,8 @@ async def stream(scope: Scope, receive: Receive, send: Send) -> None:
             await _refuse(send, refusal)
             return
         await send({"type": "websocket.accept", "subprotocol": None, "headers": []})
-        await _converse(Wire(receive, send, engines.server.send_timeout), engines)
+        wire = Wire(receive, send, engines.server.send_timeout)
+        await _converse(wire, engines, scope["litestar_app"].state.requests)
     except (ClientGone, OSError):
         log.debug("a client of %s left", PATH)
 
@@ -94,10 +96,10 @@ def _count_handshake(engines: Engines, status: str) -> None:
     metrics.http_responses_total.labels(metrics.model, PATH, status).inc()
 
 
-async def _converse(wire: Wire, engines: Engines) -> None:
+async def _converse(wire: Wire, engines: Engines, opened: OpenRequests) -> None:
     """Run a session, and say why it ends.  Raises ClientGone."""
     try:
-        session = await _begin(wire, engines)
+        session = await _begin(wire, engines, opened)
         await session.run()
     except RequestError as error:
         await wire.tell_error(error, fatal=True)
@@ -116,7 +118,7 @@ class _Internal(SequenceFailed):
     code = "internal_error"
 
 
-async def _begin(wire: Wire, engines: Engines) -> Session:
+async def _begin(wire: Wire, engines: Engines, opened: OpenRequests) -> Session:
     """The session that the first message asks for.
 
     Raises:
@@ -133,7 +135,7 @@ async def _begin(wire: Wire, engines: Engines) -> Session:
         _check_voice(start, client)
         if start.conversation is not None and not info.takes_context:
             raise UnspeakableText("this model follows no conversation", "conversation")
-        return Session(wire, client, info, template, audio_format)
+        return Session(wire, client, info, template, audio_format, opened)
     except GoingAway:
         raise
     except RequestError as error:

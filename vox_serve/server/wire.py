@@ -180,7 +180,7 @@ class DrainingProtocol(uvicorn_websockets.WebSocketsSansIOProtocol):
             super().shutdown()
 
 
-UVICORN: dict[str, Any] = {
+WEBSOCKET: dict[str, Any] = {
     "ws": DrainingProtocol,
     "ws_max_size": MAX_MESSAGE_BYTES,
     "ws_per_message_deflate": False,  # samples hardly shrink, and it takes time

@@ -17,6 +17,7 @@ from vox_serve.config import EngineConfig
 from vox_serve.engine.engine import Engine
 from vox_serve.engine.messages import SpeechRequest
 from vox_serve.plugins import load_plugins
+from vox_serve.testing import watch_frames
 from vox_serve_csm.checkpoint import load_model
 from vox_serve_csm.model import CsmModel
 
@@ -58,15 +59,7 @@ def load(directory: Path, dtype: str = "float32", device: str = "cpu") -> CsmMod
 def record(engine: Engine) -> dict[str, Frames]:
     """Keep the codes of every frame from here on, the ending ones included, by request."""
     frames: dict[str, Frames] = defaultdict(list)
-    decode = engine.runner.decode
-
-    def recording(sequences: Any, emitted: Any) -> Any:
-        decoded = decode(sequences, emitted)
-        for sequence, frame in zip(sequences, decoded, strict=True):
-            frames[sequence.id].append(frame.codes)
-        return decoded
-
-    engine.runner.decode = recording  # type: ignore[method-assign]
+    watch_frames(engine, lambda sequence, frame: frames[sequence.id].append(frame.codes))
     return frames
 
 

@@ -220,6 +220,24 @@ def test_reset_leaves_nothing_of_the_last_utterance(make: Make) -> None:
     assert torch.equal(stream(codec, random_codes(5), slot=2), fresh)
 
 
+def test_a_step_that_raises_has_changed_nothing(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, codec = make()
+    codes = random_codes(20)
+    sound = stream(codec, codes)
+    before = stream(codec, codes[:, :12])  # the window is full
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "maximum", lambda *_, **__: 1 / 0)  # after the transformer
+        with pytest.raises(ZeroDivisionError):
+            codec.step(codes[None, :, :1], torch.tensor([0]), torch.tensor([False]))
+    after = [
+        codec.step(codes[None, :, [i]], torch.tensor([0]), torch.tensor([False]))[0][0]
+        for i in range(12, 20)
+    ]
+    assert torch.equal(torch.cat([before, *after]), sound)
+
+
 def test_a_missing_tensor_is_named(make: Make, tmp_path: Path) -> None:
     reference, codec = make()
     tensors = saved(reference, tmp_path)

@@ -7,7 +7,7 @@ which may lie beside it under `model.safetensors` and interleaves its RoPE pairs
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from vox_serve_csm.prompt import PromptBuilder, TextTokenizer
 from vox_serve_csm.voices import read_voices
 
 CODEC_PREFIX = "codec_model."
+DEPTH_HEADS = "depth_decoder.codebooks_head.weight"
 TRANSFORMERS_INDEX = "transformers.safetensors.index.json"
 
 
@@ -41,9 +42,8 @@ def load_model(options: LoadOptions) -> CsmModel:
             f"{directory}: these weights are not in the transformers layout; download the "
             "transformers-*.safetensors files and their index too"
         )
-    device, dtype = torch.device(options.device), getattr(torch, options.dtype)
-    network = load_network(config, loader, device, dtype)
-    codec = load_codec(config, loader, device)
+    network = load_network(config, loader, options)
+    codec = load_codec(config, loader, torch.device(options.device))
     loader.finish()
     builder = PromptBuilder(
         TextTokenizer(directory),
@@ -58,7 +58,6 @@ def load_model(options: LoadOptions) -> CsmModel:
         builder,
         read_voices(directory, codec),
         read_sampling(directory),
-        weight_bytes=sum(p.nbytes for p in network.parameters()) + codec.weight_bytes,
     )
 
 
@@ -80,19 +79,15 @@ def weights_path(directory: Path, config: Mapping[str, Any]) -> Path:
     raise CheckpointError(f"{directory}: no weights; one of {', '.join(candidates)} must be there")
 
 
-def load_network(
-    config: CsmConfig, loader: WeightLoader, device: torch.device, dtype: torch.dtype
-) -> CsmNetwork:
-    """Fill the network; weights are converted to `dtype` tensor by tensor."""
+def load_network(config: CsmConfig, loader: WeightLoader, options: LoadOptions) -> CsmNetwork:
+    """Build and fill the network, layer by layer."""
     with uninitialised():
-        network = CsmNetwork(config).to(dtype)
-    network.to_empty(device=device).requires_grad_(False)
-    sources = {
+        network = CsmNetwork(config)
+    sources: dict[str, Sequence[str] | Callable[[], torch.Tensor]] = {
         "text_embedding.weight": ["embed_text_tokens.weight"],
         "audio_embedding.weight": [_audio_embedding(loader)],
         "head.weight": ["lm_head.weight"],
         "projector.weight": ["depth_decoder.model.inputs_embeds_projector.weight"],
-        "depth_heads": ["depth_decoder.codebooks_head.weight"],
     }
     stacks = (
         ("backbone.", "backbone_model.", config.backbone),
@@ -101,7 +96,11 @@ def load_network(
     for ours, theirs, sizes in stacks:
         names = llama_sources(theirs, sizes.num_hidden_layers)
         sources |= {ours + name: tensors for name, tensors in names.items()}
-    loader.fill_module(network, sources)
+    heads = loader.read(DEPTH_HEADS)  # [K - 1, width, codes]
+    for number, head in enumerate(heads):
+        sources[f"depth_heads.{number}.weight"] = head.t
+    device, dtype = torch.device(options.device), getattr(torch, options.dtype)
+    loader.build(network, sources, device, dtype, options.weights)
     network.backbone.prepare(device, dtype)
     network.depth.prepare(device, dtype)
     return network

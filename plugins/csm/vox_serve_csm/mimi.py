@@ -17,20 +17,15 @@ from math import prod
 from typing import Any
 
 import torch
-from moshi.modules.conv import NormConvTranspose1d, StreamingConv1d, StreamingConvTranspose1d
 from moshi.modules.resample import ConvDownsample1d, ConvTrUpsample1d
 from moshi.modules.seanet import SEANetDecoder, SEANetEncoder
-from moshi.modules.transformer import (
-    ProjectedTransformer,
-    RingKVCache,
-    StreamingMultiheadAttention,
-)
+from moshi.modules.transformer import ProjectedTransformer
 from moshi.quantization.vq import SplitResidualVectorQuantizer
 from moshi.utils.compile import no_compile
 from torch import nn
 
 from vox_serve.nn import uninitialised
-from vox_serve_csm.state_rows import StateRows
+from vox_serve_csm.mimi_decoder import MimiDecoder
 
 LATENTS_PER_FRAME = 2
 """Stride between latents and frames: fixed in transformers' `MimiModel`, so here too."""
@@ -38,8 +33,6 @@ LATENTS_PER_FRAME = 2
 # moshi would run torch.compile on CUDA.  Its switch is one global, and `encode` may run in a
 # thread beside `step`: so it is thrown once, for good.
 no_compile().__enter__()
-
-_STATEFUL = (StreamingConv1d, StreamingConvTranspose1d, StreamingMultiheadAttention)
 
 # transformers' MimiConfig defaults: a published config.json may leave them out.
 _DEFAULTS: dict[str, Any] = {
@@ -179,37 +172,7 @@ def _build(c: Mapping[str, Any]) -> Any:
     for module in network.modules():
         if isinstance(module, nn.LayerNorm):
             module.eps = c["norm_eps"]  # moshi offers no argument for it
-    for module in network["decoder"].modules():
-        if isinstance(module, NormConvTranspose1d):
-            module.convtr = _OverlapAdd.like(module.convtr)
     return network
-
-
-class _OverlapAdd(nn.ConvTranspose1d):
-    """A transposed convolution whose kernel is twice its stride, for few time steps.
-
-    Every input makes two strides of output, by a matrix product; the second overlaps the
-    next input's first.  On a CPU torch's own code takes several times as long.
-    """
-
-    @classmethod
-    def like(cls, conv: nn.ConvTranspose1d) -> _OverlapAdd:
-        return cls(
-            conv.in_channels,
-            conv.out_channels,
-            conv.kernel_size[0],
-            conv.stride[0],
-            device=conv.weight.device,
-        )
-
-    def forward(self, x: torch.Tensor, output_size: list[int] | None = None) -> torch.Tensor:
-        """`[B, in, T]` to `[B, out, (T + 1) * stride]`."""
-        taps = x.transpose(1, 2) @ self.weight.flatten(1)
-        first, second = taps.reshape(*taps.shape[:2], self.out_channels, 2, -1).unbind(3)
-        pad = nn.functional.pad
-        y = pad(first, (0, 0, 0, 0, 0, 1)) + pad(second, (0, 0, 0, 0, 1, 0))  # [B, T+1, out, S]
-        y = y.transpose(1, 2).flatten(2)
-        return y if self.bias is None else y.add_(self.bias[:, None])
 
 
 def _interleave(weight: torch.Tensor, num_heads: int) -> torch.Tensor:
@@ -248,10 +211,7 @@ class Mimi:
         self.num_codebooks = num_codebooks
         self.codebook_size: int = c["codebook_size"]
         self.device = torch.device(device)
-        self._network = _build(c).to_empty(device=self.device).eval().requires_grad_(False)
-        self._network["quantizer"].set_num_codebooks(num_codebooks)
-        self._num_heads: int = c["num_attention_heads"]
-        self._state: list[StateRows] = []
+        self._config = c
 
     def load(self, read: Callable[[str], torch.Tensor], names: Iterable[str]) -> None:
         """Fill the weights from a checkpoint's tensors, one at a time.
@@ -263,6 +223,9 @@ class Mimi:
         Raises:
             ValueError: a tensor is missing, has another shape, or is left over.
         """
+        network = _build(self._config).to_empty(device=self.device).eval().requires_grad_(False)
+        network["quantizer"].set_num_codebooks(self.num_codebooks)
+        num_heads = self._config["num_attention_heads"]
         unread = set(names)
 
         def take(name: str, shape: torch.Size) -> torch.Tensor:
@@ -276,15 +239,15 @@ class Mimi:
                 )
             return tensor
 
-        for target, tensor in self._network.state_dict().items():
+        for target, tensor in network.state_dict().items():
             name = target
             for pattern, replacement in _RENAMES:
                 name = re.sub(pattern, replacement, name)
             if name.endswith(".in_projs.0.weight"):
                 name = name.removesuffix("in_projs.0.weight")
                 q, k, v = tensor.chunk(3)
-                q.copy_(_interleave(take(f"{name}q_proj.weight", q.shape), self._num_heads))
-                k.copy_(_interleave(take(f"{name}k_proj.weight", k.shape), self._num_heads))
+                q.copy_(_interleave(take(f"{name}q_proj.weight", q.shape), num_heads))
+                k.copy_(_interleave(take(f"{name}k_proj.weight", k.shape), num_heads))
                 v.copy_(take(f"{name}v_proj.weight", v.shape))
             else:
                 tensor.copy_(take(name, tensor.shape))
@@ -292,66 +255,27 @@ class Mimi:
             raise ValueError(
                 f"{len(unread)} codec tensors have no place in Mimi, such as {min(unread)}"
             )
-        # moshi makes its tables at their first use, which must not be inside a CUDA graph.
-        codes = torch.zeros(1, self.num_codebooks, 1, dtype=torch.int64, device=self.device)
-        self._network["quantizer"].decode(codes)
+        self._decoder = MimiDecoder(network, self.num_codebooks, LATENTS_PER_FRAME)
+        for part in ("upsample", "decoder_transformer", "decoder"):
+            del network[part]
+        self._network = network
 
     @property
     def weight_bytes(self) -> int:
         """Memory that the weights take."""
-        return sum(tensor.nbytes for tensor in self._network.state_dict().values())
+        parts = (self._network, self._decoder)
+        return sum(tensor.nbytes for part in parts for tensor in part.state_dict().values())
 
     def allocate(self, num_slots: int) -> int:
-        """Make the state rows of slots 0 .. num_slots - 1, and let moshi's decoder side stream."""
-        floats: list[tuple[Any, str, int]] = []
-        counts: list[tuple[Any, str, int]] = []
-        for part in ("upsample", "decoder_transformer", "decoder"):
-            for module in self._network[part].modules():
-                if not isinstance(module, _STATEFUL):
-                    continue  # containers, whose state is host counters that Mimi never reads
-                # The state of one row: its exec_mask, a single True, broadcasts to any batch.
-                state: Any = module._init_streaming_state(1)
-                module._streaming_state = state
-                if isinstance(module, StreamingConv1d):
-                    floats.append((state, "previous", 0))
-                elif isinstance(module, StreamingConvTranspose1d):
-                    floats.append((state, "partial", 0))
-                else:
-                    state.kv_cache = self._ring(module)
-                    floats.append((state.kv_cache, "cache", 1))
-                    counts += [(state.kv_cache, "end_offset", 0), (state, "offset", 0)]
-        like = torch.empty(0, device=self.device)
-        self._state = [
-            StateRows(floats, num_slots, like),
-            StateRows(counts, num_slots, like.long()),
-        ]
-        return sum(rows.rows.nbytes + rows.batch.nbytes for rows in self._state)
-
-    def _ring(self, attention: Any) -> RingKVCache:
-        # moshi makes room for `context` latents, but a step writes all of a frame's before
-        # its first one looks back: that one would miss the oldest of its window.
-        return RingKVCache(
-            batch_size=1,
-            num_heads=attention.num_heads,
-            dim_per_head=attention.embed_dim // attention.num_heads,
-            capacity=attention.context + LATENTS_PER_FRAME - 1,
-            device=self.device,
-            dtype=torch.float32,
-        )
+        """Make the state rows of slots 0 .. num_slots - 1."""
+        return self._decoder.allocate(num_slots)
 
     @torch.no_grad()
     def step(
         self, codes: torch.Tensor, slots: torch.Tensor, reset: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Decode a frame `[B, K, 1]` of each slot; see `Codec.step`.  N samples are valid."""
-        for rows in self._state:
-            rows.gather(slots, reset)
-        latents = self._network["quantizer"].decode(codes)
-        latents = self._network["upsample"](latents)
-        (latents,) = self._network["decoder_transformer"](latents)
-        pcm = self._network["decoder"](latents).squeeze(1)
-        for rows in self._state:
-            rows.scatter(slots)
+        pcm = self._decoder(codes.squeeze(2), slots, reset)
         return pcm, torch.full_like(slots, self.frame_size)
 
     @torch.no_grad()

@@ -12,8 +12,9 @@ import torch
 from torch import nn
 
 from vox_serve import Codec, KVCache, KVLayout, Prompt, Sampler, SamplingParams, Segment, Voice
-from vox_serve.nn import FrameCache, Llama
+from vox_serve.nn import Embedding, FrameCache, Linear, Llama, held_bytes
 from vox_serve_csm.config import CsmConfig
+from vox_serve_csm.mimi import Mimi
 from vox_serve_csm.prompt import PromptBuilder
 
 
@@ -24,13 +25,13 @@ class CsmNetwork(nn.Module):
         super().__init__()
         width, depth_width = config.backbone.hidden_size, config.depth.hidden_size
         books, vocab = config.num_codebooks, config.audio_vocab
-        self.text_embedding = nn.Embedding(config.text_vocab, width)
-        self.audio_embedding = nn.Embedding(books * vocab, width)
+        self.text_embedding = Embedding(config.text_vocab, width)
+        self.audio_embedding = Embedding(books * vocab, width)
         self.backbone = Llama(config.backbone)
-        self.head = nn.Linear(width, vocab, bias=False)
-        self.projector = nn.Linear(width, depth_width, bias=False)
+        self.head = Linear(width, vocab)
+        self.projector = Linear(width, depth_width)
         self.depth = Llama(config.depth)
-        self.depth_heads = nn.Parameter(torch.empty(books - 1, depth_width, vocab))
+        self.depth_heads = nn.ModuleList(Linear(depth_width, vocab) for _ in range(books - 1))
 
 
 class CsmModel:
@@ -49,24 +50,22 @@ class CsmModel:
         self,
         config: CsmConfig,
         network: CsmNetwork,
-        codec: Codec,
+        codec: Mimi,
         builder: PromptBuilder,
         voices: Sequence[Voice],
         default_sampling: SamplingParams,
-        weight_bytes: int,
     ) -> None:
         self.config = config
         self.network = network
-        self.codec = codec
+        self.codec: Codec = codec
         self.voices = voices
         self.default_sampling = default_sampling
-        self.weight_bytes = weight_bytes
         self.num_codebooks = config.num_codebooks
         self.hidden_size = config.backbone.hidden_size
         self.max_positions = config.backbone.max_position_embeddings
         self.kv_layout: KVLayout = config.backbone.kv_layout
-        self.device = network.head.weight.device
-        self.dtype = network.head.weight.dtype
+        self.device, self.dtype = network.backbone.cos.device, network.backbone.cos.dtype
+        self.weight_bytes = held_bytes(network) + codec.weight_bytes
         self._builder = builder
         self._offsets = torch.arange(self.num_codebooks, device=self.device) * config.audio_vocab
         self._depth_positions = torch.arange(self.num_codebooks, device=self.device)[None]
@@ -101,7 +100,7 @@ class CsmModel:
         for book in range(1, self.num_codebooks):
             positions = self._depth_positions[:, span.start : span.stop]
             depth = net.depth(net.projector(x), positions, cache.append(span))[:, -1]
-            code = sampler(depth @ net.depth_heads[book - 1], book)
+            code = sampler(net.depth_heads[book - 1](depth), book)
             codes.append(code)
             x = net.audio_embedding(code + book * vocab)[:, None]
             span = range(book + 1, book + 2)

@@ -13,7 +13,7 @@ from transformers import CsmForConditionalGeneration
 from plugins.demo_voice.training.codec_model import CodecModel
 from plugins.demo_voice.training.config import RECIPES
 from plugins.demo_voice.training.evaluate import through_codec
-from plugins.demo_voice.training.export import write
+from plugins.demo_voice.training.export import language_tensors, write
 from plugins.demo_voice.training.lm import Learner, Whole
 from plugins.demo_voice.training.run import Run
 from plugins.demo_voice.training.tokenizer import encode
@@ -49,7 +49,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
             book._reserve()
             book.entries.copy_(book.entries.bfloat16().float())
     codec.freeze_encoder()
-    write(directory, run, learner, codec)
+    write(directory, run, language_tensors(learner), codec)
     learner.prepare(run.device)
     served = load_model(LoadOptions(directory, "cpu", "float32"))
     served.codec.allocate(1)

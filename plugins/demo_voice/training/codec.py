@@ -228,9 +228,10 @@ def train_decoder(run: Run, corpus: Corpus, model: CodecModel) -> None:
     holders |= {"optimizer": optimizer, "judge_optimizer": judge_optimizer}
     state = load(path, run.device)
     start = state["step"] if state else 0
-    for name, holder in holders.items() if state else ():
+    cold = start if state and "optimizer" not in state else 0
+    for name in (state or {}).keys() & holders.keys():  # a restored state has only the model
         assert state
-        holder.load_state_dict(state[name])
+        holders[name].load_state_dict(state[name])
     log = Log(run.path("codec", "decoder.jsonl"), config.decoder_steps)
     frames, judged_from = config.decoder_crop_frames, config.adversarial_at * config.decoder_steps
 
@@ -254,9 +255,8 @@ def train_decoder(run: Run, corpus: Corpus, model: CodecModel) -> None:
         losses["spectral"] = losses["total"].detach()
         if step >= judged_from:
             losses |= adversarial(judge, judge_optimizer, made, target, losses["total"])
-        follow(
-            optimizer, losses["total"], config.learning_rate * trapezoid(step, config.decoder_steps)
-        )
+        factor = trapezoid(step, config.decoder_steps, cold=cold)
+        follow(optimizer, losses["total"], config.learning_rate * factor)
         log.add(step, losses)
         if (step + 1) % run.recipe.save_every == 0 or step + 1 == config.decoder_steps:
             save(path, {n: h.state_dict() for n, h in holders.items()} | {"step": step + 1})

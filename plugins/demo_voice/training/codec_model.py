@@ -149,11 +149,13 @@ def rate(latent: torch.Tensor) -> torch.Tensor:
     return 0.5 * torch.log1p(latent.square()).sum(1).mean()
 
 
-def trapezoid(step: int, steps: int, warmup: int = 100, fall: float = 0.3) -> float:
+def trapezoid(step: int, steps: int, warmup: int = 100, fall: float = 0.3, cold: int = 0) -> float:
     """The learning rate's factor: a linear start, level, a linear fall in the last part to 0.02.
+
+    The start is at step `cold`, the first one that the optimizer knows nothing of.
 
     It is level for so long that a run may be given more steps while it goes (Hägele et al.
     2024, "Scaling laws and compute-optimal training beyond fixed training durations").
     """
     left = (steps - step) / (fall * steps)
-    return min((step + 1) / warmup, max(left, 0.02), 1.0)
+    return min((step - cold + 1) / warmup, max(left, 0.02), 1.0)

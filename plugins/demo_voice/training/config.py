@@ -57,7 +57,7 @@ class CodecConfig:
     crop_frames: int = 24
     batch: int = 8
     encoder_steps: int = 4500
-    decoder_steps: int = 11000
+    decoder_steps: int = 16000
     decoder_crop_frames: int = 16
     learning_rate: float = 1e-3
     rate_nats: float = 17.0

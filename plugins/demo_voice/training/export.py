@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from plugins.demo_voice.training.codec_model import CodecModel
 from plugins.demo_voice.training.csm_json import csm_json
@@ -32,12 +32,13 @@ def language_tensors(learner: Learner) -> dict[str, torch.Tensor]:
     """The network's weights under transformers' names; fused matrices are taken apart."""
     net, sizes = learner.network, learner.csm
     ours: dict[str, torch.Tensor] = dict(net.named_parameters())
+    heads = [ours[f"depth_heads.{n}.weight"].t() for n in range(len(net.depth_heads))]
     named = {
         "embed_text_tokens.weight": ours["text_embedding.weight"],
         AUDIO_EMBEDDING: ours["audio_embedding.weight"],
         "lm_head.weight": ours["head.weight"],
         "depth_decoder.model.inputs_embeds_projector.weight": ours["projector.weight"],
-        "depth_decoder.codebooks_head.weight": ours["depth_heads"],
+        "depth_decoder.codebooks_head.weight": torch.stack(heads),
     }
     stacks = (
         ("backbone.", "backbone_model.", sizes.backbone),
@@ -68,8 +69,16 @@ def _dtype(name: str) -> torch.dtype:
     )
 
 
-def write(directory: Path, run: Run, learner: Learner, codec: CodecModel) -> None:
-    tensors = language_tensors(learner) | codec_tensors(codec)
+def shipped_language(checkpoint: Path) -> dict[str, torch.Tensor]:
+    """What a checkpoint holds beside the codec."""
+    tensors = load_file(checkpoint / "model.safetensors")
+    return {name: t for name, t in tensors.items() if not name.startswith(CODEC_PREFIX)}
+
+
+def write(
+    directory: Path, run: Run, language: Mapping[str, torch.Tensor], codec: CodecModel
+) -> None:
+    tensors = {**language, **codec_tensors(codec)}
     directory.mkdir(parents=True, exist_ok=True)
     whole = {n: t.detach().cpu().to(_dtype(n)).contiguous() for n, t in tensors.items()}
     # Tensors cut from one matrix share its storage, which safetensors refuses.
@@ -97,25 +106,32 @@ def write(directory: Path, run: Run, learner: Learner, codec: CodecModel) -> Non
         (directory / name).write_text(json.dumps(contents, indent=2) + "\n", encoding="utf-8")
 
 
-def export(run: Run) -> Path:
-    learner, codec = Learner(run.recipe), CodecModel(run.recipe.codec)
-    language, waves = load(run.path("lm", "lm.pt")), load(run.path("codec", "decoder.pt"))
-    if not language or not waves:
+def export(run: Run, kept: Path | None = None) -> Path:
+    """Args: kept: a checkpoint whose language model is taken, in place of a trained one."""
+    codec = CodecModel(run.recipe.codec)
+    waves, trained = load(run.path("codec", "decoder.pt")), load(run.path("lm", "lm.pt"))
+    if not waves or not (trained or kept):
         raise SystemExit("train the codec's decoder and the language model first")
-    learner.load_state_dict(language["learner"])
     codec.load_state_dict(waves["model"])
+    if kept:
+        language, steps = shipped_language(kept), f"the language model of {kept}"
+    else:
+        assert trained
+        learner = Learner(run.recipe)
+        learner.load_state_dict(trained["learner"])
+        language, steps = language_tensors(learner), f"{trained['step']} of the language model"
     directory = run.path("checkpoint")
-    write(directory, run, learner, codec)
+    write(directory, run, language, codec)
     size = (directory / "model.safetensors").stat().st_size / 1e6
     load_model(LoadOptions(directory, "cpu", "float32"))
-    trained = (
-        f"after {language['step']} steps of the language model, {waves['step']} of the decoder"
-    )
-    print(f"{directory}: {size:.1f} MB, {trained}; it loads")
+    print(f"{directory}: {size:.1f} MB, {waves['step']} steps of the decoder, {steps}; it loads")
     if size > LARGEST_MB:
         raise SystemExit(f"that is more than the {LARGEST_MB} MB that may be shipped")
     return directory
 
 
 if __name__ == "__main__":
-    export(begin(parser(__doc__).parse_args()))
+    flags = parser(__doc__)
+    flags.add_argument("--keep-language", type=Path, help="a checkpoint to take its part from")
+    options = flags.parse_args()
+    export(begin(options), options.keep_language)

@@ -20,6 +20,7 @@ from plugins.demo_voice.training.data import IGNORED, Corpus
 from plugins.demo_voice.training.run import Log, Run, batches, begin, load, parser, save
 from plugins.demo_voice.training.teacher import PHONES
 from plugins.demo_voice.training.turns import Batch, Turns
+from vox_serve.model import Place
 from vox_serve_csm.config import CsmConfig
 from vox_serve_csm.model import CsmNetwork
 
@@ -37,6 +38,9 @@ class Whole:
         self, layer: int, keys: torch.Tensor, values: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         return keys, values
+
+    def place(self, layer: int) -> Place:
+        raise NotImplementedError("nothing is written down")
 
 
 class Learner(nn.Module):
@@ -107,7 +111,8 @@ class Learner(nn.Module):
         x = net.projector(torch.cat([state[:, None].to(known.dtype), known], dim=1)).float()
         positions = torch.arange(books, device=codes.device)[None]
         depth = net.depth(x, positions, Whole(books, codes.device))[:, 1:]
-        logits = torch.einsum("nkh,khv->nkv", depth, net.depth_heads.to(depth.dtype))
+        heads = torch.stack([head.weight for head in net.depth_heads])
+        logits = torch.einsum("nkh,kvh->nkv", depth, heads.to(depth.dtype))
         return F.cross_entropy(logits.flatten(0, 1).float(), codes[:, 1:].flatten())
 
 

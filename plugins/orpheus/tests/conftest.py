@@ -18,6 +18,7 @@ from vox_serve.config import EngineConfig
 from vox_serve.engine.engine import Engine
 from vox_serve.engine.messages import SpeechRequest
 from vox_serve.plugins import load_plugins
+from vox_serve.testing import watch_frames
 from vox_serve_orpheus.checkpoint import load_model
 from vox_serve_orpheus.model import OrpheusModel
 
@@ -66,15 +67,7 @@ def load(directory: Path, device: str = "cpu") -> OrpheusModel:
 def record(engine: Engine) -> dict[str, list[int]]:
     """Keep the token of every frame from here on, the ending ones included, by request."""
     tokens: dict[str, list[int]] = defaultdict(list)
-    decode = engine.runner.decode
-
-    def recording(sequences: Any, emitted: Any) -> Any:
-        decoded = decode(sequences, emitted)
-        for sequence, frame in zip(sequences, decoded, strict=True):
-            tokens[sequence.id].append(frame.codes[0] + FIRST)
-        return decoded
-
-    engine.runner.decode = recording  # type: ignore[method-assign]
+    watch_frames(engine, lambda sequence, frame: tokens[sequence.id].append(frame.codes[0] + FIRST))
     return tokens
 
 

@@ -58,7 +58,7 @@ def load_model(options: LoadOptions) -> OrpheusModel:
     sizes = attrs.evolve(sizes, max_position_embeddings=min(sizes.max_position_embeddings, CONTEXT))
     loader = WeightLoader(WeightFiles(weights_path(directory)))
     tied = bool(config.get("tie_word_embeddings", False))
-    network = load_network(sizes, vocab, tied, loader, device, getattr(torch, options.dtype))
+    network = load_network(sizes, vocab, tied, loader, options)
     return OrpheusModel(
         network,
         codec,
@@ -81,17 +81,18 @@ def load_network(
     vocab: int,
     tied: bool,
     loader: WeightLoader,
-    device: torch.device,
-    dtype: torch.dtype,
+    options: LoadOptions,
 ) -> OrpheusNetwork:
-    """Fill the network; weights are converted to `dtype` tensor by tensor."""
+    """Build and fill the network, layer by layer."""
+    # A table is read by rows and a packed matrix is not, so in such a form they are two.
     with uninitialised():
-        network = OrpheusNetwork(sizes, vocab, tied).to(dtype)
-    network.to_empty(device=device).requires_grad_(False)
-    sources = {"embedding.weight": [EMBEDDING], "head.weight": [HEAD]}
+        network = OrpheusNetwork(sizes, vocab, shared=tied and not options.weights)
+    head = EMBEDDING if tied else HEAD
+    sources = {"embedding.weight": [EMBEDDING], "head.weight": [head]}
     names = llama_sources("model.", sizes.num_hidden_layers)
     sources |= {f"backbone.{name}": tensors for name, tensors in names.items()}
-    loader.fill_module(network, sources)
+    device, dtype = torch.device(options.device), getattr(torch, options.dtype)
+    loader.build(network, sources, device, dtype, options.weights)
     if tied:
         loader.ignore(HEAD)
     loader.finish()

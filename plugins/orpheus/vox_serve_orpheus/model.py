@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from vox_serve import Codec, KVCache, KVLayout, Prompt, Sampler, SamplingParams, Segment, Voice
-from vox_serve.nn import Llama, LlamaConfig
+from vox_serve.nn import Embedding, Linear, Llama, LlamaConfig, held_bytes
 from vox_serve_orpheus.prompt import PromptBuilder
 from vox_serve_orpheus.snac import SlotSnac
 
@@ -28,17 +28,20 @@ class OrpheusNetwork(nn.Module):
     """The weights, with parameters uninitialised; `checkpoint.py` fills them.
 
     Args:
-        tied: logits come from the embedding table; there is no head.
+        shared: the head is the embedding table itself.
     """
 
-    def __init__(self, config: LlamaConfig, vocab: int, tied: bool) -> None:
+    def __init__(self, config: LlamaConfig, vocab: int, shared: bool) -> None:
         super().__init__()
-        self.embedding = nn.Embedding(vocab, config.hidden_size)
+        self.embedding = Embedding(vocab, config.hidden_size)
         self.backbone = Llama(config)
-        self.head = None if tied else nn.Linear(config.hidden_size, vocab, bias=False)
+        self.head = None if shared else Linear(config.hidden_size, vocab)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        return F.linear(hidden, (self.head or self.embedding).weight)
+        if self.head is None:
+            return F.linear(hidden, self.embedding.weight)
+        logits: torch.Tensor = self.head(hidden)
+        return logits
 
 
 class OrpheusModel:
@@ -70,9 +73,8 @@ class OrpheusModel:
         self.hidden_size = config.hidden_size
         self.max_positions = config.max_position_embeddings
         self.kv_layout: KVLayout = config.kv_layout
-        self.device = network.embedding.weight.device
-        self.dtype = network.embedding.weight.dtype
-        self.weight_bytes = sum(p.nbytes for p in network.parameters()) + codec.weight_bytes
+        self.device, self.dtype = network.backbone.cos.device, network.backbone.cos.dtype
+        self.weight_bytes = held_bytes(network) + codec.weight_bytes
         self._builder = builder
         self._first_code = first_code
         self._end_ids = torch.tensor(sorted(set(end_ids)), device=self.device)

@@ -1,0 +1,64 @@
+"""A work folder from a checkpoint: what a codec needs to go on where its own states are lost.
+
+Writes the states that `codec --part encoder` and `--part decoder` would have left, but for what a
+checkpoint does not hold: the optimizer's moments, the heads that are thrown away, the judge.  Set
+`decoder_steps` in config.py higher, run this, then `codec --part codes` and `--part decoder`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from plugins.demo_voice.training.codec_model import CodecModel
+from plugins.demo_voice.training.quantise import Codebook
+from plugins.demo_voice.training.run import Run, begin, parser, save
+from vox_serve_csm.checkpoint import CODEC_PREFIX
+from vox_serve_demo_voice.plugin import CHECKPOINT
+
+
+def read_codec(model: CodecModel, checkpoint: Path) -> None:
+    """Fill the codec from a checkpoint of the same size; the inverse of `export`."""
+    tensors = load_file(checkpoint / "model.safetensors")
+    model.mimi.load_state_dict(
+        {
+            name.removeprefix(CODEC_PREFIX): tensor.float()
+            for name, tensor in tensors.items()
+            if name.startswith(CODEC_PREFIX)
+        }
+    )
+    quantizer = model.mimi.quantizer
+    pairs = (
+        (model.semantic, quantizer.semantic_residual_vector_quantizer.layers),
+        (model.acoustic, quantizer.acoustic_residual_vector_quantizer.layers),
+    )
+    for ours, theirs in pairs:
+        for book, layer in zip(ours, theirs, strict=True):
+            assert isinstance(book, Codebook)
+            book.entries.copy_(layer.codebook.embed_sum)
+
+
+@torch.no_grad()
+def restore(run: Run, checkpoint: Path, decoder_steps: int) -> None:
+    """Write `codec/encoder.pt` and `codec/decoder.pt`.  Exits if there are such already."""
+    paths = {part: run.path("codec", f"{part}.pt") for part in ("encoder", "decoder")}
+    for path in paths.values():
+        if path.exists():
+            raise SystemExit(f"{path} is there already; nothing was written")
+    torch.manual_seed(run.recipe.codec.seed)
+    model = CodecModel(run.recipe.codec)
+    read_codec(model, checkpoint)
+    steps = {"encoder": run.recipe.codec.encoder_steps, "decoder": decoder_steps}
+    for part, path in paths.items():
+        save(path, {"model": model.state_dict(), "step": steps[part]})
+        print(f"{path}: after {steps[part]} steps, without its optimizer")
+
+
+if __name__ == "__main__":
+    flags = parser(__doc__)
+    flags.add_argument("--checkpoint", type=Path, default=CHECKPOINT)
+    flags.add_argument("--decoder-steps", type=int, required=True, help="that it has had")
+    options = flags.parse_args()
+    restore(begin(options), options.checkpoint, options.decoder_steps)

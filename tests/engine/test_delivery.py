@@ -1,0 +1,50 @@
+"""How frames are packed for the client."""
+
+from vox_serve.engine.delivery import Delivery
+
+FRAME = 0.08
+
+
+def packing(steps: list[float]) -> list[int]:
+    """Frames in each delivery, where each step takes so many seconds."""
+    delivery, now, sizes = Delivery(FRAME), 100.0, []
+    for seconds in steps:
+        now += seconds
+        sent = delivery.add(b"f", now, seconds)
+        if sent:
+            sizes.append(len(sent))
+    rest = len(delivery.rest())
+    assert sum(sizes) + rest == len(steps)
+    return [*sizes, rest]
+
+
+def test_a_client_with_a_lead_gets_more_and_more_at_once() -> None:
+    assert packing([0.005] * 30) == [1, 1, 2, 4, 8, 8, 6]
+
+
+def test_one_without_a_lead_gets_each_frame_as_it_comes() -> None:
+    assert packing([FRAME] * 6) == [1, 1, 1, 1, 1, 1, 0]
+    assert packing([2 * FRAME] * 4) == [1, 1, 1, 1, 0]
+
+
+def test_no_frame_is_held_back_until_the_client_runs_dry() -> None:
+    for pace in (0.01, 0.02, 0.03, 0.04, 0.05, 0.06, 0.07):
+        delivery, now, began, sent_seconds = Delivery(FRAME), 0.0, 0.0, 0.0
+        for number in range(200):
+            now += pace
+            sent = delivery.add(b"f", now, pace)
+            if sent_seconds:
+                assert now - began <= sent_seconds + 1e-9, (pace, number)
+            began = began or now
+            sent_seconds += FRAME * len(sent)
+
+
+def test_after_a_stall_all_that_is_there_goes_out() -> None:
+    delivery, now = Delivery(FRAME), 0.0
+    for _ in range(20):
+        now += 0.01
+        delivery.add(b"f", now, 0.01)
+    held = len(delivery.rest())
+    for _ in range(held):
+        assert delivery.add(b"f", now, 0.01) == b""
+    assert len(delivery.add(b"f", now + 10.0, 10.0)) == held + 1

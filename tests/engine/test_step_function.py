@@ -1,0 +1,54 @@
+"""Buckets, and what a step function is called with."""
+
+import pytest
+import torch
+
+from vox_serve.engine.cuda_graph import StepFunction, bucket_sizes
+
+CPU = torch.device("cpu")
+IDLE = 9
+
+
+def test_buckets() -> None:
+    assert bucket_sizes(3, CPU, deterministic=False) == [1, 2, 3]
+    assert bucket_sizes(3, CPU, deterministic=True) == [3]
+    cuda = torch.device("cuda")
+    assert bucket_sizes(1, cuda, deterministic=False) == [1]
+    assert bucket_sizes(16, cuda, deterministic=False) == [1, 2, 4, 8, 16]
+    assert bucket_sizes(20, cuda, deterministic=False) == [1, 2, 4, 8, 16, 20]
+
+
+@pytest.mark.parametrize(("sizes", "padded"), [([1, 2, 3], (4, 0)), ([4], (4, 0, IDLE, IDLE))])
+def test_a_batch_is_filled_up_with_the_idle_slot(sizes: list[int], padded: tuple[int, ...]) -> None:
+    seen: list[tuple[list[int], object]] = []
+    step = StepFunction(
+        lambda slots, numbers: seen.append((slots.tolist(), numbers)), sizes, IDLE, CPU, False
+    )
+    step([4, 0])
+    assert seen == [(list(padded), padded)]
+
+
+def test_slots_are_sent_only_when_the_batch_has_changed() -> None:
+    sent: list[torch.Tensor] = []
+    step = StepFunction(lambda slots, numbers: sent.append(slots), [1, 2], IDLE, CPU, False)
+    for numbers in ([1], [1], [2], [1, 2], [1, 2]):
+        step(numbers)
+    assert sent[0] is sent[1]
+    assert sent[3] is sent[4]
+    assert len({id(slots) for slots in sent}) == 3
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device to capture on")
+def test_a_replayed_step_does_what_the_function_does() -> None:
+    device = torch.device("cuda")
+    rows = torch.zeros(IDLE + 1, device=device)
+
+    def run(slots: torch.Tensor, numbers: object) -> None:
+        rows[slots] += slots + 1
+
+    step = StepFunction(run, [2, 4], IDLE, device, True)
+    step.warm_up()
+    rows.zero_()
+    for _ in range(3):
+        step([1, 3, 5])
+    assert rows[:IDLE].tolist() == [0, 6, 0, 12, 0, 18, 0, 0, 0]

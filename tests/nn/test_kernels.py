@@ -1,0 +1,309 @@
+"""The small operations: plain against the parts they stand for, Triton against plain."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from tests.triton_device import (
+    HAS_TRITON,
+    INTERPRETED,
+    INTERPRETER_WARNINGS,
+    compile_for_hopper,
+    needs_triton,
+    on_device,
+    run_interpreted,
+)
+from vox_serve.engine.kv_cache import SlotKVCache
+from vox_serve.model import KVLayout
+from vox_serve.nn import kernels
+from vox_serve.nn.rope import RopeConfig, rotate
+
+if HAS_TRITON:
+    from vox_serve.nn import triton_kernels
+
+pytestmark = INTERPRETER_WARNINGS
+
+DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+# One rounding apart in bfloat16 (8 bits), a few in float32 (24 bits).
+TOLERANCE = {
+    torch.float32: {"rtol": 2e-6, "atol": 2e-6},
+    torch.bfloat16: {"rtol": 2**-7, "atol": 1e-5},
+}
+# Sums over positions; 16-bit weights in the plain version.
+ATTENTION_TOLERANCE = {
+    torch.float32: {"rtol": 1e-5, "atol": 1e-5},
+    torch.bfloat16: {"rtol": 2e-2, "atol": 2e-2},
+}
+
+
+def assert_close(ours: torch.Tensor, expected: torch.Tensor) -> None:
+    """Within the dtype's rounding; of many numbers, nearly all to the bit in bfloat16.
+
+    A step that the plain version rounds and the kernel does not would show in a fifth of them.
+    """
+    torch.testing.assert_close(ours, expected, **TOLERANCE[ours.dtype])
+    if ours.dtype == torch.bfloat16 and ours.numel() > 1000:
+        assert (ours != expected).float().mean() < 0.02
+
+
+def noise(*shape: int, dtype: torch.dtype, device: torch.device, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=generator).to(device=device, dtype=dtype)
+
+
+@needs_triton
+@pytest.mark.skipif(INTERPRETED, reason="it would start itself")
+@pytest.mark.timeout(300)
+def test_kernels_in_the_interpreter():
+    run_interpreted("tests/nn/test_kernels.py")
+
+
+@on_device
+@DTYPES
+@pytest.mark.parametrize("shape", [(1, 256), (3, 2048), (2, 3, 100), (5, 1)])
+def test_norms(device: torch.device, dtype: torch.dtype, shape: tuple[int, ...]):
+    x, residual = (noise(*shape, dtype=dtype, device=device, seed=s) for s in (1, 2))
+    weight = noise(shape[-1], dtype=dtype, device=device, seed=3)
+    normed = triton_kernels.rms_norm(x, weight, 1e-5)
+    assert_close(normed, kernels.plain_rms_norm(x, weight, 1e-5))
+    normed, total = triton_kernels.add_rms_norm(x, residual, weight, 1e-5)
+    expected, expected_total = kernels.plain_add_rms_norm(x, residual, weight, 1e-5)
+    assert torch.equal(total, expected_total)
+    assert_close(normed, expected)
+
+
+@on_device
+def test_a_norm_reads_rows_with_gaps_and_small_numbers(device: torch.device):
+    x = noise(4, 300, dtype=torch.float32, device=device)[:, :200] * 1e-4
+    weight = torch.ones(200, device=device)
+    expected = kernels.plain_rms_norm(x, weight, 1e-5)  # eps outweighs the squares
+    torch.testing.assert_close(triton_kernels.rms_norm(x, weight, 1e-5), expected)
+    expected = kernels.plain_add_rms_norm(x, x * 2, weight, 1e-5)[0]
+    torch.testing.assert_close(triton_kernels.add_rms_norm(x, x * 2, weight, 1e-5)[0], expected)
+
+
+@on_device
+@DTYPES
+@pytest.mark.parametrize("shape", [(1, 2048), (3, 1030), (2, 3, 100), (5, 2)])
+def test_silu_mul(device: torch.device, dtype: torch.dtype, shape: tuple[int, ...]):
+    gate_up = 4 * noise(*shape, dtype=dtype, device=device)
+    gate_up.view(-1)[0] = -200.0  # its exponential overflows
+    expected = kernels.plain_silu_mul(gate_up)
+    assert_close(triton_kernels.silu_mul(gate_up), expected)
+
+
+class Case:
+    """A cache of two layers filled with noise, and rows that look at its second layer."""
+
+    def __init__(
+        self,
+        heads: int,
+        kv_heads: int,
+        head_dim: int,
+        capacity: int,
+        positions: list[int],
+        dtype: torch.dtype,
+        device: torch.device,
+        slots: list[int] | None = None,
+    ) -> None:
+        batch = len(positions)
+        self.heads, self.kv_heads = heads, kv_heads
+        width = (heads + 2 * kv_heads) * head_dim
+        self.qkv = noise(batch, width, dtype=dtype, device=device, seed=1)
+        tables = RopeConfig(500.0).table(head_dim, capacity)
+        self.cos, self.sin = (table.to(device=device, dtype=dtype) for table in tables)
+        shape = (2, batch + 2, capacity, kv_heads, head_dim)
+        self.keys = noise(*shape, dtype=dtype, device=device, seed=2)
+        self.values = noise(*shape, dtype=dtype, device=device, seed=3)
+        slots = slots or [batch - row for row in range(batch)]
+        self.slots = torch.tensor(slots, dtype=torch.int64, device=device)
+        self.positions = torch.tensor(positions, dtype=torch.int64, device=device)
+
+    def run(self, attention, rows: slice = slice(None), **options: int):
+        """What `attention` makes of some rows: its result, and the keys and values it left."""
+        keys, values = self.keys.clone(), self.values.clone()
+        out = attention(
+            self.qkv[rows],
+            self.cos,
+            self.sin,
+            keys[1],
+            values[1],
+            self.slots[rows],
+            self.positions[rows],
+            self.heads,
+            self.kv_heads,
+            **options,
+        )
+        return out, keys, values
+
+
+@DTYPES
+def test_plain_attention_is_what_the_parts_do(dtype: torch.dtype):
+    device = torch.device("cpu")
+    case = Case(6, 2, 8, 64, [0, 5, 31, 17], dtype, device)
+    batch, heads, kv_heads, head_dim, extent = 4, 6, 2, 8, 32
+    cache = SlotKVCache(KVLayout(2, kv_heads, head_dim), 6, 64, device, dtype)
+    cache.keys.copy_(case.keys)
+    cache.values.copy_(case.values)
+    cache.extent = extent
+    view = cache.view(case.slots, case.positions[:, None])
+    qkv = case.qkv.view(batch, 1, heads + 2 * kv_heads, head_dim)
+    cos, sin = (table[case.positions][:, None, None] for table in (case.cos, case.sin))
+    rotated = rotate(qkv[:, :, : heads + kv_heads], cos, sin)
+    keys, values = view.extend(1, rotated[:, :, heads:], qkv[:, :, heads + kv_heads :])
+    expected = F.scaled_dot_product_attention(
+        rotated[:, 0, :heads].view(batch, kv_heads, heads // kv_heads, head_dim),
+        keys.transpose(1, 2),
+        values.transpose(1, 2),
+        attn_mask=view.mask,
+    )
+    out, keys, values = case.run(kernels.plain_decode_attention, extent=extent)
+    assert torch.equal(out, expected.reshape(batch, -1))
+    assert torch.equal(keys, cache.keys)
+    assert torch.equal(values, cache.values)
+
+
+SHAPES = [
+    (8, 2, 128, 33, [0, 31, 32]),  # CSM's depth decoder
+    (32, 8, 64, 600, [599]),  # its backbone, over three splits
+    (4, 2, 64, 300, [0, 255, 256, 299]),  # on both sides of a split's edge
+    (3, 1, 64, 65, [63, 64, 1]),  # a group of three; a block's edge
+    (2, 2, 32, 513, [512, 511, 64]),
+    (5, 1, 32, 1, [0]),
+]
+
+
+@on_device
+@DTYPES
+@pytest.mark.parametrize(("heads", "kv_heads", "head_dim", "capacity", "positions"), SHAPES)
+def test_attention(
+    device: torch.device,
+    dtype: torch.dtype,
+    heads: int,
+    kv_heads: int,
+    head_dim: int,
+    capacity: int,
+    positions: list[int],
+):
+    sizes = heads, kv_heads, head_dim, capacity
+    oracle = Case(*sizes, positions, dtype, torch.device("cpu")).run(kernels.plain_decode_attention)
+    expected, expected_keys, expected_values = (tensor.to(device) for tensor in oracle)
+    case = Case(*sizes, positions, dtype, device)
+    out, keys, values = case.run(triton_kernels.decode_attention)
+    torch.testing.assert_close(out, expected, **ATTENTION_TOLERANCE[dtype])
+    assert torch.equal(values, expected_values)
+    if dtype == torch.bfloat16:
+        assert torch.equal(keys, expected_keys)  # each step is rounded as the plain one's
+    else:
+        assert_close(keys, expected_keys)
+    written = torch.zeros(keys.shape[:3], dtype=torch.bool, device=device)
+    written[1, case.slots, case.positions] = True
+    assert torch.equal(keys[~written], case.keys[~written])
+    assert not torch.equal(keys[written], case.keys[written])
+
+
+@on_device
+@DTYPES
+def test_a_row_depends_on_no_other(device: torch.device, dtype: torch.dtype):
+    case = Case(4, 2, 64, 600, [10, 599, 300], dtype, device)
+    together = case.run(triton_kernels.decode_attention)[0]
+    for row in range(3):
+        alone = case.run(triton_kernels.decode_attention, slice(row, row + 1))[0]
+        assert torch.equal(together[row : row + 1], alone)
+
+
+@on_device
+@pytest.mark.parametrize("capacity", [100, 300])
+def test_what_is_not_finite_stays_in_its_row(device: torch.device, capacity: int):
+    case = Case(4, 2, 32, capacity, [40, 50, 60], torch.float32, device)
+    clean = case.run(triton_kernels.decode_attention)[0]
+    case.qkv[1, 0] = torch.nan  # a query
+    case.keys[:, case.slots[0], 41:] = torch.nan  # past the first row's end
+    case.values[:, case.slots[0], 40:] = torch.inf  # its own position is written first
+    case.values[:, case.slots[2], 7] = torch.nan  # before the third row's end
+    out = case.run(triton_kernels.decode_attention)[0]
+    assert torch.equal(out[0], clean[0])
+    assert out[1].view(4, 32)[0].isnan().all()
+    assert torch.equal(out[1].view(4, 32)[1:], clean[1].view(4, 32)[1:])
+    assert out[2].isnan().all()
+
+
+@on_device
+def test_padding_harms_nobody(device: torch.device):
+    spare = 4
+    case = Case(4, 2, 32, 300, [299, 7, 0, 300, 5000], torch.float32, device, [0, 1] + [spare] * 3)
+    alone = case.run(triton_kernels.decode_attention, slice(2))
+    out, keys, values = case.run(triton_kernels.decode_attention)
+    assert torch.equal(out[:2], alone[0])
+    others = [slot for slot in range(keys.shape[1]) if slot != spare]
+    assert torch.equal(keys[:, others], alone[1][:, others])
+    assert torch.equal(values[:, others], alone[2][:, others])
+    kept = slice(1, 299)  # positions past the end are moved to the last one
+    assert torch.equal(keys[:, spare, kept], case.keys[:, spare, kept])
+
+
+@on_device
+def test_rope_tables_may_be_shorter_or_longer_than_the_cache(device: torch.device):
+    for size in (20, 80):
+        case = Case(2, 1, 32, 64, [63, 64], torch.float32, device)
+        tables = RopeConfig(500.0).table(32, size)
+        case.cos, case.sin = (table.to(device) for table in tables)
+        out = case.run(triton_kernels.decode_attention)[0]
+        expected = case.run(kernels.plain_decode_attention)[0]
+        torch.testing.assert_close(out[0], expected[0], **ATTENTION_TOLERANCE[torch.float32])
+
+
+@on_device
+@pytest.mark.parametrize("batch", [0, 2])
+def test_the_predicate_decides(device: torch.device, batch: int, monkeypatch: pytest.MonkeyPatch):
+    """And both ways give the same shapes, for an empty batch too."""
+    case = Case(4, 2, 32, 300, [4] * batch, torch.float32, device)
+    weight = torch.ones(case.qkv.shape[1], device=device)
+
+    def results() -> list[torch.Tensor]:
+        return [
+            kernels.rms_norm(case.qkv, weight, 1e-5),
+            *kernels.add_rms_norm(case.qkv, case.qkv, weight, 1e-5),
+            kernels.silu_mul(case.qkv),
+            case.run(kernels.decode_attention, extent=64)[0],
+        ]
+
+    launched = []
+    for name in ("rms_norm", "add_rms_norm", "silu_mul", "decode_attention"):
+        kernel = getattr(triton_kernels, name)
+        monkeypatch.setattr(
+            triton_kernels,
+            name,
+            lambda *args, kernel=kernel: launched.append(kernel.__name__) or kernel(*args),
+        )
+    monkeypatch.setattr(kernels, "use_triton", lambda x: False)
+    plain = results()
+    assert not launched
+    monkeypatch.setattr(kernels, "use_triton", lambda x: True)
+    for ours, expected in zip(results(), plain, strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-5)
+    assert launched == ["rms_norm", "add_rms_norm", "silu_mul", "decode_attention"]
+
+
+def test_a_cpu_takes_the_plain_version():
+    assert not kernels.use_triton(torch.zeros(1))
+
+
+@needs_triton
+@pytest.mark.skipif(INTERPRETED, reason="the interpreter compiles nothing")
+@DTYPES
+def test_kernels_compile_without_a_gpu(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch, tmp_path
+):
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    compiled = compile_for_hopper(monkeypatch)
+    device = torch.device("cpu")
+    x, weight = torch.ones(1, 2048, dtype=dtype), torch.ones(2048, dtype=dtype)
+    triton_kernels.rms_norm(x, weight, 1e-5)
+    triton_kernels.add_rms_norm(x, x, weight, 1e-5)
+    triton_kernels.silu_mul(x)
+    Case(8, 2, 128, 33, [0], dtype, device).run(triton_kernels.decode_attention)
+    Case(32, 8, 64, 2048, [0], dtype, device).run(triton_kernels.decode_attention)
+    assert len(compiled) == 6

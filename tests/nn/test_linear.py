@@ -1,0 +1,95 @@
+"""Weights in other forms compute what the plain ones do, row by row."""
+
+import pytest
+import torch
+
+from vox_serve.errors import ConfigError
+from vox_serve.nn.linear import (
+    Embedding,
+    Fp8Linear,
+    HalfLinear,
+    Int8Linear,
+    Linear,
+    held_bytes,
+    hold,
+    holds_halves,
+)
+
+needs_fbgemm = pytest.mark.skipif(not holds_halves(), reason="this CPU's torch has no FBGEMM")
+
+
+def filled(rows: int, columns: int) -> Linear:
+    layer = Linear(columns, rows).requires_grad_(False)
+    torch.nn.init.normal_(layer.weight, generator=torch.Generator().manual_seed(1))
+    return layer
+
+
+def inputs(*shape: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(2))
+
+
+def error(layer: torch.nn.Module, plain: Linear, x: torch.Tensor) -> float:
+    """Root mean square of the difference, as a share of the result's."""
+    got, wanted = layer(x), plain(x)
+    assert got.shape == wanted.shape
+    assert got.dtype == wanted.dtype
+    return float((got - wanted).square().mean().sqrt() / wanted.square().mean().sqrt())
+
+
+@needs_fbgemm
+@pytest.mark.parametrize("shape", [(1, 64), (5, 64), (2, 3, 64)])
+def test_float16_is_close_and_exact_for_bfloat16_weights(shape: tuple[int, ...]) -> None:
+    plain = filled(50, 64)
+    x = inputs(*shape)
+    assert 1e-6 < error(hold(filled(50, 64), "float16"), plain, x) < 5e-4
+    plain.weight.copy_(plain.weight.bfloat16())
+    assert error(HalfLinear(plain.weight), plain, x) < 1e-6
+
+
+@needs_fbgemm
+@pytest.mark.parametrize("shape", [(1, 64), (5, 64), (2, 3, 64)])
+def test_int8_is_near(shape: tuple[int, ...]) -> None:
+    assert 1e-3 < error(hold(filled(50, 64), "int8"), filled(50, 64), inputs(*shape)) < 0.03
+
+
+def test_fp8_is_near_in_its_plain_form() -> None:
+    plain = filled(50, 64)
+    x = inputs(2, 3, 64)
+    assert 1e-3 < error(Fp8Linear(plain.weight), plain, x) < 0.06
+
+
+@needs_fbgemm
+@pytest.mark.parametrize("make", [Int8Linear, Fp8Linear])
+def test_a_row_has_a_scale_of_its_own(make: type[Int8Linear] | type[Fp8Linear]) -> None:
+    layer, x = make(filled(40, 64).weight), inputs(3, 64)
+    company = x.clone()
+    company[1] *= 1000
+    torch.testing.assert_close(layer(company)[0], layer(x)[0])
+    assert torch.isfinite(layer(torch.zeros(1, 64))).all()
+    broken = x.clone()
+    broken[1] = torch.nan
+    assert torch.isfinite(layer(broken)[[0, 2]]).all()
+
+
+@needs_fbgemm
+def test_a_table_is_held_short_and_handed_out_long() -> None:
+    table = Embedding(10, 4).requires_grad_(False)
+    rows = table(torch.tensor([3, 5]))
+    held = hold(table, "float16")
+    assert held.weight.dtype is torch.float16
+    got = held(torch.tensor([3, 5]))
+    assert got.dtype is torch.float32
+    torch.testing.assert_close(got, rows, atol=1e-3, rtol=1e-3)
+
+
+@needs_fbgemm
+def test_held_bytes_counts_what_is_packed() -> None:
+    stack = torch.nn.Sequential(filled(64, 32), torch.nn.LayerNorm(64))
+    assert held_bytes(stack) == 4 * (64 * 32 + 2 * 64)
+    stack[0] = hold(stack[0], "float16")
+    assert held_bytes(stack) == 2 * 64 * 32 + 4 * 2 * 64
+
+
+def test_a_form_needs_its_device() -> None:
+    with pytest.raises(ConfigError, match="fp8 weights need a device of the kind cuda"):
+        hold(filled(4, 4), "fp8")

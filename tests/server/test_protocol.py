@@ -1,0 +1,148 @@
+"""Clients that say nothing, or say it too slowly, lose their connections; others notice nothing."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from urllib.parse import urlsplit
+
+import pytest
+
+from tests.conftest import RunningServer, until
+from tests.server.conftest import Gate, post_raw, read_stream, value
+from vox_serve.config import ServerConfig
+
+StartServer = Callable[..., RunningServer]
+READ_TIMEOUT = 0.5
+HEAD = b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+GET = b"GET /voices HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+@pytest.fixture
+def impatient(start_server: StartServer) -> RunningServer:
+    return start_server(server=ServerConfig(port=0, read_timeout=READ_TIMEOUT))
+
+
+def connect(server: RunningServer) -> socket.socket:
+    address = urlsplit(server.url)
+    return socket.create_connection((address.hostname, address.port), timeout=10)
+
+
+@contextmanager
+def trickle(connection: socket.socket, data: bytes) -> Iterator[None]:
+    """Send the same bytes again and again, and never enough of them."""
+    stop = threading.Event()
+
+    def send() -> None:
+        while not stop.wait(0.05):
+            try:
+                connection.sendall(data)
+            except OSError:
+                return
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    yield
+    stop.set()
+    thread.join()
+
+
+def rest(connection: socket.socket) -> bytes:
+    """All that comes until the connection is closed."""
+    received = b""
+    try:
+        while data := connection.recv(4096):
+            received += data
+    except ConnectionResetError:  # it was closed while we sent
+        pass
+    return received
+
+
+@pytest.mark.parametrize("start", [b"", b"POST /gen", HEAD, b"\r\n"])
+def test_headers_that_do_not_come(impatient: RunningServer, start: bytes) -> None:
+    begin = time.monotonic()
+    with connect(impatient) as connection:
+        connection.sendall(start)
+        assert impatient.http.post("/generate", json={"text": "5"}).status_code == 200
+        assert rest(connection) == b""
+    assert READ_TIMEOUT <= time.monotonic() - begin < READ_TIMEOUT + 1
+
+
+@pytest.mark.parametrize(("start", "more"), [(HEAD, b"X-More: 1\r\n"), (b"", b"\r\n")])
+def test_headers_that_trickle(impatient: RunningServer, start: bytes, more: bytes) -> None:
+    begin = time.monotonic()
+    with connect(impatient) as connection:
+        connection.sendall(start)
+        with trickle(connection, more):
+            assert impatient.http.post("/generate", json={"text": "5"}).status_code == 200
+            assert rest(connection) == b""
+    assert READ_TIMEOUT <= time.monotonic() - begin < READ_TIMEOUT + 1
+
+
+@pytest.mark.parametrize("route", [b"/generate", b"/v1/audio/speech", b"/v1/audio/voices"])
+@pytest.mark.parametrize("more", [b"", b" "])
+def test_a_body_that_does_not_come_is_answered_408(
+    impatient: RunningServer, route: bytes, more: bytes
+) -> None:
+    kind = b"multipart/form-data; boundary=x" if b"voices" in route else b"application/json"
+    begin = time.monotonic()
+    with connect(impatient) as connection:
+        head = HEAD.replace(b"/generate", route).replace(b"application/json", kind)
+        connection.sendall(head + b"Content-Length: 10000\r\n\r\n")
+        with trickle(connection, more):
+            assert impatient.http.post("/generate", json={"text": "5"}).status_code == 200
+            answer = rest(connection)
+    assert READ_TIMEOUT <= time.monotonic() - begin < READ_TIMEOUT + 1
+    assert answer.startswith(b"HTTP/1.1 408 ")
+    assert b"\r\nconnection: close\r\n" in answer
+    assert b"the body did not come within 0.5 seconds" in answer
+    assert value(impatient, "http_responses_total", route=route.decode(), code="408") == 1
+    if b"voices" not in route:
+        mode = "whole" if route == b"/generate" else "stream"
+        assert value(impatient, "requests_total", mode=mode, outcome="invalid") == 1
+    assert value(impatient, "client_disconnects_total", phase="queued") == 0
+
+
+def test_a_body_that_nobody_reads_is_no_way_to_stay(impatient: RunningServer) -> None:
+    with connect(impatient) as connection:
+        connection.sendall(b"POST /nothing HTTP/1.1\r\nHost: x\r\nContent-Length: 10000\r\n\r\n")
+        with trickle(connection, b" "):
+            assert rest(connection).startswith(b"HTTP/1.1 404 ")
+
+
+def test_a_connection_that_is_kept_open(impatient: RunningServer) -> None:
+    with connect(impatient) as connection:
+        for _ in range(3):
+            connection.sendall(GET)
+            answer = connection.recv(65536)
+            while not answer.endswith(b"]}"):
+                answer += connection.recv(65536)
+            time.sleep(READ_TIMEOUT * 0.6)
+        begin = time.monotonic()
+        connection.sendall(GET[:10])
+        assert rest(connection) == b""
+    assert READ_TIMEOUT <= time.monotonic() - begin < READ_TIMEOUT + 1
+
+
+def test_an_answer_may_take_longer(gate: Gate, start_server: StartServer) -> None:
+    """Also if half of the next request has come behind the first."""
+    server = start_server(server=ServerConfig(port=0, read_timeout=0.2))
+    gate.close()
+    with post_raw(server, text="5 frames", streaming=True, format="pcm") as connection:
+        until(lambda: server.client.open_requests == 1)
+        connection.sendall(GET[:10])
+        time.sleep(0.5)
+        gate.open()
+        assert len(read_stream(connection)) == 5 * 1280
+
+
+def test_a_websocket_may_be_silent(impatient: RunningServer) -> None:
+    from websockets.sync.client import connect as open_websocket
+
+    with open_websocket(impatient.url.replace("http", "ws") + "/v1/audio/stream") as socket:
+        time.sleep(3 * READ_TIMEOUT)
+        socket.send('{"type": "start"}')
+        assert '"started"' in str(socket.recv(timeout=5))

@@ -1,0 +1,58 @@
+"""How long a stream may take: it is there for players, who take audio as fast as it plays."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from tests.conftest import TONE
+from vox_serve.config import ServerConfig
+from vox_serve.engine.client import EngineClient
+from vox_serve.engine.engine import Engine
+from vox_serve.engine.events import Events
+from vox_serve.engine.messages import Audio, Finished, FinishReason, SpeechRequest
+from vox_serve.errors import TimedOut
+from vox_serve.metrics import Metrics
+from vox_serve.server import stream
+from vox_serve.server.stream import AudioStream
+
+REQUEST = SpeechRequest("a", "20 frames")
+FRAME = Audio("a", bytes(1280))
+
+
+@pytest.fixture
+def client(monkeypatch: pytest.MonkeyPatch) -> EngineClient:
+    """Of an engine that has said all of 20 frames at once; a request may take 0.2 s."""
+    events = Events()
+    for _ in range(20):
+        events.put_nowait(FRAME)
+    events.put_nowait(Finished("a", FinishReason.STOP, 20, 0))
+    made = EngineClient(TONE, ServerConfig(request_timeout=0.2), Metrics("tone"))
+    monkeypatch.setattr(made, "submit", lambda request: events)
+    monkeypatch.setattr(stream, "PIECE_SECONDS", 0.08)
+    return made
+
+
+async def read(client: EngineClient, engine: Engine, mode: str, pause: float) -> int:
+    """Frames that are read, with a pause after each piece."""
+    info = engine.info("tone", "tone", 0.0)
+    audio = AudioStream(client, info, REQUEST, mode, asyncio.get_running_loop().time())
+    read = 0
+    while (pcm := await audio.next()) is not None:
+        assert len(pcm) == 1280
+        read += 1
+        await asyncio.sleep(pause)
+    return read
+
+
+def test_a_player_may_take_as_long_as_it_plays(client: EngineClient, tone_engine: Engine) -> None:
+    assert asyncio.run(read(client, tone_engine, "stream", 0.05)) == 20
+
+
+@pytest.mark.parametrize(("mode", "pause"), [("stream", 0.15), ("whole", 0.05)])
+def test_who_falls_behind_is_cut(
+    client: EngineClient, tone_engine: Engine, mode: str, pause: float
+) -> None:
+    with pytest.raises(TimedOut, match=r"longer than 0\.2 seconds"):
+        asyncio.run(read(client, tone_engine, mode, pause))

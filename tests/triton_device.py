@@ -1,0 +1,129 @@
+"""Where the tests of Triton kernels run: compiled on a GPU, interpreted on a CPU.
+
+One body serves both: `on_device` gives it the device.  Triton is told to interpret before it is
+imported, so the interpreted ones run in a process of their own, which `run_interpreted` starts
+and `make test` waits for.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+HAS_TRITON = importlib.util.find_spec("triton") is not None
+
+on_device = pytest.mark.parametrize(
+    "device",
+    [pytest.param(torch.device("cpu"), id="interpreted")]
+    if INTERPRETED
+    else [
+        pytest.param(
+            torch.device("cuda"),
+            id="cuda",
+            marks=[
+                pytest.mark.gpu,
+                pytest.mark.skipif(
+                    not (torch.cuda.is_available() and HAS_TRITON),
+                    reason="no GPU: the same test runs in Triton's interpreter",
+                ),
+            ],
+        )
+    ],
+)
+
+INTERPRETER_WARNINGS = [
+    # numpy, which the interpreter computes with, speaks of NaN and of overflow; a GPU does not.
+    pytest.mark.filterwarnings("ignore::RuntimeWarning"),
+    pytest.mark.filterwarnings("ignore:Conversion of an array:DeprecationWarning"),
+]
+needs_triton = pytest.mark.skipif(not HAS_TRITON, reason="Triton is not installed; Linux has it")
+
+
+def run_interpreted(file: str) -> None:
+    """Run the tests of `file` that are marked `on_device` in Triton's interpreter."""
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "pytest", file, "-k", "interpreted", "-q", "--durations=5"]
+    run = subprocess.run(
+        [*command, "--noconftest", "-p", "no:cacheprovider"],
+        env=environment,
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stdout[-8000:] + run.stderr[-2000:]
+    print(run.stdout)
+
+
+def _round_to_bfloat16(interpreter) -> None:
+    """Make the interpreter round float32 to bfloat16 as GPUs and torch do; it cuts the bits off."""
+    convert, tl = interpreter._convert_float, interpreter.tl
+
+    def rounded(data, source, target, mode):
+        if source == tl.float32 and target == tl.bfloat16:
+            floats = torch.from_numpy(np.array(data, dtype=np.float32))
+            return floats.bfloat16().view(torch.int16).numpy().view(np.uint16)
+        return convert(data, source, target, mode)
+
+    interpreter._convert_float = rounded
+
+
+def _patch_once(interpreter) -> None:
+    """Spare the interpreter from preparing Triton's modules at every call of a function.
+
+    A version that undoes its preparation returns what undoes it, and is left alone.
+    """
+    patch, done = interpreter._patch_lang, set()
+
+    def patch_once(function):
+        module = id(function.__globals__)
+        if module not in done:
+            undo = patch(function)
+            if undo is not None:
+                return undo
+            done.add(module)
+        return None
+
+    interpreter._patch_lang = patch_once
+
+
+if INTERPRETED and HAS_TRITON:
+    from triton.runtime import interpreter
+
+    _round_to_bfloat16(interpreter)
+    _patch_once(interpreter)
+
+
+def compile_for_hopper(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Launches are compiled to machine code for sm_90 instead of run; returns their names."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+    from triton.runtime.jit import JITFunction, mangle_type
+
+    compiled = []
+
+    def compile_launch(self, *args, grid, warmup, **options):
+        names = [parameter.name for parameter in self.params]
+        given = dict(zip(names, args, strict=False))
+        given |= {name: options.pop(name) for name in names if name in options}
+        constants = {p.name: given[p.name] for p in self.params if p.is_constexpr}
+        signature = {
+            name: "constexpr" if name in constants else mangle_type(given[name]) for name in names
+        }
+        source = ASTSource(self, signature, constants)
+        binary = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+        assert binary.metadata.shared <= 227 * 1024, "more shared memory than a block may have"
+        assert binary.asm["cubin"]
+        compiled.append(self.__name__)
+
+    monkeypatch.setattr(JITFunction, "run", compile_launch)
+    return compiled

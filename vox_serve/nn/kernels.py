@@ -1,0 +1,169 @@
+"""The small operations of a decode step: each in plain torch, and as one Triton kernel.
+
+The plain version runs on CPUs and is the oracle of the tests; `use_triton` decides.  Nothing
+here reads the device from the host, and every shape and launch grid follows from the shapes of
+the arguments, so all of it may be captured in a CUDA graph.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from functools import cache
+
+import torch
+from torch.nn import functional as F
+
+from vox_serve.nn.rope import rotate
+
+MAX_NORM_SIZE = 16384
+"""A wider row does not fit one block; the plain version takes it."""
+HEAD_DIMS = (32, 64, 128)
+"""What the attention kernel takes; the plain version takes any."""
+
+
+@cache
+def _triton_installed() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+def use_triton(x: torch.Tensor) -> bool:
+    """Whether operations on `x` run as Triton kernels: on CUDA, where Triton is installed."""
+    return x.is_cuda and _triton_installed()
+
+
+def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """Norm of `x` `[..., H]` by `weight` `[H]`; computed in float32, rounded once.
+
+    Source: Zhang and Sennrich, "Root Mean Square Layer Normalization" (2019).
+    """
+    if use_triton(x) and x.shape[-1] <= MAX_NORM_SIZE:
+        from vox_serve.nn import triton_kernels
+
+        return triton_kernels.rms_norm(x, weight, eps)
+    return plain_rms_norm(x, weight, eps)
+
+
+def plain_rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    if x.dtype is not torch.float32 or x.requires_grad:
+        return F.rms_norm(x, weight.shape, weight, eps)
+    # torch's own is seven operations on a CPU; all but three of these are over one number.
+    size = x.shape[-1]
+    scale = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    scale = scale.square_().add_(size * eps).rsqrt_().mul_(size**0.5)
+    normed: torch.Tensor = x * scale * weight
+    return normed
+
+
+def add_rms_norm(
+    x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`rms_norm(x + residual)` and `x + residual`, both `[..., H]`.
+
+    The sum is rounded to its dtype before the norm reads it.
+    """
+    if use_triton(x) and x.shape[-1] <= MAX_NORM_SIZE:
+        from vox_serve.nn import triton_kernels
+
+        return triton_kernels.add_rms_norm(x, residual, weight, eps)
+    return plain_add_rms_norm(x, residual, weight, eps)
+
+
+def plain_add_rms_norm(
+    x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    residual = x + residual
+    return plain_rms_norm(residual, weight, eps), residual
+
+
+def silu_mul(gate_up: torch.Tensor) -> torch.Tensor:
+    """SiLU of the first half of `gate_up` `[..., 2F]` times the second half, `[..., F]`.
+
+    Both versions round SiLU to the dtype before the product, as two operations do.
+    Source: Shazeer, "GLU Variants Improve Transformer" (2020).
+    """
+    if use_triton(gate_up):
+        from vox_serve.nn import triton_kernels
+
+        return triton_kernels.silu_mul(gate_up)
+    return plain_silu_mul(gate_up)
+
+
+def plain_silu_mul(gate_up: torch.Tensor) -> torch.Tensor:
+    gate, up = gate_up.chunk(2, dim=-1)
+    return F.silu(gate) * up
+
+
+def decode_attention(
+    qkv: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    slots: torch.Tensor,
+    positions: torch.Tensor,
+    heads: int,
+    kv_heads: int,
+    extent: int | None = None,
+) -> torch.Tensor:
+    """One position per row: rotate, write the cache, attend over all positions so far.
+
+    A row's result hangs on nothing but the row and its slot.  Rows that share a slot, and rows
+    past the end (they are moved to position P - 1), are padding: their results mean nothing.
+
+    Args:
+        qkv: `[B, (heads + 2 * kv_heads) * D]`, not yet rotated.
+        cos, sin: the RoPE tables `[positions, D]`, half-split, in the model's dtype.
+        keys, values: one layer of the cache, `[S, P, kv_heads, D]`, contiguous in D; keys are
+            rotated.  Written at (slot, position), read below it.
+        slots, positions: int64 `[B]`.
+        extent: the plain version looks at positions 0 .. extent - 1, which must cover every
+            row; P unless given.  The kernel stops at each row's own length.
+
+    Returns:
+        `[B, heads * D]`.
+
+    The kernel is flash-decoding (Dao, Haziza, Massa, Sizov, 2023): online softmax over splits
+    of a fixed number of positions, then the splits are combined.
+    """
+    if use_triton(qkv) and keys.shape[-1] in HEAD_DIMS:
+        from vox_serve.nn import triton_kernels
+
+        return triton_kernels.decode_attention(
+            qkv, cos, sin, keys, values, slots, positions, heads, kv_heads
+        )
+    return plain_decode_attention(
+        qkv, cos, sin, keys, values, slots, positions, heads, kv_heads, extent
+    )
+
+
+def plain_decode_attention(
+    qkv: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    slots: torch.Tensor,
+    positions: torch.Tensor,
+    heads: int,
+    kv_heads: int,
+    extent: int | None = None,
+) -> torch.Tensor:
+    batch, (capacity, _, head_dim) = len(qkv), keys.shape[1:]
+    extent = capacity if extent is None else extent
+    turn = positions.clamp(max=len(cos) - 1)
+    packed = qkv.view(batch, 1, heads + 2 * kv_heads, head_dim)
+    rotated = rotate(
+        packed[:, :, : heads + kv_heads], cos[turn][:, None, None], sin[turn][:, None, None]
+    )
+    index = (slots, positions.clamp(max=capacity - 1))
+    keys[index] = rotated[:, 0, heads:]
+    values[index] = packed[:, 0, heads + kv_heads :]
+    reach = torch.arange(extent, device=positions.device)
+    # The query heads of a group look at the same keys: they are stacked along time.
+    out = F.scaled_dot_product_attention(
+        rotated[:, 0, :heads].view(batch, kv_heads, heads // kv_heads, head_dim),
+        keys[:, :extent].index_select(0, slots).transpose(1, 2),
+        values[:, :extent].index_select(0, slots).transpose(1, 2),
+        attn_mask=(reach <= positions[:, None])[:, None, None],
+    )
+    return out.reshape(batch, heads * head_dim)

@@ -1,0 +1,161 @@
+"""Linear layers, and the forms in which their weights can be held.
+
+A decode step at a small batch does little else than read weights, so their size is its time.  A
+plugin builds its network of `Linear` and `Embedding`; `WeightLoader.build` puts other layers in
+their place as it fills them, and nothing else of the model changes.
+
+float16 on a CPU: FBGEMM's packed matrices with float32 sums.  A CPU without bfloat16 products
+    reads them three times as fast as torch's own bfloat16, and a checkpoint's bfloat16 weights are
+    held exactly, but for those below 6e-5, which lose digits.
+int8 on a CPU: symmetric, a scale per output channel; inputs are rounded with a scale of their own
+    per row, so that a row does not depend on its neighbours (LLM.int8(), Dettmers et al. 2022,
+    section 3, without its outlier columns).
+fp8 on CUDA: e4m3 with the same two kinds of scales, by the tensor cores (Micikevicius et al., "FP8
+    formats for deep learning", 2022).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from vox_serve.errors import ConfigError
+
+_FP8 = torch.float8_e4m3fn
+_FP8_LARGEST = torch.finfo(_FP8).max
+
+
+class Linear(nn.Linear):
+    """`[..., in]` to `[..., out]`, without a bias."""
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__(in_features, out_features, bias=False)
+
+
+class HalfLinear(nn.Module):
+    """float16 weights, float32 sums, on a CPU."""
+
+    def __init__(self, weight: torch.Tensor) -> None:
+        super().__init__()
+        self.nbytes = 2 * weight.numel()
+        self._packed = _quantized().linear_prepack_fp16(weight.float(), None)
+        self._run = _quantized().linear_dynamic_fp16
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self._run(x, self._packed)
+        return y
+
+
+class Int8Linear(nn.Module):
+    """int8 weights and inputs, float32 in and out, on a CPU."""
+
+    def __init__(self, weight: torch.Tensor) -> None:
+        super().__init__()
+        weight = weight.float()
+        scale = weight.abs().amax(1).clamp(min=1e-12) / 127
+        zeros = torch.zeros(len(weight), dtype=torch.int64)
+        held = torch.quantize_per_channel(weight, scale, zeros, 0, torch.qint8)
+        self.nbytes = weight.numel() + scale.nbytes
+        self._packed = _quantized().linear_prepack(held, None)
+        self._run = _quantized().linear_with_input_q_dq_qweight_dq_output_fp32
+        # Two products of eight bits overflow the sixteen that AVX2 adds them in; VNNI has more.
+        self._levels = 127 if torch.cpu._is_vnni_supported() else 63
+        self._zero = self._levels + 1
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        largest = torch.linalg.vector_norm(x, torch.inf, dim=-1, keepdim=True).clamp_(min=1e-12)
+        y: torch.Tensor = self._run(x / largest, 1 / self._levels, self._zero, self._packed)
+        return y.mul_(largest)
+
+
+class Fp8Linear(nn.Module):
+    """fp8 weights and inputs on CUDA; the same arithmetic in float32 elsewhere, for tests."""
+
+    weight: torch.Tensor
+    scale: torch.Tensor
+
+    def __init__(self, weight: torch.Tensor) -> None:
+        super().__init__()
+        # The tensor cores take sizes that are multiples of 16.
+        self._rows = len(weight)
+        weight = F.pad(weight.float(), (0, 0, 0, -self._rows % 16))
+        scale = weight.abs().amax(1).clamp(min=1e-12) / _FP8_LARGEST
+        self.register_buffer("weight", (weight / scale[:, None]).to(_FP8))
+        self.register_buffer("scale", scale[None])
+        self.nbytes = self.weight.nbytes + self.scale.nbytes
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        rows = x.flatten(0, -2)
+        scale = rows.abs().amax(1, keepdim=True).float().clamp_(min=1e-12) / _FP8_LARGEST
+        held = (rows / scale).to(_FP8)
+        if x.is_cuda:
+            # torch's only fp8 product; a scale per row of both sides.
+            y = torch._scaled_mm(held, self.weight.t(), scale, self.scale, out_dtype=x.dtype)
+        else:
+            y = (held.float() @ self.weight.float().t() * scale * self.scale).to(x.dtype)
+        return y[:, : self._rows].reshape(*x.shape[:-1], self._rows)
+
+
+class Embedding(nn.Embedding):
+    """Ids `[...]` to rows `[..., width]`.  Rows may be held shorter than they are handed out.
+
+    Args:
+        dtype: of what is handed out; the table's own unless given.
+    """
+
+    def __init__(self, count: int, width: int) -> None:
+        super().__init__(count, width)
+        self.dtype: torch.dtype | None = None
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        rows = F.embedding(ids, self.weight)
+        return rows if self.dtype is None else rows.to(self.dtype)
+
+
+_FORMS: dict[str, tuple[str, type[HalfLinear | Int8Linear | Fp8Linear]]] = {
+    "float16": ("cpu", HalfLinear),
+    "int8": ("cpu", Int8Linear),
+    "fp8": ("cuda", Fp8Linear),
+}
+
+
+def hold(layer: nn.Module, form: str) -> nn.Module:
+    """A filled layer in this form: `Linear` and `Embedding` become smaller, others stay.
+
+    Args:
+        form: `float16`, `int8` or `fp8`.
+
+    Raises:
+        ConfigError: this form does not run on the weights' device or this machine.
+    """
+    device, make = _FORMS[form]
+    if isinstance(layer, Embedding) and device == "cpu":
+        layer.dtype = layer.weight.dtype
+        return layer.half()
+    if not isinstance(layer, Linear):
+        return layer
+    if layer.weight.device.type != device:
+        raise ConfigError(f"{form} weights need a device of the kind {device}")
+    try:
+        return make(layer.weight.detach())
+    except RuntimeError as error:
+        raise ConfigError(f"this machine cannot hold {form} weights: {error}") from None
+
+
+def held_bytes(module: nn.Module) -> int:
+    """Memory that a network's weights take, in whatever form they are."""
+    forms = tuple(make for _, make in _FORMS.values())
+    packed = sum(int(m.nbytes) for m in module.modules() if isinstance(m, forms))
+    return packed + sum(p.nbytes for p in module.parameters())
+
+
+def holds_halves() -> bool:
+    """Can this machine's CPU hold float16 weights?"""
+    return "fbgemm" in torch.backends.quantized.supported_engines
+
+
+def _quantized() -> Any:
+    return torch.ops.quantized

@@ -1,0 +1,92 @@
+"""How connections are served: uvicorn's HTTP protocol with a deadline for what clients send.
+
+uvicorn waits for ever for headers and bodies.  Here the headers must be there `read_timeout`
+seconds after a connection is made (or, on one that is kept open, after their first byte), and the
+body as long after them.  Who reads a body answers a slow one with 408 (see `body.py`); this closes
+the connections on which nobody can be answered, or nobody reads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from functools import partial
+from typing import Any
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from vox_serve.config import ServerConfig
+from vox_serve.server.wire import WEBSOCKET
+
+GRACE_SECONDS = 1.0
+"""What a body may be late, so that an answer of 408 comes first."""
+log = logging.getLogger("vox_serve.server")
+
+
+class TimedProtocol(HttpToolsProtocol):
+    """uvicorn's HTTP connection, which is closed if a request takes too long to come in.
+
+    Args:
+        read_timeout: seconds for the headers, and as many for the body.
+    """
+
+    def __init__(self, *args: Any, read_timeout: float, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._read_timeout = read_timeout
+        self._deadline: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._expect(self._read_timeout)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._expect(None)
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self._deadline is None and not self._answering:
+            self._expect(self._read_timeout)
+        super().data_received(data)
+
+    def handle_websocket_upgrade(self) -> None:
+        self._expect(None)
+        super().handle_websocket_upgrade()
+
+    def on_message_begin(self) -> None:
+        if self._deadline is None:
+            self._expect(self._read_timeout)
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        self._expect(self._read_timeout + GRACE_SECONDS)
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        self._expect(None)
+        super().on_message_complete()
+
+    @property
+    def _answering(self) -> bool:
+        """Has a request come in whose answer is not complete?"""
+        cycle = self.cycle
+        return cycle is not None and not cycle.more_body and not cycle.response_complete
+
+    def _expect(self, seconds: float | None) -> None:
+        """Set the deadline of what comes next, in place of the last; None sets none."""
+        if self._deadline is not None:
+            self._deadline.cancel()
+        later = self.loop.call_later
+        self._deadline = None if seconds is None else later(seconds, self._expire)
+
+    def _expire(self) -> None:
+        if self._answering or self.flow.read_paused:  # it is we who let it wait
+            self._expect(self._read_timeout)
+            return
+        self._deadline = None
+        log.debug("%s sent no whole request in %g s", self.client, self._read_timeout)
+        self.transport.close()
+
+
+def uvicorn_settings(server: ServerConfig) -> dict[str, Any]:
+    """Settings of `uvicorn.Config` for both kinds of connection."""
+    return {"http": partial(TimedProtocol, read_timeout=server.read_timeout), **WEBSOCKET}
