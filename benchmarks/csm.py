@@ -3,7 +3,7 @@
     python -m benchmarks.csm                     the demo voice and CSM at full size
     python -m benchmarks.csm --only demo         a minute
 
-Both get the same weights, number format, prompt and frame count, greedy; each decodes its
+Both get the same weights, prompt and frame count, greedy; each decodes its
 codes with its own codec.  Prints a table and writes JSON to benchmarks/results/.
 """
 
@@ -21,6 +21,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import attrs
 import torch
 from transformers import CsmForConditionalGeneration
 
@@ -28,8 +29,9 @@ from benchmarks import machine
 from benchmarks.checkpoint import TOKENIZER, write_full_size
 from vox_serve.config import EngineConfig
 from vox_serve.engine.engine import Engine
-from vox_serve.engine.load import load_engine
+from vox_serve.engine.load import load_engine, number_formats
 from vox_serve.engine.messages import Audio, SpeechRequest
+from vox_serve.nn import held_bytes
 from vox_serve.plugins import load_plugins
 
 RESULTS = Path(__file__).parent / "results"
@@ -85,7 +87,7 @@ def theirs(model: Any, engine: Engine, count: int, seconds: float | None) -> dic
 
 
 def compare(
-    engine: Engine, model: Any, count: int, seconds: float | None, rounds: int
+    engine: Engine, quantised: Engine, model: Any, count: int, seconds: float | None, rounds: int
 ) -> dict[str, dict[str, list[float]]]:
     """Ours and theirs in turn; per figure [median, least, most] of the rounds.
 
@@ -93,9 +95,12 @@ def compare(
     of which the faster is reported.
     """
     chosen = torch.get_num_threads()
-    runs: dict[str, list[dict[str, float]]] = {"vox_serve": [], "one": [], "all": []}
+    runs: dict[str, list[dict[str, float]]] = {
+        who: [] for who in ("vox_serve", "vox_serve_int8", "one", "all")
+    }
     for number in range(rounds + 1):
         done = {"vox_serve": ours(engine, [TEXT] * count, seconds)}
+        done["vox_serve_int8"] = ours(quantised, [TEXT] * count, seconds)
         for name, threads in (("one", 1), ("all", ALL_THREADS)):
             torch.set_num_threads(threads)
             done[name] = theirs(model, engine, count, seconds) | {"threads": threads}
@@ -104,7 +109,11 @@ def compare(
             for name, each in done.items():
                 runs[name].append(each | {"threads": each.get("threads", chosen)})
     faster = min(("one", "all"), key=lambda name: median(run["frame"] for run in runs[name]))
-    runs = {"vox_serve": runs["vox_serve"], "transformers": runs[faster]}
+    runs = {
+        "vox_serve": runs["vox_serve"],
+        "vox_serve_int8": runs["vox_serve_int8"],
+        "transformers": runs[faster],
+    }
     return {
         who: {key: [f(run[key] for run in each) for f in (_median, min, max)] for key in each[0]}
         for who, each in runs.items()
@@ -115,7 +124,7 @@ def _median(values: Any) -> float:
     return median(list(values))
 
 
-def load_memory(directory: Path, dtype: str) -> dict[str, float]:
+def load_memory(directory: Path, dtype: str, weights: str | None) -> dict[str, float]:
     """Load in a process of its own: seconds, weights, and how far memory rose."""
     code = (
         "import json, sys, torch, vox_serve_csm.checkpoint as c\n"
@@ -125,13 +134,13 @@ def load_memory(directory: Path, dtype: str) -> dict[str, float]:
         "import time\n"
         "torch.nn.functional.linear(torch.ones(1, 8), torch.ones(8, 8))\n"
         "before, start = machine.resident_memory(), time.perf_counter()\n"
-        "m = c.load_model(LoadOptions(Path(sys.argv[1]), 'cpu', sys.argv[2]))\n"
+        "m = c.load_model(LoadOptions(Path(sys.argv[1]), 'cpu', *sys.argv[2:]))\n"
         "seconds = time.perf_counter() - start\n"
         "print(json.dumps({'seconds': seconds, 'weights': m.weight_bytes,\n"
         "                  'rise': machine.peak_memory() - before}))\n"
     )
     out = subprocess.run(
-        [sys.executable, "-c", code, str(directory), dtype],
+        [sys.executable, "-c", code, str(directory), dtype, *([weights] if weights else [])],
         check=True,
         capture_output=True,
         text=True,
@@ -140,10 +149,10 @@ def load_memory(directory: Path, dtype: str) -> dict[str, float]:
     return figures | {"rise_over_weights": figures["rise"] / figures["weights"]}
 
 
-def served(model: str, dtype: str, body: dict[str, Any], rounds: int) -> dict[str, list[float]]:
+def served(model: str, body: dict[str, Any], rounds: int) -> dict[str, list[float]]:
     """Through `python -m vox_serve.launch` and HTTP: first audio and real-time factor."""
     command = [sys.executable, "-m", "vox_serve.launch", "--port", "0", "--log-level", "warning"]
-    command += ["--model", model, "--dtype", dtype, "--max-batch-size", "4"]
+    command += ["--model", model, "--max-batch-size", "4"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     try:
@@ -179,27 +188,21 @@ def _stream(url: str, body: dict[str, Any]) -> tuple[float, float, float]:
 def bytes_per_frame(engine: Engine) -> int:
     """Weights that one frame at batch 1 reads: the backbone once, the depth decoder K - 1 times."""
     net: Any = engine.model.network  # type: ignore[attr-defined]  # a CSM
-
-    def size(*modules: Any) -> int:
-        return sum(p.numel() * p.element_size() for m in modules for p in m.parameters())
-
-    heads = net.depth_heads.numel() * net.depth_heads.element_size()
     passes = engine.model.num_codebooks - 1
-    return size(net.backbone, net.head) + passes * size(net.depth, net.projector) + heads
+    once = sum(held_bytes(m) for m in (net.backbone, net.head, net.depth_heads))
+    return once + passes * sum(held_bytes(m) for m in (net.depth, net.projector))
 
 
-def run(
-    directory: Path, model: str, dtype: str, seconds: float | None, rounds: int
-) -> dict[str, Any]:
+def run(directory: Path, model: str, seconds: float | None, rounds: int) -> dict[str, Any]:
     log(f"{model}: memory while loading")
-    result: dict[str, Any] = {"dtype": dtype, "load": load_memory(directory, dtype)}
-    engine, _ = load_engine(EngineConfig(model=model, dtype=dtype), load_plugins())
+    config = EngineConfig(model=model, max_batch_size=4, device="cpu")
+    result: dict[str, Any] = {"load": load_memory(directory, *number_formats(config, "cpu"))}
+    engine, _ = load_engine(config, load_plugins())
+    quantised, _ = load_engine(attrs.evolve(config, quantize="int8"), load_plugins())
     log(f"{model}: loading transformers")
-    reference = CsmForConditionalGeneration.from_pretrained(
-        directory, dtype=getattr(torch, dtype)
-    ).eval()
+    reference = CsmForConditionalGeneration.from_pretrained(directory, dtype=torch.bfloat16).eval()
     log(f"{model}: one at a time")
-    result["single"] = compare(engine, reference, 1, seconds, rounds)
+    result["single"] = compare(engine, quantised, reference, 1, seconds, rounds)
     chosen = torch.get_num_threads()
     torch.set_num_threads(ALL_THREADS)
     rate = machine.bandwidth()
@@ -211,11 +214,11 @@ def run(
         "share_of_floor": floor / result["single"]["vox_serve"]["frame"][0],
     }
     log(f"{model}: four together")
-    result["four_together"] = compare(engine, reference, 4, seconds, rounds)
-    del engine, reference
+    result["four_together"] = compare(engine, quantised, reference, 4, seconds, rounds)
+    del engine, quantised, reference
     log(f"{model}: through the server")
     body = {"text": TEXT, "temperature": 0} | ({"max_seconds": seconds} if seconds else {})
-    result["served"] = served(model, dtype, body, rounds)
+    result["served"] = served(model, body, rounds)
     return result
 
 
@@ -241,22 +244,23 @@ def table(results: dict[str, Any]) -> str:
     for name, result in results.items():
         load, floor = result["load"], result["floor"]
         lines += [
-            f"### {name}, {result['dtype']}",
+            f"### {name}",
             "",
             f"Load: {load['seconds']:.1f} s; memory rose by {load['rise'] / 2**20:.0f} MiB, "
             f"{load['rise_over_weights']:.2f} times the weights. Floor of a frame at batch 1: "
             f"{floor['frame_seconds']:.3f} s at {floor['bandwidth_gb_per_s']:.1f} GB/s; "
             f"ours is at {100 * floor['share_of_floor']:.0f} % of it.",
             "",
-            "| | vox_serve | transformers |",
-            "|---|---|---|",
+            "| | vox_serve | vox_serve, int8 | transformers, bfloat16 |",
+            "|---|---|---|---|",
         ]
         for setting in ("single", "four_together"):
-            mine, other = result[setting]["vox_serve"], result[setting]["transformers"]
+            sides = [result[setting][w] for w in ("vox_serve", "vox_serve_int8", "transformers")]
             for key, label in labels:
-                lines.append(f"| {setting}: {label} | {cell(mine[key])} | {cell(other[key])} |")
+                cells = " | ".join(cell(side[key]) for side in sides)
+                lines.append(f"| {setting}: {label} | {cells} |")
         for key, label in labels[1:3]:
-            lines.append(f"| HTTP stream: {label} | {cell(result['served'][key])} | |")
+            lines.append(f"| HTTP stream: {label} | {cell(result['served'][key])} | | |")
         lines.append("")
     return "\n".join(lines)
 
@@ -270,14 +274,16 @@ def page(described: dict[str, Any], results: dict[str, Any]) -> str:
 PAGE = """# Performance
 
 This page is written by `make bench ARGS="--page docs/performance.md"`; nothing in it is typed by
-hand. Both sides got the same weights, number format, prompt and frames, greedy, and decoded with
-their own codec; they ran in turn in one process, ours with the threads that the engine chooses,
+hand. Both sides got the same weights, prompt and frames, greedy, and decoded with their own codec.
+vox_serve holds weights as it does unless told otherwise, in float16 with float32 sums, and in int8;
+transformers in bfloat16. With int8 the codes are others: no figure here says how good.
+They ran in turn in one process, ours with the threads that the engine chooses,
 transformers with one thread or with all, whichever was faster. Figures are medians (least to
 most). "Four together" is a batch of four on both sides. "Time over audio" below 1 is faster
 than real time.
 Transformers hands out no audio before its end: its "first audio" is a run of one frame. The
 floor is the time that the weights of a frame take to be read once, at the rate that this machine
-reads bfloat16 matrices.
+reads such matrices one after the other, with all threads.
 
 | machine | |
 |---|---|
@@ -298,7 +304,7 @@ def main() -> None:
     arguments = parser.parse_args()
     results: dict[str, Any] = {}
     parts: dict[str, Callable[[], dict[str, Any]]] = {
-        "demo": lambda: run(TOKENIZER, "demo", "bfloat16", None, arguments.rounds),
+        "demo": lambda: run(TOKENIZER, "demo", None, arguments.rounds),
         "full": lambda: full(arguments),
     }
     for name, part in parts.items():
@@ -320,7 +326,7 @@ def full(arguments: argparse.Namespace) -> dict[str, Any]:
     directory = arguments.checkpoint or Path.home() / ".cache/vox_serve/full-size-random"
     log(f"checkpoint in {directory}")
     write_full_size(directory)
-    return run(directory, str(directory), "bfloat16", 1.0, arguments.rounds)
+    return run(directory, str(directory), 0.8, arguments.rounds)
 
 
 if __name__ == "__main__":

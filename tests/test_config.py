@@ -13,6 +13,7 @@ from vox_serve.errors import VoxServeError
 
 BAD: list[tuple[type[Any], str, Any]] = [
     (EngineConfig, "dtype", "float16"),
+    (EngineConfig, "quantize", "int4"),
     (EngineConfig, "max_batch_size", 0),
     (EngineConfig, "max_batch_size", 1025),
     (EngineConfig, "max_seconds", 0.0),
@@ -60,7 +61,7 @@ def test_bad_value(config: type[Any], name: str, bad: Any) -> None:
 @pytest.mark.parametrize("config", [EngineConfig, ServerConfig])
 def test_every_field_can_be_bad_or_is_free_text(config: type[Any]) -> None:
     """A new setting needs a check, or a place in this list."""
-    free = {"model", "device", "plugins", "host"}
+    free = {"model", "device", "plugins", "host", "deterministic"}
     checked = {name for owner, name, _ in BAD if owner is config}
     assert {field.name for field in attrs.fields(config)} == checked | (
         free & {field.name for field in attrs.fields(config)}

@@ -1,0 +1,39 @@
+"""What the settings dtype and quantize come to on a device."""
+
+import pytest
+
+from vox_serve.config import EngineConfig
+from vox_serve.engine.load import number_formats
+from vox_serve.errors import ConfigError
+from vox_serve.nn.linear import holds_halves
+
+HALF = "float16" if holds_halves() else None
+
+
+@pytest.mark.parametrize(
+    ("settings", "device", "expected"),
+    [
+        ({}, "cpu", ("float32", HALF)),
+        ({}, "cuda:0", ("bfloat16", None)),
+        ({"dtype": "bfloat16"}, "cpu", ("bfloat16", None)),
+        ({"dtype": "float32"}, "cpu", ("float32", None)),
+        ({"dtype": "float32"}, "cuda", ("float32", None)),
+        ({"quantize": "int8"}, "cpu", ("float32", "int8")),
+        ({"quantize": "fp8"}, "cuda", ("bfloat16", "fp8")),
+    ],
+)
+def test_formats(settings: dict[str, str], device: str, expected: tuple[str, str | None]) -> None:
+    assert number_formats(EngineConfig(**settings), device) == expected
+
+
+@pytest.mark.parametrize(
+    ("settings", "device", "problem"),
+    [
+        ({"quantize": "int8"}, "cuda", "quantize int8 is not for the device cuda"),
+        ({"quantize": "fp8"}, "cpu", "quantize fp8 is not for the device cpu"),
+        ({"quantize": "int8", "dtype": "bfloat16"}, "cpu", "leave dtype at auto"),
+    ],
+)
+def test_what_does_not_go_together(settings: dict[str, str], device: str, problem: str) -> None:
+    with pytest.raises(ConfigError, match=problem):
+        number_formats(EngineConfig(**settings), device)
