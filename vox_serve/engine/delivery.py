@@ -14,7 +14,7 @@ class Delivery:
     """One request's sound on its way out.  The samples never depend on it, only their packing.
 
     Args:
-        frame_seconds: of sound in a frame.
+        frame_seconds: of sound in what `add` takes, a codec step.
     """
 
     def __init__(self, frame_seconds: float) -> None:
@@ -32,7 +32,7 @@ class Delivery:
 
         Args:
             now: of any clock that goes on steadily, in seconds.
-            step_seconds: that the last step took.
+            step_seconds: until the next call, as the last step went.
         """
         self._waiting.append(pcm)
         enough = len(self._waiting) >= FRAMES[min(self._deliveries, len(FRAMES) - 1)]

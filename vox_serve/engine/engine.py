@@ -152,7 +152,8 @@ class Engine:
     def _admit(self, admitted: Rows[Sequence]) -> None:
         now = time.monotonic()
         for sequence in admitted:
-            sequence.delivery = Delivery(1 / self.model.codec.frame_rate)
+            codec = self.model.codec
+            sequence.delivery = Delivery(codec.frames_per_step / codec.frame_rate)
             self.runner.assign(sequence)
             self._events.append(Started(sequence.id, now - sequence.arrival))
         self._run("prefill", lambda rows: [self.runner.restore(s) for s in rows], admitted)
@@ -225,7 +226,9 @@ class Engine:
 
     def _deliver(self, sequence: Sequence, pcm: bytes) -> None:
         if pcm and sequence.delivery is not None:
-            sounded = sequence.delivery.add(pcm, time.monotonic(), self._step_seconds)
+            # A codec that takes several frames at once sounds once in so many steps.
+            pace = self._step_seconds * self.model.codec.frames_per_step
+            sounded = sequence.delivery.add(pcm, time.monotonic(), pace)
             if sounded:
                 self._events.append(Audio(sequence.id, sounded))
 
@@ -236,7 +239,8 @@ class Engine:
 
     def _end(self, sequence: Sequence, reason: FinishReason) -> None:
         """Free the slot, and queue the text's next part or tell that all is said."""
-        if sequence.delivery is not None and (rest := sequence.delivery.rest()):
+        rest = sequence.delivery.rest() if sequence.delivery is not None else b""
+        if rest and reason is not FinishReason.CANCELLED:
             self._events.append(Audio(sequence.id, rest))
         self.scheduler.finish(sequence, reason)
         spoken = sequence.before + sequence.frames

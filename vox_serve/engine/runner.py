@@ -81,8 +81,9 @@ class ModelRunner:
         """Memory that the slots take: keys, values and codec state."""
         sizes = bucket_sizes(num_slots, device, deterministic)
         capture = device.type == "cuda"
-        steps = (self._advance, self._emit, self._sound)
-        self._steps = [StepFunction(f, sizes, num_slots, device, capture) for f in steps]
+        functions = (self._advance, self._emit, self._sound)
+        self._steps = [StepFunction(f, sizes, num_slots, device, capture) for f in functions]
+        self._advance_step, self._emit_step, self._sound_step = self._steps
         self.lag = 1 if capture else 0
         """Frames that the host is behind: it reads one while the device makes the next."""
 
@@ -156,19 +157,19 @@ class ModelRunner:
     def advance(self, sequences: Rows[Sequence]) -> None:
         """Feed each slot's last frame back; the hidden state moves on by one position."""
         self._reach(s.length for s in sequences)
-        self._steps[0]([s.slot for s in sequences])
+        self._advance_step([s.slot for s in sequences])
 
     @torch.inference_mode()
     def emit(self, sequences: Rows[Sequence]) -> None:
         """Pick the next frame of codes of each slot.  May be run again until `advance`."""
-        self._steps[1]([s.slot for s in sequences])
+        self._emit_step([s.slot for s in sequences])
 
     @torch.inference_mode()
     def decode(self, sequences: Rows[Sequence]) -> None:
         """Turn the picked codes into sound, where the codec has got all the frames it takes."""
         due = [s.slot for s in sequences if self._due(s)]
         if due:
-            self._steps[2](due)
+            self._sound_step(due)
 
     @torch.inference_mode()
     def collect(self, sequences: Rows[Sequence]) -> FrameReader:

@@ -14,7 +14,7 @@ from vox_serve.engine.sequence import Sequence, SequenceStatus
 PREFILL_POSITIONS = 4096
 """Prompt positions, padding included, that are run in one step (one prompt's piece always may)."""
 PIECE_POSITIONS = 256
-"""The same while others speak: some 50 ms for a small model on a CPU, less on a GPU."""
+"""The same while others speak, so that a long prompt holds them up by a part of itself only."""
 
 
 class Scheduler:

@@ -27,8 +27,11 @@ def _triton_installed() -> bool:
 
 
 def use_triton(x: torch.Tensor) -> bool:
-    """Whether operations on `x` run as Triton kernels: on CUDA, where Triton is installed."""
-    return x.is_cuda and _triton_installed()
+    """Whether operations on `x` run as Triton kernels: on CUDA, where Triton is installed.
+
+    Not where a gradient is wanted: the kernels have none.
+    """
+    return x.is_cuda and not x.requires_grad and _triton_installed()
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:

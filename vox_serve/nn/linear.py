@@ -5,7 +5,7 @@ plugin builds its network of `Linear` and `Embedding`; `WeightLoader.build` puts
 their place as it fills them, and nothing else of the model changes.
 
 float16 on a CPU: FBGEMM's packed matrices with float32 sums.  A CPU without bfloat16 products
-    reads them three times as fast as torch's own bfloat16, and a checkpoint's bfloat16 weights are
+    reads them faster than torch's own bfloat16, and a checkpoint's bfloat16 weights are
     held exactly, but for those below 6e-5, which lose digits.
 int8 on a CPU: symmetric, a scale per output channel; inputs are rounded with a scale of their own
     per row, so that a row does not depend on its neighbours (LLM.int8(), Dettmers et al. 2022,

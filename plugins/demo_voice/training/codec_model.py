@@ -132,16 +132,28 @@ class CodecModel(nn.Module):
     @torch.no_grad()
     def write_back(self) -> None:
         """Put the codebooks into Mimi's own buffers."""
-        books = self.mimi.quantizer
+        for book, theirs in self._books():
+            theirs.embed_sum.copy_(book.entries)
+            theirs.cluster_usage.fill_(1)
+            theirs.initialized.fill_(1)
+
+    @torch.no_grad()
+    def read_back(self) -> None:
+        """Take the codebooks from Mimi's own buffers, as `write_back` left them."""
+        for book, theirs in self._books():
+            book.entries.copy_(theirs.embed_sum)
+
+    def _books(self) -> list[tuple[Codebook, Any]]:
+        """Each codebook and Mimi's module for it."""
+        quantizer = self.mimi.quantizer
         pairs = (
-            (self.semantic, books.semantic_residual_vector_quantizer.layers),
-            (self.acoustic, books.acoustic_residual_vector_quantizer.layers),
+            (self.semantic, quantizer.semantic_residual_vector_quantizer.layers),
+            (self.acoustic, quantizer.acoustic_residual_vector_quantizer.layers),
         )
+        found: list[tuple[Any, Any]] = []
         for ours, theirs in pairs:
-            for book, layer in zip(ours, theirs, strict=True):
-                layer.codebook.embed_sum.copy_(book.entries)
-                layer.codebook.cluster_usage.fill_(1)
-                layer.codebook.initialized.fill_(1)
+            found += [(b, layer.codebook) for b, layer in zip(ours, theirs, strict=True)]
+        return found
 
 
 def rate(latent: torch.Tensor) -> torch.Tensor:

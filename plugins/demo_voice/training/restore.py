@@ -13,7 +13,6 @@ import torch
 from safetensors.torch import load_file
 
 from plugins.demo_voice.training.codec_model import CodecModel
-from plugins.demo_voice.training.quantise import Codebook
 from plugins.demo_voice.training.run import Run, begin, parser, save
 from vox_serve_csm.checkpoint import CODEC_PREFIX
 from vox_serve_demo_voice.plugin import CHECKPOINT
@@ -29,15 +28,7 @@ def read_codec(model: CodecModel, checkpoint: Path) -> None:
             if name.startswith(CODEC_PREFIX)
         }
     )
-    quantizer = model.mimi.quantizer
-    pairs = (
-        (model.semantic, quantizer.semantic_residual_vector_quantizer.layers),
-        (model.acoustic, quantizer.acoustic_residual_vector_quantizer.layers),
-    )
-    for ours, theirs in pairs:
-        for book, layer in zip(ours, theirs, strict=True):
-            assert isinstance(book, Codebook)
-            book.entries.copy_(layer.codebook.embed_sum)
+    model.read_back()
 
 
 @torch.no_grad()
