@@ -126,10 +126,14 @@ def test_requests_that_join_and_leave(
         assert tokens[name] == expected
         if name != "2-0":
             assert len(expected) == limits[name]
-        if len(expected) >= 28:
-            assert_sounds_like(spoken[name].pcm, reference_sound(checkpoint.codec, expected))
-        else:
+        if len(expected) < 28:
             assert spoken[name].pcm == b""
+            continue
+        sound = reference_sound(checkpoint.codec, expected)
+        if name == "2-0":  # how much was held back when its client left hangs on the clock
+            assert 0 < len(spoken[name].pcm) <= 2 * len(sound)
+            sound = sound[: len(spoken[name].pcm) // 2]
+        assert_sounds_like(spoken[name].pcm, sound)
 
 
 def test_a_seed_gives_the_same_sound(make_engine: MakeEngine) -> None:
