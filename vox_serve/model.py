@@ -88,7 +88,8 @@ class Model(Protocol):
     `prefill`, `emit` and `advance` are pure in the sense that matters on a GPU: static
     shapes, no `.item()`, no host branch on device data.  One implementation then runs
     eagerly on a CPU and captured in a CUDA graph.  What a row computes must not depend
-    on the other rows.
+    on the other rows, and nothing is written to but the cache: `hidden` and `codes` may be
+    the runner's own.
 
     Shapes: B rows of the batch, K codebooks, H hidden size.
     """

@@ -47,3 +47,15 @@ def test_clear_wipes_one_slot():
     assert cache.keys[:, 1].eq(0).all()
     assert cache.values[:, 1].eq(0).all()
     assert cache.keys[:, 0].isnan().all()
+
+
+def test_rows_side_by_side_are_read_where_they_are():
+    slots, positions = torch.tensor([1, 2]), torch.tensor([[0], [3]])
+    written = torch.randn(2, 1, 1, 4)
+    copied, read = make_cache(), make_cache()
+    read.span = slice(1, 3)
+    seen = [each.view(slots, positions).extend(1, written, -written) for each in (copied, read)]
+    assert torch.equal(copied.keys, read.keys)
+    for one, other in zip(*seen, strict=True):
+        assert torch.equal(one, other)
+    assert seen[1][0].data_ptr() == read.keys[1, 1].data_ptr()

@@ -126,6 +126,20 @@ def test_filters_keep_what_transformers_keeps(params, warpers):
     assert torch.equal(kept, expected.isfinite())
 
 
+@pytest.mark.parametrize("top_k", [0, 1, 7, 96, 97, 500])
+@pytest.mark.parametrize("min_p", [0.0, 0.1])
+def test_what_is_left_out_where_no_row_asks_for_it_changes_nothing(top_k, min_p):
+    """Without top-p only the highest codes are ordered; a captured step orders all."""
+    other = SamplingParams(temperature=0.5, top_k=7)
+    params = SamplingParams(temperature=0.8, top_k=top_k, min_p=min_p)
+    logits = random_logits(20).round(decimals=1)  # there are ties
+    state = make_sampler(*[params, other] * 10)
+    some, every = rows(state, *range(20)), state.rows(None, torch.arange(20))
+    assert torch.equal(some(logits, 0), every(logits, 0))
+    kept = [logits >= sampler._threshold(logits) for sampler in (some, every)]
+    assert torch.equal(*kept)
+
+
 def test_filters_act_after_the_temperature():
     logits = random_logits(20)
     params = SamplingParams(temperature=0.5, top_k=0, top_p=0.6)

@@ -18,7 +18,7 @@ from tests.triton_device import (
 from vox_serve.engine.kv_cache import SlotKVCache
 from vox_serve.model import KVLayout
 from vox_serve.nn import kernels
-from vox_serve.nn.rope import RopeConfig, rotate
+from vox_serve.nn.rope import RopeConfig, rotate, signed
 
 if HAS_TRITON:
     from vox_serve.nn import triton_kernels
@@ -151,7 +151,7 @@ def test_plain_attention_is_what_the_parts_do(dtype: torch.dtype):
     view = cache.view(case.slots, case.positions[:, None])
     qkv = case.qkv.view(batch, 1, heads + 2 * kv_heads, head_dim)
     cos, sin = (table[case.positions][:, None, None] for table in (case.cos, case.sin))
-    rotated = rotate(qkv[:, :, : heads + kv_heads], cos, sin)
+    rotated = rotate(qkv[:, :, : heads + kv_heads], cos, signed(sin))
     keys, values = view.extend(1, rotated[:, :, heads:], qkv[:, :, heads + kv_heads :])
     expected = F.scaled_dot_product_attention(
         rotated[:, 0, :heads].view(batch, kv_heads, heads // kv_heads, head_dim),

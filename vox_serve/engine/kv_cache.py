@@ -36,6 +36,9 @@ class SlotKVCache:
         self.extent = max_positions
         """E: attention looks at positions 0 .. E - 1.  The runner sets it, from host-side
         lengths, to cover the longest row of the batch."""
+        self.span: slice | None = None
+        """Rows of the batch, where the runner knows that they lie side by side: attention then
+        reads them where they are, instead of a copy."""
 
     @property
     def max_positions(self) -> int:
@@ -80,7 +83,9 @@ class SlotView:
         cached_keys, cached_values = self._cache.keys[layer], self._cache.values[layer]
         cached_keys[self._index] = keys
         cached_values[self._index] = values
-        extent = self._cache.extent
+        extent, span = self._cache.extent, self._cache.span
+        if span is not None:
+            return cached_keys[span, :extent], cached_values[span, :extent]
         return (
             cached_keys[:, :extent].index_select(0, self._slots),
             cached_values[:, :extent].index_select(0, self._slots),

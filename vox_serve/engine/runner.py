@@ -126,6 +126,7 @@ class ModelRunner:
             [end - s.prefilled for s, end in zip(sequences, ends, strict=True)], device=device
         )
         self._reach(ends)
+        self.kv.span = _side_by_side([s.slot for s in sequences])
         inputs = {
             name: torch.nn.utils.rnn.pad_sequence(
                 [
@@ -180,20 +181,24 @@ class ModelRunner:
         return FrameReader(torch.cat(rows, 1), self.pcm[slots] if any(due) else None, due)
 
     def _advance(self, slots: torch.Tensor, numbers: Rows[int] | None) -> None:
-        self.hidden[slots] = self.model.advance(self.codes[slots], slots, self.kv)
-        self.kv.lengths[slots] += 1
-        self.sampler.commit(slots, self.picked[slots])
+        self.kv.span = _side_by_side(numbers)
+        rows = slots if self.kv.span is None else self.kv.span
+        self.hidden[rows] = self.model.advance(self.codes[rows], slots, self.kv)
+        self.kv.lengths[rows] += 1
+        self.sampler.commit(slots, self.picked[rows])
 
     def _emit(self, slots: torch.Tensor, numbers: Rows[int] | None) -> None:
         sampler = self.sampler.rows(numbers, slots)
-        codes, end = self.model.emit(self.hidden[slots], sampler)
-        self.codes[slots] = codes
-        self.picked[slots] = sampler.picked
+        span = _side_by_side(numbers)
+        rows = slots if span is None else span
+        codes, end = self.model.emit(self.hidden[rows], sampler)
+        self.codes[rows] = codes
+        self.picked[rows] = sampler.picked
         # Reserved ids may be sampled, as in the reference, but are no sounds: code 0 is heard.
         reserved = (codes < 0) | (codes >= self.model.codec.codebook_size)
         place = self.sampler.frame[slots] % self.pending.shape[2]
         self.pending[slots, :, place] = torch.where(reserved, 0, codes)
-        self.facts[slots] = torch.stack([end, sampler.finite, reserved.sum(1)], 1)
+        self.facts[rows] = torch.stack([end, sampler.finite, reserved.sum(1)], 1)
 
     def _sound(self, slots: torch.Tensor, numbers: Rows[int] | None) -> None:
         pcm, valid = self.model.codec.step(self.pending[slots], slots, self.fresh[slots])
@@ -213,6 +218,16 @@ class ModelRunner:
             return
         extent = -(-max(lengths) // EXTENT_STEP) * EXTENT_STEP
         self.kv.extent = min(extent, self.kv.max_positions)
+
+
+def _side_by_side(numbers: Rows[int] | None) -> slice | None:
+    """Slots that follow one another, as a slice: it is read and written without being gathered.
+
+    None where they do not, and in a captured step, whose slots will be others.
+    """
+    if numbers is None or list(numbers) != list(range(numbers[0], numbers[0] + len(numbers))):
+        return None
+    return slice(numbers[0], numbers[0] + len(numbers))
 
 
 class FrameReader:

@@ -104,7 +104,6 @@ class SlotSampler:
 class RowSampler:
     """Implements `vox_serve.sampling.Sampler` for the rows of one batch.
 
-    `finite` `[B]` turns False where a row's logits held NaN or +inf, or nothing but -inf;
     `picked` `[B]` is what was picked for codebook 0.
     """
 
@@ -115,21 +114,23 @@ class RowSampler:
         params = [p for p in asked if p is not None]
         # What no row asks for is left out: known to the host, from the request, without a read.
         every = numbers is None
-        self._draws = every or any(p.temperature > 0 for p in params)
-        self._filters = every or any(
-            p.temperature > 0 and (p.top_k > 0 or p.top_p < 1 or p.min_p > 0) for p in params
-        )
+        drawing = [p for p in params if p.temperature > 0]
+        self._draws = every or bool(drawing)
+        self._filters = every or any(p.top_k > 0 or p.top_p < 1 or p.min_p > 0 for p in drawing)
         self._penalises = every or any(p.repetition_penalty != 1 for p in params)
+        # Without top-p nothing hangs on the order of more codes than the largest top-k.
+        ordered = every or any(p.top_p < 1 for p in drawing)
+        self._most = None if ordered else max((p.top_k for p in drawing), default=0)
         self._state, self._slots = state, slots
-        self._temperature = state.temperature[slots][:, None]
-        self._top_k = state.top_k[slots][:, None]
-        self._top_p = state.top_p[slots][:, None]
-        self._min_p = state.min_p[slots][:, None]
-        self._penalty = state.penalty[slots][:, None]
-        self._recent = state.recent[slots]
-        self._key = _mix(_mix(state.seed[slots] + _GAMMA) + state.frame[slots])
+        if self._draws:
+            self._temperature = state.temperature[slots][:, None]
+            self._key = _mix(_mix(state.seed[slots] + _GAMMA) + state.frame[slots])
+            self._top_k = state.top_k[slots][:, None]
+            self._top_p = state.top_p[slots][:, None]
+            self._min_p = state.min_p[slots][:, None]
         self.picked = torch.zeros_like(slots)
-        self.finite = torch.ones(len(slots), dtype=torch.bool, device=slots.device)
+        self._finite = torch.ones(len(slots), dtype=torch.bool, device=slots.device)
+        self._largest: list[torch.Tensor] = []
 
     def __call__(self, logits: torch.Tensor, codebook: int) -> torch.Tensor:
         picked = self._pick(logits, codebook)
@@ -137,13 +138,24 @@ class RowSampler:
             self.picked = picked
         return picked
 
+    @property
+    def finite(self) -> torch.Tensor:
+        """bool `[B]`: False where a row's logits held NaN or +inf, or nothing but -inf."""
+        if not self._largest:
+            return self._finite
+        return self._finite & torch.stack(self._largest, 1).isfinite().all(1)
+
     def _pick(self, logits: torch.Tensor, codebook: int) -> torch.Tensor:
         if use_triton(logits) and logits.shape[-1] <= MAX_CODES:
             return self._pick_by_kernel(logits, codebook)
-        logits = logits.float()
         # NaN spreads through the maximum; -inf alone is a code that the model ruled out.
-        self.finite &= logits.amax(dim=-1).isfinite()
-        if self._penalises and codebook == 0:
+        largest, likeliest = logits.float().max(dim=-1)
+        self._largest.append(largest)
+        penalises = self._penalises and codebook == 0
+        if not (penalises or self._draws):
+            return likeliest
+        logits = logits.float()
+        if penalises:
             logits = self._penalised(logits)
         if not self._draws:
             return logits.argmax(dim=-1)
@@ -170,7 +182,7 @@ class RowSampler:
             recent=state.recent,
             seed=state.seed,
             frame=state.frame,
-            finite=self.finite,
+            finite=self._finite,
         )
 
     def _penalised(self, logits: torch.Tensor) -> torch.Tensor:
@@ -178,15 +190,21 @@ class RowSampler:
         seen = torch.zeros(
             len(logits), logits.shape[-1] + 1, dtype=torch.bool, device=logits.device
         )
-        seen = seen.scatter(1, self._recent, True)[:, 1:]
-        lowered = torch.where(logits > 0, logits / self._penalty, logits * self._penalty)
+        seen = seen.scatter(1, self._state.recent[self._slots], True)[:, 1:]
+        penalty = self._state.penalty[self._slots][:, None]
+        lowered = torch.where(logits > 0, logits / penalty, logits * penalty)
         return torch.where(seen, lowered, logits)
 
     def _threshold(self, scaled: torch.Tensor) -> torch.Tensor:
         """The lowest scaled logit that each row keeps, `[B, 1]`; top-k, then top-p, then min-p."""
         size = scaled.shape[-1]
-        ordered = scaled.sort(dim=-1, descending=True).values
         k = torch.where(self._top_k == 0, size, self._top_k).clamp(max=size)
+        if self._most is not None:
+            highest = scaled.topk(min(max(self._most, 1), size)).values
+            place = (k - 1).clamp(max=highest.shape[1] - 1)
+            kth = torch.where(self._top_k == 0, -torch.inf, highest.gather(-1, place))
+            return torch.maximum(kth, highest[:, :1] + torch.log(self._min_p))
+        ordered = scaled.sort(dim=-1, descending=True).values
         kth = ordered.gather(-1, k - 1)
         kept = torch.where(ordered < kth, -torch.inf, ordered)
         share = kept.softmax(dim=-1)

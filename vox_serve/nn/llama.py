@@ -25,7 +25,7 @@ from vox_serve.nn.kernels import (
     use_triton,
 )
 from vox_serve.nn.linear import Linear
-from vox_serve.nn.rope import RopeConfig, rotate
+from vox_serve.nn.rope import RopeConfig, rotate, signed
 
 
 @attrs.frozen
@@ -94,11 +94,12 @@ class RMSNorm(nn.Module):
 
 
 class Turn:
-    """RoPE tables `[P, D]`, and what they say of `positions` `[B, T]`: `[B, T, 1, D]`."""
+    """RoPE tables `[P, D]`, and what they say of `positions` `[B, T]`: `[B, T, 1, D]`, signed."""
 
     def __init__(self, cos: torch.Tensor, sin: torch.Tensor, positions: torch.Tensor) -> None:
         self.cos_table, self.sin_table = cos, sin
-        self.cos, self.sin = cos[positions][:, :, None], sin[positions][:, :, None]
+        self.cos = cos[positions][:, :, None]
+        self.sin = signed(sin[positions])[:, :, None]
 
 
 class Attention(nn.Module):
@@ -165,10 +166,13 @@ class Layer(nn.Module):
         self.feed_forward = FeedForward(config)
 
     def forward(
-        self, x: torch.Tensor, residual: torch.Tensor, turn: Turn, kv: KVView
+        self, x: torch.Tensor, residual: torch.Tensor | None, turn: Turn, kv: KVView
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """What is added next, and the sum so far: each sum is made by the norm that reads it."""
-        x, residual = self.attention_norm.add(x, residual)
+        if residual is None:  # there is nothing to add to yet
+            x, residual = self.attention_norm(x), x
+        else:
+            x, residual = self.attention_norm.add(x, residual)
         x, residual = self.feed_forward_norm.add(self.attention(x, turn, kv), residual)
         return self.feed_forward(x), residual
 
@@ -194,9 +198,10 @@ class Llama(nn.Module):
         # Padding may point past the end; what is computed there is thrown away.
         positions = positions.clamp(max=self.config.max_position_embeddings - 1)
         turn = Turn(self.cos, self.sin, positions)
-        residual = torch.zeros_like(x)
+        residual: torch.Tensor | None = None
         for layer in self.layers:
             x, residual = layer(x, residual, turn, kv)
+        assert residual is not None  # a stack has layers
         normed: torch.Tensor = self.norm.add(x, residual)[0]
         return normed
 

@@ -71,7 +71,12 @@ class RopeConfig:
         return angles.cos(), angles.sin()
 
 
+def signed(sin: torch.Tensor) -> torch.Tensor:
+    """Sines `[..., D]` as `rotate` takes them: those of the first half turned round."""
+    first, second = sin.chunk(2, dim=-1)
+    return torch.cat([-first, second], dim=-1)
+
+
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotate `x` `[B, T, H, D]` by `cos`, `sin` that broadcast as `[B, T, 1, D]`."""
-    first, second = x.chunk(2, dim=-1)
-    return x * cos + torch.cat([-second, first], dim=-1) * sin
+    """Rotate `x` `[B, T, H, D]` by `cos` and `signed` sines that broadcast as `[B, T, 1, D]`."""
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, dims=-1), sin)

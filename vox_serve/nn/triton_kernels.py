@@ -133,15 +133,14 @@ def silu_mul(gate_up: torch.Tensor) -> torch.Tensor:
 
 @triton.jit
 def _rotated(x_ptr, cos, sin, dims, mask, head_dim: tl.constexpr):
-    """Rotate as `rope.rotate` does, every step rounded to the dtype; float32 of that dtype."""
+    """Rotate as `rope.rotate` does, rounded to the dtype as there; float32 of that dtype."""
     dtype = x_ptr.dtype.element_ty
     x = tl.load(x_ptr + dims, mask=mask, other=0.0).to(tl.float32)
     half = head_dim // 2
     partner = tl.load(x_ptr + (dims + half) % head_dim, mask=mask, other=0.0).to(tl.float32)
     partner = tl.where(dims < half, -partner, partner)
     along = (x * cos).to(dtype).to(tl.float32)
-    across = (partner * sin).to(dtype).to(tl.float32)
-    return (along + across).to(dtype).to(tl.float32)
+    return (along + partner * sin).to(dtype).to(tl.float32)
 
 
 @triton.jit

@@ -85,7 +85,9 @@ def test_weights_are_held_in_the_dtype_that_was_asked_for(directory: Path) -> No
     model = load(directory, "bfloat16")
     assert {p.dtype for p in model.network.parameters()} == {torch.bfloat16}
     network = sum(2 * p.numel() for p in model.network.parameters())
-    assert model.weight_bytes == network + model.codec.weight_bytes
+    config = model.config
+    projected = 2 * (config.num_codebooks - 1) * config.audio_vocab * config.depth.hidden_size
+    assert model.weight_bytes == network + projected + model.codec.weight_bytes
 
 
 def test_defaults_are_those_of_transformers() -> None:

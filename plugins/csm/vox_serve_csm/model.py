@@ -10,12 +10,16 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from vox_serve import Codec, KVCache, KVLayout, Prompt, Sampler, SamplingParams, Segment, Voice
 from vox_serve.nn import Embedding, FrameCache, Linear, Llama, held_bytes
 from vox_serve_csm.config import CsmConfig
 from vox_serve_csm.mimi import Mimi
 from vox_serve_csm.prompt import PromptBuilder
+
+PROJECTED_TOGETHER = 8192
+"""Codes whose embeddings are in memory at once while the model is loaded."""
 
 
 class CsmNetwork(nn.Module):
@@ -65,7 +69,8 @@ class CsmModel:
         self.max_positions = config.backbone.max_position_embeddings
         self.kv_layout: KVLayout = config.backbone.kv_layout
         self.device, self.dtype = network.backbone.cos.device, network.backbone.cos.dtype
-        self.weight_bytes = held_bytes(network) + codec.weight_bytes
+        self._depth_inputs = self._project_codes()
+        self.weight_bytes = held_bytes(network) + self._depth_inputs.nbytes + codec.weight_bytes
         self._builder = builder
         self._offsets = torch.arange(self.num_codebooks, device=self.device) * config.audio_vocab
         self._depth_positions = torch.arange(self.num_codebooks, device=self.device)[None]
@@ -95,15 +100,17 @@ class CsmModel:
             self.config.depth.kv_layout, len(hidden), self.num_codebooks, self.device, self.dtype
         )
         # Positions 0 and 1 hold the hidden state and code 0; position i holds code i - 1.
-        x = torch.stack([hidden, net.audio_embedding(code)], dim=1)
+        x = torch.stack([net.projector(hidden), F.embedding(code, self._depth_inputs)], dim=1)
         span = range(0, 2)
         for book in range(1, self.num_codebooks):
+            if book > 1:
+                row = code + (book - 1) * vocab
+                x = F.embedding(row, self._depth_inputs)[:, None]
+                span = range(book, book + 1)
             positions = self._depth_positions[:, span.start : span.stop]
-            depth = net.depth(net.projector(x), positions, cache.append(span))[:, -1]
+            depth = net.depth(x, positions, cache.append(span))[:, -1]
             code = sampler(net.depth_heads[book - 1](depth), book)
             codes.append(code)
-            x = net.audio_embedding(code + book * vocab)[:, None]
-            span = range(book + 1, book + 2)
         frame = torch.stack(codes, dim=1)
         return frame, (frame == self.config.end_code).all(dim=1)
 
@@ -114,6 +121,20 @@ class CsmModel:
         hidden = self.network.backbone(x, positions, kv.view(slots, positions))
         last: torch.Tensor = hidden[:, 0]
         return last
+
+    @torch.no_grad()
+    def _project_codes(self) -> torch.Tensor:
+        """What the depth decoder gets of each code but the last codebook's, computed once.
+
+        `[(K - 1) * vocabulary, depth width]`: so a frame needs the projector for its hidden
+        state alone.
+        """
+        rows = (self.num_codebooks - 1) * self.config.audio_vocab
+        width = self.config.depth.hidden_size
+        table = torch.empty(rows, width, dtype=self.dtype, device=self.device)
+        for part in torch.split(torch.arange(rows, device=self.device), PROJECTED_TOGETHER):
+            table[part] = self.network.projector(self.network.audio_embedding(part))
+        return table
 
     def _embed(self, tokens: torch.Tensor) -> torch.Tensor:
         """Sum of the filled columns of `[B, T, K + 1]`, rounded once."""
