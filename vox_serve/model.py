@@ -57,8 +57,10 @@ Place: TypeAlias = "tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor
 class KVView(Protocol):
     """The cache as one batch sees it during one forward pass."""
 
-    mask: torch.Tensor | None
-    """bool, broadcast to `[B, 1, T, E]`: True where a query may look; None: everywhere."""
+    @property
+    def mask(self) -> torch.Tensor | None:
+        """bool, broadcast to `[B, 1, T, E]`: True where a query may look; None: everywhere."""
+        ...
 
     def extend(
         self, layer: int, keys: torch.Tensor, values: torch.Tensor

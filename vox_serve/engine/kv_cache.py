@@ -7,6 +7,8 @@ cleared, because 0 x NaN is NaN even under a mask.
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import torch
 
 from vox_serve.model import KVLayout, KVView, Place
@@ -66,12 +68,17 @@ class SlotView:
     """Implements `vox_serve.model.KVView` for the rows of one batch."""
 
     def __init__(self, cache: SlotKVCache, slots: torch.Tensor, positions: torch.Tensor) -> None:
-        reach = torch.arange(cache.extent, device=positions.device)
-        self.mask: torch.Tensor | None = (reach <= positions[..., None])[:, None]  # [B, 1, T, E]
         self._cache = cache
+        self._positions = positions
         self._slots = slots
         # Padding may point past the end of the cache; its writes land where nobody looks yet.
         self._index = (slots[:, None], positions.clamp(max=cache.max_positions - 1))
+
+    @cached_property
+    def mask(self) -> torch.Tensor | None:
+        """`[B, 1, T, E]`; made when it is first asked for: the attention kernel needs none."""
+        reach = torch.arange(self._cache.extent, device=self._positions.device)
+        return (reach <= self._positions[..., None])[:, None]
 
     def place(self, layer: int) -> Place:
         slots, positions = self._index

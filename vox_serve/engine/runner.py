@@ -185,6 +185,7 @@ class ModelRunner:
         rows = slots if self.kv.span is None else self.kv.span
         self.hidden[rows] = self.model.advance(self.codes[rows], slots, self.kv)
         self.kv.lengths[rows] += 1
+        self.kv.lengths[self.num_slots] = 0  # a row that is nobody's must not grow longer
         self.sampler.commit(slots, self.picked[rows])
 
     def _emit(self, slots: torch.Tensor, numbers: Rows[int] | None) -> None:

@@ -7,6 +7,7 @@ and value weights are one matrix, gate and up weights another.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any
 
 import attrs
@@ -77,6 +78,15 @@ class LlamaConfig:
         return KVLayout(self.num_hidden_layers, self.num_key_value_heads, self.head_dim)
 
 
+@attrs.frozen(eq=False)
+class Tables:
+    """RoPE's cosines and sines `[P, D]`, and the sines as `rotate` takes them."""
+
+    cos: torch.Tensor
+    sin: torch.Tensor
+    signed_sin: torch.Tensor
+
+
 class RMSNorm(nn.Module):
     """Zhang and Sennrich, "Root Mean Square Layer Normalization" (2019)."""
 
@@ -94,12 +104,22 @@ class RMSNorm(nn.Module):
 
 
 class Turn:
-    """RoPE tables `[P, D]`, and what they say of `positions` `[B, T]`: `[B, T, 1, D]`, signed."""
+    """RoPE's tables `[P, D]`, and what they say of `positions` `[B, T]`: `[B, T, 1, D]`.
 
-    def __init__(self, cos: torch.Tensor, sin: torch.Tensor, positions: torch.Tensor) -> None:
-        self.cos_table, self.sin_table = cos, sin
-        self.cos = cos[positions][:, :, None]
-        self.sin = signed(sin[positions])[:, :, None]
+    The latter is looked up when it is first asked for: the attention kernel reads the tables.
+    """
+
+    def __init__(self, tables: Tables, positions: torch.Tensor) -> None:
+        self.tables = tables
+        self._positions = positions
+
+    @cached_property
+    def cos(self) -> torch.Tensor:
+        return self.tables.cos[self._positions][:, :, None]
+
+    @cached_property
+    def signed_sin(self) -> torch.Tensor:
+        return self.tables.signed_sin[self._positions][:, :, None]
 
 
 class Attention(nn.Module):
@@ -120,14 +140,14 @@ class Attention(nn.Module):
         qkv = self.qkv(x)
         if time == 1 and use_triton(x) and self.head_dim in HEAD_DIMS:
             keys, values, slots, positions = kv.place(self.layer)
-            tables = (turn.cos_table, turn.sin_table)
+            cos, sin = turn.tables.cos, turn.tables.sin
             step = decode_attention(
-                qkv[:, 0], *tables, keys, values, slots, positions, heads, kv_heads
+                qkv[:, 0], cos, sin, keys, values, slots, positions, heads, kv_heads
             )
             attended: torch.Tensor = self.output(step[:, None])
             return attended
         qkv = qkv.view(batch, time, heads + 2 * kv_heads, self.head_dim)
-        rotated = rotate(qkv[:, :, : heads + kv_heads], turn.cos, turn.sin)
+        rotated = rotate(qkv[:, :, : heads + kv_heads], turn.cos, turn.signed_sin)
         keys, values = kv.extend(self.layer, rotated[:, :, heads:], qkv[:, :, heads + kv_heads :])
         # The query heads of a group look at the same keys: they are stacked along time.
         group = heads // kv_heads
@@ -180,8 +200,7 @@ class Layer(nn.Module):
 class Llama(nn.Module):
     """Hidden states `[B, T, H]` at `positions` `[B, T]` (or `[1, T]`) to normed `[B, T, H]`."""
 
-    cos: torch.Tensor
-    sin: torch.Tensor
+    tables: Tables
 
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
@@ -192,12 +211,13 @@ class Llama(nn.Module):
     def prepare(self, device: torch.device, dtype: torch.dtype) -> None:
         """Compute the RoPE tables; call it once the weights are loaded."""
         tables = self.config.rope.table(self.config.head_dim, self.config.max_position_embeddings)
-        self.cos, self.sin = (table.to(device=device, dtype=dtype) for table in tables)
+        cos, sin = (table.to(device=device, dtype=dtype) for table in tables)
+        self.tables = Tables(cos, sin, signed(sin))
 
     def forward(self, x: torch.Tensor, positions: torch.Tensor, kv: KVView) -> torch.Tensor:
         # Padding may point past the end; what is computed there is thrown away.
         positions = positions.clamp(max=self.config.max_position_embeddings - 1)
-        turn = Turn(self.cos, self.sin, positions)
+        turn = Turn(self.tables, positions)
         residual: torch.Tensor | None = None
         for layer in self.layers:
             x, residual = layer(x, residual, turn, kv)
@@ -228,6 +248,7 @@ class FrameCache:
         self._start = 0
         self.mask: torch.Tensor | None = None
         self._rows = torch.arange(batch, device=device)
+        self._places = torch.arange(positions, device=device)[:, None].repeat(1, batch)
 
     def append(self, positions: range) -> FrameCache:
         """Make ready for a pass over these positions, which follow the ones before."""
@@ -242,8 +263,7 @@ class FrameCache:
         return self
 
     def place(self, layer: int) -> Place:
-        position = torch.full_like(self._rows, self._start)
-        return self._keys[layer], self._values[layer], self._rows, position
+        return self._keys[layer], self._values[layer], self._rows, self._places[self._start]
 
     def extend(
         self, layer: int, keys: torch.Tensor, values: torch.Tensor

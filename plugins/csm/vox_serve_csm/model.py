@@ -68,7 +68,8 @@ class CsmModel:
         self.hidden_size = config.backbone.hidden_size
         self.max_positions = config.backbone.max_position_embeddings
         self.kv_layout: KVLayout = config.backbone.kv_layout
-        self.device, self.dtype = network.backbone.cos.device, network.backbone.cos.dtype
+        cosines = network.backbone.tables.cos
+        self.device, self.dtype = cosines.device, cosines.dtype
         self._depth_inputs = self._project_codes()
         self.weight_bytes = held_bytes(network) + self._depth_inputs.nbytes + codec.weight_bytes
         self._builder = builder

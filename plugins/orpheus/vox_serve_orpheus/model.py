@@ -73,7 +73,8 @@ class OrpheusModel:
         self.hidden_size = config.hidden_size
         self.max_positions = config.max_position_embeddings
         self.kv_layout: KVLayout = config.kv_layout
-        self.device, self.dtype = network.backbone.cos.device, network.backbone.cos.dtype
+        cosines = network.backbone.tables.cos
+        self.device, self.dtype = cosines.device, cosines.dtype
         self.weight_bytes = held_bytes(network) + codec.weight_bytes
         self._builder = builder
         self._first_code = first_code
