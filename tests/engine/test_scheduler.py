@@ -3,7 +3,12 @@
 import torch
 
 from vox_serve.engine.messages import FinishReason
-from vox_serve.engine.scheduler import PIECE_POSITIONS, PREFILL_POSITIONS, Scheduler
+from vox_serve.engine.scheduler import (
+    PIECE_POSITIONS,
+    PREFILL_BUCKET,
+    PREFILL_POSITIONS,
+    Scheduler,
+)
 from vox_serve.engine.sequence import Sequence, SequenceStatus
 from vox_serve.model import Prompt
 from vox_serve.sampling import SamplingParams
@@ -53,6 +58,14 @@ def test_every_slot_comes_back():
             scheduler.finish(sequence, FinishReason.STOP)
 
 
+def test_as_many_prompts_run_together_as_the_budget_holds():
+    scheduler = Scheduler(100)
+    scheduled(scheduler, *[PREFILL_BUCKET] * 70)
+    # Once the first speak, the others come in smaller parties.
+    parties = [PREFILL_POSITIONS // PREFILL_BUCKET, PIECE_POSITIONS // PREFILL_BUCKET]
+    assert [len(run_prompts(scheduler)) for _ in range(2)] == parties
+
+
 def run_prompts(scheduler: Scheduler) -> list[tuple[str, int]]:
     """What a step prefills: names and positions, as the runner would move them on."""
     rows, most = scheduler.prefilling()
@@ -76,6 +89,13 @@ def test_prompts_run_together_as_far_as_the_budget_goes():
     scheduler = Scheduler(4)
     scheduled(scheduler, 10, 20, PREFILL_POSITIONS // 2)
     assert run_prompts(scheduler) == [("0", 10), ("1", 20)]
+
+
+def test_prompts_of_like_length_run_together_and_the_others_next():
+    scheduler = Scheduler(5)
+    scheduled(scheduler, 60, 66, 64, 130, 128)
+    steps = [run_prompts(scheduler) for _ in range(4)]
+    assert steps == [[("0", 60), ("2", 64)], [("1", 66), ("4", 128)], [("3", 130)], []]
 
 
 def test_a_prompt_that_nobody_waits_for_runs_whole():

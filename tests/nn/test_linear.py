@@ -10,6 +10,7 @@ from vox_serve.nn.linear import (
     HalfLinear,
     Int8Linear,
     Linear,
+    PaddedLinear,
     held_bytes,
     hold,
     holds_halves,
@@ -56,6 +57,15 @@ def test_fp8_is_near_in_its_plain_form() -> None:
     plain = filled(50, 64)
     x = inputs(2, 3, 64)
     assert 1e-3 < error(Fp8Linear(plain.weight), plain, x) < 0.06
+
+
+@pytest.mark.parametrize("shape", [(1, 64), (2, 3, 64)])
+def test_padding_changes_nothing(shape: tuple[int, ...]) -> None:
+    plain, x = filled(50, 64), inputs(*shape)
+    padded = PaddedLinear(plain.weight)
+    assert len(padded.weight) == 64
+    assert padded(x).shape == (*shape[:-1], 50)
+    torch.testing.assert_close(padded(x), plain(x))
 
 
 @needs_fbgemm

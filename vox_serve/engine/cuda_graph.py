@@ -7,7 +7,8 @@ with the slot that is nobody's.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 
@@ -26,6 +27,51 @@ def bucket_sizes(num_slots: int, device: torch.device, deterministic: bool) -> l
         return list(range(1, num_slots + 1))
     powers = [2**n for n in range(num_slots.bit_length()) if 2**n < num_slots]
     return [*powers, num_slots]
+
+
+def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A host tensor on the device, without waiting for what the device does."""
+    if device.type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
+class SlotNumbers:
+    """Slot numbers on the device, sent only when the batch has changed."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._last: tuple[tuple[int, ...], torch.Tensor] = ((), torch.empty(0))
+
+    def __call__(self, numbers: Sequence[int]) -> torch.Tensor:
+        """int64 `[B]`."""
+        if self._last[0] != tuple(numbers):
+            self._last = (tuple(numbers), to_device(torch.tensor(numbers), self._device))
+        return self._last[1]
+
+
+class Side:
+    """A second CUDA stream, for work that may run beside what follows; a CPU does all at once."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._stream: torch.cuda.Stream | None = None
+        if device.type == "cuda":
+            self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # as below
+
+    @contextmanager
+    def beside(self) -> Iterator[None]:
+        """What is launched inside begins when all that was launched before has ended."""
+        if self._stream is None:
+            yield
+            return
+        self._stream.wait_stream(torch.cuda.current_stream(self._stream.device))
+        with torch.cuda.stream(self._stream):
+            yield
+
+    def join(self) -> None:
+        """What is launched from here on waits for what was launched beside it."""
+        if self._stream is not None:
+            torch.cuda.current_stream(self._stream.device).wait_stream(self._stream)
 
 
 class StepFunction:
@@ -48,7 +94,7 @@ class StepFunction:
         self._device = device
         self._capture = capture
         self._graphs: dict[int, _Graph] = {}
-        self._last: tuple[tuple[int, ...], torch.Tensor] = ((), torch.empty(0))
+        self._upload = SlotNumbers(device)
 
     def __call__(self, numbers: Sequence[int]) -> None:
         """Run over these slots."""
@@ -65,12 +111,6 @@ class StepFunction:
         """Capture every bucket, or the first request of each size would wait for it."""
         for size in self._sizes if self._capture else ():
             self([self._idle] * size)
-
-    def _upload(self, numbers: tuple[int, ...]) -> torch.Tensor:
-        """The numbers on the device, sent only when the batch has changed."""
-        if self._last[0] != numbers:
-            self._last = (numbers, torch.tensor(numbers, device=self._device))
-        return self._last[1]
 
 
 class _Graph:

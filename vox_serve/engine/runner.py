@@ -15,10 +15,17 @@ from typing import Any
 import attrs
 import torch
 
-from vox_serve.engine.cuda_graph import StepFunction, bucket_sizes
+from vox_serve.engine.cuda_graph import (
+    Side,
+    SlotNumbers,
+    StepFunction,
+    bucket_sizes,
+    to_device,
+)
 from vox_serve.engine.kv_cache import SlotKVCache
 from vox_serve.engine.prefix_cache import PrefixCache
 from vox_serve.engine.sampler import SlotSampler
+from vox_serve.engine.scheduler import PREFILL_BUCKET
 from vox_serve.engine.sequence import Sequence
 from vox_serve.model import Model
 
@@ -84,18 +91,23 @@ class ModelRunner:
         functions = (self._advance, self._emit, self._sound)
         self._steps = [StepFunction(f, sizes, num_slots, device, capture) for f in functions]
         self._advance_step, self._emit_step, self._sound_step = self._steps
+        self._side = Side(device)
+        """The codec runs here: beside the backbone's next step, up to the next `emit`."""
+        self._collected = SlotNumbers(device)
         self.lag = 1 if capture else 0
         """Frames that the host is behind: it reads one while the device makes the next."""
 
     def assign(self, sequence: Sequence) -> None:
         """Give the sequence's slot its parameters; the prompt starts at position 0."""
         slot = sequence.slot
+        self._side.join()  # the codec may still take a frame of the slot's last owner
         self.sampler.assign(slot, sequence.sampling, sequence.seed)
         self.kv.lengths[slot] = 0
         self.fresh[slot] = True
 
     def clear(self, sequence: Sequence) -> None:
         """Wipe the slot of a sequence that failed: non-finite numbers must not outlive it."""
+        self._side.join()
         self.kv.clear(sequence.slot)
         self.hidden[sequence.slot] = 0
 
@@ -121,20 +133,19 @@ class ModelRunner:
         """
         device = self.model.device
         ends = [min(len(s.prompt), s.prefilled + most) for s in sequences]
-        slots = torch.tensor([s.slot for s in sequences], device=device)
-        lengths = torch.tensor(
-            [end - s.prefilled for s, end in zip(sequences, ends, strict=True)], device=device
-        )
+        pieces = [range(s.prefilled, end) for s, end in zip(sequences, ends, strict=True)]
+        numbers = [s.slot for s in sequences]
+        slots = to_device(torch.tensor(numbers), device)
+        lengths = to_device(torch.tensor(list(map(len, pieces))), device)
         self._reach(ends)
-        self.kv.span = _side_by_side([s.slot for s in sequences])
+        self.kv.span = _side_by_side(numbers)
+        size = max(map(len, pieces))
+        if device.type == "cuda":  # where few shapes matter, and a few positions more do not
+            size = -(-size // PREFILL_BUCKET) * PREFILL_BUCKET
         inputs = {
-            name: torch.nn.utils.rnn.pad_sequence(
-                [
-                    s.prompt.inputs[name][s.prefilled : end]
-                    for s, end in zip(sequences, ends, strict=True)
-                ],
-                batch_first=True,
-            ).to(device)
+            name: to_device(
+                _padded([s.prompt.inputs[name] for s in sequences], pieces, size), device
+            )
             for name in sequences[0].prompt.inputs
         }
         self.hidden[slots] = self.model.prefill(inputs, lengths, slots, self.kv)
@@ -163,6 +174,7 @@ class ModelRunner:
     @torch.inference_mode()
     def emit(self, sequences: Rows[Sequence]) -> None:
         """Pick the next frame of codes of each slot.  May be run again until `advance`."""
+        self._side.join()  # the codec and the way to the host read what is overwritten here
         self._emit_step([s.slot for s in sequences])
 
     @torch.inference_mode()
@@ -170,15 +182,17 @@ class ModelRunner:
         """Turn the picked codes into sound, where the codec has got all the frames it takes."""
         due = [s.slot for s in sequences if self._due(s)]
         if due:
-            self._sound_step(due)
+            with self._side.beside():
+                self._sound_step(due)
 
     @torch.inference_mode()
     def collect(self, sequences: Rows[Sequence]) -> FrameReader:
         """Start to bring the frame of each slot to the host."""
-        slots = torch.tensor([s.slot for s in sequences], device=self.model.device)
-        rows = [self.codes[slots], self.facts[slots], self.sound[slots]]
         due = [self._due(s) for s in sequences]
-        return FrameReader(torch.cat(rows, 1), self.pcm[slots] if any(due) else None, due)
+        with self._side.beside():
+            slots = self._collected([s.slot for s in sequences])
+            rows = [self.codes[slots], self.facts[slots], self.sound[slots]]
+            return FrameReader(torch.cat(rows, 1), self.pcm[slots] if any(due) else None, due)
 
     def _advance(self, slots: torch.Tensor, numbers: Rows[int] | None) -> None:
         self.kv.span = _side_by_side(numbers)
@@ -219,6 +233,14 @@ class ModelRunner:
             return
         extent = -(-max(lengths) // EXTENT_STEP) * EXTENT_STEP
         self.kv.extent = min(extent, self.kv.max_positions)
+
+
+def _padded(rows: Rows[torch.Tensor], pieces: Rows[range], size: int) -> torch.Tensor:
+    """The pieces of the rows `[T, ...]`, filled up with zeros and stacked, `[B, size, ...]`."""
+    stacked = rows[0].new_zeros(len(rows), size, *rows[0].shape[1:])
+    for number, (row, piece) in enumerate(zip(rows, pieces, strict=True)):
+        stacked[number, : len(piece)] = row[piece.start : piece.stop]
+    return stacked
 
 
 def _side_by_side(numbers: Rows[int] | None) -> slice | None:

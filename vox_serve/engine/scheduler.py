@@ -15,6 +15,8 @@ PREFILL_POSITIONS = 4096
 """Prompt positions, padding included, that are run in one step (one prompt's piece always may)."""
 PIECE_POSITIONS = 256
 """The same while others speak, so that a long prompt holds them up by a part of itself only."""
+PREFILL_BUCKET = 64
+"""Prompts that run together need the same number of these, or the short would be padded long."""
 
 
 class Scheduler:
@@ -74,12 +76,9 @@ class Scheduler:
         if self._alone:
             return rows[:1], PIECE_POSITIONS
         most = PIECE_POSITIONS if len(rows) < len(self.running) else PREFILL_POSITIONS
-        longest = 0
-        for count, sequence in enumerate(rows):
-            longest = max(longest, min(most, len(sequence.prompt) - sequence.prefilled))
-            if count and longest * (count + 1) > most:
-                return rows[:count], most
-        return rows, most
+        sizes = {s: _bucket(min(most, len(s.prompt) - s.prefilled)) for s in rows}
+        alike = [s for s in rows if sizes[s] == sizes[rows[0]]]  # the others are next
+        return alike[: max(1, most // sizes[rows[0]]) if rows else 0], most
 
     def finish(self, sequence: Sequence, reason: FinishReason) -> None:
         """End a sequence, waiting or running, and free its slot."""
@@ -89,3 +88,7 @@ class Scheduler:
         else:
             self.waiting.remove(sequence)
         sequence.finish_reason = reason
+
+
+def _bucket(positions: int) -> int:
+    return -(-positions // PREFILL_BUCKET) * PREFILL_BUCKET

@@ -10,6 +10,7 @@ float16 on a CPU: FBGEMM's packed matrices with float32 sums.  A CPU without bfl
 int8 on a CPU: symmetric, a scale per output channel; inputs are rounded with a scale of their own
     per row, so that a row does not depend on its neighbours (LLM.int8(), Dettmers et al. 2022,
     section 3, without its outlier columns).
+padded on CUDA: what is used unless fp8 is asked for.
 fp8 on CUDA: e4m3 with the same two kinds of scales, by the tensor cores (Micikevicius et al., "FP8
     formats for deep learning", 2022).
 """
@@ -99,6 +100,24 @@ class Fp8Linear(nn.Module):
         return y[:, : self._rows].reshape(*x.shape[:-1], self._rows)
 
 
+class PaddedLinear(nn.Module):
+    """A layer whose outputs are no multiple of 64, with rows of zeros up to one.
+
+    cuBLAS takes slower kernels where the rows of a result do not begin at aligned addresses.
+    """
+
+    weight: torch.Tensor
+
+    def __init__(self, weight: torch.Tensor) -> None:
+        super().__init__()
+        self._rows = len(weight)
+        self.register_buffer("weight", F.pad(weight, (0, 0, 0, -self._rows % 64)))
+        self.nbytes = self.weight.nbytes
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.linear(x, self.weight)[..., : self._rows]
+
+
 class Embedding(nn.Embedding):
     """Ids `[...]` to rows `[..., width]`.  Rows may be held shorter than they are handed out.
 
@@ -115,10 +134,11 @@ class Embedding(nn.Embedding):
         return rows if self.dtype is None else rows.to(self.dtype)
 
 
-_FORMS: dict[str, tuple[str, type[HalfLinear | Int8Linear | Fp8Linear]]] = {
+_FORMS: dict[str, tuple[str, type[HalfLinear | Int8Linear | Fp8Linear | PaddedLinear]]] = {
     "float16": ("cpu", HalfLinear),
     "int8": ("cpu", Int8Linear),
     "fp8": ("cuda", Fp8Linear),
+    "padded": ("cuda", PaddedLinear),
 }
 
 
@@ -126,7 +146,7 @@ def hold(layer: nn.Module, form: str) -> nn.Module:
     """A filled layer in this form: `Linear` and `Embedding` become smaller, others stay.
 
     Args:
-        form: `float16`, `int8` or `fp8`.
+        form: `float16`, `int8` or `fp8`; `padded`: as long as before, at aligned addresses.
 
     Raises:
         ConfigError: this form does not run on the weights' device or this machine.
@@ -135,7 +155,7 @@ def hold(layer: nn.Module, form: str) -> nn.Module:
     if isinstance(layer, Embedding) and device == "cpu":
         layer.dtype = layer.weight.dtype
         return layer.half()
-    if not isinstance(layer, Linear):
+    if not isinstance(layer, Linear) or (form == "padded" and layer.out_features % 64 == 0):
         return layer
     if layer.weight.device.type != device:
         raise ConfigError(f"{form} weights need a device of the kind {device}")

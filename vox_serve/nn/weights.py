@@ -140,6 +140,8 @@ class WeightLoader:
             CheckpointError: a tensor is missing, or the shapes do not add up.
             ConfigError: this machine cannot hold weights in this form.
         """
+        if form is None and device.type == "cuda":
+            form = "padded"
         layers = [(n, m) for n, m in network.named_modules() if list(m.parameters(recurse=False))]
         # disable=None: a bar on a terminal, nothing in a log.
         for name, layer in tqdm(layers, "loading", disable=None):
