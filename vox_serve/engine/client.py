@@ -47,6 +47,7 @@ from vox_serve.engine.messages import (
     StepOutput,
     ToWorker,
 )
+from vox_serve.engine.threads import let_threads_sleep
 from vox_serve.errors import QueueFull, SequenceFailed, Unavailable
 from vox_serve.metrics import Metrics
 from vox_serve.voice import Segment
@@ -424,6 +425,7 @@ def _process_main(connection: Connection, config: EngineConfig, log_level: str) 
     # lets running requests end; the end of the pipe is ours.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
+    let_threads_sleep()
     from vox_serve.engine.worker import run_process
 
     run_process(connection, config, log_level)
