@@ -10,6 +10,7 @@ from vox_serve.nn.linear import (
     HalfLinear,
     Int8Linear,
     Linear,
+    PackedLinear,
     PaddedLinear,
     held_bytes,
     hold,
@@ -57,6 +58,23 @@ def test_fp8_is_near_in_its_plain_form() -> None:
     plain = filled(50, 64)
     x = inputs(2, 3, 64)
     assert 1e-3 < error(Fp8Linear(plain.weight), plain, x) < 0.06
+
+
+@pytest.mark.parametrize("rows", [1, 2, 7])
+@pytest.mark.parametrize("with_onednn", [True, False])
+def test_packing_changes_nothing(
+    rows: int, with_onednn: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not with_onednn:
+        monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    plain, x = filled(50, 64), inputs(rows, 64)
+    bias, plus = inputs(50), inputs(rows, 50)
+    packed = PackedLinear(plain.weight, bias, rows=4)
+    assert packed.packed == (torch.backends.mkldnn.is_available() and with_onednn)
+    torch.testing.assert_close(packed(x), plain(x) + bias, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(packed(x, plus), plain(x) + bias + plus, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(PackedLinear(plain.weight)(x), plain(x), atol=1e-4, rtol=1e-4)
+    assert held_bytes(packed) == 4 * (50 * 64 + 50)
 
 
 @pytest.mark.parametrize("shape", [(1, 64), (2, 3, 64)])

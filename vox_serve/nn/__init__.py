@@ -1,7 +1,7 @@
 """Building blocks that a model plugin may reuse.  Imports neither engine nor server."""
 
 from vox_serve.nn.init import uninitialised
-from vox_serve.nn.linear import Embedding, Linear, held_bytes
+from vox_serve.nn.linear import Embedding, Linear, PackedLinear, held_bytes
 from vox_serve.nn.llama import FrameCache, Llama, LlamaConfig
 from vox_serve.nn.rope import RopeConfig
 from vox_serve.nn.weights import WeightFiles, WeightLoader, llama_sources
@@ -12,6 +12,7 @@ __all__ = [
     "Linear",
     "Llama",
     "LlamaConfig",
+    "PackedLinear",
     "RopeConfig",
     "WeightFiles",
     "WeightLoader",

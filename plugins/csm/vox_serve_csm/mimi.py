@@ -24,7 +24,7 @@ from moshi.quantization.vq import SplitResidualVectorQuantizer
 from moshi.utils.compile import no_compile
 from torch import nn
 
-from vox_serve.nn import uninitialised
+from vox_serve.nn import held_bytes, uninitialised
 from vox_serve_csm.mimi_decoder import MimiDecoder
 
 LATENTS_PER_FRAME = 2
@@ -263,8 +263,7 @@ class Mimi:
     @property
     def weight_bytes(self) -> int:
         """Memory that the weights take."""
-        parts = (self._network, self._decoder)
-        return sum(tensor.nbytes for part in parts for tensor in part.state_dict().values())
+        return held_bytes(self._network) + held_bytes(self._decoder)
 
     def allocate(self, num_slots: int) -> int:
         """Make the state rows of slots 0 .. num_slots - 1."""

@@ -23,7 +23,8 @@ from moshi.modules.seanet import SEANetResnetBlock
 from torch import nn
 from torch.nn import functional as F
 
-from vox_serve_csm.mimi_transformer import StreamingTransformer, product
+from vox_serve.nn import PackedLinear
+from vox_serve_csm.mimi_transformer import ROWS, StreamingTransformer
 
 NARROW = 16
 """Fewer columns than this cost a CPU's matrix product more than twice as many of them."""
@@ -74,9 +75,6 @@ class _Upsample(nn.Module):
 class _Conv(nn.Module):
     """A causal convolution, or a transposed one."""
 
-    weight: torch.Tensor  # [out * stride, kernel * in]
-    bias: torch.Tensor  # [1, out * stride]
-
     def __init__(self, conv: Any) -> None:
         super().__init__()
         self.stride, self.dilation = 1, 1
@@ -99,8 +97,8 @@ class _Conv(nn.Module):
             bias = inner.bias.repeat(len(now))
             self.length = 1
         self.channels = inner.out_channels
-        self.register_buffer("weight", weight.flatten(0, 1).t().contiguous())
-        self.register_buffer("bias", bias[None])
+        # [out * stride, kernel * in]
+        self.matrix = PackedLinear(weight.flatten(0, 1).t(), bias, ROWS)
         self.width = self.length * inner.in_channels
 
     def forward(self, x: torch.Tensor, past: _Past) -> torch.Tensor:
@@ -109,9 +107,10 @@ class _Conv(nn.Module):
         if self.length:
             x = past.precede(x, self.length)
         windows = x.unfold(1, self.length + self.stride, self.stride)[..., :: self.dilation]
-        windows = windows.transpose(2, 3).reshape(-1, self.weight.shape[1])
+        windows = windows.transpose(2, 3).reshape(-1, self.matrix.in_features)
         windows = windows.contiguous()  # overlapping, they are slow to multiply
-        return product(windows, self.weight, self.bias).view(batch, -1, self.channels)
+        y: torch.Tensor = self.matrix(windows)
+        return y.view(batch, -1, self.channels)
 
 
 class _Residual(nn.Module):

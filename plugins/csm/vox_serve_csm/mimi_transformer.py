@@ -14,9 +14,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-FEW = 2
-"""Up to so many rows a CPU takes half the time for the transposed product, whose weights come
-from beyond its caches: two are the latents of one frame."""
+from vox_serve.nn import PackedLinear
+
+ROWS = 8
+"""Of most products: four utterances, two latents of each."""
 
 
 @attrs.frozen(eq=False)
@@ -33,7 +34,8 @@ class _Layer(nn.Module):
     def __init__(self, layer: Any) -> None:
         super().__init__()
         self.norm1, self.norm2 = layer.norm1, layer.norm2
-        self.qkv, self.up = layer.self_attn.in_projs[0].weight, layer.linear1.weight
+        self.qkv = PackedLinear(layer.self_attn.in_projs[0].weight, rows=ROWS)
+        self.up = PackedLinear(layer.linear1.weight, rows=ROWS)
         self.out = _scaled(layer.self_attn.out_projs[0], layer.layer_scale_1)
         self.down = _scaled(layer.linear2, layer.layer_scale_2)
 
@@ -42,31 +44,21 @@ class _Layer(nn.Module):
     ) -> torch.Tensor:
         """`[B * T, C]` to the same; writes to `ring`, its own, and copies rows to `batch`."""
         size, (rows, _, heads, _, head_dim) = x.shape[1], batch.shape
-        qkv = product(self.norm1(x), self.qkv).view(rows, -1, 3, heads, head_dim)
+        qkv = self.qkv(self.norm1(x)).view(rows, -1, 3, heads, head_dim)
         pairs = qkv[:, :, :2].view(rows, -1, 2, heads, head_dim // 2, 2)
         torch.view_as_complex(pairs).mul_(moment.turns)
         q, kv = qkv[:, :, 0].transpose(1, 2), qkv[:, :, 1:].permute(0, 2, 3, 1, 4)
         ring.view(-1, head_dim).index_copy_(0, moment.places, kv.reshape(-1, head_dim))
         k, v = torch.index_select(ring, 0, moment.slots, out=batch).unbind(1)
         seen = F.scaled_dot_product_attention(q, k, v, moment.bias)
-        x = product(seen.transpose(1, 2).reshape(-1, size), self.out, x)
-        return product(F.gelu(product(self.norm2(x), self.up)), self.down, x)
+        x = self.out(seen.transpose(1, 2).reshape(-1, size), x)
+        down: torch.Tensor = self.down(F.gelu(self.up(self.norm2(x))), x)
+        return down
 
 
-def _scaled(linear: Any, scale: Any) -> nn.Parameter:
-    """The matrix of a linear layer whose outputs are multiplied by `scale`."""
-    return nn.Parameter(linear.weight * scale.scale[:, None], requires_grad=False)
-
-
-def product(
-    x: torch.Tensor, weight: torch.Tensor, plus: torch.Tensor | None = None
-) -> torch.Tensor:
-    """`x` `[N, in]` by `weight` `[out, in]`, plus `[N, out]` or `[1, out]`; returns `[N, out]`."""
-    if len(x) > FEW:
-        return F.linear(x, weight) if plus is None else torch.addmm(plus, x, weight.t())
-    turned = x.t()
-    y = weight @ turned if plus is None else torch.addmm(plus.t(), weight, turned)
-    return y.t().contiguous()
+def _scaled(linear: Any, scale: Any) -> PackedLinear:
+    """A linear layer whose outputs are multiplied by `scale`."""
+    return PackedLinear(linear.weight * scale.scale[:, None], rows=ROWS)
 
 
 class StreamingTransformer(nn.Module):

@@ -37,12 +37,40 @@ def test_the_default_numbers_give_the_codes_of_full_precision() -> None:
     assert said["auto"] == said["float32"]
 
 
-@pytest.mark.parametrize("deterministic", [True, False])
-def test_bytes_in_company(deterministic: bool) -> None:
+def round_by_height(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a row comes to hangs on how many rows there are, and on how long its piece of the
+    prompt is: so it is by a hair on most machines, and here plainly on all of them."""
+    model, codec = engine.model, engine.model.codec
+    prefill, advance, step = model.prefill, model.advance, codec.step
+
+    def rounded_prefill(inputs, lengths, slots, kv):
+        shape = inputs["tokens"].shape
+        return prefill(inputs, lengths, slots, kv) * (1 + 1e-4 * shape[0] + 1e-5 * shape[1])
+
+    def rounded_advance(codes, slots, kv):
+        return advance(codes, slots, kv) * (1 + 1e-4 * len(slots))
+
+    def rounded_step(codes, slots, reset):
+        pcm, valid = step(codes, slots, reset)
+        return pcm * (1 - 1e-2 * len(slots)), valid
+
+    monkeypatch.setattr(model, "prefill", rounded_prefill)
+    monkeypatch.setattr(model, "advance", rounded_advance)
+    monkeypatch.setattr(codec, "step", rounded_step)
+
+
+@pytest.mark.parametrize(
+    ("deterministic", "by_height"),
+    [(True, False), (True, True), (False, True)],  # without both it is as the machine rounds
+)
+def test_bytes_in_company(
+    deterministic: bool, by_height: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = EngineConfig(model="demo", max_batch_size=4, deterministic=deterministic)
     engine, _ = load_engine(config, load_plugins())
+    if by_height:
+        round_by_height(engine, monkeypatch)
     alone = spoken(engine, [])
     company = [spoken(engine, OTHERS[:count]) for count in (1, 3)]
-    assert all(len(pcm) == len(alone) > 0 for pcm in company)
-    # Where it is off, batches of other sizes round otherwise: that is what the mode is for.
+    assert len(alone) > 24000
     assert all((pcm == alone) == deterministic for pcm in company)
