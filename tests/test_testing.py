@@ -210,8 +210,20 @@ def test_every_promise_has_its_wrong_model():
     }
 
 
+def set_a_number(x: torch.Tensor) -> None:
+    x[torch.tensor([0])] = 2.0
+
+
 @pytest.mark.parametrize(
-    "read", [lambda x: x.item(), bool, lambda x: x[x > 0], lambda x: x.tolist(), lambda x: x.cpu()]
+    "read",
+    [
+        lambda x: x.item(),
+        bool,
+        lambda x: x[x > 0],
+        lambda x: x.tolist(),
+        lambda x: x.cpu(),
+        set_a_number,
+    ],
 )
 def test_a_host_read_is_noticed(read):
     with pytest.raises(HostRead):

@@ -429,13 +429,16 @@ class _NoRead(TorchDispatchMode):
 
 
 class _NoCopy(TorchFunctionMode):
-    """Refuses what a CPU tensor does without an operation, in inference mode above all."""
+    """Refuses what a CPU tensor does without an operation, in inference mode above all, and
+    numbers that would be copied to the device."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         if func in _COPIES:
             raise HostRead(f"{func} reads the device")
+        if func is torch.Tensor.__setitem__ and not isinstance(args[2], torch.Tensor):
+            raise HostRead(f"[...] = {args[2]!r} copies a number of the host's; fill_ does not")
         return func(*args, **(kwargs or {}))
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from vox_serve.engine.cuda_graph import StepFunction, bucket_sizes
+from vox_serve.engine.cuda_graph import StepFunction, Stream, bucket_sizes
 
 CPU = torch.device("cpu")
 IDLE = 9
@@ -16,13 +16,15 @@ def test_buckets() -> None:
     assert bucket_sizes(1, cuda, deterministic=False) == [1]
     assert bucket_sizes(16, cuda, deterministic=False) == [1, 2, 4, 8, 16]
     assert bucket_sizes(20, cuda, deterministic=False) == [1, 2, 4, 8, 16, 20]
+    assert bucket_sizes(64, cuda, deterministic=False) == [1, 2, 4, 8, 16, 32, 64]
+    assert bucket_sizes(200, cuda, deterministic=False) == [1, 2, 4, 8, 16, 32, 64, 128, 192, 200]
 
 
 @pytest.mark.parametrize(("sizes", "padded"), [([1, 2, 3], (4, 0)), ([4], (4, 0, IDLE, IDLE))])
 def test_a_batch_is_filled_up_with_the_idle_slot(sizes: list[int], padded: tuple[int, ...]) -> None:
     seen: list[tuple[list[int], object]] = []
     step = StepFunction(
-        lambda slots, numbers: seen.append((slots.tolist(), numbers)), sizes, IDLE, CPU, False
+        lambda slots, numbers: seen.append((slots.tolist(), numbers)), sizes, IDLE, CPU, None
     )
     step([4, 0])
     assert seen == [(list(padded), padded)]
@@ -30,7 +32,7 @@ def test_a_batch_is_filled_up_with_the_idle_slot(sizes: list[int], padded: tuple
 
 def test_slots_are_sent_only_when_the_batch_has_changed() -> None:
     sent: list[torch.Tensor] = []
-    step = StepFunction(lambda slots, numbers: sent.append(slots), [1, 2], IDLE, CPU, False)
+    step = StepFunction(lambda slots, numbers: sent.append(slots), [1, 2], IDLE, CPU, None)
     for numbers in ([1], [1], [2], [1, 2], [1, 2]):
         step(numbers)
     assert sent[0] is sent[1]
@@ -38,6 +40,7 @@ def test_slots_are_sent_only_when_the_batch_has_changed() -> None:
     assert len({id(slots) for slots in sent}) == 3
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device to capture on")
 def test_a_replayed_step_does_what_the_function_does() -> None:
     device = torch.device("cuda")
@@ -46,7 +49,7 @@ def test_a_replayed_step_does_what_the_function_does() -> None:
     def run(slots: torch.Tensor, numbers: object) -> None:
         rows[slots] += slots + 1
 
-    step = StepFunction(run, [2, 4], IDLE, device, True)
+    step = StepFunction(run, [2, 4], IDLE, device, Stream(device, main=True))
     step.warm_up()
     rows.zero_()
     for _ in range(3):

@@ -16,7 +16,7 @@ Step = Callable[[torch.Tensor, Sequence[int] | None], None]
 
 
 def bucket_sizes(num_slots: int, device: torch.device, deterministic: bool) -> list[int]:
-    """Batch sizes that occur, ascending: on a GPU powers of two, on a CPU all.
+    """Batch sizes that occur, ascending: on a CPU all, on a GPU powers of two, then steps of 64.
 
     Args:
         deterministic: one size alone, because a row's rounding hangs on its matrix's height.
@@ -25,8 +25,8 @@ def bucket_sizes(num_slots: int, device: torch.device, deterministic: bool) -> l
         return [num_slots]
     if device.type != "cuda":
         return list(range(1, num_slots + 1))
-    powers = [2**n for n in range(num_slots.bit_length()) if 2**n < num_slots]
-    return [*powers, num_slots]
+    sizes = [1, 2, 4, 8, 16, 32, *range(64, num_slots, 64)]
+    return [*[size for size in sizes if size < num_slots], num_slots]
 
 
 def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
@@ -50,28 +50,53 @@ class SlotNumbers:
         return self._last[1]
 
 
-class Side:
-    """A second CUDA stream, for work that may run beside what follows; a CPU does all at once."""
+class Stream:
+    """What is done on a device in order, and beside other such streams; a CPU does all at once.
 
-    def __init__(self, device: torch.device) -> None:
-        self._stream: torch.cuda.Stream | None = None
-        if device.type == "cuda":
-            self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # as below
+    Graphs that are replayed on it are captured for it: they share its memory, which is free again
+    after each of them, and never that of another stream.
+    """
+
+    def __init__(self, device: torch.device, main: bool = False) -> None:
+        """`main` is the stream that torch uses anyway."""
+        self._cuda = device.type == "cuda"
+        if self._cuda:
+            self._device = device
+            make = torch.cuda.Stream
+            # Nothing can be captured on torch's own stream: the main one has another to do it.
+            self._capturing = make(device)  # type: ignore[no-untyped-call]  # torch's own
+            self._own = None if main else make(device)  # type: ignore[no-untyped-call]
+            self._pool = torch.cuda.graph_pool_handle()
 
     @contextmanager
     def beside(self) -> Iterator[None]:
         """What is launched inside begins when all that was launched before has ended."""
-        if self._stream is None:
+        if not self._cuda or self._own is None:
             yield
             return
-        self._stream.wait_stream(torch.cuda.current_stream(self._stream.device))
-        with torch.cuda.stream(self._stream):
+        self._own.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(self._own):
             yield
 
     def join(self) -> None:
         """What is launched from here on waits for what was launched beside it."""
-        if self._stream is not None:
-            torch.cuda.current_stream(self._stream.device).wait_stream(self._stream)
+        if self._cuda and self._own is not None:
+            torch.cuda.current_stream(self._device).wait_stream(self._own)
+
+    def capture(self, run: Callable[[], None]) -> torch.cuda.CUDAGraph:
+        """A graph of what `run` launches, which it does twice first: what is made on its first
+        call must not be captured."""
+        current = torch.cuda.current_stream(self._device)
+        self._capturing.wait_stream(current)
+        with torch.cuda.stream(self._capturing):
+            for _ in range(2):
+                run()
+        current.wait_stream(self._capturing)
+        graph = torch.cuda.CUDAGraph()
+        # The same stream as before: what cuBLAS works in belongs to the stream that it ran on.
+        with torch.cuda.graph(graph, pool=self._pool, stream=self._capturing):
+            run()
+        return graph
 
 
 class StepFunction:
@@ -82,17 +107,22 @@ class StepFunction:
             the numbers are None, because they will be others when it is replayed.
         sizes: buckets, ascending.
         idle: the slot that is nobody's.
-        capture: replay CUDA graphs.
+        stream: where it is called; None: call it plainly, replay no CUDA graphs.
     """
 
     def __init__(
-        self, run: Step, sizes: Sequence[int], idle: int, device: torch.device, capture: bool
+        self,
+        run: Step,
+        sizes: Sequence[int],
+        idle: int,
+        device: torch.device,
+        stream: Stream | None,
     ) -> None:
         self._run = run
         self._sizes = sizes
         self._idle = idle
         self._device = device
-        self._capture = capture
+        self._stream = stream
         self._graphs: dict[int, _Graph] = {}
         self._upload = SlotNumbers(device)
 
@@ -100,34 +130,31 @@ class StepFunction:
         """Run over these slots."""
         size = self._sizes[bisect_left(self._sizes, len(numbers))]
         padded = (*numbers, *[self._idle] * (size - len(numbers)))
-        if not self._capture:
+        if self._stream is None:
             self._run(self._upload(padded), padded)
             return
         if size not in self._graphs:
-            self._graphs[size] = _Graph(self._run, size, self._idle, self._device)
+            self._graphs[size] = _Graph(self._run, size, self._idle, self._device, self._stream)
         self._graphs[size].replay(padded)
 
     def warm_up(self) -> None:
-        """Capture every bucket, or the first request of each size would wait for it."""
-        for size in self._sizes if self._capture else ():
+        """Capture every bucket, or the first request of each size would wait for it.
+
+        The largest first: the others then find all the memory that they need.
+        """
+        for size in reversed(self._sizes) if self._stream is not None else ():
             self([self._idle] * size)
 
 
 class _Graph:
     """One bucket's graph, captured over the idle slot, and its slot numbers on the device."""
 
-    def __init__(self, run: Step, size: int, idle: int, device: torch.device) -> None:
+    def __init__(
+        self, run: Step, size: int, idle: int, device: torch.device, stream: Stream
+    ) -> None:
         self._numbers = (idle,) * size
         self._slots = torch.full((size,), idle, device=device)
-        side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch's own has no types
-        side.wait_stream(torch.cuda.current_stream(device))
-        with torch.cuda.stream(side):  # what is made on the first call must not be captured
-            for _ in range(2):
-                run(self._slots, None)
-        torch.cuda.current_stream(device).wait_stream(side)
-        self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
-            run(self._slots, None)
+        self._graph = stream.capture(lambda: run(self._slots, None))
 
     def replay(self, numbers: tuple[int, ...]) -> None:
         if numbers != self._numbers:

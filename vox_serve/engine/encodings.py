@@ -9,6 +9,7 @@ import attrs
 import torch
 
 from vox_serve.codec import Codec
+from vox_serve.engine.cuda_graph import Stream
 from vox_serve.voice import Segment
 
 KEPT = 256
@@ -16,10 +17,11 @@ KEPT = 256
 
 
 class Encodings:
-    """Args: the codec that encodes."""
+    """Args: the codec that encodes, and its device: it works beside what is being spoken."""
 
-    def __init__(self, codec: Codec) -> None:
+    def __init__(self, codec: Codec, device: torch.device) -> None:
         self._codec = codec
+        self._stream = Stream(device)
         self._codes: OrderedDict[bytes, torch.Tensor] = OrderedDict()
 
     def encode(self, segment: Segment) -> Segment:
@@ -29,7 +31,8 @@ class Encodings:
         key = hashlib.sha256(segment.audio.tobytes()).digest()
         codes = self._codes.get(key)
         if codes is None:
-            codes = self._codec.encode(torch.from_numpy(segment.audio)).cpu()
+            with self._stream.beside():
+                codes = self._codec.encode(torch.from_numpy(segment.audio)).cpu()
             self._codes[key] = codes
             while len(self._codes) > KEPT:
                 self._codes.popitem(last=False)

@@ -34,6 +34,8 @@ def load_engine(config: EngineConfig, plugins: Plugins) -> tuple[Engine, EngineI
     # cuDNN would round a codec's convolutions to TF32: other samples, and other context codes.
     torch.backends.cudnn.allow_tf32 = False
     _keep_freed_memory()
+    if torch.device(device).type == "cuda":
+        torch.cuda.set_device(device)  # streams, events and kernels are made on the current one
     model = resolved.spec.load(options)
     _set_threads(config.threads, model)
     engine = Engine(model, config, resolved.checkpoint)

@@ -47,7 +47,7 @@ class Prompts:
         self.conversations = Conversations(config.conversation_timeout, config.max_conversations)
         self.voices: dict[str, Voice] = {}
         """Those that were added while it runs, by name."""
-        self._encodings = Encodings(model.codec)
+        self._encodings = Encodings(model.codec, model.device)
         self.takes_context = self._takes_context()
 
     def prepare(self, request: SpeechRequest, voice: Voice | None = None) -> Sequence:

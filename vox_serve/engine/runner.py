@@ -2,7 +2,8 @@
 
 All that a step needs of a slot lies in device tensors with a row per slot: hidden state, codes,
 cache length, sampling state, results.  So a step is a function of slot numbers alone, and can be a
-CUDA graph.  The runner moves data between host and device; it decides nothing.
+CUDA graph.  (A number of the host's is written with `fill_`: an assignment would copy it, for
+which a graph cannot wait.)  The runner moves data between host and device; it decides nothing.
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ import attrs
 import torch
 
 from vox_serve.engine.cuda_graph import (
-    Side,
     SlotNumbers,
+    Step,
     StepFunction,
+    Stream,
     bucket_sizes,
     to_device,
 )
@@ -87,14 +89,18 @@ class ModelRunner:
         self.cache_bytes = self.kv.num_bytes + codec.allocate(rows)
         """Memory that the slots take: keys, values and codec state."""
         sizes = bucket_sizes(num_slots, device, deterministic)
-        capture = device.type == "cuda"
-        functions = (self._advance, self._emit, self._sound)
-        self._steps = [StepFunction(f, sizes, num_slots, device, capture) for f in functions]
-        self._advance_step, self._emit_step, self._sound_step = self._steps
-        self._side = Side(device)
-        """The codec runs here: beside the backbone's next step, up to the next `emit`."""
+        self._main, self._side = Stream(device, main=True), Stream(device)
+        """The codec runs at the side: beside the backbone's next step, up to the next `emit`."""
+        captured = device.type == "cuda"
+
+        def step(run: Step, stream: Stream) -> StepFunction:
+            return StepFunction(run, sizes, num_slots, device, stream if captured else None)
+
+        self._advance_step = step(self._advance, self._main)
+        self._emit_step = step(self._emit, self._main)
+        self._sound_step = step(self._sound, self._side)
         self._collected = SlotNumbers(device)
-        self.lag = 1 if capture else 0
+        self.lag = 1 if captured else 0
         """Frames that the host is behind: it reads one while the device makes the next."""
 
     def assign(self, sequence: Sequence) -> None:
@@ -102,8 +108,8 @@ class ModelRunner:
         slot = sequence.slot
         self._side.join()  # the codec may still take a frame of the slot's last owner
         self.sampler.assign(slot, sequence.sampling, sequence.seed)
-        self.kv.lengths[slot] = 0
-        self.fresh[slot] = True
+        self.kv.lengths[slot].fill_(0)
+        self.fresh[slot].fill_(True)
 
     def clear(self, sequence: Sequence) -> None:
         """Wipe the slot of a sequence that failed: non-finite numbers must not outlive it."""
@@ -115,15 +121,18 @@ class ModelRunner:
     def warm_up(self) -> None:
         """Capture what is going to be replayed."""
         self.kv.extent = self.kv.max_positions
-        for step in self._steps:
-            step.warm_up()
+        self._advance_step.warm_up()
+        self._emit_step.warm_up()
+        with self._side.beside():
+            self._sound_step.warm_up()
+        self._side.join()
 
     @torch.inference_mode()
     def restore(self, sequence: Sequence) -> None:
         """Copy what a kept prefix holds of the prompt into the slot."""
         sequence.restored = self.prefixes.restore(sequence.prompt.inputs, sequence.slot, self.kv)
         sequence.prefilled = sequence.restored
-        self.kv.lengths[sequence.slot] = sequence.restored
+        self.kv.lengths[sequence.slot].fill_(sequence.restored)
 
     @torch.inference_mode()
     def prefill(self, sequences: Rows[Sequence], most: int) -> None:
@@ -199,7 +208,7 @@ class ModelRunner:
         rows = slots if self.kv.span is None else self.kv.span
         self.hidden[rows] = self.model.advance(self.codes[rows], slots, self.kv)
         self.kv.lengths[rows] += 1
-        self.kv.lengths[self.num_slots] = 0  # a row that is nobody's must not grow longer
+        self.kv.lengths[self.num_slots].zero_()  # a row that is nobody's must not grow longer
         self.sampler.commit(slots, self.picked[rows])
 
     def _emit(self, slots: torch.Tensor, numbers: Rows[int] | None) -> None:
@@ -217,7 +226,7 @@ class ModelRunner:
 
     def _sound(self, slots: torch.Tensor, numbers: Rows[int] | None) -> None:
         pcm, valid = self.model.codec.step(self.pending[slots], slots, self.fresh[slots])
-        self.fresh[slots] = False
+        self.fresh.index_fill_(0, slots, False)
         self.sound[slots] = torch.stack([valid, pcm.isfinite().all(dim=1)], 1)
         samples = (pcm.nan_to_num().clamp(-1.0, 1.0) * 32767.0).round()
         self.pcm[slots] = samples.to(torch.int16)

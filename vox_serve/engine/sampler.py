@@ -13,6 +13,7 @@ and token t takes the key's output number t.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 
 import torch
 
@@ -75,14 +76,17 @@ class SlotSampler:
 
     def assign(self, slot: int, params: SamplingParams, seed: int) -> None:
         """Start a sequence in `slot`."""
-        self.temperature[slot] = params.temperature
-        self.top_k[slot] = params.top_k
-        self.top_p[slot] = params.top_p
-        self.min_p[slot] = params.min_p
-        self.penalty[slot] = params.repetition_penalty
-        self.seed[slot] = seed
-        self.frame[slot] = 0
-        self.recent[slot] = 0
+        for rows, value in (
+            (self.temperature, params.temperature),
+            (self.top_k, params.top_k),
+            (self.top_p, params.top_p),
+            (self.min_p, params.min_p),
+            (self.penalty, params.repetition_penalty),
+            (self.seed, seed),
+            (self.frame, 0),
+            (self.recent, 0),
+        ):
+            rows[slot].fill_(value)
         self.params[slot] = params
 
     def rows(self, numbers: Sequence[int] | None, slots: torch.Tensor) -> RowSampler:
@@ -122,12 +126,6 @@ class RowSampler:
         ordered = every or any(p.top_p < 1 for p in drawing)
         self._most = None if ordered else max((p.top_k for p in drawing), default=0)
         self._state, self._slots = state, slots
-        if self._draws:
-            self._temperature = state.temperature[slots][:, None]
-            self._key = _mix(_mix(state.seed[slots] + _GAMMA) + state.frame[slots])
-            self._top_k = state.top_k[slots][:, None]
-            self._top_p = state.top_p[slots][:, None]
-            self._min_p = state.min_p[slots][:, None]
         self.picked = torch.zeros_like(slots)
         self._finite = torch.ones(len(slots), dtype=torch.bool, device=slots.device)
         self._largest: list[torch.Tensor] = []
@@ -144,6 +142,29 @@ class RowSampler:
         if not self._largest:
             return self._finite
         return self._finite & torch.stack(self._largest, 1).isfinite().all(1)
+
+    # What the kernel reads by itself is looked up only where plain torch asks for it.
+
+    @cached_property
+    def _temperature(self) -> torch.Tensor:
+        return self._state.temperature[self._slots][:, None]
+
+    @cached_property
+    def _top_k(self) -> torch.Tensor:
+        return self._state.top_k[self._slots][:, None]
+
+    @cached_property
+    def _top_p(self) -> torch.Tensor:
+        return self._state.top_p[self._slots][:, None]
+
+    @cached_property
+    def _min_p(self) -> torch.Tensor:
+        return self._state.min_p[self._slots][:, None]
+
+    @cached_property
+    def _key(self) -> torch.Tensor:
+        seeded = _mix(self._state.seed[self._slots] + _GAMMA)
+        return _mix(seeded + self._state.frame[self._slots])
 
     def _pick(self, logits: torch.Tensor, codebook: int) -> torch.Tensor:
         if use_triton(logits) and logits.shape[-1] <= MAX_CODES:

@@ -47,7 +47,7 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
 
 
 def plain_rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-    if x.dtype is not torch.float32 or x.requires_grad:
+    if x.is_cuda or x.dtype is not torch.float32 or x.requires_grad:
         return F.rms_norm(x, weight.shape, weight, eps)
     # torch's own is seven operations on a CPU; of these five, two are over one number a row.
     length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)

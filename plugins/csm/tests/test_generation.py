@@ -14,6 +14,7 @@ from plugins.csm.tests.conftest import Checkpoint, MakeEngine, record, request
 from tests.conftest import run_engine
 from vox_serve.engine.engine import Engine
 from vox_serve.engine.messages import Finished, FinishReason
+from vox_serve.testing import no_host_read
 
 
 def sampled(engine: Engine, *seeds: int) -> dict[str, Frames]:
@@ -95,3 +96,21 @@ def test_the_slot_of_an_utterance_that_ended_at_once_is_clean(
     monkeypatch.setattr(engine.model, "emit", emit)
     again = finish(engine)
     assert again[1:] == expected[1:]
+
+
+def test_the_runners_steps_could_be_captured(make_engine: MakeEngine) -> None:
+    """What they do with slots that they do not know, as in a graph, waits for no host."""
+    engine = make_engine()
+    sampling = {"temperature": 0.9, "top_p": 0.9, "repetition_penalty": 1.1}
+    engine.add(request("a", "hello", frames=20, sampling=sampling))
+    run_engine(engine, steps=3)
+    runner = engine.runner
+    runner.kv.extent = runner.kv.max_positions
+    slots = torch.tensor([0, runner.num_slots, runner.num_slots])
+    frames, length = int(runner.sampler.frame[0]), int(runner.kv.lengths[0])
+    with torch.inference_mode():
+        for step in (runner._advance, runner._emit, runner._sound):
+            no_host_read(step)(slots, None)
+    assert runner.sampler.frame[0] == frames + 1
+    assert runner.kv.lengths[0] == length + 1
+    assert runner.kv.lengths[runner.num_slots] == 0  # what is nobody's does not grow
