@@ -7,7 +7,7 @@ PYPROJECTS := pyproject.toml $(wildcard plugins/*/pyproject.toml)
 # Arguments for the command behind a verb: make serve ARGS="--port 9000 --model DIR"
 ARGS ?=
 
-.PHONY: help setup check test test-slow serve bench voice voice-eval clean
+.PHONY: help setup check test test-slow serve bench bench-gpu voice voice-eval clean
 
 help:
 	@echo "make serve    install what is needed and speak on port 8000 (ARGS=... for flags)"
@@ -17,6 +17,7 @@ help:
 	@echo "make test-slow  the tests that take minutes (full-size model; some 8 GB of memory)"
 	@echo "make voice    train the demo voice anew (SIZE=cpu or gpu; hours)"
 	@echo "make bench    measure against the reference implementation (ARGS=--help)"
+	@echo "make bench-gpu  right, how fast, beside whom: one NVIDIA GPU, ten minutes (ARGS=--help)"
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -50,6 +51,11 @@ test-slow: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.csm $(ARGS)
+
+# Where torch is installed for the machine already: make bench-gpu GPU_PYTHON=python3
+GPU_PYTHON ?= $(BIN)/python
+bench-gpu: $(if $(filter $(BIN)/python,$(GPU_PYTHON)),$(VENV)/.dev)
+	$(GPU_PYTHON) -m benchmarks.gpu $(ARGS)
 
 # The demo voice's recipe: plugins/demo_voice/training/README.md says what it needs and how long it takes.
 SIZE ?= cpu

@@ -18,6 +18,8 @@ from transformers import CsmConfig, CsmForConditionalGeneration
 TOKENIZER = Path(__file__).parents[1] / "plugins/demo_voice/vox_serve_demo_voice/checkpoint"
 INDEX = "transformers.safetensors.index.json"
 TIED = "backbone_model.embed_tokens.embed_audio_tokens.weight"
+TABLE = "depth_decoder.model.embed_tokens.weight"
+"""The same table under both names: transformers 4 ties them by itself, 5 does not."""
 SHARD_BYTES = 4_500_000_000
 
 
@@ -31,7 +33,7 @@ def write_full_size(directory: Path, config: CsmConfig | None = None) -> Path:
         shapes = {
             name: tensor.shape
             for name, tensor in CsmForConditionalGeneration(config).state_dict().items()
-            if name != TIED  # stored once, under the depth decoder's name
+            if name != TIED
         }
     torch.manual_seed(0)
     shards: list[dict[str, torch.Tensor]] = [{}]
@@ -43,6 +45,9 @@ def write_full_size(directory: Path, config: CsmConfig | None = None) -> Path:
             size = 0
         shards[-1][name] = tensor
         size += tensor.nbytes
+        if name == TABLE:
+            shards[-1][TIED] = tensor.clone()
+            size += tensor.nbytes
     weight_map = {}
     for number, shard in enumerate(shards, start=1):
         file = f"transformers-{number:05}-of-{len(shards):05}.safetensors"

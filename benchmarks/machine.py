@@ -1,4 +1,4 @@
-"""What the figures were measured on; every result names it."""
+"""What the figures were measured on, and how fast it reads weights; every result names it."""
 
 from __future__ import annotations
 
@@ -8,18 +8,24 @@ import time
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from vox_serve.nn.linear import HalfLinear
+from vox_serve.nn import Linear
+from vox_serve.nn.linear import held_bytes, hold
+
+ALL_THREADS = torch.get_num_threads()
 
 
-def describe() -> dict[str, str | int]:
-    """Processor, cores, versions and date."""
+def describe() -> dict[str, str | int | float]:
+    """Processor, cores, versions, date, and how busy the machine is now."""
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "processor": _processor(),
         "cores": os.cpu_count() or 0,
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30),
+        "load_average": round(os.getloadavg()[0], 2),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -28,38 +34,48 @@ def describe() -> dict[str, str | int]:
     }
 
 
-def bandwidth(gigabytes: float = 2.0, repeats: int = 5) -> float:
-    """Bytes per second at which 16-bit matrices are read by a matrix-vector product; the best run.
+@torch.inference_mode()
+def bandwidth(form: str, gigabytes: float = 0.5, repeats: int = 5) -> float:
+    """Bytes per second at which matrices are read by a matrix-vector product; the best run.
 
     That is what a decode step at batch 1 does, so it is the floor of one.
+
+    Args:
+        form: in which they are held: `float16`, `int8` (`vox_serve.nn.linear`) or `bfloat16`.
     """
     rows, columns = 8192, 2048
-    count = max(1, round(gigabytes * 1e9 / (rows * columns * 2)))
-    matrices = [HalfLinear(torch.rand(rows, columns)) for _ in range(count)]
-    x = torch.rand(1, columns)
+    dtype = torch.bfloat16 if form == "bfloat16" else torch.float32
+    matrices: list[Any] = []
+    held = 0
+    while held < gigabytes * 1e9:
+        matrix: Any = Linear(columns, rows).to(dtype)
+        matrices.append(matrix if form == "bfloat16" else hold(matrix, form))
+        held += held_bytes(matrices[-1])
+    x = torch.rand(1, columns, dtype=dtype)
     best = float("inf")
     for _ in range(repeats):
         start = time.perf_counter()
         for matrix in matrices:
             matrix(x)
         best = min(best, time.perf_counter() - start)
-    return count * rows * columns * 2 / best
+    return held / best
 
 
 def peak_memory(pid: str = "self") -> int:
     """Largest resident set of a process so far, in bytes (Linux)."""
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024
-    raise RuntimeError("this kernel tells no VmHWM")
+    return _status("VmHWM", pid)
 
 
 def resident_memory() -> int:
     """Resident set now, in bytes (Linux)."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmRSS:"):
+    return _status("VmRSS", "self")
+
+
+def _status(key: str, pid: str) -> int:
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith(f"{key}:"):
             return int(line.split()[1]) * 1024
-    raise RuntimeError("this kernel tells no VmRSS")
+    raise RuntimeError(f"this kernel tells no {key}")
 
 
 def _processor() -> str:

@@ -322,6 +322,17 @@ def test_the_address_of_an_ipv6_host() -> None:
         assert listener.family is socket.AF_INET6
 
 
+def test_sound_does_not_wait_for_acknowledgements() -> None:
+    """asyncio leaves Nagle's algorithm on where a socket's protocol is 0, as a listener's here."""
+    with (
+        launch.listen(ServerConfig(port=0)) as listener,
+        socket.create_connection(listener.getsockname()),
+    ):
+        accepted, _ = listener.accept()
+        with accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
 def test_the_kernel_drops_clients_that_never_read() -> None:
     if not hasattr(socket, "TCP_USER_TIMEOUT"):
         pytest.skip("this kernel has no TCP_USER_TIMEOUT")

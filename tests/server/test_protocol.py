@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import threading
 import time
@@ -14,6 +15,7 @@ import pytest
 from tests.conftest import RunningServer, until
 from tests.server.conftest import Gate, post_raw, read_stream, value
 from vox_serve.config import ServerConfig
+from vox_serve.server.protocol import MAX_HEADER_BYTES
 
 StartServer = Callable[..., RunningServer]
 READ_TIMEOUT = 0.5
@@ -146,3 +148,55 @@ def test_a_websocket_may_be_silent(impatient: RunningServer) -> None:
         time.sleep(3 * READ_TIMEOUT)
         socket.send('{"type": "start"}')
         assert '"started"' in str(socket.recv(timeout=5))
+
+
+@pytest.mark.parametrize(
+    "data", [b"\x16\x03\x01\x02\r\n\r\n", b"FOO / HTTP/1.1\r\nHost: x\r\n\r\n"]
+)
+def test_what_is_no_http_is_refused_in_our_shape(tone_server: RunningServer, data: bytes) -> None:
+    with connect(tone_server) as connection:
+        connection.sendall(data)
+        head, _, body = rest(connection).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 ")
+    assert b"content-type: application/json" in head
+    assert json.loads(body)["error"]["code"] == "bad_request"
+
+
+def send_until_cut(connection: socket.socket, data: bytes) -> int:
+    """Send the same bytes until the connection is closed; returns how many were sent."""
+    sent = 0
+    try:
+        while sent < 100 * MAX_HEADER_BYTES:
+            connection.sendall(data)
+            sent += len(data)
+    except OSError:  # reset or broken pipe, as it happens
+        pass
+    return sent
+
+
+@pytest.mark.parametrize("start", [b"GET /voices HTTP/1.1\r\nHost: x\r\n", b"GET /", HEAD])
+def test_endless_headers_are_cut(tone_server: RunningServer, start: bytes) -> None:
+    """They are kept in memory until they end, so they must not be many."""
+    with connect(tone_server) as connection:
+        connection.sendall(start)
+        line = b"a" * 1000 if start == b"GET /" else b"X-A: " + b"a" * 1000 + b"\r\n"
+        sent = send_until_cut(connection, line)
+    assert sent < 100 * MAX_HEADER_BYTES
+    assert tone_server.http.get("/voices").status_code == 200
+
+
+def test_endless_trailers_are_cut(tone_server: RunningServer) -> None:
+    with connect(tone_server) as connection:
+        connection.sendall(HEAD + b"Transfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n")
+        sent = send_until_cut(connection, b"X-A: " + b"a" * 1000 + b"\r\n")
+    assert sent < 100 * MAX_HEADER_BYTES
+
+
+def test_a_large_body_and_many_requests_are_no_headers(tone_server: RunningServer) -> None:
+    long: dict[str, object] = {"text": "5", "context": [], "conversation": None, "voice": None}
+    content = json.dumps(long).encode() + b" " * (4 * MAX_HEADER_BYTES)
+    headers = {"Content-Type": "application/json"}
+    assert tone_server.http.post("/generate", content=content, headers=headers).status_code == 200
+    for _ in range(20):  # on one connection
+        padded = {"X-A": "a" * (MAX_HEADER_BYTES // 10)}
+        assert tone_server.http.get("/voices", headers=padded).status_code == 200

@@ -213,6 +213,20 @@ def test_nothing_to_say(tone_server: RunningServer) -> None:
         assert speaker.events[-1]["seconds"] == 0
 
 
+def test_an_alias_is_a_voice_here_too(start_server: Callable[..., RunningServer]) -> None:
+    """The address is under /v1, where every voice that OpenAI's clients know has one."""
+    server = start_server(server=ServerConfig(port=0, voice_alias=("narrator=hum_b",)))
+    spoken = {}
+    for voice in ("hum_a", "hum_b", "alloy", "ash", "narrator"):
+        with session(server, voice=voice, seed=3) as speaker:
+            speaker.send("text", text="5 frames.")
+            speaker.send("end")
+            speaker.until("done")
+            spoken[voice] = speaker.audio
+    assert spoken["alloy"] == spoken["hum_a"] != spoken["hum_b"]
+    assert spoken["ash"] == spoken["narrator"] == spoken["hum_b"]
+
+
 def test_sampling_voice_and_cap_are_those_of_start(tone_server: RunningServer) -> None:
     fields = {"voice": "hum_b", "temperature": 1.5, "seed": 3, "top_k": 9, "max_seconds": 0.4}
     speaker = spoken_whole(tone_server, ["150 frames"], model="tone", **fields)

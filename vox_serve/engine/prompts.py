@@ -69,7 +69,7 @@ class Prompts:
             self._require_context("context" if request.context else "conversation")
         for text in fresh:
             self._prompt(attrs.evolve(request, text=text, max_seconds=None), voice, ())
-        seed = secrets.randbits(63) if sampling.seed is None else sampling.seed
+        seed = secrets.randbits(53) if sampling.seed is None else sampling.seed
         if request.conversation is None:
             context = self._encoded(request, voice, ())
             prompt, cap = self._prompt(request, voice, context)

@@ -4,7 +4,7 @@ What comes in is always 16-bit little-endian mono PCM, in whole samples.  Nothin
 requests or HTTP.
 
 A streamed encoder never takes back what it gave out.  Formats whose header names the length
-say "unknown" there (wav, flac) or leave it away (mp3); a whole file has the true one.
+say "unknown" there (wav, flac); a whole file has the true one.  An mp3 says nothing, either way.
 """
 
 from __future__ import annotations
@@ -298,6 +298,11 @@ class _Mp3(_Libsndfile):
     # A constant rate, so that players guess the length of a stream right: 64 kbit/s from 16 kHz
     # on, 128 from 32 kHz on, 24 below.
     settings: ClassVar[Mapping[str, Any]] = {"bitrate_mode": "CONSTANT", "compression_level": 0.632}
+
+    def whole(self, pcm: bytes) -> bytes:
+        """As streamed, without libsndfile's Info header: with it players cut the encoder's 70 ms
+        off, so that whole and streamed would differ in length, and ffmpeg doubts the file."""
+        return self.encode(pcm) + self.finish()
 
 
 class _Opus(_Libsndfile):

@@ -3,7 +3,8 @@
 uvicorn waits for ever for headers and bodies.  Here the headers must be there `read_timeout`
 seconds after a connection is made (or, on one that is kept open, after their first byte), and the
 body as long after them.  Who reads a body answers a slow one with 408 (see `body.py`); this closes
-the connections on which nobody can be answered, or nobody reads.
+the connections on which nobody can be answered, or nobody reads.  Nor does it bound headers, or
+answer what is no HTTP in our error's shape.
 """
 
 from __future__ import annotations
@@ -11,15 +12,20 @@ from __future__ import annotations
 import asyncio
 import logging
 from functools import partial
+from http import HTTPStatus
 from typing import Any
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+import msgspec
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from vox_serve.config import ServerConfig
+from vox_serve.server.errors import error_object
 from vox_serve.server.wire import WEBSOCKET
 
 GRACE_SECONDS = 1.0
 """What a body may be late, so that an answer of 408 comes first."""
+MAX_HEADER_BYTES = 64 * 1024
+"""Of a request line with its headers, or of what follows a chunked body."""
 log = logging.getLogger("vox_serve.server")
 
 
@@ -34,6 +40,7 @@ class TimedProtocol(HttpToolsProtocol):
         super().__init__(*args, **kwargs)
         self._read_timeout = read_timeout
         self._deadline: asyncio.TimerHandle | None = None
+        self._header_bytes = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -46,7 +53,31 @@ class TimedProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self._deadline is None and not self._answering:
             self._expect(self._read_timeout)
+        self._header_bytes += len(data)
         super().data_received(data)
+        if self._header_bytes > MAX_HEADER_BYTES and not self.transport.is_closing():
+            self._refuse(
+                HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
+                f"a request's headers may have {MAX_HEADER_BYTES} bytes",
+            )
+
+    def send_400_response(self, msg: str) -> None:
+        """uvicorn calls this where what came is no HTTP."""
+        self._refuse(HTTPStatus.BAD_REQUEST, msg)
+
+    def _refuse(self, status: HTTPStatus, message: str) -> None:
+        """Close the connection, after an error in our shape if no answer is on its way."""
+        if not self._answering:
+            error = error_object(status, message, status.name.lower())
+            body = msgspec.json.encode({"error": error})
+            head = b"content-type: application/json\r\ncontent-length: %d\r\n" % len(body)
+            line = STATUS_LINE[status]
+            self.transport.write(line + head + b"connection: close\r\n\r\n" + body)
+        self.transport.close()
+
+    def on_body(self, body: bytes) -> None:
+        self._header_bytes = 0
+        super().on_body(body)
 
     def handle_websocket_upgrade(self) -> None:
         self._expect(None)
@@ -59,10 +90,12 @@ class TimedProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._expect(self._read_timeout + GRACE_SECONDS)
+        self._header_bytes = 0
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
         self._expect(None)
+        self._header_bytes = 0
         super().on_message_complete()
 
     @property

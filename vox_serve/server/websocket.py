@@ -11,6 +11,7 @@ import logging
 from typing import cast
 from urllib.parse import urlsplit
 
+import attrs
 import msgspec
 from litestar import Response, asgi
 from litestar.enums import ScopeType
@@ -26,6 +27,7 @@ from vox_serve.server.audio import AudioFormat
 from vox_serve.server.errors import error_response
 from vox_serve.server.generate import GenerateRequest, check
 from vox_serve.server.open_requests import OpenRequests
+from vox_serve.server.openai import voice_of
 from vox_serve.server.session import Session
 from vox_serve.server.speech import given_sampling
 from vox_serve.server.stream import ClientGone, is_client_error
@@ -132,7 +134,9 @@ async def _begin(wire: Wire, engines: Engines, opened: OpenRequests) -> Session:
         client = engines.choose(start.model)
         metrics = client.metrics
         info = client.admit()
-        _check_voice(start, client)
+        if template.voice is not None:
+            template = attrs.evolve(template, voice=voice_of(client, template.voice))
+        _check_voice(template.voice, start.speaker, client)
         if start.conversation is not None and not info.takes_context:
             raise UnspeakableText("this model follows no conversation", "conversation")
         return Session(wire, client, info, template, audio_format, opened)
@@ -172,10 +176,10 @@ def read(start: Start) -> tuple[AudioFormat, SpeechRequest]:
     return audio_format, template
 
 
-def _check_voice(start: Start, client: EngineClient) -> None:
+def _check_voice(voice: str | None, speaker: int | None, client: EngineClient) -> None:
     """The engine would say the same, but only when the first sentence is there."""
     names, speakers = zip(*client.voices, strict=True)
-    if start.voice is not None and start.voice not in names:
-        raise NotFound(f"unknown voice {start.voice[:200]!r}", "voice")
-    if start.speaker is not None and start.speaker not in speakers:
-        raise NotFound(f"unknown speaker {start.speaker}", "speaker")
+    if voice is not None and voice not in names:
+        raise NotFound(f"unknown voice {voice[:200]!r}", "voice")
+    if speaker is not None and speaker not in speakers:
+        raise NotFound(f"unknown speaker {speaker}", "speaker")

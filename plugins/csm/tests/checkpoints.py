@@ -241,6 +241,9 @@ def _randomise(model: Any) -> None:
             embeds = "embed" in name and not name.endswith("inputs_embeds_projector.weight")
             fan_in = 1 if embeds else tensor[0].numel()
             tensor.copy_((noise - 0.5) * 4 * max(1, fan_in) ** -0.5)
+    # transformers 4 ties these two by itself, 5 does not.
+    table = model.depth_decoder.model.embed_tokens.weight
+    model.backbone_model.embed_tokens.embed_audio_tokens.weight.copy_(table)
 
 
 def _unique(state: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:

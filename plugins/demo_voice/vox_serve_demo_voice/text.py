@@ -10,7 +10,9 @@ other signs is written out, as a reader would say it:
 - money, percent and the signs in `_SIGNS`: words
 - quotes: dropped; brackets and dashes between words: a comma; hyphens: a space
 - titles in `_TITLES`: words
-- other scripts, emoji, control characters: refused
+- bullets and arrows: a comma; Markdown's stars and headings: dropped
+- what nobody reads out (emoji, other pictures, invisible characters, `¿ ¡`): dropped
+- other scripts, control characters: refused
 
 The same function made the training text, so the teacher's reading and the model's agree.
 Normalising twice changes nothing.
@@ -73,6 +75,7 @@ _SIGNS = {
     "~": "tilde",
     "|": "bar",
     "°": "degrees",
+    "\N{MICRO SIGN}": "micro",
     "\N{MULTIPLICATION SIGN}": "times",
     "÷": "divided by",
     "±": "plus or minus",
@@ -98,6 +101,11 @@ _LIGATURES = str.maketrans(
 )
 _APOSTROPHES = "'`\u2018\u2019\u02bc\u00b4"
 _QUOTES = '"\u201c\u201d\u201e\u00ab\u00bb\u2039\u203a\u201a'
+_BULLETS = r"[\u2022\u2023\u2043\u25aa\u25cf\u25e6\u2190-\u21ff\u00b7]"
+_MARKDOWN = (
+    r"^ {0,3}#{1,6} |^ *\* (?=\S)|\*{2,}|_{2,}"
+    r"|(?<!\w)[*_](?=[^\W_])|(?<=[^\W_])[*_](?!\w)|(?<=[.!?,])[*_](?!\w)"
+)
 _DASHES = r"[()\[\]{}\u2013\u2014\u2015]|(?<=\s)-+(?=\s)|--+"
 _HYPHENS, _MINUS = r"[-\u2010\u2011\u2212]", r"(?<!\S)[-\u2212](?=\d)"
 _NUMBER = r"\d{1,3}(?:,\d{3})+|\d+"
@@ -109,7 +117,8 @@ def normalise(text: str) -> str:
     Raises:
         UnspeakableText: a character with no reading, or nothing to say.
     """
-    spoken = _fold(text)
+    spoken = re.sub(_MARKDOWN, "", text, flags=re.MULTILINE)
+    spoken = _fold(re.sub(_BULLETS, ", ", spoken))
     spoken = re.sub(rf"[{_APOSTROPHES}]", "'", spoken)
     spoken = re.sub(rf"[{_QUOTES}]", " ", spoken).replace("…", ".")
     spoken = _capitals(spoken).lower()
@@ -147,11 +156,24 @@ def ordinal(number: int) -> str:
 
 
 def _fold(text: str) -> str:
-    """Drop accents; keep the signs that decomposition would take apart."""
-    kept = [
-        c if c in _SIGNS else unicodedata.normalize("NFKD", c) for c in text.translate(_LIGATURES)
-    ]
+    """Drop accents and what nobody reads out; keep the signs that decomposition takes apart."""
+    text = "".join(c for c in text.translate(_LIGATURES) if c in _SIGNS or not _unread(c))
+    kept = [c if c in _SIGNS else unicodedata.normalize("NFKD", c) for c in text]
     return "".join(c for c in "".join(kept) if not unicodedata.combining(c))
+
+
+def _unread(character: str) -> bool:
+    """Invisible characters, marks that join emoji, and pictures."""
+    return (
+        character in "¿¡"
+        or unicodedata.category(character) in ("Cf", "Me", "So")
+        or (
+            "\N{VARIATION SELECTOR-1}" <= character <= "\N{VARIATION SELECTOR-16}"
+            or "\N{EMOJI MODIFIER FITZPATRICK TYPE-1-2}"
+            <= character
+            <= "\N{EMOJI MODIFIER FITZPATRICK TYPE-6}"
+        )
+    )
 
 
 def _capitals(text: str) -> str:

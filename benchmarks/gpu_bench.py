@@ -1,0 +1,290 @@
+"""What the sections of the GPU suite share: sizes, time, results, the model and running sequences.
+
+A section runs in a process of its own (`benchmarks/gpu.py` says why) and fills a result, which is
+written after each of its parts, so that a run that is cut keeps what it has.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import attrs
+import torch
+from transformers import CsmConfig
+
+from benchmarks.checkpoint import TOKENIZER, write_full_size
+from vox_serve.config import EngineConfig
+from vox_serve.engine.delivery import Delivery
+from vox_serve.engine.engine import Engine
+from vox_serve.engine.load import number_formats
+from vox_serve.engine.messages import SpeechRequest
+from vox_serve.engine.sequence import Sequence
+from vox_serve.model import LoadOptions, Prompt
+from vox_serve.voice import Segment
+from vox_serve_csm.checkpoint import load_model
+from vox_serve_csm.model import CsmModel
+
+TEXT = "the past is just a story we tell ourselves."
+FRAME_SECONDS = 0.08
+
+
+class Skipped(Exception):
+    """A part does not run here; the message says why."""
+
+
+@attrs.frozen
+class Scale:
+    """How large everything is: the real thing on a GPU, or the same code in seconds on a CPU."""
+
+    device: str
+    dtype: str
+    full_size: bool
+    batches: tuple[int, ...]
+    contexts: tuple[int, ...]
+    frames: int
+    """Measured per cell of the frame table."""
+    warm_seconds: float
+    buffer_bytes: int
+    """Of the two that bandwidth is measured with."""
+    parity_frames: int
+    voice_positions: int
+    first_audio_rounds: int
+    most_streams: int
+    stream_context: int
+    stream_frames: int
+    http: tuple[str, ...]
+    """Load of `vox-serve bench`."""
+    http_slots: int
+    peer_batches: tuple[int, ...]
+    peer_frames: int
+    peer_rounds: int
+    profile_batches: tuple[int, ...]
+    profile_frames: int
+
+
+FULL = Scale(
+    device="cuda",
+    dtype="bfloat16",
+    full_size=True,
+    batches=(1, 8, 32, 64, 128, 256),
+    contexts=(500, 2000),
+    frames=40,
+    warm_seconds=1.5,
+    buffer_bytes=2**31,
+    parity_frames=40,
+    voice_positions=400,
+    first_audio_rounds=50,
+    most_streams=1024,
+    stream_context=500,
+    stream_frames=60,
+    http=("--rate", "10", "--duration", "15"),
+    http_slots=64,
+    peer_batches=(1, 8),
+    peer_frames=25,
+    peer_rounds=3,
+    profile_batches=(1, 64),
+    profile_frames=5,
+)
+SMOKE = Scale(
+    device="cpu",
+    dtype="float32",
+    full_size=False,
+    batches=(1, 2),
+    contexts=(5, 20),
+    frames=3,
+    warm_seconds=0.01,
+    buffer_bytes=2**20,
+    parity_frames=6,
+    voice_positions=12,
+    first_audio_rounds=3,
+    most_streams=4,
+    stream_context=5,
+    stream_frames=4,
+    http=("--rate", "4", "--requests", "3"),
+    http_slots=2,
+    peer_batches=(1, 2),
+    peer_frames=3,
+    peer_rounds=1,
+    profile_batches=(1, 2),
+    profile_frames=2,
+)
+
+
+@attrs.define
+class Bench:
+    """One section's run.
+
+    Args:
+        scratch: a folder for checkpoints and the files of the parts.
+        output: where the result goes, as JSON.
+        seconds: that the section may take.
+    """
+
+    scale: Scale
+    scratch: Path
+    output: Path
+    seconds: float
+    result: dict[str, Any] = attrs.Factory(dict)
+    began: float = attrs.field(factory=time.monotonic)
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device(self.scale.device)
+
+    @property
+    def left(self) -> float:
+        """Seconds until the section is cut."""
+        return self.began + self.seconds - time.monotonic()
+
+    def part(self, name: str, run: Callable[[], Any], needs: float = 0.0) -> Any:
+        """Run a part and write what it returns; None if it failed or was skipped.
+
+        Args:
+            needs: seconds at full size that must be left, or the part is skipped.
+        """
+        needs *= self.scale.full_size
+        start = time.monotonic()
+        found = None
+        try:
+            if self.left < needs:
+                raise Skipped(f"needs some {needs:.0f} s, {max(0.0, self.left):.0f} s are left")
+            found = run()
+            self.result[name] = found
+        except Skipped as skipped:
+            self.result[name] = {"skipped": str(skipped)}
+        except Exception as error:  # noqa: BLE001  # whatever it is, the next part may still run
+            self.result[name] = {"failed": one_line(error)}
+            self.result.setdefault("failures", []).append(f"{name}: {one_line(error)}")
+        self.write()
+        log(f"{name}: {time.monotonic() - start:.1f} s {_outcome(self.result[name])}")
+        return found
+
+    def write(self) -> None:
+        self.output.write_text(json.dumps(self.result, indent=1) + "\n")
+
+    def checkpoint(self) -> Path:
+        """The random checkpoint, written unless it is there: bfloat16, made on the device."""
+        directory = self.scratch / ("full-size-bf16" if self.scale.full_size else "tiny")
+        config = None if self.scale.full_size else tiny_config()
+        dtype = torch.get_default_dtype()
+        torch.set_default_dtype(getattr(torch, self.scale.dtype))
+        try:
+            # Weights are made where and as what torch makes tensors: seconds instead of minutes.
+            with torch.device(self.device):
+                return write_full_size(directory, config)
+        finally:
+            torch.set_default_dtype(dtype)
+
+    def model(self, quantize: str = "none", dtype: str | None = None) -> CsmModel:
+        """The checkpoint, loaded as a server loads it; in the scale's dtype unless told."""
+        asked = "auto" if quantize != "none" else dtype or self.scale.dtype
+        config = EngineConfig("", dtype=asked, quantize=quantize)
+        computed, weights = number_formats(config, self.scale.device)
+        torch.backends.cudnn.allow_tf32 = False  # as `load_engine` says
+        return load_model(LoadOptions(self.checkpoint(), self.scale.device, computed, weights))
+
+
+@contextmanager
+def an_engine(model: CsmModel, slots: int, **settings: Any) -> Iterator[Engine]:
+    """An engine with no graph captured yet: each step captures the bucket that it meets.
+
+    A codec holds the state of one engine's slots, so there must be one engine at a time.
+    """
+    engine = Engine(model, EngineConfig("", max_batch_size=slots, **settings))
+    try:
+        yield engine
+    finally:
+        # Captured graphs and their pools go with the runner, and its cycles with the collector.
+        engine.__dict__.clear()
+        del engine
+        free_memory()
+
+
+def free_memory() -> None:
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def speaking(engine: Engine, count: int, context: int, frames: int) -> list[Sequence]:
+    """Sequences whose prompts count as run: `context` positions of random keys and values.
+
+    Slots 0 .. count - 1 of an engine in which nobody speaks.  How long a step takes hangs on
+    how many positions there are, not on what they hold.
+    """
+    runner, codec = engine.runner, engine.model.codec
+    columns = engine.model.num_codebooks + 1
+    prompt = Prompt({"tokens": torch.zeros(context, columns, dtype=torch.int64)})
+    for number in range(count):
+        engine.enqueue(Sequence(str(number), prompt, engine.prompts.defaults, number, frames))
+    rows = engine.scheduler.schedule()
+    assert [row.slot for row in rows] == list(range(count)), "somebody speaks already"
+    for row in rows:
+        row.delivery = Delivery(1 / codec.frame_rate)
+        runner.assign(row)
+        row.prefilled = context
+    for cache in (runner.kv.keys, runner.kv.values):
+        for layer in cache:
+            layer[:count, :context].normal_()
+    runner.hidden[:count].normal_()
+    rewind(engine, rows, context)
+    return rows
+
+
+def rewind(engine: Engine, rows: list[Sequence], context: int) -> None:
+    """Back to the end of the prompt."""
+    engine.runner.kv.lengths[: len(rows)] = context
+    for row in rows:
+        row.launched = row.frames = 0
+
+
+def stop(engine: Engine) -> None:
+    """End all that speaks."""
+    for name in list(engine.scheduler.running):
+        engine.abort(name)
+    while engine.has_work:
+        engine.step()
+
+
+def request(name: str, text: str, frames: int, **fields: Any) -> SpeechRequest:
+    """A request of so many frames; random weights never end by themselves."""
+    return SpeechRequest(name, text, max_seconds=frames * FRAME_SECONDS, **fields)
+
+
+def random_context(model: CsmModel, positions: int, seed: int) -> tuple[Segment, ...]:
+    """A segment of random codes that takes some `positions` of a prompt."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = (model.num_codebooks, positions)
+    codes = torch.randint(0, model.codec.codebook_size, shape, generator=generator)
+    return (Segment(0, "a", codes=codes),)
+
+
+def tiny_config() -> CsmConfig:
+    """A few layers; the text vocabulary is that of the tokenizer which `write_full_size` copies."""
+    from plugins.csm.tests.checkpoints import small_config
+
+    vocabulary = json.loads((TOKENIZER / "config.json").read_text())["text_vocab_size"]
+    return CsmConfig(**small_config() | {"text_vocab_size": vocabulary})
+
+
+def one_line(error: BaseException) -> str:
+    """What went wrong: the kind of error and the first line of its message."""
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0] if lines else ''}"[:300]
+
+
+def log(line: str) -> None:
+    print(f"[{time.strftime('%H:%M:%S')}] {line}", file=sys.stderr, flush=True)
+
+
+def _outcome(found: Any) -> str:
+    if not isinstance(found, dict):
+        return ""
+    return next((f"{key}: {found[key]}" for key in ("skipped", "failed") if key in found), "")

@@ -1,0 +1,17 @@
+"""A figure over several rounds: its median, least and most."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from statistics import median
+
+
+def spread(values: Iterable[float]) -> list[float]:
+    """`[median, least, most]`."""
+    found = list(values)
+    return [median(found), min(found), max(found)]
+
+
+def spreads(rounds: Sequence[dict[str, float]]) -> dict[str, list[float]]:
+    """The spread of each figure that the rounds have."""
+    return {name: spread(each[name] for each in rounds) for name in rounds[0]}
