@@ -63,15 +63,18 @@ def run_interpreted(file: str) -> None:
     print(run.stdout)
 
 
-def _round_to_bfloat16(interpreter) -> None:
-    """Make the interpreter round float32 to bfloat16 as GPUs and torch do; it cuts the bits off."""
+def _round_as_torch_does(interpreter) -> None:
+    """Make the interpreter round float32 to short formats as GPUs and torch do: it cuts bfloat16's
+    bits off, and a number that fp8 rounds up to the next power of two becomes half of it."""
     convert, tl = interpreter._convert_float, interpreter.tl
 
     def rounded(data, source, target, mode):
-        if source == tl.float32 and target == tl.bfloat16:
-            floats = torch.from_numpy(np.array(data, dtype=np.float32))
+        if source != tl.float32 or target not in (tl.bfloat16, tl.float8e4nv):
+            return convert(data, source, target, mode)
+        floats = torch.from_numpy(np.array(data, dtype=np.float32))
+        if target == tl.bfloat16:
             return floats.bfloat16().view(torch.int16).numpy().view(np.uint16)
-        return convert(data, source, target, mode)
+        return floats.to(torch.float8_e4m3fn).view(torch.uint8).numpy()
 
     interpreter._convert_float = rounded
 
@@ -98,7 +101,7 @@ def _patch_once(interpreter) -> None:
 if INTERPRETED and HAS_TRITON:
     from triton.runtime import interpreter
 
-    _round_to_bfloat16(interpreter)
+    _round_as_torch_does(interpreter)
     _patch_once(interpreter)
 
 

@@ -86,6 +86,23 @@ def test_a_norm_reads_rows_with_gaps_and_small_numbers(device: torch.device):
 
 @on_device
 @DTYPES
+@pytest.mark.parametrize("shape", [(1, 2048), (3, 1030), (5, 2)])
+def test_fp8_rows(device: torch.device, dtype: torch.dtype, shape: tuple[int, ...]):
+    x = noise(*shape, dtype=dtype, device=device)
+    x[0] *= 1000
+    x[-1, 0] = 0.0
+    held, scale = triton_kernels.fp8_rows(x)
+    expected, expected_scale = kernels.plain_fp8_rows(x)
+    torch.testing.assert_close(scale, expected_scale, rtol=1e-6, atol=0)
+    # A number on the border of two may go either way.
+    steps = held.view(torch.uint8).int() - expected.view(torch.uint8).int()
+    assert steps.abs().max() <= 1
+    assert (steps != 0).float().mean() < 0.02
+    assert not triton_kernels.fp8_rows(torch.zeros_like(x))[0].float().any()
+
+
+@on_device
+@DTYPES
 @pytest.mark.parametrize("shape", [(1, 2048), (3, 1030), (2, 3, 100), (5, 2)])
 def test_silu_mul(device: torch.device, dtype: torch.dtype, shape: tuple[int, ...]):
     gate_up = 4 * noise(*shape, dtype=dtype, device=device)
@@ -304,6 +321,7 @@ def test_kernels_compile_without_a_gpu(
     triton_kernels.rms_norm(x, weight, 1e-5)
     triton_kernels.add_rms_norm(x, x, weight, 1e-5)
     triton_kernels.silu_mul(x)
+    triton_kernels.fp8_rows(x)
     Case(8, 2, 128, 33, [0], dtype, device).run(triton_kernels.decode_attention)
     Case(32, 8, 64, 2048, [0], dtype, device).run(triton_kernels.decode_attention)
-    assert len(compiled) == 6
+    assert len(compiled) == 7

@@ -17,6 +17,7 @@ from vox_serve.nn.rope import rotate, signed
 
 MAX_NORM_SIZE = 16384
 """A wider row does not fit one block; the plain version takes it."""
+FP8 = torch.float8_e4m3fn
 HEAD_DIMS = (32, 64, 128)
 """What the attention kernel takes; the plain version takes any."""
 
@@ -100,6 +101,26 @@ def plain_silu_mul(gate_up: torch.Tensor) -> torch.Tensor:
     if gate_up.requires_grad:
         return F.silu(gate) * up
     return F.silu(gate).mul_(up)
+
+
+def fp8_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """`x` `[N, H]` as float8_e4m3fn, and what it is to be multiplied by: float32 `[N, 1]`.
+
+    Each row has a scale of its own, by which its largest number becomes fp8's largest.
+    Source: Micikevicius et al., "FP8 formats for deep learning" (2022).
+    """
+    if use_triton(x) and x.shape[-1] <= MAX_NORM_SIZE:
+        from vox_serve.nn import triton_kernels
+
+        return triton_kernels.fp8_rows(x)
+    return plain_fp8_rows(x)
+
+
+def plain_fp8_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    # Not clamp: a row of NaN must stay one.
+    largest = x.abs().amax(1, keepdim=True).float()
+    scale = torch.where(largest < 1e-12, 1e-12, largest) / torch.finfo(FP8).max
+    return (x / scale).to(FP8), scale
 
 
 def decode_attention(

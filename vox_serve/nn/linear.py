@@ -24,9 +24,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from vox_serve.errors import ConfigError
-
-_FP8 = torch.float8_e4m3fn
-_FP8_LARGEST = torch.finfo(_FP8).max
+from vox_serve.nn.kernels import fp8_rows, plain_fp8_rows
 
 
 class Linear(nn.Linear):
@@ -82,15 +80,12 @@ class Fp8Linear(nn.Module):
         super().__init__()
         # The tensor cores take sizes that are multiples of 16.
         self._rows = len(weight)
-        weight = F.pad(weight.float(), (0, 0, 0, -self._rows % 16))
-        scale = weight.abs().amax(1).clamp(min=1e-12) / _FP8_LARGEST
-        self.register_buffer("weight", (weight / scale[:, None]).to(_FP8))
-        self.register_buffer("scale", scale[None])
+        held, scale = plain_fp8_rows(F.pad(weight.float(), (0, 0, 0, -self._rows % 16)))
+        self.register_buffer("weight", held)
+        self.register_buffer("scale", scale.t().contiguous())
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        rows = x.flatten(0, -2)
-        scale = rows.abs().amax(1, keepdim=True).float().clamp_(min=1e-12) / _FP8_LARGEST
-        held = (rows / scale).to(_FP8)
+        held, scale = fp8_rows(x.flatten(0, -2))
         if x.is_cuda:
             # torch's only fp8 product; a scale per row of both sides.
             y = torch._scaled_mm(held, self.weight.t(), scale, self.scale, out_dtype=x.dtype)

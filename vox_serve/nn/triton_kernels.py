@@ -132,6 +132,39 @@ def silu_mul(gate_up: torch.Tensor) -> torch.Tensor:
 
 
 @triton.jit
+def _fp8_rows(x_ptr, out_ptr, scale_ptr, row_stride, size, largest, block: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    columns = tl.arange(0, block)
+    inside = columns < size
+    x = tl.load(x_ptr + row * row_stride + columns, mask=inside, other=0.0).to(tl.float32)
+    scale = tl.div_rn(tl.maximum(tl.max(tl.abs(x), axis=0), 1e-12), largest)
+    tl.store(scale_ptr + row, scale)
+    held = tl.div_rn(x, scale).to(out_ptr.dtype.element_ty)
+    tl.store(out_ptr + row * size + columns, held, mask=inside)
+
+
+def fp8_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    count, size = x.shape
+    x = x if x.stride(1) == 1 else x.contiguous()
+    out = torch.empty(count, size, dtype=torch.float8_e4m3fn, device=x.device)
+    scale = torch.empty(count, 1, dtype=torch.float32, device=x.device)
+    block = triton.next_power_of_2(size)
+    if count:
+        largest = torch.finfo(out.dtype).max
+        _fp8_rows[(count,)](
+            x,
+            out,
+            scale,
+            x.stride(0),
+            size,
+            largest,
+            block=block,
+            num_warps=_norm_warps(block),
+        )
+    return out, scale
+
+
+@triton.jit
 def _rotated(x_ptr, cos, sin, dims, mask, head_dim: tl.constexpr):
     """Rotate as `rope.rotate` does, rounded to the dtype as there; float32 of that dtype."""
     dtype = x_ptr.dtype.element_ty

@@ -142,9 +142,11 @@ class WeightLoader:
         """
         if form is None and device.type == "cuda":
             form = "padded"
-        layers = [(n, m) for n, m in network.named_modules() if list(m.parameters(recurse=False))]
+        # Names, not layers: one that was replaced must not be kept by this loop.
+        names = [n for n, m in network.named_modules() if list(m.parameters(recurse=False))]
         # disable=None: a bar on a terminal, nothing in a log.
-        for name, layer in tqdm(layers, "loading", disable=None):
+        for name in tqdm(names, "loading", disable=None):
+            layer = network.get_submodule(name)
             layer.to(dtype).to_empty(device=device, recurse=False).requires_grad_(False)
             for own, parameter in layer.named_parameters(recurse=False):
                 source = sources[f"{name}.{own}" if name else own]
