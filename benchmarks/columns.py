@@ -83,9 +83,8 @@ class Column:
         return self.speak(batch, frames) | {"threads": float(self.threads[batch])}
 
 
-def our_engines(setting: Setting) -> dict[str, Engine]:
+def our_engines(setting: Setting, slots: int) -> dict[str, Engine]:
     """By form; each warm."""
-    slots = max(setting.frames)
     return {
         form: load_engine(setting.engine_config(form, slots), load_plugins())[0] for form in FORMS
     }

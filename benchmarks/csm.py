@@ -102,22 +102,29 @@ def _speed(
     setting: Setting, rounds: int, part: Parts, left_out: dict[str, str]
 ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
     """Batches, floors and first audio, with all engines and peers in memory at once."""
-    engines = part("load vox_serve", lambda: our_engines(setting))
+    # With the slots that it takes: each has its keys and values, and memory is short.
+    few = max(SMALL_BATCHES)
+    engines = part("load vox_serve", lambda: our_engines(setting, few))
     columns = our_columns(engines, setting)
     threads = columns[0].threads[1]
-    model = engines["float16"].model
-    prompt = model.prompt(ours.TEXT, model.voices[0], ()).inputs["tokens"][:, -1]
+    prompt = _prompt(engines["float16"])
     peers = part("load peers", lambda: list(peer_columns(setting, prompt, left_out)))
     if threads < machine.ALL_THREADS:
         part("threads of the peers", lambda: _try_threads(setting, peers))
     columns += peers
+    rates = part("how fast weights are read", _rates)
     batches = {}
     for batch, frames in setting.frames.items():
-        if batch not in SMALL_BATCHES:  # memory for the larger ones
-            columns[:] = [column for column in columns if batch in column.batches]
+        if batch not in SMALL_BATCHES:
+            kept = [peer for peer in peers if batch in peer.batches]
+            columns.clear()
+            engines.clear()
             peers.clear()
             torch.compiler.reset()  # what it compiled holds its model
             gc.collect()
+            engines.update(part("load vox_serve anew", lambda b=batch: our_engines(setting, b)))
+            torch.set_num_threads(threads)
+            columns.extend([*our_columns(engines, setting), *kept])
         batches[str(batch)] = part(
             f"batch {batch}",
             lambda b=batch, f=frames: in_turn(columns, b, f, setting.rounds(b, rounds), left_out),
@@ -125,9 +132,17 @@ def _speed(
     columns.clear()
     torch.set_num_threads(threads)
     voices = part("first audio", lambda: _first_audio(engines, rounds))
-    floor = part("floor", lambda: _floors(engines, batches["1"]))
+    again = part("how fast weights are read, again", _rates)
+    rates = {form: max(rates[form], again[form]) for form in FORMS}
+    floor = _floors(engines, batches["1"], rates)
     torch.set_num_threads(threads)
     return batches, floor, voices
+
+
+def _prompt(engine: Engine) -> torch.Tensor:
+    """Token ids `[T]` of the text."""
+    model = engine.model
+    return model.prompt(ours.TEXT, model.voices[0], ()).inputs["tokens"][:, -1]
 
 
 def _try_threads(setting: Setting, peers: list[Column]) -> None:
@@ -148,16 +163,23 @@ def _first_audio(engines: dict[str, Engine], rounds: int) -> dict[str, dict[str,
     return {f"vox_serve_{form}": spreads(each) for form, each in runs.items()}
 
 
-def _floors(engines: dict[str, Engine], single: dict[str, Any]) -> dict[str, dict[str, float]]:
-    """The time in which the weights of a frame can be read here, in the form that they have."""
+def _rates() -> dict[str, float]:
+    """Bytes per second, by form, with all threads."""
     torch.set_num_threads(machine.ALL_THREADS)
+    return {form: machine.bandwidth(form, repeats=20) for form in FORMS}
+
+
+def _floors(
+    engines: dict[str, Engine], single: dict[str, Any], rates: dict[str, float]
+) -> dict[str, dict[str, float]]:
+    """The time in which the weights of a frame can be read here, in the form that they have."""
     floors = {}
     for form, engine in engines.items():
-        rate, size = machine.bandwidth(form), ours.bytes_per_frame(engine)
-        seconds = size / rate
+        size = ours.bytes_per_frame(engine)
+        seconds = size / rates[form]
         floors[f"vox_serve_{form}"] = {
             "bytes": size,
-            "bytes_per_second": rate,
+            "bytes_per_second": rates[form],
             "seconds": seconds,
             "share": seconds / single[f"vox_serve_{form}"]["frame"][0],
         }

@@ -201,9 +201,9 @@ rounds; a first round, not counted, warms up. "Time over audio" below 1 is faste
 
 ## What is the same, and what is not
 
-- All columns of a setting were in memory together and ran in turn within each round, but at batch
-  16 those that do not take part had been let go. Memory while loading, the comparison with
-  float32 and the server came before or after, alone.
+- All columns of a setting were in memory together and ran in turn within each round; for batch 16
+  vox_serve was loaded anew with as many slots, and those that do not take part had been let go.
+  Memory while loading, the comparison with float32 and the server came before or after, alone.
 - The same: checkpoint, prompt, batch, and where weights are random the number of frames; the
   likeliest code each time. Each side decodes its codes with its own codec. vox_serve and
   transformers read the same weights; that codes differ between forms makes no frame longer.
@@ -212,6 +212,8 @@ rounds; a first round, not counted, warms up. "Time over audio" below 1 is faste
 - Forms: "vox_serve" is what it does by default on a CPU, float16 weights with float32 sums, the
   codec in float32. Its int8 rounds weights and inputs of the language model. The peers compute in
   bfloat16, transformers its codec too, moshi its codec in float32.
+- All columns run in one process as vox_serve's engine sets it up: idle threads turn some
+  microseconds, then sleep, and freed memory is kept; the peers have the good of it too.
 - Threads: vox_serve runs with those that it chooses. Where that is one, the peers were tried
   with one and with all, and run with the faster; else with all.
 - vox_serve and moshi decode each frame when it is made. Transformers decodes at the end, row by
@@ -229,9 +231,10 @@ rounds; a first round, not counted, warms up. "Time over audio" below 1 is faste
   the hidden state anew in each of its steps and has embedding tables of its own; RoPE is not
   scaled. It runs at batch 1 and 4. Its own torch.compile is on, as it is by default.
 - The floor is the time that the weights of a frame take to be read once, by products of matrices
-  in the same form with a vector, one after the other, with all threads. The codec and the keys
-  and values are not in it. It is the rate out of memory: a model as small as the demo voice may
-  stay in the processor's caches.
+  in the same form with a vector, one after the other, with all threads: the best of 40 runs, half
+  of them before the batches and half after, for a shared machine's memory is not always as fast.
+  The codec and the keys and values are not in it. It is the rate out of memory: a model as small
+  as the demo voice may stay in the processor's caches.
 - First audio with a voice: text alone has no prefix to share but its own; a new voice's context of
   random codes is run in full; the second request finds it in the prefix cache. The peers keep no
   prefixes.
