@@ -17,6 +17,7 @@ fp8 on CUDA: e4m3 with the same two kinds of scales, by the tensor cores (Micike
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
@@ -56,7 +57,11 @@ class Int8Linear(nn.Module):
         weight = weight.float()
         scale = weight.abs().amax(1).clamp(min=1e-12) / 127
         zeros = torch.zeros(len(weight), dtype=torch.int64)
-        held = torch.quantize_per_channel(weight, scale, zeros, 0, torch.qint8)
+        with warnings.catch_warnings():
+            # torch 2.13 says that its quantised tensors are to go.  They are only on their way
+            # into the packed matrix here, and there is no other way into it yet.
+            warnings.filterwarnings("ignore", message="torch.quantize_per")
+            held = torch.quantize_per_channel(weight, scale, zeros, 0, torch.qint8)
         self.nbytes = weight.numel() + scale.nbytes
         self._packed = _quantized().linear_prepack(held, None)
         self._run = _quantized().linear_with_input_q_dq_qweight_dq_output_fp32

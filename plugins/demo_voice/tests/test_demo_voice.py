@@ -179,7 +179,7 @@ def test_the_limits_hold_by_alias_and_by_directory(
     limited.add(SpeechRequest("characters", "a" * 159))
 
 
-@pytest.mark.parametrize("text", ["你好", "привет", "🙂"])
+@pytest.mark.parametrize("text", ["你好", "привет", "hello שלום"])
 def test_other_scripts_are_refused(engine: Engine, text: str) -> None:
     with pytest.raises(UnspeakableText, match="which this voice cannot speak"):
         engine.add(SpeechRequest("foreign", text))

@@ -29,8 +29,9 @@ from plugins.demo_voice.training.measure import (
 from plugins.demo_voice.training.sentences import held_out, sentence
 from plugins.demo_voice.training.teacher import render
 from vox_serve import Codec, LoadOptions
-from vox_serve.config import EngineConfig
+from vox_serve.config import DTYPES, EngineConfig
 from vox_serve.engine.engine import Engine
+from vox_serve.engine.load import number_formats
 from vox_serve.engine.messages import Audio, Finished, FinishReason, SpeechRequest
 from vox_serve_csm.checkpoint import load_model
 from vox_serve_demo_voice.plugin import CHECKPOINT
@@ -134,8 +135,9 @@ def nearest_share(made: Sequence[Array], teachers: Sequence[Sequence[Array]]) ->
 def evaluate(options: argparse.Namespace) -> dict[str, Any]:
     torch.set_num_threads(options.threads)
     directory = Path(options.checkpoint)
-    model = load_model(LoadOptions(directory, "cpu", options.dtype))
-    engine = Engine(model, EngineConfig(str(directory), device="cpu", max_batch_size=BATCH))
+    config = EngineConfig(str(directory), device="cpu", dtype=options.dtype, max_batch_size=BATCH)
+    model = load_model(LoadOptions(directory, "cpu", *number_formats(config, "cpu")))
+    engine = Engine(model, config)
     engine.warm_up()
     texts = unseen(options.sentences, options.characters, options.words)
     pairs = [(text, i % 2) for i, text in enumerate(texts)]
@@ -221,12 +223,12 @@ def table(result: dict[str, Any]) -> str:
 def flags() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(description=__doc__)
     made.add_argument("--checkpoint", default=str(CHECKPOINT), help="directory (the shipped one)")
-    made.add_argument("--sentences", type=int, default=100)
+    made.add_argument("--sentences", type=int, default=500)
     made.add_argument("--codec", type=int, default=40, help="sentences for the codec alone")
     made.add_argument("--characters", type=int, default=200, help="longest sentence, written out")
     made.add_argument("--words", type=int, default=40)
     made.add_argument("--temperature", type=float, default=0.0)
-    made.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"))
+    made.add_argument("--dtype", default="auto", choices=DTYPES)
     made.add_argument("--threads", type=int, default=1)
     made.add_argument("--json", type=Path, help="where to write the figures")
     return made
