@@ -160,7 +160,8 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any]:
     ratios = [len(x) / len(y) for x, y in zip(sounds, teacher, strict=True)]
     heard, original = [listen(x) for x in sounds], [listen(x) for x in teacher]
     return {
-        "checkpoint": str(directory),
+        # The shipped one without the place of this checkout.
+        "checkpoint": "shipped" if directory == CHECKPOINT else str(directory),
         "teacher": "flite slt and rms",
         "sentences": len(texts),
         "temperature": options.temperature,
