@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from plugins.csm.tests.checkpoints import CODEBOOKS, Frames, silence_heads
-from plugins.csm.tests.conftest import Checkpoint, MakeEngine, record, request
+from plugins.csm.tests.conftest import Checkpoint, MakeEngine, load, record, request
 from tests.conftest import run_engine
 from vox_serve.engine.engine import Engine
 from vox_serve.engine.messages import Finished, FinishReason
+from vox_serve.engine.runner import ModelRunner
 from vox_serve.testing import no_host_read
 
 
@@ -114,3 +115,14 @@ def test_the_runners_steps_could_be_captured(make_engine: MakeEngine) -> None:
     assert runner.sampler.frame[0] == frames + 1
     assert runner.kv.lengths[0] == length + 1
     assert runner.kv.lengths[runner.num_slots] == 0  # what is nobody's does not grow
+
+
+def test_the_runners_steps_stay_on_the_models_device(checkpoint: Checkpoint) -> None:
+    """torch refuses to mix devices; so on a device that computes nothing, as on a GPU."""
+    model = load(checkpoint.directory, "bfloat16", "meta")
+    runner = ModelRunner(model, 3)
+    slots = torch.empty(2, dtype=torch.int64, device="meta")
+    with torch.inference_mode():
+        for step in (runner._advance, runner._emit, runner._sound):
+            step(slots, None)
+    assert {t.device.type for t in (runner.hidden, runner.codes, runner.pcm)} == {"meta"}
