@@ -9,6 +9,7 @@ tests.
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import socket
 from collections import deque
@@ -53,10 +54,10 @@ def run_process(connection: Connection, config: EngineConfig, log_level: str) ->
     logging.basicConfig(
         level=log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
-    run(connection, config)
+    run(connection, config, own_process=True)
 
 
-def run(connection: Connection, config: EngineConfig) -> None:
+def run(connection: Connection, config: EngineConfig, own_process: bool = False) -> None:
     """Load the engine, say so, and serve until `Shutdown` or until the server is gone."""
     try:
         try:
@@ -68,6 +69,9 @@ def run(connection: Connection, config: EngineConfig) -> None:
             log.exception("the model cannot be loaded")
             connection.send(LoadFailed(f"the model cannot be loaded: {error!r}"))
             return
+        if own_process:  # what is there now stays: no frame is to wait for it to be looked through
+            gc.collect()
+            gc.freeze()
         connection.send(Ready(info))
         Worker(connection, engine).serve()
     except (EOFError, BrokenPipeError, ConnectionResetError):
