@@ -27,8 +27,8 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from vox_serve.config import EngineConfig
 from vox_serve.engine.engine import Engine
+from vox_serve.engine.frames import Frame
 from vox_serve.engine.messages import Audio, Failed, Finished, SpeechRequest
-from vox_serve.engine.runner import Frame
 from vox_serve.engine.sequence import Sequence
 from vox_serve.errors import RequestError
 from vox_serve.model import Model

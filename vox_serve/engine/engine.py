@@ -16,6 +16,7 @@ import torch
 
 from vox_serve.config import EngineConfig
 from vox_serve.engine.delivery import Delivery
+from vox_serve.engine.frames import Frame, FrameReader
 from vox_serve.engine.messages import (
     Audio,
     EngineInfo,
@@ -30,7 +31,7 @@ from vox_serve.engine.messages import (
 )
 from vox_serve.engine.prefix_cache import shared_rows
 from vox_serve.engine.prompts import Prompts
-from vox_serve.engine.runner import Frame, FrameReader, ModelRunner, run_isolated
+from vox_serve.engine.runner import ModelRunner, run_isolated
 from vox_serve.engine.scheduler import Scheduler
 from vox_serve.engine.sequence import Sequence
 from vox_serve.errors import (

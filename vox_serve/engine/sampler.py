@@ -129,6 +129,7 @@ class RowSampler:
         self.picked = torch.zeros_like(slots)
         self._finite = torch.ones(len(slots), dtype=torch.bool, device=slots.device)
         self._largest: list[torch.Tensor] = []
+        self._rows: dict[str, torch.Tensor] = {}
 
     def __call__(self, logits: torch.Tensor, codebook: int) -> torch.Tensor:
         picked = self._pick(logits, codebook)
@@ -143,23 +144,14 @@ class RowSampler:
             return self._finite
         return self._finite & torch.stack(self._largest, 1).isfinite().all(1)
 
-    # What the kernel reads by itself is looked up only where plain torch asks for it.
+    def _row(self, name: str) -> torch.Tensor:
+        """A parameter of the rows, `[B, 1]`.
 
-    @cached_property
-    def _temperature(self) -> torch.Tensor:
-        return self._state.temperature[self._slots][:, None]
-
-    @cached_property
-    def _top_k(self) -> torch.Tensor:
-        return self._state.top_k[self._slots][:, None]
-
-    @cached_property
-    def _top_p(self) -> torch.Tensor:
-        return self._state.top_p[self._slots][:, None]
-
-    @cached_property
-    def _min_p(self) -> torch.Tensor:
-        return self._state.min_p[self._slots][:, None]
+        Looked up when plain torch first asks for it: the kernel reads the slots by itself.
+        """
+        if name not in self._rows:
+            self._rows[name] = getattr(self._state, name)[self._slots][:, None]
+        return self._rows[name]
 
     @cached_property
     def _key(self) -> torch.Tensor:
@@ -180,8 +172,8 @@ class RowSampler:
             logits = self._penalised(logits)
         if not self._draws:
             return logits.argmax(dim=-1)
-        greedy = self._temperature == 0
-        scaled = logits / torch.where(greedy, 1.0, self._temperature)
+        greedy = self._row("temperature") == 0
+        scaled = logits / torch.where(greedy, 1.0, self._row("temperature"))
         if self._filters:
             scaled = torch.where(scaled < self._threshold(scaled), -torch.inf, scaled)
         noise = gumbel_noise(_mix(self._key + codebook), logits.shape[-1])
@@ -212,26 +204,26 @@ class RowSampler:
             len(logits), logits.shape[-1] + 1, dtype=torch.bool, device=logits.device
         )
         seen = seen.scatter(1, self._state.recent[self._slots], True)[:, 1:]
-        penalty = self._state.penalty[self._slots][:, None]
+        penalty = self._row("penalty")
         lowered = torch.where(logits > 0, logits / penalty, logits * penalty)
         return torch.where(seen, lowered, logits)
 
     def _threshold(self, scaled: torch.Tensor) -> torch.Tensor:
         """The lowest scaled logit that each row keeps, `[B, 1]`; top-k, then top-p, then min-p."""
         size = scaled.shape[-1]
-        k = torch.where(self._top_k == 0, size, self._top_k).clamp(max=size)
+        k = torch.where(self._row("top_k") == 0, size, self._row("top_k")).clamp(max=size)
         if self._most is not None:
             highest = scaled.topk(min(max(self._most, 1), size)).values
             place = (k - 1).clamp(max=highest.shape[1] - 1)
-            kth = torch.where(self._top_k == 0, -torch.inf, highest.gather(-1, place))
-            return torch.maximum(kth, highest[:, :1] + torch.log(self._min_p))
+            kth = torch.where(self._row("top_k") == 0, -torch.inf, highest.gather(-1, place))
+            return torch.maximum(kth, highest[:, :1] + torch.log(self._row("min_p")))
         ordered = scaled.sort(dim=-1, descending=True).values
         kth = ordered.gather(-1, k - 1)
         kept = torch.where(ordered < kth, -torch.inf, ordered)
         share = kept.softmax(dim=-1)
         before = share.cumsum(dim=-1) - share
         # At 1 nothing is cut, also where the running sum rounds up to it too early.
-        inside = (before < self._top_p) | (self._top_p >= 1)
+        inside = (before < self._row("top_p")) | (self._row("top_p") >= 1)
         nucleus = inside.sum(dim=-1, keepdim=True).clamp(min=1)
         pth = kept.gather(-1, torch.minimum(nucleus, k) - 1)
-        return torch.maximum(pth, ordered[:, :1] + torch.log(self._min_p))
+        return torch.maximum(pth, ordered[:, :1] + torch.log(self._row("min_p")))

@@ -1,0 +1,77 @@
+"""What a step has made, on its way from the device to the host."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import attrs
+import torch
+
+
+@attrs.frozen
+class Frame:
+    """One row's result of one step, on the host.
+
+    Args:
+        pcm: signed 16-bit samples, as bytes.
+        end: the model ended the utterance; `pcm` means nothing.
+        finite: False if the row's logits were not finite; `pcm` means nothing.
+        reserved: codes that lie outside the codec's codebooks.
+        codes: the K codes, for tests and traces.
+    """
+
+    pcm: bytes
+    end: bool
+    finite: bool
+    reserved: int
+    codes: tuple[int, ...]
+
+
+class FrameReader:
+    """Frames on their way to the host.
+
+    Args:
+        rows: `[B, K + 5]`: codes, end, finite, reserved codes, valid samples, sound finite.
+        pcm: int16 `[B, N]`, or None if no row has sound.
+        due: has the row sound?
+    """
+
+    def __init__(self, rows: torch.Tensor, pcm: torch.Tensor | None, due: Sequence[bool]) -> None:
+        # Both are copies: what is written into the slots from here on does not reach them.
+        self._rows = _to_host(rows)
+        self._pcm = None if pcm is None else _to_host(pcm)
+        self._due = due
+        self._done: Any = None
+        if rows.is_cuda:
+            self._done = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch's own
+            self._done.record()
+
+    def frames(self) -> list[Frame]:
+        """Wait for them."""
+        if self._done:
+            self._done.synchronize()
+        sounds = self._pcm.numpy() if self._pcm is not None else None
+        frames = []
+        for number, row in enumerate(self._rows.tolist()):
+            *codes, end, finite, reserved, valid, sounding = row
+            heard = sounds if self._due[number] else None
+            frames.append(
+                Frame(
+                    b"" if heard is None else heard[number, :valid].astype("<i2").tobytes(),
+                    bool(end),
+                    # What comes with the end is not sounded, so it need not be finite.
+                    bool(finite) and bool(end or sounding or heard is None),
+                    reserved,
+                    tuple(codes),
+                )
+            )
+        return frames
+
+
+def _to_host(tensor: torch.Tensor) -> torch.Tensor:
+    """On its way into pinned memory, without waiting for it; a CPU tensor as it is."""
+    if not tensor.is_cuda:
+        return tensor
+    pinned = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    return pinned.copy_(tensor, non_blocking=True)
