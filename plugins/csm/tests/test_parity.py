@@ -78,11 +78,12 @@ def test_a_batch_of_prompts_of_different_lengths(
     assert frames == references
 
 
+@pytest.mark.parametrize("deterministic", [False, True])
 def test_requests_that_join_and_leave(
-    make_engine: MakeEngine, references: Mapping[str, Frames]
+    make_engine: MakeEngine, references: Mapping[str, Frames], deterministic: bool
 ) -> None:
     """Three slots, eight requests: queueing, reused slots, early ends and aborts."""
-    engine = make_engine(max_batch_size=3)
+    engine = make_engine(max_batch_size=3, deterministic=deterministic)
     frames = record(engine)
     # step at which it is added: text, frames it may have, step at which its client leaves
     plan = {

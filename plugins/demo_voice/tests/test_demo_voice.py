@@ -53,9 +53,9 @@ def plugins() -> Plugins:
     return load_plugins(("vox_serve_csm.plugin", "vox_serve_demo_voice.plugin"))
 
 
-@pytest.fixture(scope="module")
-def loaded(plugins: Plugins) -> Engine:
-    config = EngineConfig("demo", device="cpu", dtype="float32", max_batch_size=4)
+@pytest.fixture(scope="module", params=["auto", "float32"])
+def loaded(plugins: Plugins, request: pytest.FixtureRequest) -> Engine:
+    config = EngineConfig("demo", device="cpu", dtype=request.param, max_batch_size=4)
     return load_engine(config, plugins)[0]
 
 
