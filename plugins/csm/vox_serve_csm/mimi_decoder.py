@@ -15,6 +15,7 @@ Everything is float32: fewer bits are heard as a tone in the pauses.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ from torch.nn import functional as F
 from vox_serve.nn import PackedLinear
 from vox_serve_csm.mimi_transformer import ROWS, StreamingTransformer
 
+LOG2_E = math.log2(math.e)
 NARROW = 16
 """Fewer columns than this cost a CPU's matrix product more than twice as many of them."""
 
@@ -140,8 +142,8 @@ class _Elu(nn.Module):
 def _elu(x: torch.Tensor) -> torch.Tensor:
     if x.is_cuda:
         return F.elu(x)
-    # On a CPU torch's own takes half as long again.
-    y = x.clamp_max(0.0).exp_().sub_(1.0)
+    # On a CPU torch's own takes twice as long, nearly all of it for exp; exp2 is another function.
+    y = x.clamp_max(0.0).mul_(LOG2_E).exp2_().sub_(1.0)
     return torch.maximum(x, y, out=y)
 
 
