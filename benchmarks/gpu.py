@@ -14,7 +14,6 @@ import argparse
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -143,15 +142,6 @@ class Suite:
         self.file.write_text(json.dumps(self.document, indent=1) + "\n")
         text = self.file.with_suffix(".md")
         text.write_text(self.text)
-        out = os.environ.get("OUT")
-        if out:
-            for file in (self.file, text, *self._logs()):
-                shutil.copy(file, out)
-
-    def _logs(self) -> list[Path]:
-        names = ("pytest.txt", "server.txt")
-        files = [self._arguments.scratch / name for name in names]
-        return [file for file in files if file.is_file()]
 
 
 def _end_group(process: subprocess.Popen[bytes]) -> None:

@@ -144,18 +144,18 @@ def _fp8_rows(x_ptr, out_ptr, scale_ptr, row_stride, size, largest, block: tl.co
 
 
 def fp8_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    count, size = x.shape
-    x = x if x.stride(1) == 1 else x.contiguous()
+    rows = _rows(x)
+    count, size = rows.shape
     out = torch.empty(count, size, dtype=torch.float8_e4m3fn, device=x.device)
     scale = torch.empty(count, 1, dtype=torch.float32, device=x.device)
     block = triton.next_power_of_2(size)
     if count:
         largest = torch.finfo(out.dtype).max
         _fp8_rows[(count,)](
-            x,
+            rows,
             out,
             scale,
-            x.stride(0),
+            rows.stride(0),
             size,
             largest,
             block=block,
