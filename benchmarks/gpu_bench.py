@@ -24,8 +24,8 @@ from vox_serve.config import EngineConfig
 from vox_serve.engine.delivery import Delivery
 from vox_serve.engine.engine import Engine
 from vox_serve.engine.load import number_formats
-from vox_serve.engine.messages import SpeechRequest
 from vox_serve.engine.sequence import Sequence
+from vox_serve.messages import SpeechRequest
 from vox_serve.model import LoadOptions, Prompt
 from vox_serve.voice import Segment
 from vox_serve_csm.checkpoint import load_model

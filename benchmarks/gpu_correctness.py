@@ -28,7 +28,7 @@ from plugins.csm.tests.checkpoints import (
     write_checkpoint,
 )
 from vox_serve.engine.engine import Engine
-from vox_serve.engine.messages import Audio, Failed, SpeechRequest
+from vox_serve.messages import Audio, Failed, SpeechRequest
 from vox_serve.model import LoadOptions
 from vox_serve.testing import watch_frames
 from vox_serve_csm.checkpoint import load_model
@@ -44,7 +44,7 @@ TEXTS = (
 )
 KERNEL_TESTS = (
     "tests/nn",
-    "tests/engine/test_triton_sampler.py",
+    "tests/nn/test_triton_sampler.py",
     "tests/engine/test_step_function.py",
 )
 QUALITY_TEXTS = (TEXT, "your table for two is ready.")

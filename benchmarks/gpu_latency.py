@@ -23,7 +23,7 @@ from benchmarks.gpu_bench import (
 )
 from benchmarks.gpu_timing import percentiles, warm_clocks
 from vox_serve.engine.engine import Engine
-from vox_serve.engine.messages import Audio, Failed, SpeechRequest
+from vox_serve.messages import Audio, Failed, SpeechRequest
 from vox_serve.plugins import load_plugins
 
 ROOT = Path(__file__).parents[1]

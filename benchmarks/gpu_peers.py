@@ -23,7 +23,7 @@ from benchmarks.gpu_bench import (
 )
 from benchmarks.gpu_timing import warm_clocks
 from vox_serve.engine.engine import Engine
-from vox_serve.engine.messages import Audio
+from vox_serve.messages import Audio
 from vox_serve_csm.model import CsmModel
 
 FIGURES = ("first_audio", "frame", "real_time_factor")

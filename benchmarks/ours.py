@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from vox_serve.engine.engine import Engine
-from vox_serve.engine.messages import Audio, Failed, Finished, SpeechRequest
+from vox_serve.messages import Audio, Failed, Finished, SpeechRequest
 from vox_serve.nn import held_bytes
 from vox_serve.voice import Segment
 

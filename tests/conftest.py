@@ -15,13 +15,13 @@ import uvicorn
 
 from tests.tone import ToneModel
 from vox_serve.config import EngineConfig, ServerConfig
-from vox_serve.engine.client import EngineClient
 from vox_serve.engine.engine import Engine
-from vox_serve.engine.engines import Engines
-from vox_serve.engine.messages import Audio, Failed, Finished, SpeechRequest, StepOutput
+from vox_serve.messages import Audio, Failed, Finished, SpeechRequest, StepOutput
 from vox_serve.plugins import load_plugins
 from vox_serve.server.app import create_app
 from vox_serve.server.protocol import uvicorn_settings
+from vox_serve.workers.client import EngineClient
+from vox_serve.workers.engines import Engines
 
 TONE = EngineConfig(model="tone", plugins=("tests.tone",), max_batch_size=4)
 

@@ -21,6 +21,7 @@ import pytest
 
 from tests.conftest import TONE, RunningServer, until
 from vox_serve import cli
+from vox_serve.audio.formats import wav_header
 from vox_serve.bench.client import SpeechClient
 from vox_serve.bench.config import BenchConfig, Target, find_target, read_texts
 from vox_serve.bench.figures import figures, percentile
@@ -30,7 +31,6 @@ from vox_serve.bench.report import ROWS, table
 from vox_serve.bench.sound import NotAudio, Wav
 from vox_serve.config import ServerConfig
 from vox_serve.errors import ConfigError
-from vox_serve.server.audio import wav_header
 from vox_serve_demo_voice.text import normalise
 
 ONE = BenchConfig(rate=(1.0,), timeout=20.0)

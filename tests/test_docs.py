@@ -12,11 +12,11 @@ import soundfile
 
 import vox_serve.hookspecs
 from tests.conftest import running_server
+from vox_serve.audio.formats import FORMATS
 from vox_serve.config import EngineConfig
 from vox_serve.metrics import Metrics
-from vox_serve.server.audio import FORMATS
-from vox_serve.server.generate import GenerateRequest
-from vox_serve.server.openai import VOICES, SpeechBody
+from vox_serve.server.routes.generate import GenerateRequest
+from vox_serve.server.routes.openai import VOICES, SpeechBody
 from vox_serve.server.speech import CommonFields
 
 ROOT = Path(__file__).parents[1]

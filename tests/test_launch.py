@@ -23,7 +23,7 @@ import pytest
 from tests.conftest import until
 from vox_serve import launch
 from vox_serve.config import ServerConfig
-from vox_serve.engine.client import EngineClient
+from vox_serve.workers.client import EngineClient
 
 ROOT = Path(__file__).parent.parent
 TONE = ["--model", "tone", "--plugins", "tests.tone"]

@@ -11,9 +11,9 @@ from tests.conftest import RunningServer, until
 from tests.server.conftest import value
 from vox_serve import __version__
 from vox_serve.config import EngineConfig, ServerConfig
-from vox_serve.engine.engines import Engines
 from vox_serve.metrics import Metrics, Registry
 from vox_serve.plugins import load_plugins
+from vox_serve.workers.engines import Engines
 
 TABLE = {
     "requests_total": ("counter", {"mode", "outcome"}),

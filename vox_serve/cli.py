@@ -72,7 +72,7 @@ def _parser() -> Parser:
 
 
 def _say(arguments: argparse.Namespace) -> int:
-    from vox_serve.engine.threads import let_threads_sleep
+    from vox_serve.workers.threads import let_threads_sleep
 
     let_threads_sleep()
     from vox_serve.say import say  # brings torch in

@@ -17,14 +17,14 @@ import uvicorn
 
 from vox_serve import __version__
 from vox_serve.config import EngineConfig, ServerConfig
-from vox_serve.engine.client import EngineClient, EngineState
-from vox_serve.engine.engines import Engines
-from vox_serve.engine.messages import EngineInfo
 from vox_serve.errors import ConfigError, VoxServeError
 from vox_serve.flags import Parser, add_flags, read_flags
+from vox_serve.messages import EngineInfo
 from vox_serve.plugins import load_plugins
 from vox_serve.server.app import create_app
 from vox_serve.server.protocol import uvicorn_settings
+from vox_serve.workers.client import EngineClient, EngineState
+from vox_serve.workers.engines import Engines
 
 DEATH_NOTICE_SECONDS = 3.0
 """How long a server whose engine died answers 503 before it exits."""

@@ -8,13 +8,13 @@ from pathlib import Path
 import attrs
 from tqdm import tqdm
 
+from vox_serve.audio.formats import FORMATS, AudioFormat
 from vox_serve.config import EngineConfig
 from vox_serve.engine.engine import Engine
 from vox_serve.engine.load import load_engine
-from vox_serve.engine.messages import Audio, Failed, Finished, SpeechRequest
 from vox_serve.errors import ConfigError
+from vox_serve.messages import Audio, Failed, Finished, SpeechRequest
 from vox_serve.plugins import load_plugins
-from vox_serve.server.audio import FORMATS, AudioFormat
 
 ENDINGS = {"ogg": "opus", "raw": "pcm"}
 """Endings of file names that are not the name of their format."""

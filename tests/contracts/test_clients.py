@@ -23,8 +23,8 @@ import numpy as np
 import openai
 import pytest
 
+from tests.audio.test_formats import decode
 from tests.conftest import RunningServer
-from tests.server.test_audio import decode
 
 SECONDS = 1.6
 TEXT = "20 frames"

@@ -10,8 +10,8 @@ import pytest
 from tests.conftest import run_engine
 from vox_serve.engine.conversation import Conversations
 from vox_serve.engine.engine import Engine
-from vox_serve.engine.messages import Finished, SpeechRequest
 from vox_serve.errors import Conflict
+from vox_serve.messages import Finished, SpeechRequest
 from vox_serve.voice import Segment
 
 TURN = (Segment(0, "hello"),)

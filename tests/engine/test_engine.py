@@ -10,9 +10,9 @@ from tests.conftest import TONE, Spoken, collect, run_engine, speak
 from tests.tone import ToneCodec, ToneModel
 from vox_serve.config import EngineConfig
 from vox_serve.engine.engine import Engine
-from vox_serve.engine.messages import Failed, Finished, FinishReason, SpeechRequest, Started
 from vox_serve.engine.prompts import runaway_seconds
 from vox_serve.errors import InvalidRequest, NotFound, PromptTooLong, UnspeakableText
+from vox_serve.messages import Failed, Finished, FinishReason, SpeechRequest, Started
 from vox_serve.model import CheckpointSpec
 from vox_serve.testing import watch_frames
 from vox_serve.text import likely_seconds

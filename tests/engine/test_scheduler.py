@@ -2,7 +2,6 @@
 
 import torch
 
-from vox_serve.engine.messages import FinishReason
 from vox_serve.engine.scheduler import (
     PIECE_POSITIONS,
     PREFILL_BUCKET,
@@ -10,6 +9,7 @@ from vox_serve.engine.scheduler import (
     Scheduler,
 )
 from vox_serve.engine.sequence import Sequence, SequenceStatus
+from vox_serve.messages import FinishReason
 from vox_serve.model import Prompt
 from vox_serve.sampling import SamplingParams
 

@@ -15,7 +15,7 @@ import soundfile
 
 from tests.conftest import RunningServer, until
 from tests.server.conftest import post_raw, read_stream, value
-from tests.server.test_generate import as_form, clip
+from tests.server.routes.test_generate import as_form, clip
 from vox_serve.sampling import RANGES
 
 JSON = {"Content-Type": "application/json"}

@@ -25,9 +25,9 @@ from tests.server.conftest import Gate, post_raw, read_stream, value
 from tests.server.test_bad_requests import check_error
 from tests.server.test_life import check_cancelled, is_idle
 from tests.tone import ToneCodec
+from vox_serve.audio.formats import FORMATS, _Encoder
 from vox_serve.config import ServerConfig
 from vox_serve.server import encoding as encoding_module
-from vox_serve.server.audio import FORMATS, _Encoder
 from vox_serve.server.encoding import Encoding, encode_whole
 
 StartServer = Callable[..., RunningServer]
@@ -37,7 +37,7 @@ LOSSLESS = [name for name in FORMATS if FORMATS[name].lossless]
 ENCODED = [name for name in FORMATS if name not in ("wav", "pcm")]
 FFMPEG = shutil.which("ffmpeg")
 needs_ffmpeg = pytest.mark.skipif(FFMPEG is None, reason="ffmpeg is not installed")
-# As tests/server/test_audio.py explains, in samples of 8 kHz.
+# As tests/audio/test_formats.py explains, in samples of 8 kHz.
 EXTRA_SAMPLES = {"wav": 0, "pcm": 0, "flac": 0, "opus": 2, "mp3": 4 * 576, "aac": 2 * 1024}
 
 

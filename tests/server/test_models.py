@@ -13,9 +13,9 @@ from tests.conftest import TONE, RunningServer, until
 from tests.server.conftest import Gate, post_raw, read_stream
 from tests.server.test_bad_requests import check_error
 from vox_serve.config import ServerConfig
-from vox_serve.engine.engines import Engines
 from vox_serve.errors import ConfigError
 from vox_serve.plugins import load_plugins
+from vox_serve.workers.engines import Engines
 
 StartServer = Callable[..., RunningServer]
 

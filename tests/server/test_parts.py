@@ -15,11 +15,11 @@ from tests.server.test_bad_requests import check_error
 from tests.tone import ToneCodec
 from vox_serve.config import ServerConfig
 from vox_serve.engine.engine import Engine
-from vox_serve.engine.messages import LONG_TEXT_CHARACTERS, EngineInfo, SpeechRequest
 from vox_serve.engine.runner import ModelRunner
 from vox_serve.engine.scheduler import Scheduler
 from vox_serve.engine.sequence import Sequence
 from vox_serve.errors import UnspeakableText
+from vox_serve.messages import LONG_TEXT_CHARACTERS, EngineInfo, SpeechRequest
 from vox_serve.server.parts import in_parts, private_conversation
 
 StartServer = Callable[..., RunningServer]

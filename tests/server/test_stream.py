@@ -8,14 +8,14 @@ import pytest
 
 from tests.conftest import TONE
 from vox_serve.config import ServerConfig
-from vox_serve.engine.client import EngineClient
 from vox_serve.engine.engine import Engine
-from vox_serve.engine.events import Events
-from vox_serve.engine.messages import Audio, Finished, FinishReason, SpeechRequest
 from vox_serve.errors import TimedOut
+from vox_serve.messages import Audio, Finished, FinishReason, SpeechRequest
 from vox_serve.metrics import Metrics
 from vox_serve.server import stream
 from vox_serve.server.stream import AudioStream
+from vox_serve.workers.client import EngineClient
+from vox_serve.workers.events import Events
 
 REQUEST = SpeechRequest("a", "20 frames")
 FRAME = Audio("a", bytes(1280))

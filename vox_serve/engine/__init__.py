@@ -1,5 +1,1 @@
-"""The device side: scheduling, decoding and the worker.  Knows nothing of HTTP.
-
-Importing this package or `client`, `messages` does not import torch; `engine`, `runner`,
-`sampler`, `kv_cache` and `worker` do.
-"""
+"""The device side: scheduling and decoding.  Runs in the worker process; knows nothing of HTTP."""

@@ -17,18 +17,6 @@ import torch
 from vox_serve.config import EngineConfig
 from vox_serve.engine.delivery import Delivery
 from vox_serve.engine.frames import Frame, FrameReader
-from vox_serve.engine.messages import (
-    Audio,
-    EngineInfo,
-    Event,
-    Failed,
-    Finished,
-    FinishReason,
-    SpeechRequest,
-    Started,
-    Stats,
-    StepOutput,
-)
 from vox_serve.engine.prefix_cache import shared_rows
 from vox_serve.engine.prompts import Prompts
 from vox_serve.engine.runner import ModelRunner, run_isolated
@@ -39,6 +27,18 @@ from vox_serve.errors import (
     InvalidRequest,
     RequestError,
     SequenceFailed,
+)
+from vox_serve.messages import (
+    Audio,
+    EngineInfo,
+    Event,
+    Failed,
+    Finished,
+    FinishReason,
+    SpeechRequest,
+    Started,
+    Stats,
+    StepOutput,
 )
 from vox_serve.model import CheckpointSpec, Model
 from vox_serve.voice import Segment

@@ -10,8 +10,8 @@ import torch
 
 from vox_serve.config import EngineConfig
 from vox_serve.engine.engine import Engine
-from vox_serve.engine.messages import EngineInfo
 from vox_serve.errors import ConfigError
+from vox_serve.messages import EngineInfo
 from vox_serve.model import LoadOptions, Model
 from vox_serve.nn.linear import holds_halves
 from vox_serve.plugins import Plugins

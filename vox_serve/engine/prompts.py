@@ -15,7 +15,6 @@ import torch
 from vox_serve.config import EngineConfig
 from vox_serve.engine.conversation import Conversations
 from vox_serve.engine.encodings import Encodings
-from vox_serve.engine.messages import FinishReason, SpeechRequest
 from vox_serve.engine.sequence import Sequence, Turn
 from vox_serve.errors import (
     InvalidRequest,
@@ -24,6 +23,7 @@ from vox_serve.errors import (
     RequestError,
     UnspeakableText,
 )
+from vox_serve.messages import FinishReason, SpeechRequest
 from vox_serve.model import CheckpointSpec, Model, Prompt
 from vox_serve.text import likely_seconds
 from vox_serve.voice import Segment, Voice

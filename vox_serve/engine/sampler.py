@@ -17,11 +17,8 @@ from functools import cached_property
 
 import torch
 
-from vox_serve.nn.kernels import use_triton
+from vox_serve.nn.kernels import MAX_CODES, use_triton
 from vox_serve.sampling import REPETITION_WINDOW, SamplingParams
-
-MAX_CODES = 8192
-"""The widest row of logits that the kernel takes: a row is one block."""
 
 
 def _signed(value: int) -> int:
@@ -180,7 +177,7 @@ class RowSampler:
         return torch.where(greedy, scaled, scaled + noise).argmax(dim=-1)
 
     def _pick_by_kernel(self, logits: torch.Tensor, codebook: int) -> torch.Tensor:
-        from vox_serve.engine import triton_sampler
+        from vox_serve.nn import triton_sampler
 
         state = self._state
         return triton_sampler.pick(

@@ -8,8 +8,8 @@ from __future__ import annotations
 import heapq
 from collections import deque
 
-from vox_serve.engine.messages import FinishReason
 from vox_serve.engine.sequence import Sequence, SequenceStatus
+from vox_serve.messages import FinishReason
 
 PREFILL_POSITIONS = 4096
 """Prompt positions, padding included, that are run in one step (one prompt's piece always may)."""

@@ -9,7 +9,7 @@ import attrs
 
 from vox_serve.engine.conversation import Conversation
 from vox_serve.engine.delivery import Delivery
-from vox_serve.engine.messages import FinishReason, SpeechRequest
+from vox_serve.messages import FinishReason, SpeechRequest
 from vox_serve.model import Prompt
 from vox_serve.sampling import SamplingParams
 from vox_serve.voice import Segment, Voice

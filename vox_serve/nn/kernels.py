@@ -20,6 +20,8 @@ MAX_NORM_SIZE = 16384
 FP8 = torch.float8_e4m3fn
 HEAD_DIMS = (32, 64, 128)
 """What the attention kernel takes; the plain version takes any."""
+MAX_CODES = 8192
+"""The widest row of logits that the sampling kernel takes: a row is one block."""
 
 
 @cache

@@ -12,24 +12,17 @@ from litestar.datastructures import State
 from litestar.exceptions import HTTPException
 from litestar.types import Message, Scope
 
-from vox_serve.engine.engines import Engines
 from vox_serve.errors import RequestError
-from vox_serve.server import (
-    conversations,
-    docs,
-    errors,
-    openai,
-    requests,
-    status,
-    voices,
-    websocket,
-)
-from vox_serve.server.generate import generate
-from vox_serve.server.open_requests import OpenRequests
-from vox_serve.server.openapi import document
-from vox_serve.server.requests import request_id
+from vox_serve.server import errors
+from vox_serve.server.openapi import page
+from vox_serve.server.openapi.document import document
+from vox_serve.server.requests import OpenRequests, request_id
+from vox_serve.server.routes import cancel, openai, status, voices
+from vox_serve.server.routes.generate import generate
 from vox_serve.server.stream import ClientGone
-from vox_serve.server.voice_registry import Voices
+from vox_serve.server.voices.registry import Voices
+from vox_serve.server.websocket import route as websocket
+from vox_serve.workers.engines import Engines
 
 
 def create_app(engines: Engines) -> Litestar:
@@ -65,8 +58,8 @@ def create_app(engines: Engines) -> Litestar:
             openai.model,
             openai.audio_models,
             openai.audio_voices,
-            requests.cancel,
-            conversations.forget,
+            cancel.cancel,
+            cancel.forget,
             voices.add,
             voices.show,
             voices.remove,
@@ -76,8 +69,8 @@ def create_app(engines: Engines) -> Litestar:
             status.voices,
             status.plugins,
             status.metrics,
-            docs.openapi,
-            docs.page,
+            page.openapi,
+            page.page,
             websocket.stream,
         ],
         state=State(

@@ -10,8 +10,8 @@ import asyncio
 import contextlib
 from collections.abc import Callable
 
-from vox_serve.server.audio import SAMPLE_BYTES, AudioFormat
-from vox_serve.server.stretch import Stretch
+from vox_serve.audio.formats import SAMPLE_BYTES, AudioFormat
+from vox_serve.audio.stretch import Stretch
 
 INLINE_SECONDS = 0.25
 """Sound that is encoded in the event loop: at most 5 ms, in the dearest format."""

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import attrs
 
-from vox_serve.engine.messages import EngineInfo, SpeechRequest
+from vox_serve.messages import EngineInfo, SpeechRequest
 from vox_serve.text import likely_seconds, pieces
 
 PART_CHARACTERS = 400

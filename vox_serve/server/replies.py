@@ -9,7 +9,7 @@ from typing import Any, Literal, get_type_hints
 
 import msgspec
 
-from vox_serve.engine.messages import EngineInfo
+from vox_serve.messages import EngineInfo
 from vox_serve.plugins import PluginInfo
 
 Status = Literal["starting", "ready", "draining", "dead"]

@@ -1,17 +1,12 @@
-"""What requests are called, by their clients or by us, and DELETE /requests/{id}."""
+"""Request ids, and the requests that are open under them."""
 
 from __future__ import annotations
 
 import re
 import uuid
+from typing import Protocol
 
-from litestar import delete
-from litestar.datastructures import State
-from litestar.params import FromPath
 from litestar.types import Scope
-
-from vox_serve.errors import NotFound
-from vox_serve.server.open_requests import OpenRequests
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9_.:=-]{1,128}")
 
@@ -31,9 +26,31 @@ def request_id(scope: Scope) -> str:
     return str(found)
 
 
-@delete("/requests/{request_name:str}", status_code=204)
-async def cancel(state: State, request_name: FromPath[str]) -> None:
-    """End what is being spoken or waits under this id; its answer is cut."""
-    requests: OpenRequests = state.requests
-    if not requests.cancel(request_name):
-        raise NotFound(f"no open request {request_name[:128]!r}", "id")
+class Open(Protocol):
+    """A request or a session that has not ended."""
+
+    def cancel(self) -> None:
+        """End it on behalf of another."""
+
+
+class OpenRequests:
+    """Several may have one id: a proxy sends its own with each try of a request."""
+
+    def __init__(self) -> None:
+        self._open: dict[str, set[Open]] = {}
+
+    def add(self, name: str, one: Open) -> None:
+        self._open.setdefault(name, set()).add(one)
+
+    def remove(self, name: str, one: Open) -> None:
+        """Forget one; it must be there."""
+        self._open[name].remove(one)
+        if not self._open[name]:
+            del self._open[name]
+
+    def cancel(self, name: str) -> bool:
+        """End all that have this id; False if there is none."""
+        found = tuple(self._open.get(name, ()))
+        for one in found:
+            one.cancel()
+        return bool(found)

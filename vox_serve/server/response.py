@@ -10,10 +10,10 @@ from typing import Any
 from litestar.response import Response
 from litestar.types import Receive, Scope, Send
 
-from vox_serve.engine.client import EngineClient
 from vox_serve.errors import RequestError
 from vox_serve.server.encoding import Encoding
 from vox_serve.server.stream import AudioStream, ClientGone, unless_gone
+from vox_serve.workers.client import EngineClient
 
 log = logging.getLogger("vox_serve.requests")
 

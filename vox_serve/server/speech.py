@@ -17,19 +17,19 @@ from litestar import Request, Response
 from litestar.datastructures import State
 from litestar.exceptions import HTTPException
 
-from vox_serve.engine.client import EngineClient
-from vox_serve.engine.engines import Engines
-from vox_serve.engine.messages import LONG_TEXT_CHARACTERS, EngineInfo, SpeechRequest
+from vox_serve.audio.formats import AudioFormat
 from vox_serve.errors import InvalidRequest, RequestError
+from vox_serve.messages import LONG_TEXT_CHARACTERS, EngineInfo, SpeechRequest
 from vox_serve.metrics import Metrics
 from vox_serve.sampling import RANGES
-from vox_serve.server.audio import AudioFormat
 from vox_serve.server.encoding import Encoding, encode_whole
 from vox_serve.server.fields import sampling
 from vox_serve.server.parts import in_parts, in_parts_beside
 from vox_serve.server.requests import request_id
 from vox_serve.server.response import AudioResponse, EncodedStream, Framing
 from vox_serve.server.stream import AudioStream, ClientGone, is_client_error, unless_gone
+from vox_serve.workers.client import EngineClient
+from vox_serve.workers.engines import Engines
 
 AnyRequest = Request[Any, Any, Any]
 CONVERSATION = re.compile(r"[A-Za-z0-9_.:-]{1,128}")

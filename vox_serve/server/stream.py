@@ -15,8 +15,8 @@ from typing import TypeVar
 
 from litestar.types import Receive
 
-from vox_serve.engine.client import EngineClient
-from vox_serve.engine.messages import (
+from vox_serve.errors import Cancelled, PromptTooLong, RequestError, TimedOut
+from vox_serve.messages import (
     Audio,
     EngineInfo,
     Event,
@@ -25,10 +25,10 @@ from vox_serve.engine.messages import (
     SpeechRequest,
     Started,
 )
-from vox_serve.errors import Cancelled, PromptTooLong, RequestError, TimedOut
 from vox_serve.metrics import Metrics
-from vox_serve.server.open_requests import OpenRequests
 from vox_serve.server.parts import private_conversation
+from vox_serve.server.requests import OpenRequests
+from vox_serve.workers.client import EngineClient
 
 CANCELLED = "the request was cancelled"
 PIECE_SECONDS = 1.0

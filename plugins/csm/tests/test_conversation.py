@@ -11,8 +11,8 @@ from plugins.csm.tests.checkpoints import CODEBOOKS, Frames, clip
 from plugins.csm.tests.conftest import MakeEngine, record, request
 from tests.conftest import run_engine
 from vox_serve.engine.engine import Engine
-from vox_serve.engine.messages import Finished, SpeechRequest
 from vox_serve.errors import Conflict, NotFound, PromptTooLong, RequestError
+from vox_serve.messages import Finished, SpeechRequest
 from vox_serve.voice import Segment
 
 TURNS = [

@@ -13,8 +13,8 @@ from plugins.csm.tests.checkpoints import CODEBOOKS, Frames, silence_heads
 from plugins.csm.tests.conftest import Checkpoint, MakeEngine, load, record, request
 from tests.conftest import run_engine
 from vox_serve.engine.engine import Engine
-from vox_serve.engine.messages import Finished, FinishReason
 from vox_serve.engine.runner import ModelRunner
+from vox_serve.messages import Finished, FinishReason
 from vox_serve.testing import no_host_read
 
 

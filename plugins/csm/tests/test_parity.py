@@ -36,7 +36,7 @@ from plugins.csm.tests.conftest import (
 from tests.conftest import Spoken, collect, run_engine
 from vox_serve import Segment
 from vox_serve.engine.kv_cache import SlotKVCache
-from vox_serve.engine.messages import FinishReason
+from vox_serve.messages import FinishReason
 from vox_serve_csm.model import CsmModel
 
 TEXTS = ("hello there", "a", "how are you today?", "it's 10 o'clock. 'tis late!", "no")

@@ -25,7 +25,7 @@ from vox_serve import UnspeakableText
 from vox_serve.config import EngineConfig
 from vox_serve.engine.engine import Engine
 from vox_serve.engine.load import load_engine
-from vox_serve.engine.messages import Finished, FinishReason, SpeechRequest
+from vox_serve.messages import Finished, FinishReason, SpeechRequest
 from vox_serve.plugins import Plugins, load_plugins
 from vox_serve_demo_voice.plugin import CHECKPOINT
 

@@ -5,7 +5,7 @@ import pytest
 from vox_serve.config import EngineConfig
 from vox_serve.engine.engine import Engine
 from vox_serve.engine.load import load_engine
-from vox_serve.engine.messages import Audio, SpeechRequest
+from vox_serve.messages import Audio, SpeechRequest
 from vox_serve.plugins import load_plugins
 from vox_serve.testing import watch_frames
 

@@ -32,7 +32,7 @@ from vox_serve import Codec, LoadOptions
 from vox_serve.config import DTYPES, EngineConfig
 from vox_serve.engine.engine import Engine
 from vox_serve.engine.load import number_formats
-from vox_serve.engine.messages import Audio, Finished, FinishReason, SpeechRequest
+from vox_serve.messages import Audio, Finished, FinishReason, SpeechRequest
 from vox_serve_csm.checkpoint import load_model
 from vox_serve_demo_voice.plugin import CHECKPOINT
 from vox_serve_demo_voice.text import normalise

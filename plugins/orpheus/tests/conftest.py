@@ -16,7 +16,7 @@ from tests.conftest import Spoken, run_engine
 from vox_serve import LoadOptions
 from vox_serve.config import EngineConfig
 from vox_serve.engine.engine import Engine
-from vox_serve.engine.messages import SpeechRequest
+from vox_serve.messages import SpeechRequest
 from vox_serve.plugins import load_plugins
 from vox_serve.testing import watch_frames
 from vox_serve_orpheus.checkpoint import load_model

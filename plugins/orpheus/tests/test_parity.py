@@ -33,7 +33,7 @@ from plugins.orpheus.tests.conftest import (
     spoken_alone,
 )
 from tests.conftest import Spoken, collect, run_engine
-from vox_serve.engine.messages import Finished, FinishReason
+from vox_serve.messages import Finished, FinishReason
 
 TEXTS = ("hello there", "a", "how are you today?", "it's 10 o'clock.", "Nein, größer!")
 

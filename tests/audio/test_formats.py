@@ -1,0 +1,445 @@
+"""PCM to files: whole equals streamed, nothing is held back, nothing is taken back.
+
+PyAV decodes, which is ffmpeg, from a reader that cannot seek: as a client reads a stream.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import sys
+import wave
+from concurrent.futures import ThreadPoolExecutor
+
+import av
+import numpy as np
+import pytest
+import soundfile
+
+from vox_serve.audio.formats import (
+    FORMATS,
+    PCM_24K,
+    Encoder,
+    _Output,
+    _Pcm,
+    _shorten_pages,
+    find_format,
+    wav_header,
+)
+from vox_serve.errors import InvalidRequest
+
+RATE = 24_000
+ALL = list(FORMATS)
+LOSSLESS = [name for name in ALL if FORMATS[name].lossless]
+ENCODED = [name for name in ALL if name not in ("wav", "pcm")]
+
+EXTRA_SAMPLES = {
+    # What a decoder may give beyond what went in, in samples of the encoder's rate.
+    "wav": 0,
+    "pcm": 0,
+    "flac": 0,
+    "opus": 2,  # one of 24 kHz is two of 48; also rounding, where the sound is resampled
+    # A frame of the encoder's look-ahead, and the last frame filled up; the decoder's filter
+    # bank; and the empty frame that libsndfile would fill with the true length.
+    "mp3": 4 * 576,
+    "aac": 2 * 1024,  # a frame of look-ahead, and the last frame filled up
+}
+
+
+class Pipe:
+    """Bytes that can be read once and in order."""
+
+    def __init__(self, content: bytes) -> None:
+        self.read = io.BytesIO(content).read
+
+
+def decode(content: bytes) -> tuple[np.ndarray, int]:
+    """int16 mono samples `[T]` and their rate, as far as they go."""
+    pieces = []
+    rate = 0
+    with av.open(Pipe(content)) as container, contextlib.suppress(av.EOFError):
+        to_mono = av.AudioResampler(format="s16", layout="mono")
+        for frame in container.decode(audio=0):
+            rate = frame.sample_rate
+            pieces += [mono.to_ndarray()[0] for mono in to_mono.resample(frame)]
+    return np.concatenate([np.empty(0, np.int16), *pieces]), rate
+
+
+def samples_of(name: str, content: bytes) -> tuple[np.ndarray, int]:
+    if name == "pcm":
+        return np.frombuffer(content, "<i2"), RATE
+    return decode(content)
+
+
+def tone(seconds: float, rate: int = RATE) -> np.ndarray:
+    turns = 440 * np.arange(round(seconds * rate)) / rate
+    return (8000 * np.cos(2 * np.pi * turns)).astype("<i2")
+
+
+def speech(count: int) -> np.ndarray:
+    """A tone that swells, under noise: no two blocks are alike."""
+    turns = np.arange(count) / RATE
+    noise = np.random.default_rng(7).normal(0, 500, count)
+    return (8000 * np.sin(880 * np.pi * turns) * np.cos(6 * turns) ** 2 + noise).astype("<i2")
+
+
+def stream(encoder: Encoder, samples: np.ndarray, pieces: list[int]) -> bytes:
+    """All that leaves when the samples come in pieces of these lengths, over and over."""
+    out, start, turn = [], 0, 0
+    while start < len(samples):
+        step = pieces[turn % len(pieces)]
+        out.append(encoder.encode(samples[start : start + step].tobytes()))
+        start, turn = start + step, turn + 1
+    return b"".join([*out, encoder.finish()])
+
+
+def is_440_hz(samples: np.ndarray, rate: int) -> bool:
+    middle = samples[len(samples) // 4 : -len(samples) // 4].astype(float)
+    spectrum = np.abs(np.fft.rfft(middle * np.hanning(len(middle))))
+    loudness = np.sqrt(np.mean(middle**2)) / (8000 / np.sqrt(2))
+    return bool(abs(spectrum.argmax() * rate / len(middle) - 440) < 2 and 0.9 < loudness < 1.1)
+
+
+def test_what_clients_are_told() -> None:
+    assert {name: one.media_type for name, one in FORMATS.items()} == {
+        "wav": "audio/wav",
+        "pcm": "audio/pcm",
+        "flac": "audio/flac",
+        "mp3": "audio/mpeg",
+        "opus": "audio/ogg",
+        "aac": "audio/aac",
+    }
+    assert LOSSLESS == ["wav", "pcm", "flac"]
+    assert all(name == one.name for name, one in FORMATS.items())
+    for one in FORMATS.values():
+        one.check()
+
+
+@pytest.mark.parametrize("count", [1, 479, 1152, 24_077], ids=lambda n: f"{n} samples")
+@pytest.mark.parametrize("streamed", [False, True], ids=["whole", "streamed"])
+@pytest.mark.parametrize("name", LOSSLESS)
+def test_lossless_is_lossless(name: str, streamed: bool, count: int) -> None:
+    samples, audio_format = speech(count), FORMATS[name]
+    if streamed:
+        content = stream(audio_format.encoder(RATE), samples, [480])
+    else:
+        content = audio_format.whole(RATE, samples.tobytes())
+    decoded, rate = samples_of(name, content)
+    assert rate == RATE
+    np.testing.assert_array_equal(decoded, samples)
+
+
+@pytest.mark.parametrize("rate", [8000, 22_050, RATE, 44_100, 96_000])
+@pytest.mark.parametrize("streamed", [False, True], ids=["whole", "streamed"])
+@pytest.mark.parametrize("name", [name for name in ALL if name != "pcm"])
+def test_length_and_sound(name: str, streamed: bool, rate: int) -> None:
+    samples, audio_format = tone(1.01, rate), FORMATS[name]
+    if streamed:
+        content = stream(audio_format.encoder(rate), samples, [rate // 50])
+    else:
+        content = audio_format.whole(rate, samples.tobytes())
+    decoded, decoded_rate = decode(content)
+    extra = len(decoded) - len(samples) * decoded_rate / rate
+    # MPEG-1, from 32 kHz on, has frames of 1152 samples.
+    allowed = EXTRA_SAMPLES[name] * (2 if name == "mp3" and decoded_rate >= 32_000 else 1)
+    assert -1 < extra <= allowed
+    assert is_440_hz(decoded, decoded_rate)
+
+
+@pytest.mark.parametrize(
+    ("name", "rate", "encoded_rate"),
+    [
+        ("wav", 22_050, 22_050),
+        ("flac", 96_000, 96_000),
+        ("mp3", 22_050, 22_050),
+        ("mp3", 7000, 8000),
+        ("mp3", 96_000, 48_000),
+        ("aac", 23_000, 24_000),
+        ("aac", 96_000, 48_000),
+    ],
+)
+def test_an_unknown_rate_becomes_the_next(name: str, rate: int, encoded_rate: int) -> None:
+    assert decode(FORMATS[name].whole(rate, tone(0.5, rate).tobytes()))[1] == encoded_rate
+
+
+@pytest.mark.parametrize(("rate", "encoded_rate"), [(22_050, 24_000), (44_100, 48_000)])
+def test_opus_says_its_rate(rate: int, encoded_rate: int) -> None:
+    """Opus always decodes at 48 kHz; its header tells what went in."""
+    content = FORMATS["opus"].whole(rate, tone(0.5, rate).tobytes())
+    assert soundfile.info(io.BytesIO(content)).samplerate == encoded_rate
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_pieces_do_not_matter(name: str) -> None:
+    samples, audio_format = speech(RATE), FORMATS[name]
+    even = samples_of(name, stream(audio_format.encoder(RATE), samples, [1920]))[0]
+    odd = samples_of(name, stream(audio_format.encoder(RATE), samples, [1, 0, 333, 5000]))[0]
+    np.testing.assert_array_equal(odd, even)
+
+
+class Pcm24k(_Pcm):
+    """What the encoders that know few rates are given."""
+
+    rates = (8000, RATE)
+
+
+@pytest.mark.parametrize("rate", [7000, 8001, 22_050, 44_100])
+def test_resampling_does_not_depend_on_pieces(rate: int) -> None:
+    samples = tone(1.01, rate)
+    even = np.frombuffer(stream(Pcm24k(rate), samples, [1920]), "<i2")
+    odd = np.frombuffer(stream(Pcm24k(rate), samples, [1, 0, 333, 5000]), "<i2")
+    known = 8000 if rate < 8000 else RATE
+    assert len(even) == len(odd) == pytest.approx(1.01 * known, abs=1)
+    np.testing.assert_allclose(odd, even, atol=3)  # it dithers
+    np.testing.assert_allclose(even[500:-500], tone(1.01, known)[500 : len(even) - 500], atol=40)
+
+
+@pytest.mark.parametrize(
+    ("name", "milliseconds"),
+    [
+        ("wav", 10),
+        ("pcm", 10),
+        ("flac", 50),  # a block of 1152 samples, and one sample to know that it is no last one
+        ("mp3", 60),  # frames of 24 ms: look-ahead is two
+        ("opus", 70),  # a page of 60 ms, and the look-ahead
+        ("aac", 130),  # frames of 43 ms: one of look-ahead, two overlap
+    ],
+)
+def test_the_first_sound_is_not_held_back(name: str, milliseconds: int) -> None:
+    """How much sound must go in before a decoder makes sound from what came out."""
+    encoder, samples, content = FORMATS[name].encoder(RATE), tone(0.5), b""
+    for end in range(10, 510, 10):
+        content += encoder.encode(samples[(end - 10) * 24 : end * 24].tobytes())
+        with contextlib.suppress(av.InvalidDataError, av.EOFError):  # too little to tell what it is
+            if np.abs(samples_of(name, content)[0].astype(int)).max(initial=0) > 3000:
+                break
+    encoder.close()
+    assert end <= milliseconds
+
+
+@pytest.mark.parametrize(
+    ("name", "milliseconds"),
+    [("wav", 10), ("pcm", 10), ("flac", 50), ("mp3", 30), ("opus", 60), ("aac", 50)],
+)
+def test_sound_leaves_steadily(name: str, milliseconds: int) -> None:
+    """The longest stretch of sound, of a minute, in which nothing leaves."""
+    encoder, samples = FORMATS[name].encoder(RATE), speech(6 * RATE)
+    left = [bool(encoder.encode(samples[i : i + 240].tobytes())) for i in range(0, 6 * RATE, 240)]
+    encoder.close()
+    ends = np.flatnonzero(left)
+    assert 10 * np.diff(ends).max() <= milliseconds
+
+
+@pytest.mark.parametrize("streamed", [False, True], ids=["whole", "streamed"])
+@pytest.mark.parametrize("name", ALL)
+def test_no_samples_at_all(name: str, streamed: bool) -> None:
+    """A valid file all the same: of one silent sample where a format has none for nothing."""
+    audio_format = FORMATS[name]
+    if streamed:
+        encoder = audio_format.encoder(RATE)
+        content = encoder.encode(b"") + encoder.finish()
+    else:
+        content = audio_format.whole(RATE, b"")
+    if name == "pcm":
+        assert content == b""
+        return
+    decoded, _ = decode(content)
+    assert not decoded.any()
+    assert len(decoded) <= max(1, EXTRA_SAMPLES[name])
+    if name == "wav":
+        assert content == wav_header(RATE, 0)
+
+
+def test_whole_files_know_their_length() -> None:
+    pcm = speech(10_000).tobytes()
+    with wave.open(io.BytesIO(FORMATS["wav"].whole(RATE, pcm))) as file:
+        assert file.getparams()[:4] == (1, 2, RATE, 10_000)
+        assert file.readframes(20_000) == pcm
+    assert FORMATS["wav"].whole(RATE, pcm) == wav_header(RATE, 20_000) + pcm
+    assert soundfile.info(io.BytesIO(FORMATS["flac"].whole(RATE, pcm))).frames == 10_000
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_whole_and_streamed_have_the_same_length(name: str) -> None:
+    pcm = speech(10_000).tobytes()
+    encoder = FORMATS[name].encoder(RATE)
+    pieces = [encoder.encode(pcm[start : start + 3840]) for start in range(0, len(pcm), 3840)]
+    whole, streamed = FORMATS[name].whole(RATE, pcm), b"".join(pieces) + encoder.finish()
+    if name == "pcm":
+        assert whole == streamed == pcm
+    else:
+        assert len(decode(whole)[0]) == len(decode(streamed)[0])
+
+
+def test_a_streamed_wav_says_unknown() -> None:
+    samples = speech(1000)
+    encoder = FORMATS["wav"].encoder(RATE)
+    assert encoder.encode(b"") == b""  # the header comes with sound
+    assert encoder.encode(samples.tobytes()) == wav_header(RATE, None) + samples.tobytes()
+    assert encoder.encode(samples.tobytes()) == samples.tobytes()
+    assert encoder.finish() == b""
+
+
+@pytest.mark.parametrize("name", ["mp3", "aac"])
+def test_a_stream_has_the_announced_bit_rate(name: str) -> None:
+    """So that a player guesses its length; mp3 every frame, aac on average."""
+    content = stream(FORMATS[name].encoder(RATE), speech(10 * RATE), [1920])
+    assert 8 * len(content) / 10 == pytest.approx(64_000, rel=0.05)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_closed_is_closed(name: str) -> None:
+    encoder = FORMATS[name].encoder(RATE)
+    encoder.encode(bytes(200))
+    encoder.finish()
+    encoder.close()
+    for use in (lambda: encoder.encode(b"\0\0"), encoder.finish):
+        with pytest.raises(ValueError, match="closed"):
+            use()
+
+
+@pytest.mark.parametrize("count", [0, 2000])
+@pytest.mark.parametrize("name", ALL)
+def test_cut_in_the_middle(name: str, count: int) -> None:
+    encoder = FORMATS[name].encoder(RATE)
+    encoder.encode(bytes(2 * count))
+    encoder.close()
+    encoder.close()
+    with pytest.raises(ValueError, match="closed"):
+        encoder.encode(b"\0\0")
+
+
+@pytest.mark.parametrize("name", ENCODED)
+def test_native_resources_are_freed_at_once(name: str) -> None:
+    encoder = FORMATS[name].encoder(RATE)
+    encoder.encode(bytes(2000))
+    encoder.close()
+    if name == "aac":
+        assert not {"_container", "_stream"} & vars(encoder).keys()
+    else:
+        assert encoder._file.closed
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_half_a_sample_is_refused(name: str) -> None:
+    encoder = FORMATS[name].encoder(RATE)
+    with pytest.raises(ValueError, match="3 bytes"):
+        encoder.encode(b"abc")
+    encoder.close()
+    with pytest.raises(ValueError, match="3 bytes"):
+        FORMATS[name].whole(RATE, b"abc")
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_threads_one_after_another(name: str) -> None:
+    samples = speech(RATE)
+    alone = samples_of(name, stream(FORMATS[name].encoder(RATE), samples, [480]))[0]
+    encoder = FORMATS[name].encoder(RATE)
+    content = b""
+    with contextlib.ExitStack() as threads:
+        pools = [threads.enter_context(ThreadPoolExecutor(1)) for _ in range(3)]
+        for turn, start in enumerate(range(0, RATE, 480)):
+            piece = samples[start : start + 480].tobytes()
+            content += pools[turn % 3].submit(encoder.encode, piece).result()
+        content += pools[1].submit(encoder.finish).result()
+    np.testing.assert_array_equal(samples_of(name, content)[0], alone)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_what_left_is_not_kept(name: str) -> None:
+    encoder = FORMATS[name].encoder(RATE)
+    for _ in range(100):
+        encoder.encode(speech(2400).tobytes())
+        assert not encoder._output._waiting
+    encoder.close()
+
+
+def test_aac_without_pyav(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "av", None)
+    aac = FORMATS["aac"]
+    for use in (aac.check, lambda: aac.encoder(RATE), lambda: aac.whole(RATE, b"")):
+        with pytest.raises(InvalidRequest, match=r"pip install 'vox-serve-core\[aac\]'") as caught:
+            use()
+        assert caught.value.param == "format"
+    for name in ALL[:-1]:
+        FORMATS[name].whole(RATE, b"\0\0")
+
+
+@pytest.mark.parametrize("name", ["flac", "mp3", "opus"])
+def test_an_old_libsndfile(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(soundfile, "check_format", lambda container, subtype: False)
+    for use in (FORMATS[name].check, lambda: FORMATS[name].encoder(RATE)):
+        with pytest.raises(InvalidRequest, match=r"libsndfile .* 1\.1") as caught:
+            use()
+        assert caught.value.param == "format"
+
+
+def test_opus_without_soundfiles_private_names() -> None:
+    """Pages stay long then; nothing else happens."""
+    _shorten_pages(object())
+
+
+def test_output_changes_only_what_waits() -> None:
+    output = _Output()
+    output.write(b"head body")
+    output.seek(0)
+    output.write(b"HEAD")
+    assert output.take() == b"HEAD body"
+    output.seek(0, io.SEEK_END)
+    output.write(b" tail")
+    output.seek(5)
+    output.write(b"BODY TA")  # begins in what left, ends in what waits
+    assert output.tell() == 12
+    output.seek(-1, io.SEEK_CUR)
+    assert output.tell() == 11
+    output.seek(0)
+    output.write(b"gone")
+    assert output.take() == b" TAil"
+    assert output.take() == b""
+
+
+@pytest.mark.parametrize("rate", [8000, 22_050, 24_000, 48_000])
+@pytest.mark.parametrize("name", ALL)
+def test_a_header_alone_is_no_sound(name: str, rate: int) -> None:
+    """What came out before `sounding` decodes to nothing, and with it to something."""
+    encoder = FORMATS[name].encoder(rate)
+    samples, out = tone(1.0, rate), b""
+    step = rate * 8 // 100
+    for start in range(0, len(samples), step):
+        assert not encoder.sounding
+        piece = encoder.encode(samples[start : start + step].tobytes())
+        if encoder.sounding:
+            break
+        out += piece
+    encoder.close()
+    assert start <= 4 * step, "a second of sound is not held back"
+    with contextlib.suppress(av.InvalidDataError, av.EOFError):
+        assert len(samples_of(name, out)[0]) <= 1152, "at most a decoder's own delay"
+    assert piece
+
+
+def test_pcm_of_24_khz_whatever_the_model_has() -> None:
+    for rate in (8000, 24_000, 44_100):
+        content = PCM_24K.whole(rate, tone(1.0, rate).tobytes())
+        decoded = np.frombuffer(content, "<i2")
+        assert abs(len(decoded) - 24_000) <= 1
+        assert is_440_hz(decoded, 24_000)
+        assert PCM_24K.rate(rate) == 24_000
+        assert not PCM_24K.is_raw
+    assert PCM_24K.whole(24_000, b"abcd") == b"abcd"
+
+
+def test_formats_are_found_by_name() -> None:
+    assert find_format("opus", "response_format") is FORMATS["opus"]
+    with pytest.raises(InvalidRequest, match=r"^response_format must be one of wav.*'x'") as caught:
+        find_format("x", "response_format")
+    assert caught.value.param == "response_format"
+
+
+def test_a_format_that_is_lacking_names_the_field_that_asked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(InvalidRequest, match="PyAV") as caught:
+        find_format("aac", "response_format")
+    assert caught.value.param == "response_format"

@@ -1,0 +1,244 @@
+"""The OpenAPI document: nothing is missing, nothing too much, and its examples work."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import httpx
+import jsonschema_rs
+import msgspec
+import pytest
+from litestar import Litestar
+from litestar.routes import HTTPRoute
+
+from tests.conftest import TONE, RunningServer
+from tests.server.test_bad_requests import check_error
+from tests.test_docs import section
+from vox_serve.audio.formats import FORMATS
+from vox_serve.config import ServerConfig
+from vox_serve.plugins import load_plugins
+from vox_serve.sampling import RANGES
+from vox_serve.server.app import create_app
+from vox_serve.server.openapi.operations import OPERATIONS, clip
+from vox_serve.server.openapi.page import PAGE, POLICY
+from vox_serve.server.routes.generate import GenerateRequest
+from vox_serve.server.routes.openai import SpeechBody
+from vox_serve.server.routes.voices import ALIASES, FIELDS
+from vox_serve.server.websocket.route import PATH
+from vox_serve.workers.engines import Engines
+
+Json = dict[str, Any]
+STUB = Path(__file__).with_name("docs_dom.js")
+
+
+@pytest.fixture(scope="module")
+def app() -> Litestar:
+    engines = Engines([TONE], ServerConfig(), load_plugins(TONE.plugins), in_thread=True)
+    return create_app(engines)
+
+
+@pytest.fixture(scope="module")
+def document(app: Litestar) -> Json:
+    return msgspec.json.decode(app.state.openapi)
+
+
+def operations(document: Json) -> dict[str, Json]:
+    return {
+        f"{method.upper()} {path}": operation
+        for path, methods in document["paths"].items()
+        for method, operation in methods.items()
+    }
+
+
+def test_the_document_is_served(tone_server: RunningServer, document: Json) -> None:
+    response = tone_server.http.get("/openapi.json")
+    assert response.headers["content-type"] == "application/json"
+    assert response.json() == document
+
+
+def test_every_route_is_in_the_document_and_the_reverse(app: Litestar, document: Json) -> None:
+    routes, others = set(), []
+    for route in app.routes:
+        if isinstance(route, HTTPRoute):
+            path = re.sub(r":\w+\}", "}", route.path_format)
+            routes |= {f"{method} {path}" for method in route.methods if method != "OPTIONS"}
+        else:
+            others.append(route.path)
+    assert set(operations(document)) == routes == set(OPERATIONS)
+    assert others == [PATH]
+    assert f"`{PATH}`" in document["info"]["description"]
+
+
+def test_schemas_are_schemas_and_references_lead_somewhere(document: Json) -> None:
+    for schema in document["components"]["schemas"].values():
+        jsonschema_rs.Draft202012Validator(schema | {"components": document["components"]})
+    for reference in set(re.findall(r'"\$ref": "#/([^"]+)"', json.dumps(document))):
+        found = document
+        for key in reference.split("/"):
+            found = found[key]
+    names = [operation["operationId"] for operation in operations(document).values()]
+    assert len(set(names)) == len(names)
+
+
+def test_every_operation_says_what_it_is_for(document: Json) -> None:
+    for name, operation in operations(document).items():
+        assert operation["summary"], name
+        assert all(one["schema"] for one in operation.get("parameters", ())), name
+
+
+@pytest.mark.parametrize("kind", [GenerateRequest, SpeechBody])
+def test_every_field_is_described_and_bounded(document: Json, kind: type) -> None:
+    fields = document["components"]["schemas"][kind.__name__]["properties"]
+    assert fields.keys() == {field.name for field in msgspec.structs.fields(kind)}
+    assert [name for name, field in fields.items() if not field.get("description")] == []
+    for name, allowed in RANGES.items():
+        number = fields[name]["anyOf"][0]
+        assert (number["minimum"], number["maximum"]) == (allowed.low, allowed.high)
+        assert number["type"] == ("integer" if allowed.kind is int else "number")
+    choice = fields["format"] if kind is GenerateRequest else fields["response_format"]["anyOf"][0]
+    assert choice["enum"] == list(FORMATS)
+
+
+def test_forms_have_the_fields_that_are_read(document: Json) -> None:
+    schemas = document["components"]["schemas"]
+    form, body = schemas["GenerateForm"], schemas["GenerateRequest"]
+    assert form["properties"].keys() == body["properties"].keys()
+    assert form["required"] == body["required"]
+    voice = schemas["VoiceForm"]["properties"]
+    assert voice.keys() == {*FIELDS, *ALIASES}
+    assert [name for name in voice if f"`{name}`" not in section("Voices")] == []
+
+
+@pytest.mark.parametrize("route", ["POST /generate", "POST /v1/audio/speech"])
+def test_statuses_and_headers_are_those_of_the_guide(document: Json, route: str) -> None:
+    answers = operations(document)[route]["responses"]
+    listed = set(re.findall(r"^\| (\d{3}) \|", section("POST /generate"), re.MULTILINE))
+    assert set(answers) == listed - {"405"}, "which is of no one operation"
+    assert all(f"`{header}`" in section("POST /generate") for header in answers["200"]["headers"])
+    sound = {name for name in answers["200"]["content"] if name.startswith("audio/")}
+    assert sound == {one.media_type for one in FORMATS.values()}
+
+
+def test_examples_of_answers_fit(document: Json) -> None:
+    found = 0
+    for operation in OPERATIONS.values():
+        for answer in operation.answers.values():
+            for kind in filter(None, answer.content.values()):
+                msgspec.convert(answer.example, kind)
+                found += 1
+    assert found == json.dumps(document).count('"example": {'), "and each is shown"
+
+
+BODIES = [
+    (route, media_type, example)
+    for route, operation in OPERATIONS.items()
+    for media_type in operation.bodies
+    for example in operation.examples
+]
+
+
+@pytest.mark.parametrize(("route", "media_type", "example"), BODIES)
+def test_examples_work(
+    tone_server: RunningServer, document: Json, route: str, media_type: str, example: str
+) -> None:
+    operation = operations(document)[route]
+    body = operation["requestBody"]["content"][media_type]["examples"][example]["value"]
+    path = route.partition(" ")[2]
+    if media_type == "application/json":
+        response = tone_server.http.post(path, json=body)
+    else:
+        parts = {k: v if isinstance(v, str) else json.dumps(v) for k, v in body.items()}
+        files = {k: (None, v) if k != "audio" else ("a.wav", v.encode()) for k, v in parts.items()}
+        response = tone_server.http.post(path, files=files)
+    assert response.is_success, response.text
+    assert str(response.status_code) in operation["responses"]
+
+
+def test_the_sample_is_a_file_that_json_can_hold() -> None:
+    assert json.loads(json.dumps(clip())).encode() == clip().encode("ascii")
+
+
+def test_a_route_that_nobody_described_stops_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(OPERATIONS, "GET /ready")  # type: ignore[arg-type]
+    engines = Engines([TONE], ServerConfig(), load_plugins(TONE.plugins), in_thread=True)
+    with pytest.raises(KeyError, match="GET /ready"):
+        create_app(engines)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"text": " "}, "text must be 1 to 10000 characters, not only spaces"),
+        ({"text": "\x1c\x85"}, "text must be 1 to 10000 characters, not only spaces"),
+        ({"text": "5", "top_p": 2}, "top_p must be from 0.01 to 1"),
+        ({"text": "5", "seed": -1}, "seed must be 0 or more"),
+        ({"text": "5", "max_seconds": 0}, "max_seconds must be more than 0"),
+        ({"text": "5", "speaker": 2**64}, "speaker must be from -2^63 to 2^63 - 1"),
+        ({"text": "5", "conversation": "a\n"}, "conversation must be 1 to 128 letters"),
+        (
+            {"text": "5", "context": [{"speaker": 1000, "text": "a", "audio": ""}]},
+            "context[0].speaker must be from 0 to 999",
+        ),
+        ({"text": "5", "top_k": 1.5}, "top_k: Expected `int | null`, got `float`"),
+    ],
+)
+def test_a_bound_is_told_in_words(tone_server: RunningServer, fields: Json, message: str) -> None:
+    param = next(reversed(fields))
+    response = tone_server.http.post("/generate", json=fields)
+    assert check_error(response, 400, param, "invalid_request").startswith(message)
+
+
+def allowed(response: httpx.Response) -> set[str]:
+    return set(response.headers["allow"].replace(" ", "").split(","))
+
+
+def test_every_path_tells_its_methods(tone_server: RunningServer, document: Json) -> None:
+    for path, methods in document["paths"].items():
+        here = re.sub(r"\{\w+\}", "x", path)
+        known = {method.upper() for method in methods} | {"OPTIONS"}
+        response = tone_server.http.options(here)
+        assert response.status_code == 204
+        assert allowed(response) == known, path
+        refused = tone_server.http.patch(here)
+        check_error(refused, 405, code="method_not_allowed")
+        assert allowed(refused) == known, path
+
+
+def test_the_page_needs_nothing_from_elsewhere(tone_server: RunningServer) -> None:
+    response = tone_server.http.get("/docs")
+    assert response.status_code == 200
+    assert response.headers["content-type"].startswith("text/html")
+    assert response.headers["content-security-policy"] == POLICY
+    assert response.content == PAGE
+    assert not re.search(rb"https?://|@import|innerHTML| src=\"", PAGE)
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="needs node")
+def test_the_page_shows_all_of_it(document: Json, tmp_path: Path) -> None:
+    """Its script runs against a document object model of forty lines."""
+    script = re.search(rb"<script>(.*)</script>", PAGE, re.DOTALL)
+    assert script
+    (tmp_path / "page.js").write_bytes(STUB.read_bytes() + script[1])
+    (tmp_path / "openapi.json").write_text(json.dumps(document))
+    subprocess.run(["node", "page.js"], cwd=tmp_path, check=True, timeout=60)
+    shown = json.loads((tmp_path / "shown.json").read_text())
+    text = "\n".join(shown["texts"])
+    for path in document["paths"]:
+        assert path in shown["texts"]
+    for schema in document["components"]["schemas"]["SpeechBody"]["properties"].values():
+        assert schema["description"] in text
+    assert "≥ 0.01; ≤ 1" in text
+    assert '"text": "Good morning."' in "\n".join(shown["values"])
+    sent = shown["sent"]
+    assert {"url": "./health", "method": "GET"} in sent
+    assert {"url": "./v1/audio/voices/anna", "method": "DELETE"} in sent
+    spoken = [
+        one for one in sent if one["url"] == "./generate" and isinstance(one.get("body"), str)
+    ]
+    assert json.loads(spoken[0]["body"])["text"] == "Good morning."
+    assert shown["played"] == ["blob:1"] * len(shown["played"]) != []

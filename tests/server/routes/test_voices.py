@@ -1,0 +1,661 @@
+"""Registered voices: uploaded, spoken with, kept in a directory, refused."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import struct
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import attrs
+import httpx
+import numpy as np
+import pytest
+import soundfile
+
+from tests.conftest import TONE, RunningServer, until
+from tests.server.conftest import value
+from tests.server.test_bad_requests import check_error
+from tests.tone import ToneCodec, ToneModel
+from vox_serve import PromptTooLong, launch
+from vox_serve.config import ServerConfig
+from vox_serve.errors import ConfigError
+from vox_serve.plugins import load_plugins
+from vox_serve.server.app import create_app
+from vox_serve.server.routes.voices import MAX_AUDIO_BYTES
+from vox_serve.server.voices import registry
+from vox_serve.server.voices.store import VoiceRecord, VoiceStore, VoiceUnusable
+from vox_serve.workers.engines import Engines
+
+StartServer = Callable[..., RunningServer]
+ROUTE = "/v1/audio/voices"
+RATE = 8000
+
+
+def sound(seconds: float = 1.0, rate: int = RATE, kind: str = "WAV", **settings: Any) -> bytes:
+    file = io.BytesIO()
+    samples = 0.3 * np.sin(np.arange(round(seconds * rate)) / 10)
+    soundfile.write(file, samples, rate, format=kind, **settings)
+    return file.getvalue()
+
+
+def samples(values: list[float], rate: int = RATE) -> bytes:
+    file = io.BytesIO()
+    soundfile.write(file, np.array(values, np.float32), rate, format="WAV", subtype="FLOAT")
+    return file.getvalue()
+
+
+def form(**changes: Any) -> dict[str, tuple[str | None, Any]]:
+    """A multipart form as httpx takes it; None leaves a field out, bytes are a file."""
+    fields = {"name": "anna", "audio": sound(), "text": "good morning", **changes}
+    return {
+        name: (f"{name}.bin" if isinstance(content, bytes) else None, content)
+        for name, content in fields.items()
+        if content is not None
+    }
+
+
+def upload(server: RunningServer, **changes: Any) -> httpx.Response:
+    return server.http.post(ROUTE, files=form(**changes))
+
+
+def names(server: RunningServer) -> list[str]:
+    listed = [voice["name"] for voice in server.http.get("/voices").json()["voices"]]
+    assert [voice["id"] for voice in server.http.get(ROUTE).json()["voices"]] == listed
+    (model, *_) = server.http.get("/models").json()["models"]
+    assert {voice["name"] for voice in model["voices"]} <= set(listed)
+    return listed
+
+
+def speak(server: RunningServer, voice: str, **fields: Any) -> httpx.Response:
+    return server.http.post("/generate", json={"text": "3 frames", "voice": voice, **fields})
+
+
+def broken(server: RunningServer) -> dict[str, str]:
+    found: dict[str, str] = server.http.get("/health").json()["broken_voices"]
+    return found
+
+
+def keeping(directory: Path, **settings: Any) -> ServerConfig:
+    return ServerConfig(port=0, voices_dir=str(directory), **settings)
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    return tmp_path / "voices"
+
+
+@pytest.fixture
+def server(start_server: StartServer, directory: Path) -> RunningServer:
+    return start_server(server=keeping(directory))
+
+
+def test_the_life_of_a_voice(server: RunningServer, directory: Path) -> None:
+    check_error(speak(server, "anna"), 404, "voice", code="not_found")
+    made = upload(server, speaker="1")
+    assert made.status_code == 201
+    voice = made.json()
+    assert voice.pop("created_at") > 1.7e9
+    assert voice == {
+        "id": "anna",
+        "object": "audio.voice",
+        "name": "anna",
+        "model": "tone",
+        "speaker": 1,
+        "text": "good morning",
+        "seconds": 1.0,
+        "kept": True,
+    }
+    assert server.http.get(f"{ROUTE}/anna").json() == made.json()
+    assert names(server) == ["hum_a", "hum_b", "anna"]
+    assert "anna (1)" in launch.banner([server.client], "http://x")
+    before = value(server, "prompt_positions_total", source="prefilled")
+    assert speak(server, "anna").status_code == 200
+    # Two positions and one for each word; the segment is one and its 13 frames.
+    until(lambda: value(server, "prompt_positions_total", source="prefilled") == before + 4 + 14)
+    assert sorted(path.name for path in directory.iterdir()) == ["anna.json", "anna.wav"]
+
+    gone = server.http.delete(f"{ROUTE}/anna")
+    assert gone.status_code == 200
+    assert gone.json() == {"id": "anna", "object": "audio.voice", "deleted": True}
+    assert list(directory.iterdir()) == []
+    assert names(server) == ["hum_a", "hum_b"]
+    check_error(speak(server, "anna"), 404, "voice")
+    check_error(server.http.get(f"{ROUTE}/anna"), 404, "voice")
+    check_error(server.http.delete(f"{ROUTE}/anna"), 404, "voice")
+    assert upload(server).status_code == 201
+    assert value(server, "http_responses_total", route=ROUTE, code="201") == 2
+
+
+def test_the_names_that_clients_of_openai_use(server: RunningServer) -> None:
+    made = upload(
+        server,
+        audio=None,
+        text=None,
+        audio_sample=sound(kind="FLAC"),
+        transcript=" good\n",
+        consent="c",
+    )
+    assert made.status_code == 201
+    assert made.json()["text"] == "good"
+
+
+@pytest.mark.parametrize(
+    ("kind", "rate", "channels"),
+    [("WAV", 44100, 2), ("FLAC", 8000, 1), ("OGG", 16000, 1), ("MP3", 24000, 1)],
+)
+def test_formats(
+    server: RunningServer, directory: Path, kind: str, rate: int, channels: int
+) -> None:
+    file = io.BytesIO()
+    tone = 0.3 * np.sin(np.arange(2 * rate)[:, None] / rate * 2000)
+    soundfile.write(file, np.repeat(tone, channels, axis=1), rate, format=kind)
+    made = upload(server, audio=file.getvalue())
+    assert made.json()["seconds"] == pytest.approx(2, abs=0.15)
+    kept, kept_rate = soundfile.read(directory / "anna.wav")
+    assert kept_rate == RATE  # the model's
+    assert kept.std() == pytest.approx(0.3 / 2**0.5, rel=0.1)
+
+
+def test_a_voice_survives_a_restart(start_server: StartServer, directory: Path) -> None:
+    first = start_server(server=keeping(directory))
+    made = upload(first, speaker="1").json()
+    second = start_server(server=keeping(directory))
+    assert second.http.get(f"{ROUTE}/anna").json() == made
+    assert names(second) == ["hum_a", "hum_b", "anna"]
+    assert broken(second) == {}
+    assert speak(second, "anna").content == speak(first, "anna").content
+    assert second.http.delete(f"{ROUTE}/anna").status_code == 200
+    assert names(start_server(server=keeping(directory))) == ["hum_a", "hum_b"]
+
+
+def test_without_a_directory(start_server: StartServer, tmp_path: Path) -> None:
+    server = start_server()
+    assert upload(server).json()["kept"] is False
+    assert speak(server, "anna").status_code == 200
+    check_error(upload(server, name="ANNA"), 409, "name")
+    check_error(server.http.delete(f"{ROUTE}/ANNA"), 404, "voice")
+    assert server.http.delete(f"{ROUTE}/anna").status_code == 200
+    assert names(server) == ["hum_a", "hum_b"]
+
+
+def test_the_samples_are_stored_as_they_are(directory: Path) -> None:
+    store = VoiceStore(directory)
+    audio = np.random.default_rng(0).normal(size=4000).astype(np.float32)
+    store.write("anna", VoiceRecord(text="a", created=5), audio, RATE)
+    assert np.array_equal(store.read("anna", RATE), audio)
+    assert store.scan() == ({"anna": VoiceRecord(text="a", created=5)}, {})
+
+
+LONG = sound(31, 1000, "FLAC")
+LYING = sound()[:40] + struct.pack("<I", 2**31 - 1) + sound()[44:]
+
+
+@pytest.mark.parametrize(
+    ("changes", "param", "told"),
+    [
+        ({"name": None}, "name", "required"),
+        ({"name": ""}, "name", "1 to 64"),
+        ({"name": "../anna"}, "name", "1 to 64"),
+        ({"name": "a/b"}, "name", "1 to 64"),
+        ({"name": ".anna"}, "name", "1 to 64"),
+        ({"name": "-anna"}, "name", "1 to 64"),
+        ({"name": "an\x00na"}, "name", "1 to 64"),
+        ({"name": "anna\n"}, "name", "1 to 64"),
+        ({"name": "änna"}, "name", "1 to 64"),
+        ({"name": "a" * 65}, "name", "1 to 64"),
+        ({"name": b"anna"}, "name", "not a file"),
+        ({"text": None}, "text", "required"),
+        ({"text": " \n"}, "text", "empty"),
+        ({"text": "a" * 2001}, "text", "the limit is 2000"),
+        ({"text": b"anna"}, "text", "not a file"),
+        ({"audio": None}, "audio", "required"),
+        ({"audio": "text"}, "audio", "a file"),
+        ({"audio": b""}, "audio", "cannot be read"),
+        ({"audio": b"no sound at all"}, "audio", "cannot be read"),
+        ({"audio": sound()[:20]}, "audio", "cannot be read"),
+        ({"audio": samples([])}, "audio", "empty"),
+        ({"audio": samples([0.1, np.nan])}, "audio", "not finite"),
+        ({"audio": samples([0.1, np.inf])}, "audio", "not finite"),
+        ({"audio": samples([3e38, -3e38] * 50, 16000)}, "audio", "not finite"),
+        ({"audio": LONG}, "audio", "longer than 30 seconds"),
+        ({"audio": sound(0.1, 384_000)}, "audio", "192000 samples per second"),
+        ({"audio": b"R" * (MAX_AUDIO_BYTES + 1)}, "audio", f"the limit is {MAX_AUDIO_BYTES}"),
+        ({"speaker": "-1"}, "speaker", "from 0 to 999"),
+        ({"speaker": "1.5"}, "speaker", "from 0 to 999"),
+        ({"speaker": "1000"}, "speaker", "from 0 to 999"),
+        ({"speaker": "²"}, "speaker", "from 0 to 999"),
+        ({"colour": "red"}, "colour", "unknown field"),
+        ({"transcript": "again"}, None, "two names"),
+    ],
+    ids=lambda case: str(case)[:40],
+)
+def test_bad_uploads(
+    tone_server: RunningServer, changes: dict[str, Any], param: str | None, told: str
+) -> None:
+    assert told in check_error(upload(tone_server, **changes), 400, param, code="invalid_request")
+    assert names(tone_server) == ["hum_a", "hum_b"]
+
+
+def test_what_the_model_refuses(tone_server: RunningServer) -> None:
+    check_error(upload(tone_server, speaker="7"), 404, "speaker")
+    check_error(upload(tone_server, model="nobody"), 404, "model")
+    # 29 seconds are within the bound, and more than the tone's 200 positions.
+    message = check_error(upload(tone_server, audio=sound(29)), 422, "audio")
+    assert "context is too long" in message
+    assert names(tone_server) == ["hum_a", "hum_b"]
+
+
+def test_a_header_that_lies_is_not_believed(tone_server: RunningServer) -> None:
+    made = upload(tone_server, audio=LYING)
+    assert made.status_code == 201
+    assert made.json()["seconds"] == 1
+    tone_server.http.delete(f"{ROUTE}/anna")
+
+
+def test_a_small_file_that_unpacks_to_hours(
+    tone_server: RunningServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is left as soon as it is too long."""
+    read, taken = soundfile.SoundFile.read, []
+
+    def counting(self, *args, **settings):
+        block = read(self, *args, **settings)
+        taken.append(len(block))
+        return block
+
+    file = io.BytesIO()
+    soundfile.write(file, np.zeros(3600 * 1000, np.int16), 1000, format="FLAC")
+    monkeypatch.setattr(soundfile.SoundFile, "read", counting)
+    assert len(file.getvalue()) < 100_000
+    assert "30 seconds" in check_error(upload(tone_server, audio=file.getvalue()), 400, "audio")
+    assert sum(taken) <= 31 * 1000
+
+
+def test_bodies_that_are_no_form(tone_server: RunningServer) -> None:
+    http = tone_server.http
+    assert "multipart" in check_error(http.post(ROUTE, json={"name": "anna"}), 400)
+    torn = {"Content-Type": "multipart/form-data; boundary=zz"}
+    check_error(http.post(ROUTE, content=b"--zz\r\nnothing", headers=torn), 400)
+    twice = [("name", (None, "a")), ("name", (None, "b"))]
+    assert "more than once" in check_error(http.post(ROUTE, files=twice), 400, "name")
+
+
+def test_a_body_over_the_servers_limit(start_server: StartServer) -> None:
+    server = start_server(server=ServerConfig(port=0, max_body_bytes=10_000))
+    check_error(upload(server), 413)
+
+
+def test_a_name_is_taken_once(server: RunningServer, directory: Path) -> None:
+    assert upload(server).status_code == 201
+    for name in ("anna", "Anna"):
+        again = upload(server, name=name, text="else")
+        assert "delete it first" in check_error(again, 409, "name", code="already_exists")
+        assert "retry-after" not in again.headers  # a client that waits gains nothing
+    assert "model itself" in check_error(upload(server, name="Hum_A"), 409, "name")
+    assert server.http.get(f"{ROUTE}/anna").json()["text"] == "good morning"
+    assert names(server) == ["hum_a", "hum_b", "anna"]
+    # A file that came after the start is nobody's to overwrite either.
+    (directory / "Bert.txt").write_text("mine")
+    check_error(upload(server, name="bert"), 409, "name")
+    assert (directory / "Bert.txt").read_text() == "mine"
+
+
+def test_of_two_uploads_at_once_one_wins(server: RunningServer) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(lambda n: upload(server, text=f"text {n}"), range(4)))
+    assert sorted(answer.status_code for answer in answers) == [201, 409, 409, 409]
+    (winner,) = [answer.json() for answer in answers if answer.status_code == 201]
+    assert server.http.get(f"{ROUTE}/anna").json() == winner
+
+
+def test_a_crowd_of_uploads_is_told_to_wait(
+    server: RunningServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry, "MAX_WAITING", 1)
+    with encoding_held(monkeypatch) as go, ThreadPoolExecutor(1) as pool:
+        first = pool.submit(upload, server)
+        until(lambda: server.client.open_requests == 1)
+        busy = upload(server, name="bert")
+        assert int(busy.headers["retry-after"]) >= 1
+        assert "1 voices are being added" in check_error(busy, 429, code="queue_full")
+        go.set()
+        assert first.result().status_code == 201
+    assert upload(server, name="bert").status_code == 201
+
+
+def test_the_most_voices(server: RunningServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "MAX_VOICES", 1)
+    assert upload(server).status_code == 201
+    full = upload(server, name="bert")
+    assert "there are 1 voices, the most" in check_error(full, 400, "name")
+
+
+class encoding_held:  # noqa: N801  # reads as a function
+    """The tone's codec waits in `encode` until the event is set."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._go, encode = threading.Event(), ToneCodec.encode
+
+        def held(codec, pcm):
+            assert self._go.wait(30)
+            return encode(codec, pcm)
+
+        monkeypatch.setattr(ToneCodec, "encode", held)
+
+    def __enter__(self) -> threading.Event:
+        return self._go
+
+    def __exit__(self, *_: object) -> None:
+        self._go.set()
+
+
+def test_a_server_is_ready_when_its_voices_are_in(
+    start_server: StartServer, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drop(directory, "anna")
+    with encoding_held(monkeypatch) as go:
+        server = start_server(server=keeping(directory), wait=False)
+        until(lambda: server.client.open_requests == 1, 20)
+        ready = server.http.get("/ready")
+        assert (ready.status_code, ready.json()) == (503, {"status": "starting"})
+        check_error(speak(server, "anna"), 503, code="unavailable")
+        check_error(upload(server, name="bert"), 503, code="unavailable")
+        check_error(server.http.delete(f"{ROUTE}/anna"), 503, code="unavailable")
+        go.set()
+        until(lambda: server.http.get("/ready").status_code == 200)
+    assert speak(server, "anna").status_code == 200
+
+
+def test_a_server_may_end_while_its_voices_are_read(
+    start_server: StartServer,
+    directory: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    drop(directory, "anna")
+    drop(directory, "bert")
+    with encoding_held(monkeypatch):
+        server = start_server(server=keeping(directory), wait=False)
+        until(lambda: server.client.open_requests == 1, 20)
+        server.client.drain()
+    until(lambda: not server.client.open_requests)
+    assert server.http.get("/ready").json() == {"status": "draining"}
+    assert names(server) == ["hum_a", "hum_b", "anna"]  # the other came too late
+    assert broken(server) == {}
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
+def test_paths_in_the_url_lead_nowhere(server: RunningServer, directory: Path) -> None:
+    outside = directory.parent / "secret.wav"
+    outside.write_bytes(sound())
+    for name in ("..%2fsecret", "%2e%2e%2fsecret", "secret%00", "a" * 300, ".%2fanna"):
+        for method in ("GET", "DELETE"):
+            answer = server.http.request(method, f"{ROUTE}/{name}")
+            check_error(answer, 404, answer.json()["error"]["param"])
+    assert outside.exists()
+
+
+def test_a_models_own_voice(server: RunningServer) -> None:
+    shown = server.http.get(f"{ROUTE}/hum_b").json()
+    assert shown == {
+        "id": "hum_b",
+        "object": "audio.voice",
+        "name": "hum_b",
+        "model": "tone",
+        "speaker": 1,
+    }
+    message = check_error(server.http.delete(f"{ROUTE}/hum_b"), 400, "voice")
+    assert "model itself" in message
+
+
+def drop(directory: Path, name: str, record: Any = "", audio: bytes | None = None) -> None:
+    """Put a voice there by hand; a string is the content of a .txt file."""
+    directory.mkdir(exist_ok=True)
+    (directory / f"{name}.wav").write_bytes(sound() if audio is None else audio)
+    if isinstance(record, str):
+        (directory / f"{name}.txt").write_text(record or "good morning", encoding="utf-8-sig")
+    else:
+        (directory / f"{name}.json").write_text(json.dumps(record))
+
+
+def test_voices_put_there_by_hand(start_server: StartServer, directory: Path) -> None:
+    drop(directory, "anna", "good morning\n")
+    drop(directory, "Bert", {"text": "hi", "speaker": 1})
+    drop(directory, "c-3", {"text": "hi", "model": "tone", "created": 7})
+    drop(directory, "linked")
+    (directory / "linked.txt").rename(directory / "elsewhere.md")
+    (directory / "linked.txt").symlink_to("elsewhere.md")
+    (directory / "notes.md").write_text("no voice, no trouble")
+    (directory / "._anna.wav").write_text("what a Mac leaves on other file systems")
+    (directory / ".anna.wav.x.tmp").write_text("of an upload that was cut off")
+    server = start_server(server=keeping(directory))
+    assert broken(server) == {}
+    assert names(server) == ["hum_a", "hum_b", "Bert", "anna", "c-3", "linked"]
+    for name in ("anna", "Bert", "c-3", "linked"):
+        assert speak(server, name).status_code == 200
+    shown = server.http.get(f"{ROUTE}/anna").json()
+    assert (shown["text"], shown["speaker"]) == ("good morning", 0)
+    assert shown["created_at"] == int((directory / "anna.wav").stat().st_mtime)
+    assert server.http.get(f"{ROUTE}/c-3").json()["created_at"] == 7
+    assert server.http.delete(f"{ROUTE}/linked").status_code == 200
+    assert (directory / "elsewhere.md").exists()
+    assert not (directory / "linked.txt").is_symlink()
+
+
+def spoil(directory: Path) -> dict[str, str]:
+    """Fill a directory with what is no voice; returns what is to be told of each."""
+    outside = directory.parent / "outside.wav"
+    outside.write_bytes(sound())
+    drop(directory, "Case")
+    drop(directory, "case")
+    drop(directory, "my voice")
+    drop(directory, "no-json", [])
+    drop(directory, "no-text", {"speaker": 1})
+    drop(directory, "silent", audio=b"")
+    drop(directory, "long", audio=LONG)
+    drop(directory, "typo", {"text": "a", "speker": 1})
+    drop(directory, "speaker", {"text": "a", "speaker": 7})
+    drop(directory, "other", {"text": "a", "model": "csm"})
+    drop(directory, "hum_a")
+    drop(directory, "large", "a" * 70_000)
+    drop(directory, "wordy", "a" * 3000)
+    (directory / "lonely.txt").write_text("a")
+    (directory / "dumb.wav").write_bytes(sound())
+    for name, target in (("escape", outside), ("circle", "circle.wav"), ("folder", directory)):
+        drop(directory, name)
+        (directory / f"{name}.wav").unlink()
+        (directory / f"{name}.wav").symlink_to(target)
+    drop(directory, "pipe")
+    (directory / "pipe.wav").unlink()
+    os.mkfifo(directory / "pipe.wav")
+    (directory / os.fsdecode(b"\xff.txt")).write_text("a")
+    return {
+        "case.wav": "'Case' in case only",
+        "my voice.wav": "1 to 64",
+        "no-json.wav": "no-json.json cannot be read",
+        "no-text.wav": "missing required field `text`",
+        "silent.wav": "cannot be read",
+        "long.wav": "longer than 30 seconds",
+        "typo.wav": "speker",
+        "speaker.wav": "unknown speaker 7",
+        "other.json": "served are tone",
+        "hum_a.wav": "model itself",
+        "large.wav": "larger than",
+        "wordy.wav": "the limit is 2000",
+        "lonely.txt": "no lonely.wav",
+        "dumb.wav": "no transcript",
+        "escape.wav": "leads out",
+        "circle.wav": "cannot be opened",
+        "folder.wav": "no regular file",
+        "pipe.wav": "no regular file",
+        "\\udcff.txt": "1 to 64",
+    }
+
+
+def test_what_is_no_voice_is_told_and_not_fatal(
+    start_server: StartServer, directory: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    expected = spoil(directory)
+    drop(directory, "zoe")
+    server = start_server(server=keeping(directory))
+    told = broken(server)
+    assert told.keys() == expected.keys()
+    for file, reason in expected.items():
+        assert reason in told[file], file
+        assert "(" not in told[file][:20], file  # a sentence, no repr of an exception
+        assert any(file in line and reason in line for line in caplog.messages), file
+    assert names(server) == ["hum_a", "hum_b", "Case", "zoe"]
+    assert speak(server, "zoe").status_code == 200
+    # What cannot be used is not overwritten, but can be deleted.
+    check_error(upload(server, name="dumb"), 409, "name")
+    assert server.http.delete(f"{ROUTE}/dumb").status_code == 200
+    assert "dumb.wav" not in broken(server)
+    assert not (directory / "dumb.wav").exists()
+    assert upload(server, name="dumb").status_code == 201
+
+
+def test_a_codec_that_fails_on_a_voice(
+    start_server: StartServer, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(codec, pcm):
+        raise RuntimeError("a bug in encode")
+
+    monkeypatch.setattr(ToneCodec, "encode", fails)
+    drop(directory, "anna")
+    server = start_server(server=keeping(directory))
+    assert "RuntimeError" in broken(server)["anna.wav"]
+    check_error(upload(server, name="bert"), 500, code="generation_failed")
+    assert names(server) == ["hum_a", "hum_b"]
+    assert not (directory / "bert.wav").exists()
+    assert value(server, "finished_total", reason="error") == 0, "no sequence has failed"
+
+
+def test_a_model_that_takes_no_context(
+    start_server: StartServer, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompt = ToneModel.prompt
+
+    def deaf(self, text, voice, context):
+        if context or voice.segments:
+            raise PromptTooLong("never trained so", "context")
+        return prompt(self, text, voice, context)
+
+    monkeypatch.setattr(ToneModel, "prompt", deaf)
+    drop(directory, "anna")
+    server = start_server(server=keeping(directory))
+    assert "not trained" in broken(server)["anna.wav"]
+    assert "learns no voices" in check_error(upload(server, name="bert"), 422, "model")
+    assert speak(server, "hum_a").status_code == 200
+
+
+@pytest.mark.parametrize("failing", ["anna.wav", "anna.json"])
+def test_a_disk_that_is_full(
+    server: RunningServer, directory: Path, monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
+    put = VoiceStore._put
+
+    def full(self, path, content):
+        if path.name == failing:
+            raise OSError(28, "No space left on device")
+        put(self, path, content)
+
+    monkeypatch.setattr(VoiceStore, "_put", full)
+    message = check_error(upload(server), 503, code="unavailable")
+    assert message == "the voice cannot be stored: No space left on device"
+    assert list(directory.iterdir()) == []
+    assert names(server) == ["hum_a", "hum_b"]
+    check_error(speak(server, "anna"), 404, "voice")
+
+
+@pytest.mark.parametrize("failing", ["anna.wav", "anna.json"])
+def test_a_bug_in_storing_leaves_nothing(
+    server: RunningServer, directory: Path, monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
+    put = VoiceStore._put
+
+    def wrong(self, path, content):
+        if path.name == failing:
+            raise RuntimeError("a bug in storing")
+        put(self, path, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(VoiceStore, "_put", wrong)
+        check_error(upload(server), 500, code="internal_error")
+    assert list(directory.iterdir()) == []
+    assert names(server) == ["hum_a", "hum_b"]
+    assert upload(server).status_code == 201
+
+
+def test_a_torn_write_leaves_nothing(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = VoiceStore(directory)
+
+    def fails(descriptor):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", fails)
+    with pytest.raises(OSError, match="Input/output"):
+        store.write("anna", VoiceRecord(text="a"), np.zeros(10, np.float32), RATE)
+    assert list(directory.iterdir()) == []
+
+
+def test_files_that_cannot_be_deleted(server: RunningServer, directory: Path) -> None:
+    assert upload(server).status_code == 201
+    (directory / "anna.wav").unlink()
+    (directory / "anna.wav").mkdir()  # no file any more: unlink refuses it
+    message = check_error(server.http.delete(f"{ROUTE}/anna"), 503, code="unavailable")
+    assert "cannot be deleted" in message
+    assert speak(server, "anna").status_code == 200
+
+
+def test_the_store_builds_no_path_from_another_name(directory: Path) -> None:
+    store = VoiceStore(directory)
+    for work in (store.remove, lambda name: store.read(name, RATE)):
+        with pytest.raises(ValueError, match="no voice name"):
+            work("../anna")
+    with pytest.raises(VoiceUnusable, match="cannot be opened"):
+        store.read("anna", RATE)
+
+
+def test_a_directory_that_is_none(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "file", tmp_path / "file" / "below"):
+        engines = Engines([TONE], keeping(path), load_plugins(TONE.plugins), in_thread=True)
+        with pytest.raises(ConfigError, match="voices_dir"):
+            create_app(engines)
+
+
+@pytest.fixture
+def two(start_server: StartServer, tmp_path: Path, directory: Path) -> Callable[[], RunningServer]:
+    other = shutil.copytree(Path(__file__).parents[2] / "tone_checkpoint", tmp_path / "other")
+    others = [attrs.evolve(TONE, model=str(other), max_batch_size=2)]
+    return lambda: start_server(server=keeping(directory), others=others)
+
+
+def test_a_voice_belongs_to_one_model(two: Callable[[], RunningServer], directory: Path) -> None:
+    drop(directory, "stray")
+    drop(directory, "bert", {"text": "hi", "model": "other"})
+    server = two()
+    assert "names no model" in broken(server)["stray.json"]
+    assert "model is required" in check_error(upload(server), 400, "model")
+    assert upload(server, model="other").json()["model"] == "other"
+    assert names(server) == ["hum_a", "hum_b", "hum_a", "hum_b", "bert", "anna"]
+    for name in ("anna", "bert"):
+        assert speak(server, name, model="other").status_code == 200
+        check_error(speak(server, name, model="tone"), 404, "voice")
+    check_error(upload(server, model="tone"), 409, "name")
+    http = server.http
+    assert http.get(f"{ROUTE}/anna").json()["model"] == "other"
+    check_error(http.get(f"{ROUTE}/anna", params={"model": "tone"}), 404, "voice")
+    check_error(http.get(f"{ROUTE}/hum_a"), 400, "model")
+    assert http.get(f"{ROUTE}/hum_a", params={"model": "tone"}).json()["model"] == "tone"
+    again = two()
+    assert names(again) == ["hum_a", "hum_b", "hum_a", "hum_b", "anna", "bert"]
+    assert http.delete(f"{ROUTE}/anna").status_code == 200
+    check_error(speak(server, "anna", model="other"), 404, "voice")

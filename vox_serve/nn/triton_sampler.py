@@ -1,0 +1,212 @@
+"""`vox_serve.engine.sampler`'s pick as one Triton kernel, a program per row.
+
+Imported only where it is used: Triton exists on Linux alone.
+"""
+# A kernel's arguments are pointers and numbers of the device, for which Python has no types.
+# mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
+# mypy: disallow-untyped-decorators=False
+# ruff: noqa: ANN001, ANN202
+
+from __future__ import annotations
+
+import torch
+import triton  # type: ignore[import-untyped]  # ships no types
+import triton.language as tl  # type: ignore[import-untyped]  # ships no types
+
+from vox_serve.nn.kernels import MAX_CODES
+
+_GAMMA: tl.constexpr = tl.constexpr(0x9E3779B97F4A7C15)
+_MIX_1: tl.constexpr = tl.constexpr(0xBF58476D1CE4E5B9)
+_MIX_2: tl.constexpr = tl.constexpr(0x94D049BB133111EB)
+
+
+@triton.jit
+def _mix(x):
+    """SplitMix64's output function, on uint64."""
+    x = (x ^ (x >> 30)) * _MIX_1
+    x = (x ^ (x >> 27)) * _MIX_2
+    return x ^ (x >> 31)
+
+
+@triton.jit
+def _gumbel(key, tokens):
+    """`sampler.gumbel_noise` of these tokens."""
+    bits = (_mix(key + (tokens + 1).to(tl.uint64) * _GAMMA) >> 41).to(tl.int32)
+    uniform = (bits.to(tl.float32) + 0.5) * (2.0**-23)
+    return -tl.log(-tl.log(uniform))
+
+
+@triton.jit
+def _ordered(x):
+    """An int32 per float32 that orders as the floats do; x holds no negative zero."""
+    bits = x.to(tl.int32, bitcast=True)
+    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
+
+
+@triton.jit
+def _kth_largest(images, lowest, highest, k):
+    """The largest bound that at least k images reach: keeps what the k-th largest keeps."""
+    while lowest < highest:
+        middle = (lowest | highest) - ((lowest ^ highest) >> 1)  # rounded up; cannot overflow
+        count = tl.sum((images >= middle).to(tl.int32), axis=0)
+        lowest = tl.where(count >= k, middle, lowest)
+        highest = tl.where(count > k, highest, tl.where(count == k, middle, middle - 1))
+    return lowest
+
+
+@triton.jit
+def _nucleus(images, shares, lowest, highest, mass):
+    """The smallest bound above which the shares sum to less than `mass`."""
+    while lowest < highest:
+        middle = (lowest & highest) + ((lowest ^ highest) >> 1)  # rounded down; cannot overflow
+        above = tl.sum(tl.where(images > middle, shares, 0.0), axis=0)
+        highest = tl.where(above < mass, middle, highest)
+        lowest = tl.where(above < mass, lowest, middle + 1)
+    return lowest
+
+
+@triton.jit(do_not_specialize=["codebook"])
+def _pick(
+    logits_ptr,
+    slots_ptr,
+    temperature_ptr,
+    top_k_ptr,
+    top_p_ptr,
+    min_p_ptr,
+    penalty_ptr,
+    recent_ptr,
+    seed_ptr,
+    frame_ptr,
+    finite_ptr,
+    picked_ptr,
+    logits_stride,
+    size,
+    codebook,
+    penalise: tl.constexpr,
+    window: tl.constexpr,
+    block: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    slot = tl.load(slots_ptr + row)
+    tokens = tl.arange(0, block)
+    inside = tokens < size
+    infinity = float("inf")
+    logits = tl.load(logits_ptr + row * logits_stride + tokens, mask=inside, other=-infinity)
+    logits = logits.to(tl.float32)
+
+    # NaN and +inf spoil a row; -inf alone is a code that the model ruled out.
+    spoiled = tl.max((~(logits < infinity)).to(tl.int32), axis=0)
+    usable = tl.max((logits > -infinity).to(tl.int32), axis=0)
+    finite = tl.load(finite_ptr + row).to(tl.int32)
+    tl.store(finite_ptr + row, (finite * usable * (1 - spoiled)) != 0)
+
+    if penalise:
+        penalty = tl.load(penalty_ptr + slot)
+        if penalty != 1.0:
+            seen = tokens < 0
+            marks, ring = tokens + 1, recent_ptr + slot * window
+            for place in tl.static_range(window):
+                seen = seen | (marks == tl.load(ring + place).to(tl.int32))
+            lowered = tl.where(logits > 0, tl.div_rn(logits, penalty), logits * penalty)
+            logits = tl.where(seen, lowered, logits)
+
+    temperature = tl.load(temperature_ptr + slot)
+    scores = logits
+    if temperature != 0:
+        scaled = tl.div_rn(logits, temperature)
+        scaled = tl.where(scaled == 0, 0.0, scaled)
+        images = tl.where(inside, _ordered(scaled), -(2**31))
+        maximum = tl.max(scaled, axis=0)
+        highest = tl.max(images, axis=0)
+        lowest = tl.min(tl.where(inside, images, 2**31 - 1), axis=0)
+        top_k = tl.load(top_k_ptr + slot)
+        if (top_k > 0) & (top_k < size):
+            lowest = _kth_largest(images, lowest, highest, top_k.to(tl.int32))
+        top_p = tl.load(top_p_ptr + slot)
+        if top_p < 1:
+            shares = tl.where(images >= lowest, tl.exp(scaled - maximum), 0.0)
+            mass = top_p * tl.sum(shares, axis=0)
+            lowest = _nucleus(images, shares, lowest, highest, mass)
+        floor = maximum + tl.log(tl.load(min_p_ptr + slot))
+        kept = inside & (images >= lowest) & (scaled >= floor)
+        key = _mix(tl.load(seed_ptr + slot).to(tl.uint64) + _GAMMA)
+        key = _mix(key + tl.load(frame_ptr + slot).to(tl.uint64))
+        key = _mix(key + codebook.to(tl.uint64))
+        scores = tl.where(kept, scaled + _gumbel(key, tokens), -infinity)
+
+    # A spoiled row may find nothing; its code must still be one.
+    picked = tl.minimum(tl.argmax(scores, axis=0), size - 1)
+    tl.store(picked_ptr + row, picked.to(tl.int64))
+
+
+def pick(
+    logits: torch.Tensor,
+    slots: torch.Tensor,
+    codebook: int,
+    *,
+    temperature: torch.Tensor,
+    top_k: torch.Tensor,
+    top_p: torch.Tensor,
+    min_p: torch.Tensor,
+    penalty: torch.Tensor,
+    recent: torch.Tensor,
+    seed: torch.Tensor,
+    frame: torch.Tensor,
+    finite: torch.Tensor,
+) -> torch.Tensor:
+    """Pick a code per row as `sampler.RowSampler` does; one launch, no host read.
+
+    The parameters are those of `sampler.SlotSampler`, a row per slot, and are read by slot.
+    Noise, top-k and min-p are its own to the last bit that the device's logarithm gives.  For
+    top-p the shares are summed in another order and rounded differently: where the sum falls
+    within float32's rounding of `top_p`, the nucleus may be one code larger or smaller.
+
+    No sort: the thresholds are found by bisection over int32 images of the float32 logits,
+    which order as these do, so a bisection of at most 32 steps is exact.
+
+    Args:
+        logits: `[B, V]`, any float dtype, V at most `MAX_CODES`.
+        slots: int64 `[B]`.
+        codebook: the number of the codebook; keys the noise, and 0 is penalised.
+        temperature, top_p, min_p, penalty: float32 `[S]`.
+        top_k, seed, frame: int64 `[S]`.
+        recent: int64 `[S, W]`; code + 1, and 0 is empty.
+        finite: bool `[B]`; turned False where a row holds NaN, +inf or nothing but -inf.  Such
+            a row's code means nothing.
+
+    Returns:
+        int64 `[B]`.
+
+    Raises:
+        ValueError: V is larger than `MAX_CODES`.
+    """
+    batch, size = logits.shape
+    if size > MAX_CODES:
+        raise ValueError(f"{size} codes are more than the sampling kernel's {MAX_CODES}")
+    logits = logits if logits.stride(1) == 1 else logits.contiguous()
+    picked = torch.empty(batch, dtype=torch.int64, device=logits.device)
+    block = triton.next_power_of_2(size)
+    if batch:
+        _pick[(batch,)](
+            logits,
+            slots,
+            temperature,
+            top_k,
+            top_p,
+            min_p,
+            penalty,
+            recent,
+            seed,
+            frame,
+            finite,
+            picked,
+            logits.stride(0),
+            size,
+            codebook,
+            penalise=codebook == 0,
+            window=recent.shape[1],
+            block=block,
+            num_warps=min(max(block // 512, 1), 8),
+            enable_fp_fusion=False,  # torch rounds each step
+        )
+    return picked

@@ -1,0 +1,1 @@
+"""The HTTP routes, each with the fields of its request."""

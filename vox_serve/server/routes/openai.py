@@ -1,0 +1,222 @@
+"""POST /v1/audio/speech and GET /v1/models: what clients of OpenAI's API expect."""
+
+from __future__ import annotations
+
+import base64
+import re
+from typing import Annotated, Any
+
+import msgspec
+from litestar import Request, Response, get, post
+from litestar.datastructures import State
+from litestar.params import FromPath
+from msgspec import Meta
+
+from vox_serve.audio.formats import FORMATS, PCM_24K, find_format
+from vox_serve.audio.stretch import MAX_SPEED, MIN_SPEED, check_speed
+from vox_serve.errors import InvalidRequest, RequestError
+from vox_serve.messages import SpeechRequest
+from vox_serve.server.body import read_body
+from vox_serve.server.errors import STATUS, error_object
+from vox_serve.server.fields import one_of, words
+from vox_serve.server.response import Framing
+from vox_serve.server.speech import Call, CommonFields, Order, answer, check_common, given_sampling
+from vox_serve.server.stream import AudioStream
+from vox_serve.workers.client import EngineClient
+from vox_serve.workers.engines import Engines
+
+MAX_INPUT_CHARACTERS = 4096
+STREAM_FORMATS = ("audio", "sse")
+MODELS = re.compile(r"(tts-1|tts-1-hd|gpt-4o-mini-tts)(-\d{4}(-\d\d-\d\d)?)?")
+"""OpenAI's own models, dated or not: names of the first model here."""
+VOICES = (
+    "alloy",
+    "ash",
+    "ballad",
+    "coral",
+    "echo",
+    "fable",
+    "onyx",
+    "nova",
+    "sage",
+    "shimmer",
+    "verse",
+    "marin",
+    "cedar",
+)
+"""OpenAI's own voices: names of the model's, in turn."""
+
+
+class VoiceId(msgspec.Struct, forbid_unknown_fields=True):
+    """A voice as OpenAI's API names those that were registered."""
+
+    id: str
+
+
+class SpeechBody(CommonFields, forbid_unknown_fields=True, kw_only=True):
+    """The fields of POST /v1/audio/speech; docs/http-api.md says what each means."""
+
+    model: Annotated[
+        str, Meta(description="as for /generate; `tts-1` and its like mean the first model")
+    ]
+    input: Annotated[str, words(MAX_INPUT_CHARACTERS, "what to say")]
+    voice: Annotated[str | VoiceId, Meta(description="a voice by name, or an alias")]
+    instructions: Annotated[str, Meta(description="accepted and ignored")] | None = None
+    response_format: (
+        Annotated[str, one_of(FORMATS, "of the audio; `mp3` if not given; aac needs PyAV")] | None
+    ) = None
+    speed: (
+        Annotated[
+            float,
+            Meta(
+                ge=MIN_SPEED,
+                le=MAX_SPEED,
+                description="how fast; other than 1 it needs PyAV on the server",
+                extra={"rule": f"from {MIN_SPEED:g} to {MAX_SPEED:g}"},
+            ),
+        ]
+        | None
+    ) = None
+    stream_format: (
+        Annotated[str, one_of(STREAM_FORMATS, "the file itself, or server-sent events")] | None
+    ) = None
+
+
+class SpeechEvents(Framing):
+    """Pieces of audio as server-sent events, the last of which tells how it ended."""
+
+    def __init__(self, characters: int) -> None:
+        super().__init__("text/event-stream")
+        self._characters = characters
+
+    def piece(self, audio: bytes) -> bytes:
+        return _event(type="speech.audio.delta", audio=base64.b64encode(audio).decode())
+
+    def end(self, stream: AudioStream) -> bytes:
+        finished = stream.finished
+        assert finished is not None  # or it would have failed
+        usage = {
+            "input_tokens": self._characters,
+            "output_tokens": finished.frames,
+            "total_tokens": self._characters + finished.frames,
+        }
+        reason = finished.reason.value
+        return _event(
+            type="speech.audio.done", usage=usage, finish_reason=reason, seed=finished.seed
+        )
+
+    def failure(self, error: RequestError) -> bytes:
+        status = STATUS.get(error.code, 500)
+        return _event(error=error_object(status, error.message, error.code, error.param))
+
+
+def _event(**fields: Any) -> bytes:
+    return b"data: " + msgspec.json.encode(fields) + b"\n\n"
+
+
+@post("/v1/audio/speech", status_code=200)
+async def speech(request: Request[Any, Any, Any], state: State) -> Response[bytes]:
+    """Speak a text; the sound is sent as it is made."""
+    try:
+        return await answer(request, state, _take)
+    except RequestError as error:
+        if error.param == "text" and not isinstance(error, InvalidRequest):
+            # The engine calls it so; an InvalidRequest is about a field of this body.
+            error.param = "input"
+        raise
+
+
+async def _take(call: Call) -> Order:
+    call.mode = "stream"
+    body = await read_body(call.request, SpeechBody)
+    name = body.response_format or "mp3"
+    audio_format = find_format(name, "response_format")
+    if name == "pcm":
+        audio_format = PCM_24K
+    speed = 1.0 if body.speed is None else body.speed
+    _check(body, speed)
+    client, info = call.choose(served(call.engines, body.model))
+    wanted = body.voice if isinstance(body.voice, str) else body.voice.id
+    request = SpeechRequest(
+        id=call.engine_id,
+        text=body.input,
+        voice=voice_of(client, wanted),
+        sampling=given_sampling(body),
+        max_seconds=body.max_seconds,
+        conversation=body.conversation,
+        arrival=call.arrival,
+    )
+    framing = Framing(audio_format.media_type)
+    if body.stream_format == "sse":
+        framing = SpeechEvents(len(body.input))
+    return Order(client, info, request, audio_format, framing, speed)
+
+
+def _check(body: SpeechBody, speed: float) -> None:
+    if body.stream_format not in (None, *STREAM_FORMATS):
+        raise InvalidRequest(
+            f"stream_format must be one of {', '.join(STREAM_FORMATS)}, "
+            f"not {body.stream_format[:40]!r}",
+            "stream_format",
+        )
+    check_speed(speed)
+    check_common(body)
+
+
+def served(engines: Engines, model: str) -> str:
+    """The name of a served model; OpenAI's own names mean the first."""
+    names = [client.model for client in engines]
+    return names[0] if model not in names and MODELS.fullmatch(model) else model
+
+
+def voice_of(client: EngineClient, name: str) -> str:
+    """The name of one of the model's voices.
+
+    In this order: a voice of that name, an alias of the server's, OpenAI's own names in turn.
+    What is none of these stays as it is: the engine refuses it.
+    """
+    own = [voice for voice, _ in client.voices]
+    if name in own:
+        return name
+    aliases = client.server.voice_aliases
+    if name in aliases:
+        return aliases[name]
+    if name in VOICES and client.info is not None and client.info.voices:
+        voices = client.info.voices  # without those that come and go
+        return voices[VOICES.index(name) % len(voices)][0]
+    return name
+
+
+@get("/v1/models")
+async def models(state: State) -> dict[str, Any]:
+    """What is loaded, as OpenAI's API lists it."""
+    loaded = [client for client in state.engines if client.info is not None]
+    return {"object": "list", "data": [_model(client, state) for client in loaded]}
+
+
+@get("/v1/models/{name:path}")
+async def model(state: State, name: FromPath[str]) -> dict[str, Any]:
+    """One model, by any name that a request may give it."""
+    engines: Engines = state.engines
+    return _model(engines.choose(served(engines, name.removeprefix("/"))), state)
+
+
+def _model(client: EngineClient, state: State) -> dict[str, Any]:
+    return {
+        "id": client.model,
+        "object": "model",
+        "created": state.started,
+        "owned_by": "vox_serve",
+    }
+
+
+@get("/v1/audio/models")
+async def audio_models(state: State) -> dict[str, Any]:
+    """What is loaded, as Open WebUI asks for it."""
+    return {"models": [{"id": client.model} for client in state.engines if client.info]}
+
+
+@get("/v1/audio/voices")
+async def audio_voices(state: State) -> dict[str, Any]:
+    """The voices of every model, registered ones too, but no aliases: a person picks from these."""
+    return {"voices": state.voices.listed()}

@@ -1,0 +1,1 @@
+"""Registered voices: in the engines, and as files."""

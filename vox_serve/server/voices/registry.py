@@ -1,0 +1,281 @@
+"""Voices that clients register: a sample of speech and what is said in it, under a name.
+
+Knows which there are, and sees to it that the engines and the directory agree.  Of HTTP it
+knows the shape in which a voice is shown.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from pathlib import Path
+from typing import IO, Any
+
+import attrs
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from vox_serve.audio import AudioUnreadable, read_audio
+from vox_serve.errors import (
+    AlreadyExists,
+    InvalidRequest,
+    NotFound,
+    QueueFull,
+    RequestError,
+    Unavailable,
+)
+from vox_serve.server.voices.store import (
+    MAX_SECONDS,
+    NAME,
+    VoiceRecord,
+    VoiceStore,
+    VoiceUnusable,
+)
+from vox_serve.voice import Segment
+from vox_serve.workers.client import EngineClient
+from vox_serve.workers.engines import Engines
+
+MAX_VOICES = 1000
+MAX_WAITING = 8
+"""Voices that are added at the same time: one is being encoded, the others wait."""
+Samples = npt.NDArray[np.float32]
+log = logging.getLogger("vox_serve.voices")
+
+
+@attrs.frozen
+class RegisteredVoice:
+    """Args: client, the engine that speaks it; seconds, of its sample; kept, in the directory."""
+
+    name: str
+    client: EngineClient
+    record: VoiceRecord
+    seconds: float
+    kept: bool
+
+
+class Voices:
+    """The registered voices of a server.
+
+    Args:
+        engines: whose voices they are; those of the directory are added as each gets ready.
+
+    Raises:
+        ConfigError: the directory cannot be used.
+    """
+
+    def __init__(self, engines: Engines) -> None:
+        self.broken: dict[str, str] = {}
+        """Files of the directory that are no voice here, and why."""
+        self._engines = engines
+        self._registered: dict[str, RegisteredVoice] = {}
+        self._stored: dict[str, VoiceRecord] = {}
+        self._store: VoiceStore | None = None
+        self._lock = asyncio.Lock()
+        self._waiting = 0
+        if engines.server.voices_dir is not None:
+            self._store = VoiceStore(Path(engines.server.voices_dir).expanduser())
+            self._stored, problems = self._store.scan()
+            for file, reason in problems.items():
+                self._report(file, reason)
+            self._give_out()
+        engines.prepare(self._load)
+
+    def listed(self, model: str | None = None) -> list[dict[str, Any]]:
+        """Every voice that a request may name, or those of one model, as the routes show them."""
+        return [
+            self._shown(client, name, speaker)
+            for client in self._engines
+            if model in (None, client.model)
+            for name, speaker in client.voices
+        ]
+
+    async def add(
+        self, client: EngineClient, name: str, record: VoiceRecord, file: IO[bytes]
+    ) -> dict[str, Any]:
+        """Register a voice: the model takes it, then it is stored, then it is there.
+
+        Args:
+            file: the sample, of any format that libsndfile reads.
+
+        Raises:
+            AlreadyExists: the name is taken.
+            InvalidRequest: the sample cannot be used.
+            RequestError: the model cannot take it, or it cannot be stored.
+        """
+        if self._waiting >= MAX_WAITING:
+            raise QueueFull(f"{MAX_WAITING} voices are being added; try again later")
+        self._waiting += 1
+        try:
+            async with self._lock:
+                await self._require_free(client, name)
+                info = client.admit()
+                audio = await asyncio.to_thread(read_audio, file, info.sample_rate, MAX_SECONDS)
+                await self._teach(client, name, record, audio)
+                await self._keep(client, name, record, audio, info.sample_rate)
+        except AudioUnreadable as error:
+            raise InvalidRequest(str(error), "audio") from error
+        finally:
+            self._waiting -= 1
+        return self._shown(client, name, record.speaker)
+
+    async def remove(self, name: str) -> None:
+        """Forget a voice, and delete its files.
+
+        Raises:
+            NotFound: there is none.
+            InvalidRequest: it is a model's own.
+            Unavailable: the server is not ready, or the files cannot be deleted.
+        """
+        async with self._lock:
+            known = self._registered.get(name)
+            for client in [known.client] if known is not None else self._engines:
+                client.admit()
+            if known is None and any(_owns(client, name) for client in self._engines):
+                raise InvalidRequest(f"{name!r} is a voice of the model itself", "voice")
+            if not NAME.fullmatch(name):
+                raise _unknown(name)
+            try:
+                store = self._store
+                stored = store is not None and await asyncio.to_thread(store.remove, name)
+            except OSError as error:
+                raise Unavailable(f"the voice cannot be deleted: {error.strerror}") from error
+            if known is None and not stored:
+                raise _unknown(name)
+            if known is not None:
+                del self._registered[name]
+                await known.client.remove_voice(name)
+            self.broken = {f: why for f, why in self.broken.items() if Path(f).stem != name}
+
+    def find(self, name: str, model: str | None) -> dict[str, Any]:
+        """One voice.
+
+        Raises:
+            NotFound: there is none.
+            InvalidRequest: several models have one, and none is named.
+        """
+        if model is not None:
+            model = self._engines.choose(model).model
+        found = [voice for voice in self.listed(model) if voice["name"] == name]
+        if not found:
+            raise _unknown(name)
+        if len(found) > 1:
+            models = ", ".join(voice["model"] for voice in found)
+            raise InvalidRequest(f"model is required: {models} have a voice {name!r}", "model")
+        return found[0]
+
+    def _shown(self, client: EngineClient, name: str, speaker: int) -> dict[str, Any]:
+        shown: dict[str, Any] = {
+            "id": name,
+            "object": "audio.voice",
+            "name": name,
+            "model": client.model,
+            "speaker": speaker,
+        }
+        voice = self._registered.get(name)
+        if voice is not None and voice.client is client:
+            shown |= {
+                "text": voice.record.text,
+                "seconds": round(voice.seconds, 3),
+                "created_at": voice.record.created,
+                "kept": voice.kept,
+            }
+        return shown
+
+    def _give_out(self) -> None:
+        """Give each stored voice to its model; report those that have none here."""
+        models = [client.model for client in self._engines]
+        for name, record in list(self._stored.items()):
+            if record.model is None and len(models) == 1:
+                self._stored[name] = msgspec.structs.replace(record, model=models[0])
+            elif record.model not in models:
+                del self._stored[name]
+                problem = "it names no model" if record.model is None else f"for {record.model}"
+                self._report(f"{name}.json", f"{problem}; served are {', '.join(models)}")
+
+    async def _load(self, client: EngineClient) -> None:
+        """Add the directory's voices to an engine that has loaded."""
+        mine = [name for name, record in self._stored.items() if record.model == client.model]
+        for name in mine:
+            try:
+                await self._load_one(client, name)
+            except Unavailable:
+                return  # it is shutting down or dead
+            except (RequestError, VoiceUnusable) as error:
+                self._report(f"{name}.wav", str(error))
+            except Exception as error:
+                log.exception("%s.wav cannot be added", name)
+                self._report(f"{name}.wav", repr(error))
+        if mine:
+            log.info("%s: %d stored voices read", client.model, len(mine))
+
+    async def _load_one(self, client: EngineClient, name: str) -> None:
+        assert self._store is not None
+        assert client.info is not None
+        if _owns(client, name):
+            raise VoiceUnusable(f"{name!r} is a voice of the model itself")
+        rate = client.info.sample_rate
+        audio = await asyncio.to_thread(self._store.read, name, rate)
+        await self._teach(client, name, self._stored[name], audio)
+        self._register(client, name, self._stored[name], len(audio) / rate)
+
+    async def _teach(
+        self, client: EngineClient, name: str, record: VoiceRecord, audio: Samples
+    ) -> None:
+        """Have the model take the voice.  Errors name the form's fields."""
+        try:
+            segment = Segment(record.speaker, record.text, audio)
+            await client.add_voice(name, record.speaker, (segment,))
+        except RequestError as error:
+            if error.param == "context":  # what the model calls it
+                raise type(error)(f"audio and text: {error.message}", "audio") from error
+            raise
+
+    async def _keep(
+        self, client: EngineClient, name: str, record: VoiceRecord, audio: Samples, rate: int
+    ) -> None:
+        """Store the voice, and enter it; if it cannot be stored, the model forgets it."""
+        if self._store is None:
+            log.warning("voice %r ends with the server; --voices-dir keeps voices", name)
+        else:
+            try:
+                await asyncio.to_thread(self._store.write, name, record, audio, rate)
+            except Exception as error:
+                await client.remove_voice(name)
+                if not isinstance(error, OSError):
+                    raise
+                raise Unavailable(f"the voice cannot be stored: {error.strerror}") from error
+        self._register(client, name, record, len(audio) / rate)
+
+    def _register(
+        self, client: EngineClient, name: str, record: VoiceRecord, seconds: float
+    ) -> None:
+        kept = self._store is not None
+        self._registered[name] = RegisteredVoice(name, client, record, seconds, kept)
+        log.info("voice %r of %s: %.1f s", name, client.model, seconds)
+
+    async def _require_free(self, client: EngineClient, name: str) -> None:
+        """Names that differ in case only are one: file systems and people mix them up."""
+        if _owns(client, name):
+            raise AlreadyExists(f"{name!r} is a voice of the model itself", "name")
+        taken = any(name.casefold() == other.casefold() for other in self._registered)
+        if taken or (self._store and await asyncio.to_thread(self._store.holds, name)):
+            raise AlreadyExists(f"there is a voice {name!r} already; delete it first", "name")
+        if len(self._registered) >= MAX_VOICES:
+            raise InvalidRequest(
+                f"there are {MAX_VOICES} voices, the most; delete some first", "name"
+            )
+
+    def _report(self, file: str, reason: str) -> None:
+        log.error("%s in the directory of voices is no voice: %s", file, reason)
+        self.broken[file] = reason
+
+
+def _owns(client: EngineClient, name: str) -> bool:
+    """Has the model a voice of its own of this name, in whatever case?"""
+    own = client.info.voices if client.info is not None else ()
+    return any(name.casefold() == voice.casefold() for voice, _ in own)
+
+
+def _unknown(name: str) -> NotFound:
+    return NotFound(f"unknown voice {name[:128]!r}", "voice")

@@ -1,0 +1,1 @@
+"""Text that arrives in pieces, spoken over a WebSocket."""

@@ -1,0 +1,185 @@
+"""WebSocket /v1/audio/stream: text in as it is written, speech out as it is made.
+
+Here a connection begins and ends: handshake, the first message, close codes.  What is spoken in
+between is `session.py`'s business.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import cast
+from urllib.parse import urlsplit
+
+import attrs
+import msgspec
+from litestar import Response, asgi
+from litestar.enums import ScopeType
+from litestar.exceptions import ClientException
+from litestar.types import Message as AsgiMessage
+from litestar.types import Receive, Scope, Send
+
+from vox_serve.audio.formats import AudioFormat
+from vox_serve.errors import InvalidRequest, NotFound, RequestError, SequenceFailed, UnspeakableText
+from vox_serve.messages import SpeechRequest
+from vox_serve.server.errors import error_response
+from vox_serve.server.requests import OpenRequests
+from vox_serve.server.routes.generate import GenerateRequest, check
+from vox_serve.server.routes.openai import voice_of
+from vox_serve.server.speech import given_sampling
+from vox_serve.server.stream import ClientGone, is_client_error
+from vox_serve.server.websocket.session import Session
+from vox_serve.server.websocket.wire import GoingAway, ServerEnds, Start, Wire, close_code
+from vox_serve.workers.client import EngineClient, EngineState
+from vox_serve.workers.engines import Engines
+
+PATH = "/v1/audio/stream"
+log = logging.getLogger("vox_serve.server")
+
+
+@asgi(PATH, copy_scope=False)
+async def stream(scope: Scope, receive: Receive, send: Send) -> None:
+    """Speak what comes in over a WebSocket, for as long as it is open."""
+    if scope["type"] != ScopeType.WEBSOCKET:
+        raise ClientException(
+            "this address speaks WebSocket", status_code=426, headers={"Upgrade": "websocket"}
+        )
+    engines: Engines = scope["litestar_app"].state.engines
+    refusal = _refusal(scope, engines)
+    _count_handshake(engines, "101" if refusal is None else str(refusal.status_code))
+    await receive()  # websocket.connect
+    try:
+        if refusal is not None:
+            await _refuse(send, refusal)
+            return
+        await send({"type": "websocket.accept", "subprotocol": None, "headers": []})
+        wire = Wire(receive, send, engines.server.send_timeout)
+        await _converse(wire, engines, scope["litestar_app"].state.requests)
+    except (ClientGone, OSError):
+        log.debug("a client of %s left", PATH)
+
+
+def _refusal(scope: Scope, engines: Engines) -> Response[bytes] | None:
+    """The answer to a handshake that does not become a connection.
+
+    Browsers let any page open a WebSocket to any address, and say in Origin which page it is;
+    others send none.  As there is no CORS here, another site's page is refused.
+    """
+    headers = dict(scope["headers"])
+    try:
+        origin = urlsplit(headers.get(b"origin", b"").decode("latin-1")).netloc
+    except ValueError:  # no address at all
+        origin = "?"
+    host = headers.get(b"host", b"").decode("latin-1")
+    if b"origin" in headers and origin.lower() != host.lower():
+        return error_response(403, "a page of another origin may not connect", "forbidden")
+    if all(client.state is not EngineState.READY for client in engines):
+        reason = f"the server is {engines.state.value}"
+        return error_response(503, reason, "unavailable")
+    return None
+
+
+async def _refuse(send: Send, answer: Response[bytes]) -> None:
+    """Answer a handshake over HTTP."""
+    headers = [(b"content-type", b"application/json")]
+    headers += [(k.lower().encode(), v.encode()) for k, v in answer.headers.items()]
+    start = {
+        "type": "websocket.http.response.start",
+        "status": answer.status_code,
+        "headers": headers,
+    }
+    body = {"type": "websocket.http.response.body", "body": answer.content}
+    await send(cast("AsgiMessage", start))
+    await send(cast("AsgiMessage", body))
+
+
+def _count_handshake(engines: Engines, status: str) -> None:
+    metrics = engines.metrics
+    metrics.http_responses_total.labels(metrics.model, PATH, status).inc()
+
+
+async def _converse(wire: Wire, engines: Engines, opened: OpenRequests) -> None:
+    """Run a session, and say why it ends.  Raises ClientGone."""
+    try:
+        session = await _begin(wire, engines, opened)
+        await session.run()
+    except RequestError as error:
+        await wire.tell_error(error, fatal=True)
+        await wire.close(close_code(error), error.code)
+    except ClientGone:
+        raise
+    except Exception:
+        log.exception("unhandled error on %s", PATH)
+        await wire.tell_error(_Internal("internal error; the server's log has it"), fatal=True)
+        await wire.close(1011, _Internal.code)
+    else:
+        await wire.close(1000, "done")
+
+
+class _Internal(SequenceFailed):
+    code = "internal_error"
+
+
+async def _begin(wire: Wire, engines: Engines, opened: OpenRequests) -> Session:
+    """The session that the first message asks for.
+
+    Raises:
+        RequestError: it is no `start`, or one that cannot be served.
+        ClientGone: none came.
+    """
+    metrics = engines.metrics
+    try:
+        start = await _first(wire, engines.server.request_timeout)
+        audio_format, template = read(start)
+        client = engines.choose(start.model)
+        metrics = client.metrics
+        info = client.admit()
+        if template.voice is not None:
+            template = attrs.evolve(template, voice=voice_of(client, template.voice))
+        _check_voice(template.voice, start.speaker, client)
+        if start.conversation is not None and not info.takes_context:
+            raise UnspeakableText("this model follows no conversation", "conversation")
+        return Session(wire, client, info, template, audio_format, opened)
+    except GoingAway:
+        raise
+    except RequestError as error:
+        metrics.requests_total("stream", "invalid" if is_client_error(error) else "rejected").inc()
+        raise
+
+
+async def _first(wire: Wire, seconds: float) -> Start:
+    try:
+        async with asyncio.timeout(seconds):
+            message = await wire.receive()
+    except TimeoutError:
+        raise InvalidRequest(f"no message came for {seconds:g} seconds") from None
+    if isinstance(message, ServerEnds):
+        raise GoingAway("the server is shutting down")
+    if not isinstance(message, Start):
+        raise InvalidRequest("the first message must be start", "type")
+    return message
+
+
+def read(start: Start) -> tuple[AudioFormat, SpeechRequest]:
+    """What a `start` asks of the encoder and of the engine.  Raises InvalidRequest."""
+    body = GenerateRequest(text="-", **msgspec.structs.asdict(start))
+    audio_format = check(body)
+    template = SpeechRequest(
+        id="",
+        text="",
+        speaker=body.speaker or 0,
+        voice=body.voice,
+        sampling=given_sampling(body),
+        max_seconds=body.max_seconds,
+        conversation=body.conversation,
+    )
+    return audio_format, template
+
+
+def _check_voice(voice: str | None, speaker: int | None, client: EngineClient) -> None:
+    """The engine would say the same, but only when the first sentence is there."""
+    names, speakers = zip(*client.voices, strict=True)
+    if voice is not None and voice not in names:
+        raise NotFound(f"unknown voice {voice[:200]!r}", "voice")
+    if speaker is not None and speaker not in speakers:
+        raise NotFound(f"unknown speaker {speaker}", "speaker")

@@ -1,0 +1,347 @@
+"""Text that arrives in pieces to speech, over one WebSocket.
+
+A session is a queue of sentences and marks, and at most one task, which works on the head of it.
+Messages are taken in between, in one loop: so nothing needs a lock, and no audio can follow a
+`cancelled`.  The next text goes to the engine when the last one's audio has been handed to the
+connection: a slow reader holds up nobody but itself, and costs the audio of one text.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections import deque
+from enum import Enum, auto
+from typing import Any
+
+import attrs
+
+from vox_serve.audio.formats import SAMPLE_BYTES, AudioFormat
+from vox_serve.errors import Cancelled, InvalidRequest, RequestError
+from vox_serve.messages import EngineInfo, FinishReason, SpeechRequest
+from vox_serve.server.encoding import INLINE_SECONDS, Encoding
+from vox_serve.server.parts import PART_CHARACTERS, cut, in_parts, private_conversation
+from vox_serve.server.requests import OpenRequests
+from vox_serve.server.stream import AudioStream, is_client_error
+from vox_serve.server.websocket.wire import (
+    Cancel,
+    End,
+    Flush,
+    GoingAway,
+    Message,
+    ServerEnds,
+    Text,
+    Wire,
+)
+from vox_serve.text import Sentences, speakable
+from vox_serve.workers.client import EngineClient
+
+MAX_WAITING_CHARACTERS = 10_000
+"""Of text that is not yet being spoken; each `flush` counts as one more."""
+SEGMENT_FAULTS = ("unspeakable_text", "prompt_too_long", "generation_failed")
+"""Errors that concern one segment alone: the session goes on."""
+
+
+class Mark(Enum):
+    """What stands between sentences in the queue."""
+
+    FLUSH = auto()
+    END = auto()  # the client's
+    SHUTDOWN = auto()  # the server's
+
+
+class Session:
+    """Speaks what one client sends, until one of them ends it.
+
+    Args:
+        wire: the connection.
+        client: the engine.
+        info: what it has loaded.
+        template: voice, sampling and conversation of each request; its id and text are replaced.
+        audio_format: of what leaves.
+        opened: where it can be found by its id while it runs.
+    """
+
+    def __init__(
+        self,
+        wire: Wire,
+        client: EngineClient,
+        info: EngineInfo,
+        template: SpeechRequest,
+        audio_format: AudioFormat,
+        opened: OpenRequests,
+    ) -> None:
+        self.id = uuid.uuid4().hex
+        self._wire = wire
+        self._client = client
+        self._info = info
+        self._private = None
+        if template.conversation is None and info.takes_context:
+            self._private = private_conversation(self.id)
+            template = attrs.evolve(template, conversation=self._private)
+        self._template = template
+        self._audio_format = audio_format
+        self._piece_bytes = round(INLINE_SECONDS * info.sample_rate) * SAMPLE_BYTES
+        self._sentences = Sentences()
+        self._queue: deque[str | Mark] = deque()
+        self._waiting = 0
+        """Characters in the queue; a mark counts as one."""
+        self._working: asyncio.Task[bool] | None = None
+        self._encoding: Encoding | None = None
+        """Of the utterance that is being spoken; there is none before its first sound."""
+        self._continues = False
+        """Has anything of this utterance been spoken?"""
+        self._last: Mark | None = None
+        """END or SHUTDOWN, once it is in the queue."""
+        self._draining = False
+        self._segments = 0
+        self._stream: AudioStream | None = None
+        """Of the segment that the engine speaks."""
+        self._segment: int | None = None
+        """Its number, once the client knows of it."""
+        self._bytes = 0
+        self._reason = FinishReason.STOP
+        self._opened = opened
+        self._deleted = asyncio.Event()
+
+    @property
+    def _seconds(self) -> float:
+        """Of audio that was sent."""
+        return round(self._bytes / SAMPLE_BYTES / self._info.sample_rate, 6)
+
+    async def run(self) -> None:
+        """Take messages and speak until all is said after `end`.
+
+        Raises:
+            RequestError: the session cannot go on.
+            ClientGone: the client left, or does not read.
+        """
+        receiving = asyncio.ensure_future(self._wire.receive())
+        deletion = asyncio.ensure_future(self._deleted.wait())
+        self._opened.add(self.id, self)
+        try:
+            await self._wire.tell(
+                "started",
+                request_id=self.id,
+                model=self._client.model,
+                format=self._audio_format.name,
+                sample_rate=self._info.sample_rate,
+                channels=1,
+            )
+            while True:
+                if self._working is None and self._queue:
+                    self._working = asyncio.ensure_future(self._work())
+                await self._wait(receiving, deletion)
+                if deletion.done():
+                    raise Cancelled("the session was cancelled")
+                if self._working is not None and self._working.done():
+                    working, self._working = self._working, None
+                    if working.result():
+                        return
+                if receiving.done():
+                    message = receiving.result()
+                    receiving = asyncio.ensure_future(self._wire.receive())
+                    await self._take(message)
+        finally:
+            self._opened.remove(self.id, self)
+            await _end(deletion)
+            await _end(receiving)
+            await self._hush()
+            if self._private is not None:
+                self._client.forget_soon(self._private)
+
+    def cancel(self) -> None:
+        """End the session on behalf of another."""
+        if self._stream is not None:
+            self._stream.close("cancelled", left=False)
+        self._deleted.set()
+
+    async def _wait(self, *events: asyncio.Future[Any]) -> None:
+        """Wait for one of these or the end of the work; without work not for ever."""
+        if self._working is not None:
+            await asyncio.wait((*events, self._working), return_when=asyncio.FIRST_COMPLETED)
+            return
+        limit = self._client.server.request_timeout
+        done, _ = await asyncio.wait(events, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
+        if not done:
+            raise InvalidRequest(f"no message came for {limit:g} seconds")
+
+    async def _take(self, message: Message | ServerEnds) -> None:
+        """Do what a message asks, or put it into the queue."""
+        if isinstance(message, Cancel):
+            await self._cancel()
+        elif isinstance(message, ServerEnds):
+            self._draining = True
+            if self._last is None:
+                self._sentences.flush()  # the sentence that is not whole will not be
+                self._finish(Mark.SHUTDOWN)
+        elif self._last is Mark.SHUTDOWN:
+            pass
+        elif self._last is Mark.END:
+            raise InvalidRequest("only cancel may follow end", "type")
+        elif isinstance(message, Text):
+            self._check_room(len(message.text))
+            self._add(self._sentences.feed(message.text))
+        elif isinstance(message, Flush):
+            self._check_room(1)
+            self._add(self._sentences.flush())
+            self._put(Mark.FLUSH)
+        elif isinstance(message, End):
+            self._add(self._sentences.flush())
+            self._finish(Mark.END)
+        else:
+            raise InvalidRequest("the session has started already", "type")
+
+    def _check_room(self, characters: int) -> None:
+        if self._waiting + characters > MAX_WAITING_CHARACTERS:
+            raise InvalidRequest(
+                f"{self._waiting} characters wait to be spoken, and {characters} more are too "
+                f"many; the limit is {MAX_WAITING_CHARACTERS}",
+                "text",
+            )
+
+    def _add(self, sentences: list[str]) -> None:
+        for sentence in filter(speakable, sentences):
+            self._put(sentence)
+
+    def _finish(self, mark: Mark) -> None:
+        self._last = mark
+        self._put(mark)
+
+    def _put(self, item: str | Mark, first: bool = False) -> None:
+        (self._queue.appendleft if first else self._queue.append)(item)
+        self._waiting += _size(item)
+
+    def _pop(self) -> None:
+        self._waiting -= _size(self._queue.popleft())
+
+    async def _cancel(self) -> None:
+        """Be silent, and forget all text that has come so far."""
+        segment = self._segment
+        if self._stream is not None:
+            self._stream.close("cancelled", left=False)
+        await self._hush()
+        self._sentences.flush()
+        while self._queue:
+            self._pop()
+        if self._last is not None:
+            self._put(self._last)
+        await self._wire.tell("cancelled", segment=segment, seconds=self._seconds)
+
+    async def _hush(self) -> None:
+        """End the work where it is, and with it the utterance."""
+        if self._working is not None:
+            await _end(self._working)
+            self._working = None
+        self._end_utterance()
+
+    def _end_utterance(self) -> None:
+        if self._encoding is not None:
+            self._encoding.close()
+        self._encoding = None
+        self._continues = False
+
+    async def _work(self) -> bool:
+        """Work on the head of the queue; True if the session is over."""
+        head = self._queue[0]
+        if isinstance(head, str):
+            await self._speak(self._next_text())
+            return False
+        await self._pass(head)
+        self._pop()  # only now: a `cancel` may have come before
+        return head is Mark.END
+
+    async def _pass(self, mark: Mark) -> None:
+        """End the utterance, and say what the mark is for."""
+        if self._encoding is not None:
+            await self._wire.sound(await self._encoding.finish())
+        self._end_utterance()
+        if mark is Mark.FLUSH:
+            await self._wire.tell("flushed", seconds=self._seconds)
+        elif mark is Mark.END:
+            reason, segments = self._reason.value, self._segments
+            await self._wire.tell(
+                "done", finish_reason=reason, seconds=self._seconds, segments=segments
+            )
+        else:
+            raise GoingAway("the server is shutting down")
+
+    def _next_text(self) -> str:
+        """Take from the queue what is spoken next: sentences, as many as go together."""
+        texts: list[str] = []
+        while self._queue and sum(map(len, texts)) <= PART_CHARACTERS:
+            head = self._queue[0]
+            if isinstance(head, Mark):
+                break
+            texts.append(head)
+            self._pop()
+        first, *rest = cut(" ".join(texts), self._info)
+        for part in reversed(rest):
+            self._put(part, first=True)
+        return first
+
+    async def _speak(self, text: str) -> None:
+        """Speak a text; one that cannot be spoken is told and left out."""
+        segment = self._segments
+        self._segments += 1
+        try:
+            stream = self._stream = self._submit(text, f"{self.id}~{segment}")
+            self._continues = True
+            try:
+                await self._send_all(stream, segment, text)
+                stream.close("ok")
+            finally:
+                stream.close()
+        except RequestError as error:
+            if error.code not in SEGMENT_FAULTS:
+                raise
+            await self._wire.tell_error(error, fatal=False, segment=segment, text=text)
+        finally:
+            self._stream = self._segment = None
+
+    def _submit(self, text: str, request_id: str) -> AudioStream:
+        arrival = time.monotonic()
+        request = attrs.evolve(
+            self._template,
+            id=request_id,
+            text=text,
+            continues=self._continues or self._draining,  # what came in time is still spoken
+            arrival=arrival,
+        )
+        try:
+            speech = in_parts(request, self._info, self._client.normalise)
+            return AudioStream(self._client, self._info, speech, "stream", arrival)
+        except RequestError as error:
+            outcome = "invalid" if is_client_error(error) else "rejected"
+            self._client.metrics.requests_total("stream", outcome).inc()
+            raise
+
+    async def _send_all(self, stream: AudioStream, segment: int, text: str) -> None:
+        """Send the audio of a segment, before its first piece what it says."""
+        pcm = await stream.next()
+        self._segment = segment
+        await self._wire.tell("segment", segment=segment, text=text, start_seconds=self._seconds)
+        if self._encoding is None:
+            self._encoding = Encoding(self._audio_format, self._info.sample_rate)
+        while pcm is not None:
+            for start in range(0, len(pcm), self._piece_bytes):
+                piece = pcm[start : start + self._piece_bytes]
+                await self._wire.sound(await self._encoding.encode(piece))
+                self._bytes += len(piece)
+                await asyncio.sleep(0)  # neither of these need have waited
+            pcm = await stream.next()
+        if stream.finished is not None and stream.finished.reason is FinishReason.LENGTH:
+            self._reason = FinishReason.LENGTH
+
+
+def _size(item: str | Mark) -> int:
+    return len(item) if isinstance(item, str) else 1
+
+
+async def _end(task: asyncio.Future[Any]) -> None:
+    """Cancel a task and wait until it is over, however it ends: why is known already."""
+    task.cancel()
+    await asyncio.wait((task,))
+    if not task.cancelled():
+        task.exception()

@@ -1,0 +1,374 @@
+"""A conformance suite for model plugins: subclass it, say how to load the model, run pytest.
+
+    from vox_serve.testing import ModelConformance
+
+    class TestMyModel(ModelConformance):
+        def load(self, device):
+            return load_model(LoadOptions(TINY_CHECKPOINT, device, "float32"))
+
+Each test is a promise of `vox_serve.model.Model` or `vox_serve.codec.Codec` that the core relies
+on.  Use a small checkpoint in float32: rows of a batch are compared with the same row alone.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from collections.abc import Sequence as Rows
+from typing import Any
+
+import attrs
+import pytest
+import torch
+
+from vox_serve.config import EngineConfig
+from vox_serve.engine.engine import Engine
+from vox_serve.engine.frames import Frame
+from vox_serve.engine.sequence import Sequence
+from vox_serve.errors import RequestError
+from vox_serve.messages import Audio, Failed, Finished, SpeechRequest
+from vox_serve.model import Model
+from vox_serve.testing.replay import Step, cuda_graph, no_host_read, recorded
+
+
+@attrs.define
+class Utterance:
+    """What one request came to: codes of every frame, sound, and how it ended."""
+
+    codes: list[tuple[int, ...]] = attrs.field(factory=list)
+    pcm: bytes = b""
+    end: str = ""
+
+
+class ModelConformance:
+    """The promises of a model plugin, one test each.
+
+    Override `load`, and what does not fit your model.
+    """
+
+    texts: Rows[str] = ("Hello there.", "Here is a longer second text.", "And a third.")
+    """Texts that the model can speak; of different lengths."""
+    too_long = "word " * 20_000
+    """A text that no context holds."""
+    max_seconds = 1.0
+    """How long each text is spoken at most."""
+    plugin_module: str | None = None
+    """The plugin's module, to check that it is light."""
+
+    def load(self, device: str) -> Model:
+        """Make the model, in float32, on a torch device: `cpu`, or `cuda` where there is one."""
+        raise NotImplementedError("a conformance test must say how its model is loaded")
+
+    # The promises
+
+    def test_the_plugin_module_loads_no_torch(self) -> None:
+        if self.plugin_module is None:
+            return
+        code = f"import sys, {self.plugin_module}; sys.exit('torch' in sys.modules)"
+        done = subprocess.run([sys.executable, "-c", code], check=False)
+        assert done.returncode == 0, f"{self.plugin_module} must not import torch"
+
+    def test_sizes_are_told_and_agree(self) -> None:
+        model = self.load("cpu")
+        codec = model.codec
+        for name in ("num_codebooks", "hidden_size", "max_positions"):
+            assert getattr(model, name) > 0, f"model.{name} must be positive"
+        for name in ("sample_rate", "frame_rate", "frame_size", "codebook_size", "frames_per_step"):
+            assert getattr(codec, name) > 0, f"codec.{name} must be positive"
+        assert codec.num_codebooks == model.num_codebooks
+        assert model.voices, "a model needs a voice"
+        assert len({voice.name for voice in model.voices}) == len(model.voices)
+
+    def test_a_text_that_cannot_fit_is_refused_in_one_line(self) -> None:
+        engine = self._engine()
+        refusal = None
+        try:
+            engine.add(SpeechRequest("long", self.too_long))
+        except RequestError as error:
+            refusal = error
+        assert refusal, "a text that cannot fit the context must be refused"
+        assert "\n" not in refusal.message, "an error message is one line"
+        assert refusal.param, "the error must name the field"
+
+    def test_a_batch_speaks_as_each_would_alone(self) -> None:
+        together = self._speak(self._engine(), *self.texts)
+        for text, beside in zip(self.texts, together, strict=True):
+            (alone,) = self._speak(self._engine(), text)
+            _same(alone, beside, f"{text!r} alone and in a batch")
+
+    def test_joining_and_leaving_between_frames_changes_nothing(self) -> None:
+        engine = self._engine(slots=2)
+        spoken = _record(engine)
+        for number, text in enumerate(self.texts):
+            engine.add(self._request(str(number), text))
+            _step(engine, spoken)
+            _step(engine, spoken)
+        while engine.has_work:
+            _step(engine, spoken)
+        for number, text in enumerate(self.texts):
+            (alone,) = self._speak(self._engine(), text)
+            _same(alone, spoken[str(number)], f"{text!r} alone and joining late")
+
+    def test_a_slot_is_clean_for_its_next_sequence(self) -> None:
+        engine = self._engine(slots=1)
+        first, _, again = self._speak(engine, self.texts[0], self.texts[1], self.texts[0])
+        _same(first, again, "the first and the third use of a slot")
+
+    def test_cancelling_frees_the_slot(self) -> None:
+        engine = self._engine(slots=1)
+        engine.add(self._request("gone", self.texts[0]))
+        engine.step()
+        engine.abort("gone")
+        assert engine.stats.running == 0
+        (after,) = self._speak(engine, self.texts[1])
+        (alone,) = self._speak(self._engine(), self.texts[1])
+        _same(alone, after, "a slot after a cancelled sequence")
+
+    def test_what_is_kept_of_a_conversation_changes_nothing(self) -> None:
+        """A prompt whose beginning is restored gives what it gives when all of it is run."""
+        kept, fresh = self._engine(), self._engine(prefix_cache_mib=0)
+        if not kept.prompts.takes_context:
+            return
+        for text in self.texts:
+            (expected,) = self._speak(fresh, text, conversation="c")
+            (resumed,) = self._speak(kept, text, conversation="c")
+            _same(expected, resumed, f"{text!r} from scratch and after what was kept")
+
+    def test_the_cap_ends_with_length(self) -> None:
+        engine = self._engine()
+        rate = engine.model.codec.frame_rate
+        (spoken,) = self._speak(engine, self.texts[0])
+        assert len(spoken.codes) > 3, "the first text must last for more than three frames"
+        (capped,) = self._speak(self._engine(), self.texts[0], max_seconds=3.5 / rate)
+        assert capped.codes == spoken.codes[:3]
+        assert capped.end == "length"
+
+    def test_the_seed_decides(self) -> None:
+        sampling = {"temperature": 1.0, "top_k": 0, "top_p": 1.0}
+
+        def speak(seed: int, *others: str) -> Utterance:
+            fields = {"sampling": sampling | {"seed": seed}}
+            return self._speak(self._engine(), self.texts[0], *others, **fields)[0]
+
+        _same(speak(1), speak(1), "the same seed twice")
+        _same(speak(1), speak(1, *self.texts[1:]), "the same seed alone and in company")
+        different = [speak(seed).codes != speak(1).codes for seed in (2, 3, 4)]
+        assert any(different), "another seed must give other codes: is the sampler asked?"
+
+    def test_every_code_is_sampled(self) -> None:
+        """A code that does not come from the sampler has no seed, temperature or top-k."""
+        engine = self._engine()
+        asked: list[int] = []
+        rows = engine.runner.sampler.rows
+
+        def watched(numbers: list[int], slots: torch.Tensor) -> Any:
+            sampler = rows(numbers, slots)
+            pick = sampler._pick
+
+            def picking(logits: torch.Tensor, codebook: int) -> torch.Tensor:
+                asked.append(codebook)
+                return pick(logits, codebook)
+
+            sampler._pick = picking  # type: ignore[method-assign]  # to watch it
+            return sampler
+
+        sampler: Any = engine.runner.sampler
+        sampler.rows = watched
+        engine.add(self._request("x", self.texts[0]))
+        engine.step()
+        assert asked == sorted(set(asked)), "each codebook is sampled once per frame"
+        assert len(asked) == engine.model.num_codebooks
+        assert asked[0] == 0, "codebooks are counted from 0"
+
+    def test_a_row_that_is_not_finite_fails_alone(self) -> None:
+        healthy = self._speak(self._engine(), *self.texts)
+        engine = self._engine()
+        emit = engine.model.emit
+        poisoned = 1
+
+        def poison(hidden: torch.Tensor, sampler: Any) -> Any:
+            hidden = hidden.clone()
+            if len(hidden) > poisoned:
+                hidden[poisoned] = torch.nan
+            return emit(hidden, sampler)
+
+        engine.model.emit = poison  # type: ignore[method-assign]  # to watch it
+        spoken = _record(engine)
+        for number, text in enumerate(self.texts):
+            engine.add(self._request(str(number), text))
+        _step(engine, spoken)
+        engine.model.emit = emit  # type: ignore[method-assign]  # to watch it
+        while engine.has_work:
+            _step(engine, spoken)
+        for number, beside in enumerate(healthy):
+            if number == poisoned:
+                assert spoken[str(number)].end == "generation_failed"
+            else:
+                _same(beside, spoken[str(number)], "a row beside one that is not finite")
+
+    def test_codes_decode_the_same_in_any_slot_and_company(self) -> None:
+        """Streamed codec: each row has its own state, in any order of slots."""
+        codec = self.load("cpu").codec
+        generator = torch.Generator().manual_seed(0)
+        shape = (3, codec.num_codebooks, codec.frames_per_step * 6)
+        codes = torch.randint(codec.codebook_size, shape, generator=generator)
+
+        def decode(rows: Rows[int], slots: Rows[int]) -> torch.Tensor:
+            pieces = []
+            for start in range(0, shape[2], codec.frames_per_step):
+                part = codes[list(rows), :, start : start + codec.frames_per_step]
+                reset = torch.full((len(rows),), start == 0)
+                pcm, valid = codec.step(part, torch.tensor(slots), reset)
+                assert pcm.shape == (len(rows), codec.frame_size)
+                assert bool((valid <= codec.frame_size).all())
+                pieces.append(torch.where(torch.arange(codec.frame_size) < valid[:, None], pcm, 0))
+            return torch.cat(pieces, dim=1)
+
+        with torch.inference_mode():
+            codec.allocate(4)
+            together = decode((0, 1, 2), (3, 0, 2))
+            for row in range(3):
+                alone = decode((row,), (1,))[0]
+                torch.testing.assert_close(together[row], alone, atol=1e-4, rtol=1e-3)
+
+    def test_nothing_is_read_by_the_host_while_the_model_runs(self) -> None:
+        engine = self._engine()
+        model = engine.model
+        for owner, name in ((model, "prefill"), (model, "emit"), (model, "advance")):
+            setattr(owner, name, no_host_read(getattr(owner, name)))
+        codec: Any = model.codec
+        codec.step = no_host_read(codec.step)
+        sampling = {"temperature": 0.9, "top_p": 0.9, "repetition_penalty": 1.2}
+        for spoken in self._speak(engine, *self.texts[:2], sampling=sampling):
+            assert spoken.end in ("stop", "length"), "a host read inside the model (see the log)"
+
+    def test_replayed_operations_equal_eager(self) -> None:
+        """What a step function does hangs on its tensors alone: played back, it does the same.
+
+        So it is fit for a CUDA graph; this is shown on the CPU.
+        """
+        self._replayed_equals_eager("cpu", recorded)
+
+    def test_captured_equals_eager(self) -> None:
+        """A CUDA graph of each step function replays what the function computes."""
+        if not torch.cuda.is_available():
+            pytest.skip("there is no CUDA device to capture on")
+        if self.load("cuda").device.type != "cuda":
+            pytest.skip("this model runs on the CPU alone")
+        self._replayed_equals_eager("cuda", cuda_graph)
+
+    # The tools
+
+    @torch.inference_mode()
+    def _replayed_equals_eager(self, device: str, capture: Callable[[Step], Step]) -> None:
+        engine = self._engine(device=device)
+        for number, text in enumerate(self.texts):
+            sampling = {"temperature": 0.9, "top_k": 50, "top_p": 0.9, "seed": number}
+            engine.add(self._request(str(number), text, sampling=sampling))
+        engine.step()
+        model, runner = engine.model, engine.runner
+        numbers = list(range(len(self.texts)))
+        slots = torch.tensor(numbers, device=device)
+        hidden = runner.hidden[slots]
+        sampler = runner.sampler.rows(numbers, slots)
+        emit = capture(lambda: model.emit(hidden, sampler))
+        expected = model.emit(hidden, runner.sampler.rows(numbers, slots))
+        for got, wanted in zip(emit(), expected, strict=True):
+            assert torch.equal(got, wanted), "emit: captured and eager differ"
+        codes = expected[0]
+        advance = capture(lambda: (model.advance(codes, slots, runner.kv),))
+        (wanted,) = (model.advance(codes, slots, runner.kv),)
+        torch.testing.assert_close(advance()[0], wanted, atol=1e-4, rtol=1e-3)
+        self._replayed_codec(device, capture)
+
+    def _replayed_codec(self, device: str, capture: Callable[[Step], Step]) -> None:
+        codec = self.load(device).codec
+        generator = torch.Generator().manual_seed(0)
+        shape = (6, 2, codec.num_codebooks, codec.frames_per_step)
+        codes = torch.randint(codec.codebook_size, shape, generator=generator).to(device)
+        slots = torch.arange(2, device=device)
+        codec.allocate(2)
+        expected = [
+            codec.step(part, slots, torch.full((2,), number == 0, device=device))
+            for number, part in enumerate(codes)
+        ]
+        expected = [(pcm.clone(), valid.clone()) for pcm, valid in expected]
+        codec.allocate(2)
+        given, reset = codes[0].clone(), torch.ones(2, dtype=torch.bool, device=device)
+        step = capture(lambda: codec.step(given, slots, reset))
+        for number, part in enumerate(codes):
+            given.copy_(part)
+            reset.fill_(number == 0)
+            pcm, valid = step()
+            assert torch.equal(valid, expected[number][1]), "codec: captured and eager differ"
+            heard = torch.arange(codec.frame_size, device=device) < valid[:, None]
+            pcm, wanted = pcm * heard, expected[number][0] * heard
+            torch.testing.assert_close(pcm, wanted, atol=1e-4, rtol=1e-3)
+
+    def _engine(self, slots: int = 4, device: str = "cpu", **settings: Any) -> Engine:
+        config = EngineConfig(model="conformance", max_batch_size=slots, **settings)
+        return Engine(self.load(device), config)
+
+    def _request(self, name: str, text: str, **fields: Any) -> SpeechRequest:
+        fields.setdefault("sampling", {"temperature": 0.0})
+        fields.setdefault("max_seconds", self.max_seconds)
+        return SpeechRequest(name, text, **fields)
+
+    def _speak(self, engine: Engine, *texts: str, **fields: Any) -> list[Utterance]:
+        spoken = _record(engine)
+        for number, text in enumerate(texts):
+            engine.add(self._request(str(number), text, **fields))
+        while engine.has_work:
+            _step(engine, spoken)
+        return [spoken[str(number)] for number in range(len(texts))]
+
+
+def watch_frames(engine: Engine, see: Callable[[Sequence, Frame], None]) -> None:
+    """Have `see` called with every frame that the host reads from here on."""
+    collect = engine.runner.collect
+
+    def watched(sequences: Any) -> Any:
+        reader = collect(sequences)
+        read = reader.frames
+
+        def frames() -> list[Frame]:
+            found = read()
+            for sequence, frame in zip(sequences, found, strict=True):
+                if sequence.finish_reason is None:
+                    see(sequence, frame)
+            return found
+
+        reader.frames = frames  # type: ignore[method-assign]  # to watch it
+        return reader
+
+    engine.runner.collect = watched  # type: ignore[method-assign]  # to watch it
+
+
+def _record(engine: Engine) -> dict[str, Utterance]:
+    """Collect what the engine says from here on; `_step` fills it."""
+    spoken: dict[str, Utterance] = {}
+
+    def keep(sequence: Sequence, frame: Frame) -> None:
+        if frame.finite and not frame.end:
+            spoken.setdefault(sequence.id, Utterance()).codes.append(frame.codes)
+
+    watch_frames(engine, keep)
+    return spoken
+
+
+def _step(engine: Engine, spoken: dict[str, Utterance]) -> None:
+    for event in engine.step().events:
+        utterance = spoken.setdefault(event.request_id, Utterance())
+        if isinstance(event, Audio):
+            utterance.pcm += event.pcm
+        elif isinstance(event, Finished):
+            utterance.end = event.reason.value
+        elif isinstance(event, Failed):
+            utterance.end = event.error.code
+
+
+def _same(expected: Utterance, got: Utterance, what: str) -> None:
+    assert got.codes == expected.codes, f"{what}: the codes differ"
+    assert got.end == expected.end, f"{what}: one ends with {expected.end}, the other {got.end}"
+    assert len(got.pcm) == len(expected.pcm), f"{what}: the sound differs in length"

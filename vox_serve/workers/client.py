@@ -1,0 +1,438 @@
+"""The server's side of the engine: starts the worker, sends it requests, routes its answers.
+
+Lives in the event loop; two threads do the blocking reads and writes of the pipe.  Imports
+no torch: the worker module is imported where the worker runs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import math
+import multiprocessing
+import signal
+import threading
+import time
+import uuid
+from collections.abc import Awaitable, Callable, Iterator
+from enum import Enum
+from functools import partial
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from queue import SimpleQueue
+from typing import TypeVar
+
+from vox_serve import __version__
+from vox_serve.config import EngineConfig, ServerConfig
+from vox_serve.errors import QueueFull, SequenceFailed, Unavailable
+from vox_serve.messages import (
+    Abort,
+    Add,
+    AddVoice,
+    Done,
+    EngineInfo,
+    Event,
+    Failed,
+    Finished,
+    Forget,
+    FromWorker,
+    Hold,
+    LoadFailed,
+    Ready,
+    RemoveVoice,
+    Shutdown,
+    SpeechRequest,
+    Stats,
+    StepOutput,
+    ToWorker,
+)
+from vox_serve.metrics import Metrics
+from vox_serve.voice import Segment
+from vox_serve.workers.events import Events
+from vox_serve.workers.threads import let_threads_sleep
+
+JOIN_SECONDS = 5.0
+UNREAD_SECONDS = 60.0
+"""Audio that may lie unread here before a long text's next part waits for its reader."""
+SAMPLE_BYTES = 2
+M = TypeVar("M")
+log = logging.getLogger("vox_serve.client")
+
+
+class EngineState(Enum):
+    STARTING = "starting"
+    READY = "ready"
+    DRAINING = "draining"
+    DEAD = "dead"
+
+
+class EngineClient:
+    """One engine worker as the event loop sees it.
+
+    Args:
+        engine: what the worker is to run.
+        server: queue bound and time limits.
+        metrics: where the worker's figures go.
+        normalise: the checkpoint's, for those who cut long texts.
+        in_thread: run the worker in a thread of this process; for tests.
+    """
+
+    def __init__(
+        self,
+        engine: EngineConfig,
+        server: ServerConfig,
+        metrics: Metrics,
+        *,
+        normalise: Callable[[str], str] | None = None,
+        in_thread: bool = False,
+    ) -> None:
+        self.config = engine
+        self.server = server
+        self.metrics = metrics
+        self.normalise = normalise
+        self.state = EngineState.STARTING
+        self.info: EngineInfo | None = None
+        self.stats = Stats()
+        self.failure: str | None = None
+        """Why the engine is dead."""
+        self.on_change: Callable[[EngineClient], None] = lambda client: None
+        """Called in the event loop when the state changes."""
+        self.before_ready: Callable[[EngineClient], Awaitable[None]] | None = None
+        """Awaited once the model is loaded; requests are taken when it has returned."""
+        self._in_thread = in_thread
+        self._open: dict[str, Events] = {}
+        self._expected = 0
+        self._outbox: SimpleQueue[ToWorker | None] = SimpleQueue()
+        self._worker: BaseProcess | threading.Thread | None = None
+        self._watchdog: asyncio.Task[None] | None = None
+        self._preparation: asyncio.Task[None] | None = None
+        self._added: dict[str, int] = {}
+        self._last_step = time.monotonic()
+
+    @property
+    def model(self) -> str:
+        """The name that requests choose it by."""
+        return self.metrics.model
+
+    @property
+    def voices(self) -> tuple[tuple[str, int], ...]:
+        """Names and speakers that a request may ask for: the model's own, then the added ones."""
+        own = self.info.voices if self.info is not None else ()
+        return (*own, *self._added.items())
+
+    @property
+    def open_requests(self) -> int:
+        """Requests that have been submitted and have not ended."""
+        return len(self._open)
+
+    async def start(self) -> None:
+        """Start the worker; returns at once, while the model is still loading."""
+        self._loop = asyncio.get_running_loop()
+        self._changed = asyncio.Event()
+        context = multiprocessing.get_context("spawn")
+        ours, theirs = context.Pipe()
+        if self._in_thread:
+            self._worker = threading.Thread(
+                target=_thread_main, args=(theirs, self.config), name="engine", daemon=True
+            )
+        else:
+            self._worker = context.Process(
+                target=_process_main,
+                args=(theirs, self.config, self.server.log_level),
+                name="vox-serve-engine",
+                daemon=True,
+            )
+        self._worker.start()
+        if not self._in_thread:
+            theirs.close()  # or the end of the worker would not end the pipe
+        for body in (self._read, self._write):
+            threading.Thread(target=body, args=(ours,), name=body.__name__, daemon=True).start()
+        self._watchdog = asyncio.create_task(self._watch())
+
+    async def wait_ready(self) -> None:
+        """Return when the engine is ready.  Raises Unavailable if it cannot be."""
+        while self.state is EngineState.STARTING:
+            await self._changed.wait()
+        if self.state is EngineState.DEAD:
+            raise Unavailable(f"the engine is down: {self.failure}")
+
+    def admit(self) -> EngineInfo:
+        """What is loaded, while requests are taken.  Raises Unavailable when they are not."""
+        if self.state is EngineState.READY and self.info is not None:
+            return self.info
+        reason = {
+            EngineState.STARTING: "the model is still loading",
+            EngineState.DRAINING: "the server is shutting down",
+        }.get(self.state, f"the engine is down: {self.failure}")
+        kind = "draining" if self.state is EngineState.DRAINING else "engine_down"
+        self.metrics.admission_rejections_total(kind).inc()
+        raise Unavailable(reason)
+
+    def check_room(self) -> EngineInfo:
+        """What is loaded, while one more request is taken.
+
+        Raises:
+            Unavailable: starting, draining or dead.
+            QueueFull: all slots are taken and the queue is full.
+        """
+        info = self.admit()
+        if len(self._open) + self._expected >= info.num_slots + self.server.max_queue:
+            self.metrics.admission_rejections_total("queue_full").inc()
+            raise QueueFull(
+                f"{info.num_slots} requests are being spoken and "
+                f"{self.server.max_queue} wait; try again later"
+            )
+        return info
+
+    @contextlib.contextmanager
+    def place(self) -> Iterator[None]:
+        """A place in the queue, for as long as a request is being made ready.
+
+        Raises:
+            Unavailable, QueueFull: as `check_room`.
+        """
+        self.check_room()
+        self._expected += 1
+        try:
+            yield
+        finally:
+            self._expected -= 1
+
+    def submit(self, request: SpeechRequest) -> asyncio.Queue[Event]:
+        """Send a request; its events come out of the queue, a Finished or Failed last.
+
+        One that continues what is being spoken is neither refused for the queue nor while
+        the server drains.
+
+        Raises:
+            Unavailable, QueueFull: as `check_room`.
+        """
+        info = self.info
+        if not request.continues:
+            info = self.check_room()
+        elif info is None or self.state is not EngineState.DRAINING:
+            info = self.admit()
+        unread = UNREAD_SECONDS * info.sample_rate * SAMPLE_BYTES
+        return self._ask(request.id, Add(request), unread if request.later else math.inf)
+
+    def forget_soon(self, conversation: str) -> None:
+        """Drop a conversation without waiting for it; unknown ones are ignored."""
+        if self.state in (EngineState.READY, EngineState.DRAINING):
+            self._outbox.put(Forget("", conversation))
+
+    async def forget(self, conversation: str) -> bool:
+        """Drop a conversation; False if there is none.  Raises Unavailable."""
+        self.admit()
+        request_id = uuid.uuid4().hex
+        return await self._done(request_id, Forget(request_id, conversation))
+
+    async def add_voice(self, name: str, speaker: int, segments: tuple[Segment, ...]) -> None:
+        """Make a voice known to the model, in the place of one of its name.
+
+        Works already in `before_ready`.
+
+        Raises:
+            RequestError: the model cannot take it, or the engine is not there.
+        """
+        if self.info is None or self.state is not EngineState.STARTING:
+            self.admit()
+        request_id = uuid.uuid4().hex
+        await self._done(request_id, AddVoice(request_id, name, speaker, segments))
+        self._added[name] = speaker
+
+    async def remove_voice(self, name: str) -> bool:
+        """Forget a voice; False if there is none.  Raises Unavailable."""
+        self.admit()
+        request_id = uuid.uuid4().hex
+        self._added.pop(name, None)
+        return await self._done(request_id, RemoveVoice(request_id, name))
+
+    async def _done(self, request_id: str, message: ToWorker) -> bool:
+        try:
+            event = await self._ask(request_id, message).get()
+        finally:
+            self._open.pop(request_id, None)
+        assert isinstance(event, Done | Failed)
+        if event.error is not None:
+            raise event.error
+        assert isinstance(event, Done)
+        return event.found
+
+    def _ask(self, request_id: str, message: ToWorker, unread: float = math.inf) -> Events:
+        if not self._open:
+            self._last_step = time.monotonic()
+        events = Events(unread, partial(self._hold, request_id))
+        self._open[request_id] = events
+        self._outbox.put(message)
+        return events
+
+    def abort(self, request_id: str) -> None:
+        """The client of this request left: no more events, and the slot is given back."""
+        events = self._open.pop(request_id, None)
+        if events is not None:
+            self._outbox.put(Abort(request_id))
+            events.end()
+
+    def _hold(self, request_id: str, held: bool) -> None:
+        self._outbox.put(Hold(request_id, held))
+
+    def drain(self) -> None:
+        """Take no more requests; those that are open go on."""
+        if self.state in (EngineState.STARTING, EngineState.READY):
+            self._set_state(EngineState.DRAINING)
+
+    async def stop(self) -> None:
+        """End the worker, gently first; open requests fail."""
+        for task in (self._watchdog, self._preparation):
+            if task is not None:
+                task.cancel()
+        self._outbox.put(Shutdown())
+        self._outbox.put(None)
+        worker = self._worker
+        if self.info is None and isinstance(worker, BaseProcess):
+            worker.kill()  # it is loading, and would read the message only afterwards
+        if worker is not None:
+            try:
+                await asyncio.to_thread(worker.join, JOIN_SECONDS)
+            finally:  # also when a second Ctrl-C cancels the wait
+                if isinstance(worker, BaseProcess) and worker.is_alive():
+                    worker.kill()
+                    worker.join(JOIN_SECONDS)
+        self._die("the server has shut down")
+
+    def _write(self, connection: Connection) -> None:
+        with contextlib.suppress(OSError):  # a dead worker is noticed by the reader
+            while (message := self._outbox.get()) is not None:
+                connection.send(message)
+
+    def _read(self, connection: Connection) -> None:
+        reason = "the engine worker ended"
+        while True:
+            try:
+                message = connection.recv()
+            except (EOFError, OSError):
+                break
+            except Exception:  # errors of a plugin's own come through here
+                log.exception("a message of the engine worker cannot be read")
+                reason = "a message of the engine worker cannot be read"
+                break
+            self._tell(self._receive, message)
+        self._tell(self._die, reason)
+
+    def _tell(self, listener: Callable[[M], None], message: M) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody listens any more
+            self._loop.call_soon_threadsafe(listener, message)
+
+    def _receive(self, message: FromWorker) -> None:
+        if isinstance(message, Ready):
+            self.info = message.info
+            self._describe(message.info)
+            if self.state is EngineState.STARTING:
+                self._preparation = asyncio.create_task(self._prepare())
+        elif isinstance(message, LoadFailed):
+            self._die(message.message)
+        elif isinstance(message, StepOutput):
+            self._last_step = time.monotonic()
+            for event in message.events:
+                self._route(event)
+            self._record(message.stats)
+
+    async def _prepare(self) -> None:
+        """Do what comes before the first request; what fails there is no reason to take none."""
+        try:
+            if self.before_ready is not None:
+                await self.before_ready(self)
+        except Exception:
+            log.exception("%s: not all could be prepared", self.model)
+        if self.state is EngineState.STARTING:
+            self._set_state(EngineState.READY)
+
+    def _describe(self, info: EngineInfo) -> None:
+        self.metrics.slots().set(info.num_slots)
+        self.metrics.build_info.labels(
+            self.model, __version__, info.torch_version, info.device
+        ).set(1)
+
+    def _route(self, event: Event) -> None:
+        events = self._open.get(event.request_id)
+        if isinstance(event, Finished):
+            self.metrics.finished_total(event.reason.value).inc()
+        elif isinstance(event, Failed) and isinstance(event.error, SequenceFailed):
+            # Other errors refused the request before it was a sequence.
+            self.metrics.finished_total("error").inc()
+        if events is None:  # aborted here, while the worker was still speaking it
+            return
+        if isinstance(event, Finished | Failed | Done):
+            del self._open[event.request_id]
+            events.end()
+        events.put_nowait(event)
+
+    def _record(self, stats: Stats) -> None:
+        self.stats = stats
+        metrics = self.metrics
+        metrics.engine_last_step_timestamp_seconds().set_to_current_time()
+        metrics.requests_running().set(stats.running)
+        # Those that are still in the pipe or being prepared wait too.
+        metrics.requests_waiting().set(max(0, len(self._open) - stats.running))
+        metrics.slots_used().set(stats.running)
+        for phase, seconds in stats.phase_seconds:
+            metrics.engine_step_seconds(phase).observe(seconds)
+        for kind in stats.errors:
+            metrics.engine_errors_total(kind).inc()
+        if stats.batch_size:
+            metrics.batch_size().observe(stats.batch_size)
+        metrics.frames_total().inc(stats.frames)
+        metrics.reserved_codes_total().inc(stats.reserved_codes)
+        metrics.prompt_positions_total("prefilled").inc(stats.prefilled)
+        metrics.prompt_positions_total("restored").inc(stats.restored)
+        if self.info is not None:
+            metrics.audio_seconds_total().inc(stats.frames / self.info.frame_rate)
+
+    async def _watch(self) -> None:
+        """Declare the worker hung when work is open and no step has ended for too long."""
+        limit = self.server.stall_timeout
+        while True:
+            await asyncio.sleep(min(1.0, limit / 4))
+            if self._open and time.monotonic() - self._last_step > limit:
+                self.metrics.engine_errors_total("hang").inc()
+                if isinstance(self._worker, BaseProcess):
+                    self._worker.kill()
+                self._die(f"the engine made no step for {limit:g} seconds")
+
+    def _die(self, reason: str) -> None:
+        if self.state is EngineState.DEAD:
+            return
+        self.failure = reason
+        self.stats = Stats()
+        for gauge in ("requests_running", "requests_waiting", "slots_used"):
+            getattr(self.metrics, gauge)().set(0)
+        for request_id, events in self._open.items():
+            events.put_nowait(Failed(request_id, Unavailable(f"the engine is down: {reason}")))
+        self._open.clear()
+        self._set_state(EngineState.DEAD)
+
+    def _set_state(self, state: EngineState) -> None:
+        self.state = state
+        self.metrics.engine_up().set(state in (EngineState.READY, EngineState.DRAINING))
+        self.metrics.ready().set(state is EngineState.READY)
+        self._changed.set()
+        self.on_change(self)
+
+
+def _process_main(connection: Connection, config: EngineConfig, log_level: str) -> None:
+    # Ctrl-C and some supervisors signal the whole group: that is the server's business, which
+    # lets running requests end; the end of the pipe is ours.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    let_threads_sleep()
+    from vox_serve.workers.worker import run_process
+
+    run_process(connection, config, log_level)
+
+
+def _thread_main(connection: Connection, config: EngineConfig) -> None:
+    from vox_serve.workers.worker import run
+
+    with connection:
+        run(connection, config)

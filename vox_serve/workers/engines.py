@@ -1,0 +1,117 @@
+"""The engines of one server: one for each model, each with its own worker and slots."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+
+from vox_serve.config import EngineConfig, ServerConfig
+from vox_serve.errors import ConfigError, InvalidRequest, NotFound
+from vox_serve.metrics import Metrics, Registry
+from vox_serve.plugins import Plugins
+from vox_serve.workers.client import EngineClient, EngineState
+
+
+class Engines:
+    """Starts, ends and chooses engines.
+
+    Args:
+        configs: one for each model to serve.
+        server: queue bound and time limits, of each engine.
+        plugins: what is installed; counted if broken.
+        in_thread: run the workers in threads of this process; for tests.
+
+    Raises:
+        UnknownModel, CheckpointError: a model's name means nothing.
+        ConfigError: two models would have the same name.
+    """
+
+    def __init__(
+        self,
+        configs: Sequence[EngineConfig],
+        server: ServerConfig,
+        plugins: Plugins,
+        *,
+        in_thread: bool = False,
+    ) -> None:
+        self.server = server
+        self.plugins = plugins
+        self.registry = Registry()
+        self._clients: dict[str, EngineClient] = {}
+        for config in configs:
+            resolved = plugins.resolve(config.model)
+            name, checkpoint = resolved.name, resolved.checkpoint
+            if name in self._clients:
+                raise ConfigError(f"two models would be called {name!r}: {config.model} is one")
+            metrics = Metrics(name, self.registry)
+            self._clients[name] = EngineClient(
+                config,
+                server,
+                metrics,
+                normalise=checkpoint.normalise if checkpoint else None,
+                in_thread=in_thread,
+            )
+        (only, *others) = self._clients.values()
+        self.metrics = only.metrics if not others else Metrics("", self.registry)
+        """For what concerns no engine: counted for the only one, or for none of several."""
+        for broken in plugins.broken:
+            self.metrics.plugin_errors_total.labels(self.metrics.model, broken.name).inc()
+
+    def __iter__(self) -> Iterator[EngineClient]:
+        return iter(self._clients.values())
+
+    def choose(self, model: str | None) -> EngineClient:
+        """The engine of a request: by the model's name, or by its kind if only one has it.
+
+        Raises:
+            NotFound: nothing here is called so.
+            InvalidRequest: none is named, and there are several.
+        """
+        if model in self._clients:
+            return self._clients[model]
+        if model is None:
+            fits = list(self)
+        else:
+            fits = [c for c in self if c.info is not None and c.info.kind == model]
+        if len(fits) == 1:
+            return fits[0]
+        names = ", ".join(self._clients)
+        if model is None:
+            raise InvalidRequest(f"model is required: this server has {names}", "model")
+        problem = "ambiguous" if fits else "unknown"
+        raise NotFound(f"{problem} model {model[:200]!r}: this server has {names}", "model")
+
+    @property
+    def state(self) -> EngineState:
+        """The state of the one that is worst off."""
+        order = (
+            EngineState.READY,
+            EngineState.STARTING,
+            EngineState.DRAINING,
+            EngineState.DEAD,
+        )
+        return max((client.state for client in self), key=order.index)
+
+    def watch(self, listener: Callable[[EngineClient], None]) -> None:
+        """Have `listener` called in the event loop with each engine whose state changes."""
+        for client in self:
+            client.on_change = listener
+
+    def prepare(self, work: Callable[[EngineClient], Awaitable[None]]) -> None:
+        """Have `work` awaited for each engine that has loaded, before it counts as ready."""
+        for client in self:
+            client.before_ready = work
+
+    async def start(self) -> None:
+        """Start the workers; returns at once, while the models are still loading."""
+        for client in self:
+            await client.start()
+
+    def drain(self) -> None:
+        """Take no more requests; those that are open go on."""
+        for client in self:
+            client.drain()
+
+    async def stop(self) -> None:
+        """End the workers, gently first; open requests fail."""
+        await asyncio.gather(*(client.stop() for client in self))

@@ -1,0 +1,191 @@
+"""The loop around `Engine.step`, and the process that it runs in.
+
+Drain the inbox, step, post the outbox; when idle, sleep until a message comes or a heartbeat is
+due.  Long texts, requests with context and new voices are prepared in a thread, because encoding a
+minute of audio takes seconds in which the others must not wait.  The same loop runs in a thread for
+tests.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import logging
+import socket
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from multiprocessing.connection import Connection, wait
+from typing import TypeVar
+
+from vox_serve.config import EngineConfig
+from vox_serve.engine.engine import Engine
+from vox_serve.engine.load import load_engine
+from vox_serve.engine.sequence import Sequence
+from vox_serve.errors import RequestError, SequenceFailed, VoxServeError
+from vox_serve.messages import (
+    LONG_TEXT_CHARACTERS,
+    Abort,
+    Add,
+    AddVoice,
+    Done,
+    Event,
+    Failed,
+    Forget,
+    Hold,
+    LoadFailed,
+    Ready,
+    RemoveVoice,
+    Shutdown,
+    SpeechRequest,
+    StepOutput,
+    ToWorker,
+)
+from vox_serve.plugins import load_plugins
+
+HEARTBEAT_SECONDS = 0.25
+T = TypeVar("T")
+log = logging.getLogger("vox_serve.worker")
+
+
+def run_process(connection: Connection, config: EngineConfig, log_level: str) -> None:
+    """Body of the worker process."""
+    logging.basicConfig(
+        level=log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    run(connection, config, own_process=True)
+
+
+def run(connection: Connection, config: EngineConfig, own_process: bool = False) -> None:
+    """Load the engine, say so, and serve until `Shutdown` or until the server is gone."""
+    try:
+        try:
+            engine, info = load_engine(config, load_plugins(config.plugins))
+        except VoxServeError as error:
+            connection.send(LoadFailed(str(error)))
+            return
+        except Exception as error:
+            log.exception("the model cannot be loaded")
+            connection.send(LoadFailed(f"the model cannot be loaded: {error!r}"))
+            return
+        if own_process:  # what is there now stays: no frame is to wait for it to be looked through
+            gc.collect()
+            gc.freeze()
+        connection.send(Ready(info))
+        Worker(connection, engine).serve()
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        log.debug("the server is gone")
+
+
+class Worker:
+    """Args: the pipe to the server, and a loaded engine."""
+
+    def __init__(self, connection: Connection, engine: Engine) -> None:
+        self._connection = connection
+        self._engine = engine
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="prepare")
+        self._preparing: set[str] = set()
+        self._thought: deque[Callable[[], None]] = deque()
+        """What to do here with what the pool has made."""
+        self._waker, self._wake = socket.socketpair()
+
+    def serve(self) -> None:
+        """Step while there is work; an exception out of `Engine.step` ends the worker."""
+        try:
+            while self._drain(0.0 if self._engine.has_work else HEARTBEAT_SECONDS):
+                self._connection.send(self._engine.step())
+        finally:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+            self._waker.close()
+            self._wake.close()
+
+    def _drain(self, seconds: float) -> bool:
+        """Take what has come in, waiting so long for the first; False after `Shutdown`."""
+        while ready := wait([self._connection, self._waker], seconds):
+            seconds = 0.0
+            if self._waker in ready:
+                self._waker.recv(1)
+                self._thought.popleft()()
+            if self._connection in ready:
+                message = self._connection.recv()
+                if isinstance(message, Shutdown):
+                    return False
+                self._take(message)
+        return True
+
+    def _take(self, message: ToWorker) -> None:
+        engine = self._engine
+        if isinstance(message, Add):
+            self._add(message.request)
+        elif isinstance(message, Hold):
+            engine.scheduler.hold(message.request_id, message.held)
+        elif isinstance(message, Abort):
+            self._preparing.discard(message.request_id)
+            engine.abort(message.request_id)
+        elif isinstance(message, AddVoice):
+            self._pool.submit(self._think, partial(self._add_voice, message))
+        elif isinstance(message, RemoveVoice):
+            self._post(Done(message.request_id, engine.prompts.remove_voice(message.name)))
+        elif isinstance(message, Forget):
+            found = engine.prompts.conversations.forget(message.conversation)
+            self._post(Done(message.request_id, found))
+
+    def _add(self, request: SpeechRequest) -> None:
+        self._preparing.add(request.id)
+        if request.context or request.characters > LONG_TEXT_CHARACTERS:
+            self._pool.submit(self._think, partial(self._prepare_if_wanted, request))
+        else:
+            self._enqueue(request, self._prepare(request))
+
+    def _think(self, work: Callable[[], Callable[[], None]]) -> None:
+        """Body of the pool's jobs: `work`, then have the loop do what it returns."""
+        self._thought.append(work())
+        with contextlib.suppress(OSError):  # the worker has ended meanwhile
+            self._wake.send(b".")
+
+    def _prepare_if_wanted(self, request: SpeechRequest) -> Callable[[], None]:
+        if request.id not in self._preparing:  # its client has left already
+            return lambda: None
+        return partial(self._enqueue, request, self._prepare(request))
+
+    def _prepare(self, request: SpeechRequest) -> Sequence | RequestError:
+        prompts = self._engine.prompts
+        return _attempt(lambda: prompts.prepare(request), "the prompt could not be built")
+
+    def _enqueue(self, request: SpeechRequest, prepared: Sequence | RequestError) -> None:
+        if isinstance(prepared, Sequence) and request.id not in self._preparing:
+            self._engine.prompts.release(prepared)  # aborted meanwhile
+            return
+        self._preparing.discard(request.id)
+        if isinstance(prepared, Sequence):
+            try:
+                self._engine.enqueue(prepared)
+            except RequestError as error:
+                self._engine.prompts.release(prepared)
+                prepared = error.plain()
+        if isinstance(prepared, RequestError):
+            self._post(Failed(request.id, prepared))
+
+    def _add_voice(self, message: AddVoice) -> Callable[[], None]:
+        def add() -> bool:
+            self._engine.prompts.add_voice(message.name, message.speaker, message.segments)
+            return True
+
+        added = _attempt(add, "the voice could not be encoded")
+        if isinstance(added, RequestError):
+            return partial(self._post, Done(message.request_id, False, added))
+        return partial(self._post, Done(message.request_id, added))
+
+    def _post(self, event: Event) -> None:
+        self._connection.send(StepOutput((event,), self._engine.stats))
+
+
+def _attempt(work: Callable[[], T], problem: str) -> T | RequestError:
+    try:
+        return work()
+    except RequestError as error:
+        return error.plain()
+    except Exception as error:  # the model is a plugin: it may raise anything
+        log.error("%s", problem, exc_info=error)
+        return SequenceFailed(f"{problem} ({type(error).__name__}); see the server's log")
