@@ -49,6 +49,15 @@ def test_say_takes_the_format_from_the_ending(tmp_path: Path, name: str) -> None
     assert samples == pytest.approx(0.72, abs=0.3)
 
 
+def test_say_speaks_a_long_text_in_parts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = "This says 9 things to you all. " * 8  # two sentences to a part
+    assert say(text, tmp_path / "out.pcm") == 0
+    assert (tmp_path / "out.pcm").stat().st_size == 4 * 9 * 1280
+    assert capsys.readouterr().out.endswith("finish stop\n")
+
+
 def test_say_writes_plain_samples(tmp_path: Path) -> None:
     assert say("9 frames", tmp_path / "out.pcm") == 0
     assert (tmp_path / "out.pcm").stat().st_size == 9 * 1280

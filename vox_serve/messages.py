@@ -1,6 +1,6 @@
 """What crosses the border between the server and the engine worker.  Imports no torch.
 
-To the worker: `Add`, `Hold`, `Abort`, `Forget`, `AddVoice`, `RemoveVoice`, `Shutdown`.  From it:
+To the worker: `Add`, `Abort`, `Forget`, `AddVoice`, `RemoveVoice`, `Shutdown`.  From it:
 `Ready` or `LoadFailed` once, then one `StepOutput` per engine step (or heartbeat), with the events
 of all sequences in it.
 """
@@ -44,9 +44,12 @@ class SpeechRequest:
         sampling: the parameters that the client gave.
         max_seconds: cap on the audio; None derives one from the text's length.
         conversation: its turns come before `context`, and this one is remembered in it.
-        later: texts that are spoken after `text`, each as an utterance of its own, in one stream;
-            checked now, so that what cannot be spoken is told before the first sound.
-        continues: goes on with what is being spoken: it goes before all that wait.
+        following: texts that will come next under this id.  They are checked now, so that one
+            that cannot be spoken is refused before the first sound.
+        more: another request of this id follows: its conversation stays busy in between, and its
+            place at the head of the queue is kept for a moment.
+        continues: follows one of this id, or what its client hears already: goes to the head of
+            the queue.
         arrival: when it came in, by `time.monotonic`.
     """
 
@@ -58,27 +61,20 @@ class SpeechRequest:
     sampling: Mapping[str, Any] = attrs.field(factory=dict)
     max_seconds: float | None = None
     conversation: str | None = None
-    later: tuple[str, ...] = ()
+    following: tuple[str, ...] = ()
+    more: bool = False
     continues: bool = False
     arrival: float = attrs.field(factory=time.monotonic)
 
     @property
     def characters(self) -> int:
-        """Of all that it says."""
-        return len(self.text) + sum(map(len, self.later))
+        """Of its text and those that follow."""
+        return len(self.text) + sum(map(len, self.following))
 
 
 @attrs.frozen
 class Add:
     request: SpeechRequest
-
-
-@attrs.frozen
-class Hold:
-    """Speak no further part of a long text until told to go on: its client reads too slowly."""
-
-    request_id: str
-    held: bool
 
 
 @attrs.frozen
@@ -139,6 +135,8 @@ class Finished:
     reason: FinishReason
     frames: int
     seed: int
+    more: bool = False
+    """Another request of this id follows."""
 
 
 @attrs.frozen
@@ -225,5 +223,5 @@ class StepOutput:
     stats: Stats = Stats()
 
 
-ToWorker = Add | Hold | Abort | Forget | AddVoice | RemoveVoice | Shutdown
+ToWorker = Add | Abort | Forget | AddVoice | RemoveVoice | Shutdown
 FromWorker = Ready | LoadFailed | StepOutput

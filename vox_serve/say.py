@@ -14,6 +14,7 @@ from vox_serve.engine.engine import Engine
 from vox_serve.engine.load import load_engine
 from vox_serve.errors import ConfigError
 from vox_serve.messages import Audio, Failed, Finished, SpeechRequest
+from vox_serve.parts import Parts, in_parts
 from vox_serve.plugins import load_plugins
 
 ENDINGS = {"ogg": "opus", "raw": "pcm"}
@@ -34,7 +35,8 @@ def say(config: EngineConfig, text: str, speaker: int, voice: str | None, output
         config = attrs.evolve(config, max_batch_size=1)
         engine, info = load_engine(config, load_plugins(config.plugins))
         start = time.monotonic()
-        pcm, reason = _speak(engine, SpeechRequest("say", text, speaker, voice))
+        request = in_parts(SpeechRequest("say", text, speaker, voice), info)
+        pcm, reason = _speak(engine, request)
     except BaseException:
         if not existed:
             output.unlink()
@@ -68,8 +70,9 @@ def _write(output: Path, mode: str, content: bytes) -> None:
 
 
 def _speak(engine: Engine, request: SpeechRequest) -> tuple[bytes, str]:
-    """Step until the request is spoken; returns its PCM and finish reason."""
+    """Step until all parts of the request are spoken; returns its PCM and finish reason."""
     engine.add(request)
+    parts = Parts(request, engine.model.codec.frame_rate)
     pieces: list[bytes] = []
     reason = ""
     second = 2 * engine.model.codec.sample_rate
@@ -83,5 +86,9 @@ def _speak(engine: Engine, request: SpeechRequest) -> tuple[bytes, str]:
                 elif isinstance(event, Failed):
                     raise event.error
                 elif isinstance(event, Finished):
-                    reason = event.reason.value
+                    following = parts.after(event)
+                    if isinstance(following, Finished):
+                        reason = following.reason.value
+                    else:
+                        engine.add(following)
     return b"".join(pieces), reason

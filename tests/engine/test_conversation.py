@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 
 import pytest
@@ -93,39 +92,25 @@ def test_the_end_of_a_forgotten_one_leaves_its_successor() -> None:
     assert open_ones.begin("a").turns == TURN
 
 
-def test_no_turn_comes_between_two_parts_of_a_text(
-    tone_engine: Engine, monkeypatch: pytest.MonkeyPatch
+def test_no_turn_comes_between_two_parts_of_a_text(tone_engine: Engine) -> None:
+    conversations = tone_engine.prompts.conversations
+    tone_engine.add(SpeechRequest("a", "3 hums", conversation="ours", more=True))
+    first = run_engine(tone_engine)["a"].end
+    assert isinstance(first, Finished)
+    assert first.more
+    with pytest.raises(Conflict):
+        conversations.begin("ours", "b")
+    tone_engine.add(SpeechRequest("a", "4 hums", conversation="ours", continues=True))
+    second = run_engine(tone_engine)["a"].end
+    assert isinstance(second, Finished)
+    assert not second.more
+    assert len(conversations.begin("ours", "b").turns) == 2
+
+
+def test_a_text_that_is_aborted_between_two_parts_frees_its_conversation(
+    tone_engine: Engine,
 ) -> None:
-    """Another thread tries when the first part has ended, and the second has not begun."""
-    refused: list[Conflict] = []
-
-    def intrude() -> None:
-        try:
-            tone_engine.prompts.conversations.begin("ours")
-        except Conflict as error:
-            refused.append(error)
-
-    intruder = threading.Thread(target=intrude)
-    prepare = tone_engine.prompts.prepare
-
-    def interrupted(request, *voice):
-        if request.continues:
-            intruder.start()
-            intruder.join(0.2)  # time enough to slip in
-        return prepare(request, *voice)
-
-    step = tone_engine.step
-
-    def step_and_wait():
-        output = step()
-        if intruder.ident is not None:  # it has its answer before the text's end frees the name
-            intruder.join()
-        return output
-
-    monkeypatch.setattr(tone_engine.prompts, "prepare", interrupted)
-    monkeypatch.setattr(tone_engine, "step", step_and_wait)
-    tone_engine.add(SpeechRequest("a", "3 hums", later=("4 hums",), conversation="ours"))
-    spoken = run_engine(tone_engine)["a"]
-    assert isinstance(spoken.end, Finished)
-    assert spoken.end.frames == 7
-    assert len(refused) == 1
+    tone_engine.add(SpeechRequest("a", "3 hums", conversation="ours", more=True))
+    run_engine(tone_engine)
+    tone_engine.abort("a")
+    assert len(tone_engine.prompts.conversations.begin("ours", "b").turns) == 1

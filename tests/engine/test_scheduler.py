@@ -1,8 +1,11 @@
 """Who runs, in which slot, in what order."""
 
+import pytest
 import torch
 
+from vox_serve.engine import scheduler as scheduler_module
 from vox_serve.engine.scheduler import (
+    KEPT_SECONDS,
     PIECE_POSITIONS,
     PREFILL_BUCKET,
     PREFILL_POSITIONS,
@@ -14,9 +17,9 @@ from vox_serve.model import Prompt
 from vox_serve.sampling import SamplingParams
 
 
-def make_sequence(name: str, length: int = 3) -> Sequence:
+def make_sequence(name: str, length: int = 3, **fields: bool) -> Sequence:
     prompt = Prompt({"tokens": torch.zeros(length)})
-    return Sequence(name, prompt, SamplingParams(), seed=0, max_frames=5)
+    return Sequence(name, prompt, SamplingParams(), seed=0, max_frames=5, **fields)
 
 
 def test_first_come_first_served_within_the_slots():
@@ -130,22 +133,64 @@ def test_a_sequence_whose_frames_are_all_begun_is_not_run_again():
     assert scheduler.has_work
 
 
-def test_what_is_held_waits_and_lets_others_by():
+@pytest.fixture
+def clock(monkeypatch):
+    """The seconds that the scheduler sees."""
+    now = [100.0]
+    monkeypatch.setattr(scheduler_module.time, "monotonic", lambda: now[0])
+    return now
+
+
+def between_two_parts(waiting=()):
+    """A scheduler of one slot in which the first part of `a` has ended; others wait."""
     scheduler = Scheduler(1)
-    a, b = make_sequence("a"), make_sequence("b")
-    scheduler.add(a)
-    scheduler.hold("a", True)
-    assert not scheduler.has_work
-    assert "a" in scheduler
-    scheduler.add(b)
-    assert scheduler.schedule() == [b]
-    scheduler.finish(b, FinishReason.STOP)
+    first = make_sequence("a", more=True)
+    scheduler.add(first)
+    assert scheduler.schedule() == [first]
+    for sequence in waiting:
+        scheduler.add(sequence)
+    scheduler.finish(first, FinishReason.STOP)
+    return scheduler
+
+
+def test_the_next_part_of_a_text_finds_its_slot_kept(clock):
+    b = make_sequence("b")
+    scheduler = between_two_parts([b])
     assert scheduler.schedule() == []
-    scheduler.hold("a", False)
+    assert not scheduler.has_work
+    part = make_sequence("a", continues=True)
+    scheduler.add(part)
     assert scheduler.has_work
-    assert scheduler.schedule() == [a]
-    scheduler.hold("a", True)
-    assert scheduler.has_work, "what runs goes on"
-    scheduler.finish(a, FinishReason.STOP)
-    scheduler.hold("a", False)
-    assert not scheduler._held
+    assert scheduler.schedule() == [part]
+    scheduler.finish(part, FinishReason.STOP)
+    assert scheduler.schedule() == [b], "nothing follows the last part"
+
+
+def test_a_slot_is_not_kept_for_long(clock):
+    b = make_sequence("b")
+    scheduler = between_two_parts([b])
+    clock[0] += KEPT_SECONDS
+    assert scheduler.schedule() == [b]
+    part, c = make_sequence("a", continues=True), make_sequence("c")
+    scheduler.add(c)
+    scheduler.add(part)
+    scheduler.finish(b, FinishReason.STOP)
+    assert scheduler.schedule() == [part], "it still goes before those that wait"
+
+
+def test_a_slot_is_kept_for_nobody_who_left(clock):
+    b = make_sequence("b")
+    scheduler = between_two_parts([b])
+    scheduler.release("a")
+    assert scheduler.schedule() == [b]
+
+
+@pytest.mark.parametrize("reason", [FinishReason.CANCELLED, FinishReason.ERROR])
+def test_a_part_that_is_not_spoken_to_its_end_keeps_no_slot(reason):
+    scheduler = Scheduler(1)
+    first, b = make_sequence("a", more=True), make_sequence("b")
+    scheduler.add(first)
+    scheduler.schedule()
+    scheduler.add(b)
+    scheduler.finish(first, reason)
+    assert scheduler.schedule() == [b]

@@ -16,11 +16,10 @@ from tests.tone import ToneCodec
 from vox_serve.config import ServerConfig
 from vox_serve.engine.engine import Engine
 from vox_serve.engine.runner import ModelRunner
-from vox_serve.engine.scheduler import Scheduler
 from vox_serve.engine.sequence import Sequence
 from vox_serve.errors import UnspeakableText
 from vox_serve.messages import LONG_TEXT_CHARACTERS, EngineInfo, SpeechRequest
-from vox_serve.server.parts import in_parts, private_conversation
+from vox_serve.parts import in_parts, private_conversation
 
 StartServer = Callable[..., RunningServer]
 LONG = "This says 9 things to you all. " * 8
@@ -41,11 +40,12 @@ def test_a_short_text_is_left_as_it_is(info: EngineInfo) -> None:
 def test_the_parts_of_a_long_text(info: EngineInfo) -> None:
     request = SpeechRequest("a", LONG, voice="hum_b", sampling={"seed": 3}, max_seconds=10)
     made = in_parts(request, info)
-    texts = [made.text, *made.later]
+    texts = [made.text, *made.following]
+    assert made.more
     assert " ".join(texts).split() == LONG.split()
     assert all(len(text) <= 96 for text in texts)
     assert made.conversation == private_conversation("a")
-    back = attrs.evolve(made, text=LONG, later=(), conversation=None)
+    back = attrs.evolve(made, text=LONG, following=(), more=False, conversation=None)
     assert attrs.asdict(back) == attrs.asdict(request)
 
 
@@ -60,8 +60,8 @@ def test_a_seed_repeats_all_parts(tone_server: RunningServer) -> None:
 def test_the_limits_are_those_of_the_model(info: EngineInfo) -> None:
     limited = attrs.evolve(info, max_characters=40, max_words=6, takes_context=False)
     found = in_parts(SpeechRequest("a", LONG, context=()), limited)
-    assert len(found.later) > 4
-    for text in (found.text, *found.later):
+    assert len(found.following) > 4
+    for text in (found.text, *found.following):
         assert len(text) <= 40
         assert len(text.split()) <= 6
     assert found.conversation is None
@@ -74,7 +74,7 @@ def test_the_clients_conversation_goes_before_ours(info: EngineInfo) -> None:
 def test_what_is_normalised_is_what_is_counted(info: EngineInfo) -> None:
     limited = attrs.evolve(info, max_characters=40)
     made = in_parts(SpeechRequest("a", "ab"), limited, lambda text: "a. " * 20)
-    assert len(made.later) == 1
+    assert len(made.following) == 1
 
 
 @pytest.mark.parametrize("streaming", [False, True])
@@ -212,26 +212,21 @@ def test_who_does_not_read_a_long_text_holds_back_its_parts(
     assert value(server, "finished_total", reason="stop") == 3
 
 
-def test_who_leaves_while_it_is_held_back_leaves_nothing(
-    start_server: StartServer, long_frames: None, monkeypatch: pytest.MonkeyPatch
+def test_a_client_that_leaves_unread_parts_leaves_nothing(
+    start_server: StartServer, long_frames: None
 ) -> None:
-    schedulers: list[Scheduler] = []
-    hold = Scheduler.hold
-
-    def noted(scheduler: Scheduler, sequence_id: str, held: bool) -> None:
-        schedulers.append(scheduler)
-        hold(scheduler, sequence_id, held)
-
-    monkeypatch.setattr(Scheduler, "hold", noted)
+    """Between two parts there is no sequence to abort, but a conversation that is still busy."""
     server = start_server()
-    with post_raw(server, receive_buffer=4096, text=LATER, streaming=True):
-        until(lambda: len(schedulers) == 1)
-        until(lambda: is_still(server))
+    body = {"text": LATER, "streaming": True, "conversation": "talk"}
+    with post_raw(server, receive_buffer=4096, **body):
+        until(lambda: value(server, "frames_total") > 0)
+        until(lambda: is_still(server), 10)
+        busy = server.http.post("/generate", json={"text": "5", "conversation": "talk"})
+        check_error(busy, 409, code="conflict", param="conversation")
     until(lambda: not server.client.open_requests)
-    until(lambda: len(schedulers) == 2)
-    assert not schedulers[0]._held
-    assert not schedulers[0].waiting
     until(lambda: value(server, "finished_total", reason="cancelled") == 1)
+    again = server.http.post("/generate", json={"text": "5", "conversation": "talk"})
+    assert again.status_code == 200
 
 
 class Cutter:

@@ -10,12 +10,12 @@ from tests.conftest import TONE
 from vox_serve.config import ServerConfig
 from vox_serve.engine.engine import Engine
 from vox_serve.errors import TimedOut
-from vox_serve.messages import Audio, Finished, FinishReason, SpeechRequest
+from vox_serve.messages import Audio, Event, Finished, FinishReason, SpeechRequest
 from vox_serve.metrics import Metrics
 from vox_serve.server import stream
+from vox_serve.server.account import Account
 from vox_serve.server.stream import AudioStream
 from vox_serve.workers.client import EngineClient
-from vox_serve.workers.events import Events
 
 REQUEST = SpeechRequest("a", "20 frames")
 FRAME = Audio("a", bytes(1280))
@@ -24,7 +24,7 @@ FRAME = Audio("a", bytes(1280))
 @pytest.fixture
 def client(monkeypatch: pytest.MonkeyPatch) -> EngineClient:
     """Of an engine that has said all of 20 frames at once; a request may take 0.2 s."""
-    events = Events()
+    events: asyncio.Queue[Event] = asyncio.Queue()
     for _ in range(20):
         events.put_nowait(FRAME)
     events.put_nowait(Finished("a", FinishReason.STOP, 20, 0))
@@ -37,7 +37,7 @@ def client(monkeypatch: pytest.MonkeyPatch) -> EngineClient:
 async def read(client: EngineClient, engine: Engine, mode: str, pause: float) -> int:
     """Frames that are read, with a pause after each piece."""
     info = engine.info("tone", "tone", 0.0)
-    audio = AudioStream(client, info, REQUEST, mode, asyncio.get_running_loop().time())
+    audio = AudioStream(client, info, REQUEST, Account("a", client.metrics, mode))
     read = 0
     while (pcm := await audio.next()) is not None:
         assert len(pcm) == 1280

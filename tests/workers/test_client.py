@@ -252,24 +252,24 @@ def test_a_long_text_is_prepared_beside_the_others(monkeypatch: pytest.MonkeyPat
     release = threading.Event()
     prepare = Prompts.prepare
 
-    def slow(self, request, *voice):
+    def slow(self, request):
         if request.id == "long":
             assert release.wait(10), "the others were held up"
-        return prepare(self, request, *voice)
+        return prepare(self, request)
 
     monkeypatch.setattr(Prompts, "prepare", slow)
 
     async def main() -> None:
         async with started() as client:
             await client.wait_ready()
-            request = SpeechRequest("long", "2 hums.", later=("Some 3 hums.",) * 90)
+            request = SpeechRequest("long", "2 hums.", following=("Some 3 hums.",) * 90)
             assert request.characters > LONG_TEXT_CHARACTERS
             long = client.submit(request)
             plain = await events_of(client.submit(SpeechRequest("plain", "4")))
             assert isinstance(plain[-1], Finished)
             release.set()
             assert isinstance(last := (await events_of(long))[-1], Finished)
-            assert last.frames == 2 + 90 * 3
+            assert last.frames == 2, "those that follow were only checked"
 
     asyncio.run(main())
 

@@ -21,70 +21,87 @@ class Conversation:
 
     id: str
     turns: tuple[Segment, ...] = ()
-    busy: bool = False
+    speaking: bool = False
+    kept_for: str | None = None
+    """The request whose next part is expected; until then no other may speak."""
     last_used: float = attrs.field(factory=time.monotonic)
 
 
 class Conversations:
-    """Args: seconds after which an idle one is forgotten, and how many there may be.
-
-    Whoever ends a turn and begins the next of the same text holds `lock` from one to the other, or
-    another turn could slip in between.
-    """
+    """Args: seconds after which an idle one is forgotten, and how many there may be."""
 
     def __init__(self, idle_seconds: float, limit: int) -> None:
         self._idle_seconds = idle_seconds
         self._limit = limit
-        self.lock = threading.RLock()  # turns are prepared in the loop and in a thread beside it
+        self._lock = threading.RLock()  # turns are prepared in the loop and in a thread beside it
         self._open: dict[str, Conversation] = {}
 
     def __len__(self) -> int:
         return len(self._open)
 
-    def begin(self, name: str) -> Conversation:
+    def begin(self, name: str, request_id: str = "") -> Conversation:
         """The conversation of this id, new or known, for one turn; `end` must follow.
 
         Raises:
-            Conflict: a turn of it is being spoken.
+            Conflict: a turn of it is being spoken, or another request's next part is expected.
         """
-        with self.lock:
+        with self._lock:
             self._expire()
             conversation = self._open.pop(name, None)
             if conversation is None:
                 conversation = Conversation(name)
                 self._make_room()
             self._open[name] = conversation  # the most recently used is last
-            if conversation.busy:
+            if conversation.speaking or conversation.kept_for not in (None, request_id):
                 problem = f"conversation {name!r}: its last turn is still spoken"
                 raise Conflict(problem, "conversation")
-            conversation.busy = True
+            conversation.speaking, conversation.kept_for = True, None
             return conversation
 
-    def end(self, conversation: Conversation, turns: tuple[Segment, ...] | None = None) -> None:
-        """The turn is over; `turns` are those to remember, None leaves them as they were."""
-        with self.lock:
-            conversation.busy = False
+    def end(
+        self,
+        conversation: Conversation,
+        turns: tuple[Segment, ...] | None = None,
+        kept_for: str | None = None,
+    ) -> None:
+        """The turn is over.
+
+        Args:
+            turns: those to remember; None leaves them as they were.
+            kept_for: the request that speaks the next turn, if there is such a one.
+        """
+        with self._lock:
+            conversation.speaking, conversation.kept_for = False, kept_for
             conversation.last_used = time.monotonic()
             if turns is not None:
                 conversation.turns = turns
             # One that was forgotten may have a successor of its name.
-            elif not conversation.turns and self._open.get(conversation.id) is conversation:
+            elif not (kept_for or conversation.turns) and self._is_open(conversation):
                 del self._open[conversation.id]
+
+    def release(self, request_id: str) -> None:
+        """Expect no next part of this request any longer."""
+        with self._lock:
+            for conversation in [c for c in self._open.values() if c.kept_for == request_id]:
+                self.end(conversation)
 
     def forget(self, name: str) -> bool:
         """Drop a conversation, also one that is being spoken; False if there is none."""
-        with self.lock:
+        with self._lock:
             return self._open.pop(name, None) is not None
+
+    def _is_open(self, conversation: Conversation) -> bool:
+        return self._open.get(conversation.id) is conversation
 
     def _expire(self) -> None:
         oldest = time.monotonic() - self._idle_seconds
-        for conversation in [c for c in self._open.values() if not c.busy]:
+        for conversation in [c for c in self._open.values() if not (c.speaking or c.kept_for)]:
             if conversation.last_used < oldest:
                 del self._open[conversation.id]
 
     def _make_room(self) -> None:
         """Drop those that were idle for longest, so that there is room for one more."""
         excess = len(self._open) + 1 - self._limit
-        idle = [c for c in self._open.values() if not c.busy]
+        idle = [c for c in self._open.values() if not (c.speaking or c.kept_for)]
         for conversation in idle[: max(0, excess)]:
             del self._open[conversation.id]

@@ -25,7 +25,6 @@ from vox_serve.engine.sequence import Sequence
 from vox_serve.errors import (
     EngineError,
     InvalidRequest,
-    RequestError,
     SequenceFailed,
 )
 from vox_serve.messages import (
@@ -97,6 +96,8 @@ class Engine:
         sequence = self.scheduler.find(request_id)
         if sequence is not None:
             self._finish(sequence, FinishReason.CANCELLED)
+        self.scheduler.release(request_id)  # it may have been between two parts of a text
+        self.prompts.conversations.release(request_id)
 
     def step(self) -> StepOutput:
         """Bring every running sequence one frame further, and let waiting ones in."""
@@ -234,46 +235,26 @@ class Engine:
                 self._events.append(Audio(sequence.id, sounded))
 
     def _finish(self, sequence: Sequence, reason: FinishReason) -> None:
-        with self.prompts.conversations.lock:  # between two parts of a text no other turn may begin
-            self._remember(sequence, reason)
-            self._end(sequence, reason)
-
-    def _end(self, sequence: Sequence, reason: FinishReason) -> None:
-        """Free the slot, and queue the text's next part or tell that all is said."""
+        """Free the slot, remember what was said, and report the end."""
+        more = sequence.more and reason is not FinishReason.CANCELLED
+        self._remember(sequence, reason, sequence.id if more else None)
         rest = sequence.delivery.rest() if sequence.delivery is not None else b""
         if rest and reason is not FinishReason.CANCELLED:
             self._events.append(Audio(sequence.id, rest))
         self.scheduler.finish(sequence, reason)
-        spoken = sequence.before + sequence.frames
-        capped = sequence.capped or reason is FinishReason.LENGTH
-        try:
-            following = self.prompts.following(sequence, reason)
-        except RequestError as error:
-            self._events.append(Failed(sequence.id, error.plain()))
-        except Exception as error:  # the model is a plugin: it may raise anything
-            log.error("request %s cannot go on", sequence.id, exc_info=error)
-            self._errors.append(_error_kind(error))
-            self._events.append(Failed(sequence.id, _failure(error)))
-        else:
-            if following is None:
-                if capped and reason is FinishReason.STOP:
-                    reason = FinishReason.LENGTH  # an earlier part was
-                self._events.append(Finished(sequence.id, reason, spoken, sequence.seed))
-            else:
-                following.before, following.capped = spoken, capped
-                self.scheduler.add(following)
+        self._events.append(Finished(sequence.id, reason, sequence.frames, sequence.seed, more))
 
-    def _remember(self, sequence: Sequence, reason: FinishReason) -> None:
+    def _remember(self, sequence: Sequence, reason: FinishReason, kept_for: str | None) -> None:
         """Add what was said to its conversation, and keep the slot's positions for the next."""
         turn = sequence.turn
         if turn is None:
             return
         if reason not in (FinishReason.STOP, FinishReason.LENGTH) or not turn.codes:
-            self.prompts.conversations.end(turn.conversation)
+            self.prompts.conversations.end(turn.conversation, kept_for=kept_for)
             return
         said = Segment(turn.voice.speaker, turn.text, codes=torch.tensor(turn.codes).T)
         turns = (*turn.before, said)
-        self.prompts.conversations.end(turn.conversation, turns)
+        self.prompts.conversations.end(turn.conversation, turns, kept_for)
         # A cap ends before the last frame is fed back.
         fed = len(turn.codes) - (reason is FinishReason.LENGTH)
         try:

@@ -23,7 +23,7 @@ from vox_serve.errors import (
     RequestError,
     UnspeakableText,
 )
-from vox_serve.messages import FinishReason, SpeechRequest
+from vox_serve.messages import SpeechRequest
 from vox_serve.model import CheckpointSpec, Model, Prompt
 from vox_serve.text import likely_seconds
 from vox_serve.voice import Segment, Voice
@@ -50,24 +50,20 @@ class Prompts:
         self._encodings = Encodings(model.codec, model.device)
         self.takes_context = self._takes_context()
 
-    def prepare(self, request: SpeechRequest, voice: Voice | None = None) -> Sequence:
+    def prepare(self, request: SpeechRequest) -> Sequence:
         """Check a request and build its prompt; encoding its context may take seconds.
-
-        Args:
-            voice: what the request's own names mean, if that is settled already.
 
         Raises:
             RequestError: it cannot be spoken; says which field and which limit.
         """
         request = self._normalised(request)
-        fresh = () if request.continues else request.later
-        for text in (request.text, *fresh):
+        for text in (request.text, *request.following):
             self._check_text(text)
-        voice = voice or self._voice(request)
+        voice = self._voice(request)
         sampling = self.defaults.merged(request.sampling)
         if request.context or request.conversation is not None:
             self._require_context("context" if request.context else "conversation")
-        for text in fresh:
+        for text in request.following:
             self._prompt(attrs.evolve(request, text=text, max_seconds=None), voice, ())
         seed = secrets.randbits(53) if sampling.seed is None else sampling.seed
         if request.conversation is None:
@@ -75,7 +71,7 @@ class Prompts:
             prompt, cap = self._prompt(request, voice, context)
             turn = None
         else:
-            conversation = self.conversations.begin(request.conversation)
+            conversation = self.conversations.begin(request.conversation, request.id)
             try:
                 context = self._encoded(request, voice, conversation.turns)
                 prompt, cap, context = self._fit(request, voice, context)
@@ -89,40 +85,10 @@ class Prompts:
             sampling,
             seed,
             cap,
-            request=request,
-            voice=voice,
+            continues=request.continues,
+            more=request.more,
             turn=turn,
             arrival=request.arrival,
-        )
-
-    def following(self, sequence: Sequence, reason: FinishReason) -> Sequence | None:
-        """The next part of a long text, in what is left of the seconds that its client allowed.
-
-        None if there is none.  Raises RequestError.
-        """
-        request = sequence.request
-        if request is None or not request.later or reason is FinishReason.CANCELLED:
-            return None
-        left = request.max_seconds
-        if left is not None:
-            rate = self.model.codec.frame_rate
-            left -= sequence.frames / rate
-            if reason is FinishReason.LENGTH or left * rate < 1:
-                return None
-        text, *later = request.later
-        remembered = request.conversation is not None
-        return self.prepare(
-            attrs.evolve(
-                request,
-                text=text,
-                later=tuple(later),
-                context=() if remembered else request.context,
-                # One seed for all, so that the one that is told repeats them all.
-                sampling={**request.sampling, "seed": sequence.seed},
-                max_seconds=left,
-                continues=True,
-            ),
-            sequence.voice,
         )
 
     def release(self, sequence: Sequence) -> None:
@@ -158,7 +124,7 @@ class Prompts:
         return attrs.evolve(
             request,
             text=normalise(request.text),
-            later=tuple(map(normalise, request.later)),
+            following=tuple(map(normalise, request.following)),
             context=tuple(attrs.evolve(s, text=normalise(s.text)) for s in request.context),
         )
 

@@ -6,6 +6,7 @@ Knows nothing of tensors.  First come, first served; a sequence keeps its slot t
 from __future__ import annotations
 
 import heapq
+import time
 from collections import deque
 
 from vox_serve.engine.sequence import Sequence, SequenceStatus
@@ -17,6 +18,9 @@ PIECE_POSITIONS = 256
 """The same while others speak, so that a long prompt holds them up by a part of itself only."""
 PREFILL_BUCKET = 64
 """Prompts that run together need the same number of these, or the short would be padded long."""
+KEPT_SECONDS = 0.25
+"""How long a slot stays free for the next part of a text.  A client that reads asks within some
+milliseconds; one that does not must not keep a slot from those that wait."""
 
 
 class Scheduler:
@@ -28,14 +32,15 @@ class Scheduler:
         self.waiting: deque[Sequence] = deque()
         self.running: dict[str, Sequence] = {}
         self._free_slots = list(range(num_slots))
-        self._held: set[str] = set()
+        self._kept: dict[str, float] = {}
+        """Ids whose next part is expected, and until when a slot is kept for it."""
 
     def __contains__(self, sequence_id: str) -> bool:
         return sequence_id in self.running or any(s.id == sequence_id for s in self.waiting)
 
     @property
     def has_work(self) -> bool:
-        return bool(self.running) or any(s.id not in self._held for s in self.waiting)
+        return bool(self.running) or any(map(self._may_start, self.waiting))
 
     def add(self, sequence: Sequence) -> None:
         if sequence.continues:
@@ -43,12 +48,9 @@ class Scheduler:
         else:
             self.waiting.append(sequence)
 
-    def hold(self, sequence_id: str, held: bool) -> None:
-        """Let those of this id wait even where there is a slot, or no longer.
-
-        Each hold must be ended, also if nothing of the id is left.
-        """
-        (self._held.add if held else self._held.discard)(sequence_id)
+    def release(self, sequence_id: str) -> None:
+        """Expect no next part of this id any longer."""
+        self._kept.pop(sequence_id, None)
 
     def find(self, sequence_id: str) -> Sequence | None:
         waiting = (s for s in self.waiting if s.id == sequence_id)
@@ -56,11 +58,16 @@ class Scheduler:
 
     def schedule(self) -> list[Sequence]:
         """Give free slots to waiting sequences, in order; returns those that got one."""
+        now = time.monotonic()
+        self._kept = {name: until for name, until in self._kept.items() if until > now}
         admitted: list[Sequence] = []
-        for sequence in [s for s in self.waiting if s.id not in self._held]:
+        for sequence in list(self.waiting):
             if not self._free_slots:
                 break
+            if not self._may_start(sequence):
+                continue
             self.waiting.remove(sequence)
+            self.release(sequence.id)
             sequence.slot = heapq.heappop(self._free_slots)
             self.running[sequence.id] = sequence
             admitted.append(sequence)
@@ -85,9 +92,16 @@ class Scheduler:
         if sequence.status is SequenceStatus.RUNNING:
             del self.running[sequence.id]
             heapq.heappush(self._free_slots, sequence.slot)
+            if sequence.more and reason in (FinishReason.STOP, FinishReason.LENGTH):
+                self._kept[sequence.id] = time.monotonic() + KEPT_SECONDS
         else:
             self.waiting.remove(sequence)
         sequence.finish_reason = reason
+
+    def _may_start(self, sequence: Sequence) -> bool:
+        """Is there a slot that is not kept for another?"""
+        others = len(self._kept) - (sequence.id in self._kept)
+        return len(self._free_slots) > others
 
 
 def _bucket(positions: int) -> int:

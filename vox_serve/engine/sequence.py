@@ -9,7 +9,7 @@ import attrs
 
 from vox_serve.engine.conversation import Conversation
 from vox_serve.engine.delivery import Delivery
-from vox_serve.messages import FinishReason, SpeechRequest
+from vox_serve.messages import FinishReason
 from vox_serve.model import Prompt
 from vox_serve.sampling import SamplingParams
 from vox_serve.voice import Segment, Voice
@@ -42,13 +42,10 @@ class Sequence:
     sampling: SamplingParams
     seed: int
     max_frames: int
-    request: SpeechRequest | None = None
-    """What it came from; None for the warm-up."""
-    voice: Voice | None = None
-    before: int = 0
-    """Frames of the request's earlier parts."""
-    capped: bool = False
-    """An earlier part came to its cap."""
+    continues: bool = False
+    """Goes to the head of the queue."""
+    more: bool = False
+    """Another sequence of this id follows."""
     turn: Turn | None = None
     """What to remember of it; None outside a conversation."""
     slot: int = -1
@@ -75,11 +72,6 @@ class Sequence:
     def ready(self) -> bool:
         """Is the whole prompt in?"""
         return self.prefilled == len(self.prompt)
-
-    @property
-    def continues(self) -> bool:
-        """Does it go on with what is being spoken?  Then it is next."""
-        return self.request is not None and self.request.continues
 
     @property
     def length(self) -> int:

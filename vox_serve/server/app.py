@@ -19,7 +19,6 @@ from vox_serve.server.openapi.document import document
 from vox_serve.server.requests import OpenRequests, request_id
 from vox_serve.server.routes import cancel, openai, status, voices
 from vox_serve.server.routes.generate import generate
-from vox_serve.server.stream import ClientGone
 from vox_serve.server.voices.registry import Voices
 from vox_serve.server.websocket import route as websocket
 from vox_serve.workers.engines import Engines
@@ -88,7 +87,7 @@ def create_app(engines: Engines) -> Litestar:
         logging_config=None,
         exception_handlers={
             RequestError: errors.on_request_error,
-            ClientGone: errors.on_client_gone,
+            errors.ClientGone: errors.on_client_gone,
             HTTPException: errors.on_http_exception,
             Exception: errors.on_exception,
         },

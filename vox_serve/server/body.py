@@ -12,9 +12,9 @@ from litestar import Request
 from litestar.datastructures import UploadFile
 from litestar.exceptions import HTTPException, InternalServerException
 
-from vox_serve.errors import InvalidRequest, RequestError
+from vox_serve.errors import InvalidRequest
+from vox_serve.server.errors import BodyTooSlow, ClientGone
 from vox_serve.server.fields import rule
-from vox_serve.server.stream import ClientGone
 
 MULTIPART = "multipart/form-data"
 S = TypeVar("S", bound=msgspec.Struct)
@@ -25,12 +25,6 @@ BOUND = re.compile(r"Expected `[^`]*` ([<>]=? |of length |matching )|Number out 
 
 class OutOfBounds(InvalidRequest):
     """A field's value is of the right type, but may not be this one."""
-
-
-class BodyTooSlow(RequestError):
-    """The body did not come in time."""
-
-    code = "request_timeout"
 
 
 async def read_body(request: Request[Any, Any, Any], kind: type[S], form: bool = False) -> S:

@@ -1,4 +1,7 @@
-"""Every error answer, in one shape: {"error": {"message", "type", "param", "code"}}."""
+"""What each error means to a client, and every error answer, in one shape.
+
+{"error": {"message", "type", "param", "code"}}
+"""
 
 from __future__ import annotations
 
@@ -6,32 +9,107 @@ import logging
 from http import HTTPStatus
 from typing import Any
 
+import attrs
 import msgspec
 from litestar import Request, Response
 from litestar.exceptions import HTTPException
 
-from vox_serve.errors import RequestError
-from vox_serve.server.stream import ClientGone
+from vox_serve.errors import (
+    AlreadyExists,
+    Cancelled,
+    Conflict,
+    InvalidRequest,
+    NotFound,
+    PromptTooLong,
+    QueueFull,
+    RequestError,
+    SequenceFailed,
+    TimedOut,
+    Unavailable,
+    UnspeakableText,
+)
 
-CLIENT_CLOSED_REQUEST = 499
-STATUS = {
-    "invalid_request": 400,
-    "not_found": 404,
-    "request_timeout": 408,
-    "conflict": 409,
-    "already_exists": 409,
-    "unspeakable_text": 422,
-    "prompt_too_long": 422,
-    "queue_full": 429,
-    "cancelled": CLIENT_CLOSED_REQUEST,
-    "generation_failed": 500,
-    "unavailable": 503,
-    "timeout": 504,
-}
-RETRY_AFTER_SECONDS = {"conflict": 1, "queue_full": 1, "unavailable": 5}
 MESSAGE_BYTES, PARAM_BYTES = 1400, 200  # as JSON: an error body stays under 2 KiB
 AnyRequest = Request[Any, Any, Any]
 log = logging.getLogger("vox_serve.server")
+
+
+class ClientGone(Exception):  # an event, not an error
+    """The client closed its connection, or stopped reading."""
+
+
+class BodyTooSlow(RequestError):
+    """The client did not send its body in time."""
+
+    code = "request_timeout"
+
+
+class BinaryMessage(InvalidRequest):
+    """The client sent a binary WebSocket frame."""
+
+
+class Malformed(InvalidRequest):
+    """The client sent something that is not a message."""
+
+
+class GoingAway(Unavailable):
+    """A WebSocket session ends because the server shuts down."""
+
+
+class InternalError(SequenceFailed):
+    """An error that nobody expected."""
+
+    code = "internal_error"
+
+
+@attrs.frozen
+class Meaning:
+    """What an error means outside the code that raised it.
+
+    Args:
+        status: of an HTTP answer.
+        close: the code that a WebSocket closes with.
+        outcome: what the request is counted as; `error` is the server's fault, and becomes
+            `rejected` for a request that was not admitted.
+        retry_after: seconds after which it may work; None where waiting does not help.
+        session_goes_on: over a WebSocket it concerns one segment alone.
+    """
+
+    status: int
+    close: int
+    outcome: str
+    retry_after: int | None = None
+    session_goes_on: bool = False
+
+
+MEANINGS: dict[type[Exception], Meaning] = {
+    Exception: Meaning(500, 1011, "error"),
+    HTTPException: Meaning(400, 1008, "invalid"),  # has a status of its own
+    ClientGone: Meaning(499, 1000, "cancelled"),
+    RequestError: Meaning(500, 1008, "error"),
+    InvalidRequest: Meaning(400, 1008, "invalid"),
+    BinaryMessage: Meaning(400, 1003, "invalid"),
+    Malformed: Meaning(400, 1007, "invalid"),
+    NotFound: Meaning(404, 1008, "invalid"),
+    BodyTooSlow: Meaning(408, 1008, "invalid"),
+    Conflict: Meaning(409, 1013, "invalid", retry_after=1),
+    AlreadyExists: Meaning(409, 1008, "invalid"),
+    UnspeakableText: Meaning(422, 1008, "invalid", session_goes_on=True),
+    PromptTooLong: Meaning(422, 1008, "invalid", session_goes_on=True),
+    QueueFull: Meaning(429, 1013, "error", retry_after=1),
+    Cancelled: Meaning(499, 1008, "cancelled"),
+    SequenceFailed: Meaning(500, 1011, "error", session_goes_on=True),
+    InternalError: Meaning(500, 1011, "error"),
+    Unavailable: Meaning(503, 1013, "error", retry_after=5),
+    GoingAway: Meaning(503, 1001, "error", retry_after=5),
+    TimedOut: Meaning(504, 1013, "timeout"),
+}
+"""A new error is one line here; a class without one means what its base class means."""
+
+
+def meaning(error: BaseException) -> Meaning:
+    """What `error` means."""
+    return next(MEANINGS[kind] for kind in type(error).__mro__ if kind in MEANINGS)
 
 
 def error_object(
@@ -46,13 +124,18 @@ def error_object(
     }
 
 
+def described(error: RequestError) -> dict[str, str | None]:
+    """What stands under `error` for this one."""
+    return error_object(meaning(error).status, error.message, error.code, error.param)
+
+
 def error_response(
-    status: int, message: str, code: str, param: str | None = None
+    status: int, message: str, code: str, param: str | None = None, retry_after: int | None = None
 ) -> Response[bytes]:
     """An error as JSON, whatever media type the route has otherwise."""
     headers = {}
-    if code in RETRY_AFTER_SECONDS:
-        headers["Retry-After"] = str(RETRY_AFTER_SECONDS[code])
+    if retry_after is not None:
+        headers["Retry-After"] = str(retry_after)
     if status == HTTPStatus.REQUEST_TIMEOUT:
         headers["Connection"] = "close"  # the rest of the body is not waited for
     body = msgspec.json.encode({"error": error_object(status, message, code, param)})
@@ -68,7 +151,13 @@ def _cut(text: str, limit: int) -> str:
 
 
 def on_request_error(_: AnyRequest, error: RequestError) -> Response[bytes]:
-    return error_response(STATUS.get(error.code, 500), error.message, error.code, error.param)
+    return answer_to(error)
+
+
+def answer_to(error: RequestError) -> Response[bytes]:
+    """The answer to a request that failed with `error`."""
+    found = meaning(error)
+    return error_response(found.status, error.message, error.code, error.param, found.retry_after)
 
 
 def on_http_exception(_: AnyRequest, error: HTTPException) -> Response[bytes]:
@@ -79,11 +168,11 @@ def on_http_exception(_: AnyRequest, error: HTTPException) -> Response[bytes]:
     return response
 
 
-def on_client_gone(_: AnyRequest, __: ClientGone) -> Response[bytes]:
+def on_client_gone(_: AnyRequest, error: ClientGone) -> Response[bytes]:
     """Nobody hears this; it is for the metrics."""
-    return error_response(CLIENT_CLOSED_REQUEST, "the client left", "client_gone")
+    return error_response(meaning(error).status, "the client left", "client_gone")
 
 
 def on_exception(request: AnyRequest, error: Exception) -> Response[bytes]:
     log.error("unhandled error on %s", request.url.path, exc_info=error)
-    return error_response(500, "internal error; the server's log has it", "internal_error")
+    return error_response(500, "internal error; the server's log has it", InternalError.code)

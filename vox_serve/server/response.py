@@ -12,7 +12,8 @@ from litestar.types import Receive, Scope, Send
 
 from vox_serve.errors import RequestError
 from vox_serve.server.encoding import Encoding
-from vox_serve.server.stream import AudioStream, ClientGone, unless_gone
+from vox_serve.server.errors import ClientGone
+from vox_serve.server.stream import AudioStream, unless_gone
 from vox_serve.workers.client import EngineClient
 
 log = logging.getLogger("vox_serve.requests")
@@ -47,9 +48,9 @@ class EncodedStream:
                 piece += await self._encoding.encode(pcm)
         return piece or None
 
-    def close(self, outcome: str = "cancelled") -> None:
-        """End the request if it has not ended; the first call's `outcome` counts."""
-        self.stream.close(outcome)
+    def close(self, error: BaseException | None) -> None:
+        """End the request if it has not ended; the first call counts.  None: all was sent."""
+        self.stream.close(error)
         self._encoding.close()
 
 
@@ -113,16 +114,16 @@ class AudioResponse(Response[bytes]):
         try:
             await send({"type": "http.response.start", "status": 200, "headers": headers})
             await self._send_all(receive, send)
-            self._audio.close("ok")
-        except (ClientGone, RequestError) as error:
-            log.debug("%s is cut: %r", self._audio.stream.id, error)
-            self._count_cut(scope)
-        except Exception:  # an encoder's
-            log.exception("%s is cut", self._audio.stream.id)
-            self._audio.close("error")
+            self._audio.close(None)
+        except Exception as error:
+            expected = isinstance(error, ClientGone | RequestError)
+            level = logging.DEBUG if expected else logging.ERROR
+            name = self._audio.stream.account.name
+            log.log(level, "%s is cut: %r", name, error, exc_info=None if expected else error)
+            self._audio.close(error)
             self._count_cut(scope)
         finally:
-            self._audio.close()
+            self._audio.close(ClientGone())
 
     def _count_cut(self, scope: Scope) -> None:
         template = str(scope.get("path_template", ""))

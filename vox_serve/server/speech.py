@@ -5,35 +5,37 @@ A request is admitted, spoken, encoded and, whatever becomes of it, counted once
 
 from __future__ import annotations
 
+import asyncio
 import re
-import time
 import uuid
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated, Any
 
 import attrs
 import msgspec
 from litestar import Request, Response
 from litestar.datastructures import State
-from litestar.exceptions import HTTPException
 
 from vox_serve.audio.formats import AudioFormat
-from vox_serve.errors import InvalidRequest, RequestError
+from vox_serve.errors import InvalidRequest
 from vox_serve.messages import LONG_TEXT_CHARACTERS, EngineInfo, SpeechRequest
-from vox_serve.metrics import Metrics
+from vox_serve.parts import in_parts
 from vox_serve.sampling import RANGES
+from vox_serve.server.account import Account
 from vox_serve.server.encoding import Encoding, encode_whole
 from vox_serve.server.fields import sampling
-from vox_serve.server.parts import in_parts, in_parts_beside
 from vox_serve.server.requests import request_id
 from vox_serve.server.response import AudioResponse, EncodedStream, Framing
-from vox_serve.server.stream import AudioStream, ClientGone, is_client_error, unless_gone
+from vox_serve.server.stream import AudioStream, unless_gone
 from vox_serve.workers.client import EngineClient
 from vox_serve.workers.engines import Engines
 
 AnyRequest = Request[Any, Any, Any]
 CONVERSATION = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 CONVERSATION_RULE = "1 to 128 letters, digits, '_', '-', '.' or ':'"
+_cutter = ThreadPoolExecutor(1, thread_name_prefix="cut")
+"""Cuts long texts.  One thread: more of them would only hold up the event loop more often."""
 
 
 class CommonFields(msgspec.Struct, kw_only=True):
@@ -81,25 +83,16 @@ def check_common(body: CommonFields) -> None:
 
 @attrs.define
 class Call:
-    """A request while it comes in.
-
-    Args:
-        id: what it is called, in the log and by its client.
-        arrival: by `time.monotonic`.
-        mode: `whole` or `stream`, for the metrics; known once the body is read.
-    """
+    """A request while it comes in."""
 
     request: AnyRequest
     engines: Engines
-    id: str
-    metrics: Metrics
-    arrival: float = attrs.field(factory=time.monotonic)
-    mode: str = "whole"
+    account: Account
 
     @property
     def engine_id(self) -> str:
         """What the engine calls it: new each time, for clients use an id again."""
-        return f"{self.id}/{uuid.uuid4().hex[:12]}"
+        return f"{self.account.name}/{uuid.uuid4().hex[:12]}"
 
     def choose(self, model: str | None) -> tuple[EngineClient, EngineInfo]:
         """The engine that is to speak; from here on its figures count this request.
@@ -109,7 +102,7 @@ class Call:
             Unavailable, QueueFull: it takes no requests.
         """
         client = self.engines.choose(model)
-        self.metrics = client.metrics
+        self.account.metrics = client.metrics
         self.request.scope["state"]["model"] = client.model
         return client, client.check_room()
 
@@ -141,26 +134,16 @@ async def answer(
         take: reads and checks the request; raises RequestError, HTTPException or ClientGone.
     """
     engines: Engines = state.engines
-    call = Call(request, engines, request_id(request.scope), engines.metrics)
+    account = Account(request_id(request.scope), engines.metrics)
     try:
-        order = await take(call)
+        order = await take(Call(request, engines, account))
         speech = await _cut(order, request)
         encoding = None
         if order.framing is not None:
             encoding = Encoding(order.audio_format, order.info.sample_rate, order.speed)
-        stream = AudioStream(
-            order.client, order.info, speech, call.mode, call.arrival, call.id, state.requests
-        )
-    except (RequestError, HTTPException) as error:
-        rejected = isinstance(error, RequestError) and not is_client_error(error)
-        call.metrics.requests_total(call.mode, "rejected" if rejected else "invalid").inc()
-        raise
-    except ClientGone:
-        call.metrics.requests_total(call.mode, "cancelled").inc()
-        call.metrics.client_disconnects_total("queued").inc()
-        raise
-    except Exception:  # a plugin's own function may raise anything
-        call.metrics.requests_total(call.mode, "error").inc()
+        stream = AudioStream(order.client, order.info, speech, account, state.requests)
+    except Exception as error:
+        account.end(error)
         raise
     if encoding is None:
         return await _whole(request, stream, order)
@@ -178,7 +161,8 @@ async def _cut(order: Order, request: AnyRequest) -> SpeechRequest:
     with order.client.place():
         if order.speech.characters <= LONG_TEXT_CHARACTERS:
             return in_parts(*work)
-        return await unless_gone(request.receive, in_parts_beside(*work))
+        cutting = asyncio.get_running_loop().run_in_executor(_cutter, in_parts, *work)
+        return await unless_gone(request.receive, cutting)
 
 
 async def _streamed(request: AnyRequest, audio: EncodedStream, order: Order) -> Response[bytes]:
@@ -188,8 +172,8 @@ async def _streamed(request: AnyRequest, audio: EncodedStream, order: Order) -> 
         headers = _headers(audio.stream, order)
         headers |= {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
         return AudioResponse(audio, first, order.framing, order.client, headers)
-    except BaseException:
-        audio.close()
+    except BaseException as error:
+        audio.close(error)
         raise
 
 
@@ -206,21 +190,17 @@ async def _whole(request: AnyRequest, stream: AudioStream, order: Order) -> Resp
 
     try:
         content = await unless_gone(request.receive, gather())
-        stream.close("ok")
-    except (ClientGone, RequestError):
+    except BaseException as error:
+        stream.close(error)
         raise
-    except Exception:  # an encoder's
-        stream.close("error")
-        raise
-    finally:
-        stream.close()
+    stream.close(None)
     headers = _headers(stream, order)
     return Response(content, media_type=order.audio_format.media_type, headers=headers)
 
 
 def _headers(stream: AudioStream, order: Order) -> dict[str, str]:
     headers = {
-        "X-Request-Id": stream.id,
+        "X-Request-Id": stream.account.name,
         "X-Sample-Rate": str(order.audio_format.rate(order.info.sample_rate)),
         "X-Channels": "1",
     }

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import math
 import multiprocessing
 import signal
 import threading
@@ -17,7 +16,6 @@ import time
 import uuid
 from collections.abc import Awaitable, Callable, Iterator
 from enum import Enum
-from functools import partial
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from queue import SimpleQueue
@@ -25,7 +23,7 @@ from typing import TypeVar
 
 from vox_serve import __version__
 from vox_serve.config import EngineConfig, ServerConfig
-from vox_serve.errors import QueueFull, SequenceFailed, Unavailable
+from vox_serve.errors import QueueFull, Unavailable
 from vox_serve.messages import (
     Abort,
     Add,
@@ -37,7 +35,6 @@ from vox_serve.messages import (
     Finished,
     Forget,
     FromWorker,
-    Hold,
     LoadFailed,
     Ready,
     RemoveVoice,
@@ -49,13 +46,9 @@ from vox_serve.messages import (
 )
 from vox_serve.metrics import Metrics
 from vox_serve.voice import Segment
-from vox_serve.workers.events import Events
 from vox_serve.workers.threads import let_threads_sleep
 
 JOIN_SECONDS = 5.0
-UNREAD_SECONDS = 60.0
-"""Audio that may lie unread here before a long text's next part waits for its reader."""
-SAMPLE_BYTES = 2
 M = TypeVar("M")
 log = logging.getLogger("vox_serve.client")
 
@@ -101,7 +94,7 @@ class EngineClient:
         self.before_ready: Callable[[EngineClient], Awaitable[None]] | None = None
         """Awaited once the model is loaded; requests are taken when it has returned."""
         self._in_thread = in_thread
-        self._open: dict[str, Events] = {}
+        self._open: dict[str, asyncio.Queue[Event]] = {}
         self._expected = 0
         self._outbox: SimpleQueue[ToWorker | None] = SimpleQueue()
         self._worker: BaseProcess | threading.Thread | None = None
@@ -202,19 +195,17 @@ class EngineClient:
     def submit(self, request: SpeechRequest) -> asyncio.Queue[Event]:
         """Send a request; its events come out of the queue, a Finished or Failed last.
 
-        One that continues what is being spoken is neither refused for the queue nor while
-        the server drains.
+        The next part of a text has the same id and the same queue.  A request that continues what
+        is being spoken is neither refused for the queue nor while the server drains.
 
         Raises:
             Unavailable, QueueFull: as `check_room`.
         """
-        info = self.info
         if not request.continues:
-            info = self.check_room()
-        elif info is None or self.state is not EngineState.DRAINING:
-            info = self.admit()
-        unread = UNREAD_SECONDS * info.sample_rate * SAMPLE_BYTES
-        return self._ask(request.id, Add(request), unread if request.later else math.inf)
+            self.check_room()
+        elif self.state is not EngineState.DRAINING:
+            self.admit()
+        return self._ask(request.id, Add(request))
 
     def forget_soon(self, conversation: str) -> None:
         """Drop a conversation without waiting for it; unknown ones are ignored."""
@@ -259,23 +250,17 @@ class EngineClient:
         assert isinstance(event, Done)
         return event.found
 
-    def _ask(self, request_id: str, message: ToWorker, unread: float = math.inf) -> Events:
+    def _ask(self, request_id: str, message: ToWorker) -> asyncio.Queue[Event]:
         if not self._open:
             self._last_step = time.monotonic()
-        events = Events(unread, partial(self._hold, request_id))
-        self._open[request_id] = events
+        events = self._open.setdefault(request_id, asyncio.Queue())
         self._outbox.put(message)
         return events
 
     def abort(self, request_id: str) -> None:
         """The client of this request left: no more events, and the slot is given back."""
-        events = self._open.pop(request_id, None)
-        if events is not None:
+        if self._open.pop(request_id, None) is not None:
             self._outbox.put(Abort(request_id))
-            events.end()
-
-    def _hold(self, request_id: str, held: bool) -> None:
-        self._outbox.put(Hold(request_id, held))
 
     def drain(self) -> None:
         """Take no more requests; those that are open go on."""
@@ -356,16 +341,10 @@ class EngineClient:
 
     def _route(self, event: Event) -> None:
         events = self._open.get(event.request_id)
-        if isinstance(event, Finished):
-            self.metrics.finished_total(event.reason.value).inc()
-        elif isinstance(event, Failed) and isinstance(event.error, SequenceFailed):
-            # Other errors refused the request before it was a sequence.
-            self.metrics.finished_total("error").inc()
         if events is None:  # aborted here, while the worker was still speaking it
             return
-        if isinstance(event, Finished | Failed | Done):
+        if isinstance(event, Failed | Done) or (isinstance(event, Finished) and not event.more):
             del self._open[event.request_id]
-            events.end()
         events.put_nowait(event)
 
     def _record(self, stats: Stats) -> None:

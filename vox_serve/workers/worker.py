@@ -33,7 +33,6 @@ from vox_serve.messages import (
     Event,
     Failed,
     Forget,
-    Hold,
     LoadFailed,
     Ready,
     RemoveVoice,
@@ -118,11 +117,11 @@ class Worker:
         engine = self._engine
         if isinstance(message, Add):
             self._add(message.request)
-        elif isinstance(message, Hold):
-            engine.scheduler.hold(message.request_id, message.held)
         elif isinstance(message, Abort):
-            self._preparing.discard(message.request_id)
-            engine.abort(message.request_id)
+            if message.request_id in self._preparing:  # released once it is prepared
+                self._preparing.discard(message.request_id)
+            else:
+                engine.abort(message.request_id)
         elif isinstance(message, AddVoice):
             self._pool.submit(self._think, partial(self._add_voice, message))
         elif isinstance(message, RemoveVoice):

@@ -83,7 +83,7 @@ async def generate(request: Request[Any, Any, Any], state: State) -> Response[by
 
 async def _take(call: Call) -> Order:
     body = await read_body(call.request, GenerateRequest, form=True)
-    call.mode = "stream" if body.streaming else "whole"
+    call.account.mode = "stream" if body.streaming else "whole"
     audio_format = check(body)
     client, info = call.choose(body.model)
     context: tuple[Segment, ...] = ()
@@ -98,7 +98,7 @@ async def _take(call: Call) -> Order:
         sampling=given_sampling(body),
         max_seconds=body.max_seconds,
         conversation=body.conversation,
-        arrival=call.arrival,
+        arrival=call.account.arrival,
     )
     framing = Framing(audio_format.media_type) if body.streaming else None
     return Order(client, info, speech, audio_format, framing)

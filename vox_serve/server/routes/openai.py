@@ -17,7 +17,7 @@ from vox_serve.audio.stretch import MAX_SPEED, MIN_SPEED, check_speed
 from vox_serve.errors import InvalidRequest, RequestError
 from vox_serve.messages import SpeechRequest
 from vox_serve.server.body import read_body
-from vox_serve.server.errors import STATUS, error_object
+from vox_serve.server.errors import described
 from vox_serve.server.fields import one_of, words
 from vox_serve.server.response import Framing
 from vox_serve.server.speech import Call, CommonFields, Order, answer, check_common, given_sampling
@@ -106,8 +106,7 @@ class SpeechEvents(Framing):
         )
 
     def failure(self, error: RequestError) -> bytes:
-        status = STATUS.get(error.code, 500)
-        return _event(error=error_object(status, error.message, error.code, error.param))
+        return _event(error=described(error))
 
 
 def _event(**fields: Any) -> bytes:
@@ -127,7 +126,7 @@ async def speech(request: Request[Any, Any, Any], state: State) -> Response[byte
 
 
 async def _take(call: Call) -> Order:
-    call.mode = "stream"
+    call.account.mode = "stream"
     body = await read_body(call.request, SpeechBody)
     name = body.response_format or "mp3"
     audio_format = find_format(name, "response_format")
@@ -144,7 +143,7 @@ async def _take(call: Call) -> Order:
         sampling=given_sampling(body),
         max_seconds=body.max_seconds,
         conversation=body.conversation,
-        arrival=call.arrival,
+        arrival=call.account.arrival,
     )
     framing = Framing(audio_format.media_type)
     if body.stream_format == "sse":

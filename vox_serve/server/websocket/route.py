@@ -20,16 +20,23 @@ from litestar.types import Message as AsgiMessage
 from litestar.types import Receive, Scope, Send
 
 from vox_serve.audio.formats import AudioFormat
-from vox_serve.errors import InvalidRequest, NotFound, RequestError, SequenceFailed, UnspeakableText
+from vox_serve.errors import InvalidRequest, NotFound, RequestError, Unavailable, UnspeakableText
 from vox_serve.messages import SpeechRequest
-from vox_serve.server.errors import error_response
+from vox_serve.server.account import Account
+from vox_serve.server.errors import (
+    ClientGone,
+    GoingAway,
+    InternalError,
+    answer_to,
+    error_response,
+    meaning,
+)
 from vox_serve.server.requests import OpenRequests
 from vox_serve.server.routes.generate import GenerateRequest, check
 from vox_serve.server.routes.openai import voice_of
 from vox_serve.server.speech import given_sampling
-from vox_serve.server.stream import ClientGone, is_client_error
 from vox_serve.server.websocket.session import Session
-from vox_serve.server.websocket.wire import GoingAway, ServerEnds, Start, Wire, close_code
+from vox_serve.server.websocket.wire import ServerEnds, Start, Wire
 from vox_serve.workers.client import EngineClient, EngineState
 from vox_serve.workers.engines import Engines
 
@@ -74,8 +81,7 @@ def _refusal(scope: Scope, engines: Engines) -> Response[bytes] | None:
     if b"origin" in headers and origin.lower() != host.lower():
         return error_response(403, "a page of another origin may not connect", "forbidden")
     if all(client.state is not EngineState.READY for client in engines):
-        reason = f"the server is {engines.state.value}"
-        return error_response(503, reason, "unavailable")
+        return answer_to(Unavailable(f"the server is {engines.state.value}"))
     return None
 
 
@@ -105,19 +111,16 @@ async def _converse(wire: Wire, engines: Engines, opened: OpenRequests) -> None:
         await session.run()
     except RequestError as error:
         await wire.tell_error(error, fatal=True)
-        await wire.close(close_code(error), error.code)
+        await wire.close(meaning(error).close, error.code)
     except ClientGone:
         raise
     except Exception:
         log.exception("unhandled error on %s", PATH)
-        await wire.tell_error(_Internal("internal error; the server's log has it"), fatal=True)
-        await wire.close(1011, _Internal.code)
+        internal = InternalError("internal error; the server's log has it")
+        await wire.tell_error(internal, fatal=True)
+        await wire.close(meaning(internal).close, internal.code)
     else:
         await wire.close(1000, "done")
-
-
-class _Internal(SequenceFailed):
-    code = "internal_error"
 
 
 async def _begin(wire: Wire, engines: Engines, opened: OpenRequests) -> Session:
@@ -127,12 +130,12 @@ async def _begin(wire: Wire, engines: Engines, opened: OpenRequests) -> Session:
         RequestError: it is no `start`, or one that cannot be served.
         ClientGone: none came.
     """
-    metrics = engines.metrics
+    account = Account("", engines.metrics, "stream")
     try:
         start = await _first(wire, engines.server.request_timeout)
         audio_format, template = read(start)
         client = engines.choose(start.model)
-        metrics = client.metrics
+        account.metrics = client.metrics
         info = client.admit()
         if template.voice is not None:
             template = attrs.evolve(template, voice=voice_of(client, template.voice))
@@ -143,7 +146,7 @@ async def _begin(wire: Wire, engines: Engines, opened: OpenRequests) -> Session:
     except GoingAway:
         raise
     except RequestError as error:
-        metrics.requests_total("stream", "invalid" if is_client_error(error) else "rejected").inc()
+        account.end(error)
         raise
 
 

@@ -9,7 +9,6 @@ connection: a slow reader holds up nobody but itself, and costs the audio of one
 from __future__ import annotations
 
 import asyncio
-import time
 import uuid
 from collections import deque
 from enum import Enum, auto
@@ -20,15 +19,16 @@ import attrs
 from vox_serve.audio.formats import SAMPLE_BYTES, AudioFormat
 from vox_serve.errors import Cancelled, InvalidRequest, RequestError
 from vox_serve.messages import EngineInfo, FinishReason, SpeechRequest
+from vox_serve.parts import PART_CHARACTERS, cut, in_parts, private_conversation
+from vox_serve.server.account import Account
 from vox_serve.server.encoding import INLINE_SECONDS, Encoding
-from vox_serve.server.parts import PART_CHARACTERS, cut, in_parts, private_conversation
+from vox_serve.server.errors import ClientGone, GoingAway, meaning
 from vox_serve.server.requests import OpenRequests
-from vox_serve.server.stream import AudioStream, is_client_error
+from vox_serve.server.stream import AudioStream
 from vox_serve.server.websocket.wire import (
     Cancel,
     End,
     Flush,
-    GoingAway,
     Message,
     ServerEnds,
     Text,
@@ -39,8 +39,6 @@ from vox_serve.workers.client import EngineClient
 
 MAX_WAITING_CHARACTERS = 10_000
 """Of text that is not yet being spoken; each `flush` counts as one more."""
-SEGMENT_FAULTS = ("unspeakable_text", "prompt_too_long", "generation_failed")
-"""Errors that concern one segment alone: the session goes on."""
 
 
 class Mark(Enum):
@@ -154,7 +152,7 @@ class Session:
     def cancel(self) -> None:
         """End the session on behalf of another."""
         if self._stream is not None:
-            self._stream.close("cancelled", left=False)
+            self._stream.close(Cancelled("the session was cancelled"))
         self._deleted.set()
 
     async def _wait(self, *events: asyncio.Future[Any]) -> None:
@@ -220,7 +218,7 @@ class Session:
         """Be silent, and forget all text that has come so far."""
         segment = self._segment
         if self._stream is not None:
-            self._stream.close("cancelled", left=False)
+            self._stream.close(Cancelled("the session was cancelled"))
         await self._hush()
         self._sentences.flush()
         while self._queue:
@@ -290,31 +288,30 @@ class Session:
             self._continues = True
             try:
                 await self._send_all(stream, segment, text)
-                stream.close("ok")
+                stream.close(None)
             finally:
-                stream.close()
+                stream.close(ClientGone())
         except RequestError as error:
-            if error.code not in SEGMENT_FAULTS:
+            if not meaning(error).session_goes_on:
                 raise
             await self._wire.tell_error(error, fatal=False, segment=segment, text=text)
         finally:
             self._stream = self._segment = None
 
     def _submit(self, text: str, request_id: str) -> AudioStream:
-        arrival = time.monotonic()
+        account = Account(request_id, self._client.metrics, "stream")
         request = attrs.evolve(
             self._template,
             id=request_id,
             text=text,
             continues=self._continues or self._draining,  # what came in time is still spoken
-            arrival=arrival,
+            arrival=account.arrival,
         )
         try:
             speech = in_parts(request, self._info, self._client.normalise)
-            return AudioStream(self._client, self._info, speech, "stream", arrival)
+            return AudioStream(self._client, self._info, speech, account)
         except RequestError as error:
-            outcome = "invalid" if is_client_error(error) else "rejected"
-            self._client.metrics.requests_total("stream", outcome).inc()
+            account.end(error)
             raise
 
     async def _send_all(self, stream: AudioStream, segment: int, text: str) -> None:

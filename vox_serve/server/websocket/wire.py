@@ -13,20 +13,11 @@ import uvicorn.protocols.websockets.websockets_sansio_impl as uvicorn_websockets
 from litestar.types import Message as AsgiMessage
 from litestar.types import Receive, Send
 
-from vox_serve.errors import (
-    Conflict,
-    InvalidRequest,
-    QueueFull,
-    RequestError,
-    SequenceFailed,
-    TimedOut,
-    Unavailable,
-)
+from vox_serve.errors import RequestError
 from vox_serve.server.body import OutOfBounds, invalid
-from vox_serve.server.errors import STATUS, error_object
+from vox_serve.server.errors import BinaryMessage, ClientGone, Malformed, described
 from vox_serve.server.fields import Integer
 from vox_serve.server.speech import CommonFields
-from vox_serve.server.stream import ClientGone
 
 MAX_MESSAGE_BYTES = 128 * 2**10
 """Of one message from a client; a longer one ends the connection with 1009."""
@@ -64,37 +55,6 @@ class ServerEnds:
 
 Message = Start | Text | Flush | Cancel | End
 _decoder: msgspec.json.Decoder[Message] = msgspec.json.Decoder(Message)
-
-
-class BinaryMessage(InvalidRequest):
-    """The client sent a binary frame."""
-
-
-class Malformed(InvalidRequest):
-    """The client sent what is no message."""
-
-
-class GoingAway(Unavailable):
-    """The session ends because the server does."""
-
-
-CLOSE_CODES: tuple[tuple[type[RequestError], int], ...] = (
-    (BinaryMessage, 1003),
-    (Malformed, 1007),
-    (GoingAway, 1001),
-    (QueueFull, 1013),
-    (Unavailable, 1013),
-    (Conflict, 1013),
-    (TimedOut, 1013),
-    (SequenceFailed, 1011),
-    (RequestError, 1008),
-)
-"""How a connection closes after an error; the first that fits counts."""
-
-
-def close_code(error: RequestError) -> int:
-    """The code that a connection closes with after `error`."""
-    return next(code for kind, code in CLOSE_CODES if isinstance(error, kind))
 
 
 class Wire:
@@ -144,9 +104,7 @@ class Wire:
 
     async def tell_error(self, error: RequestError, fatal: bool, **fields: object) -> None:
         """Send an error in the shape of all our errors.  Raises ClientGone."""
-        status = STATUS.get(error.code, 500)
-        body = error_object(status, error.message, error.code, error.param)
-        await self.tell("error", fatal=fatal, error=body, **fields)
+        await self.tell("error", fatal=fatal, error=described(error), **fields)
 
     async def sound(self, data: bytes) -> None:
         """Send audio, unless it is nothing.  Raises ClientGone."""

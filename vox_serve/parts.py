@@ -1,0 +1,100 @@
+"""A long text to parts that a model can speak one after the other.
+
+Text is cut at sentence borders.  Where the model follows context, the parts are turns of a
+conversation of their own: each goes on as the last one sounded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import attrs
+
+from vox_serve.messages import EngineInfo, Finished, FinishReason, SpeechRequest
+from vox_serve.text import likely_seconds, pieces
+
+PART_CHARACTERS = 400
+"""Half a minute of speech: longer texts are cut also where the model names no limit."""
+CONTEXT_SHARE = 0.5
+"""How much of the context a part's sound may take."""
+
+
+def private_conversation(request_id: str) -> str:
+    """The conversation of one request's parts; clients cannot name it."""
+    return f"~{request_id}"
+
+
+def cut(text: str, info: EngineInfo) -> list[str]:
+    """The parts of a text; one that can be spoken at once is left as it is."""
+    seconds = info.max_positions / info.frame_rate * CONTEXT_SHARE
+    room = int(seconds / likely_seconds(text) * len(text))
+    limit = min(info.max_characters or PART_CHARACTERS, PART_CHARACTERS, max(1, room))
+    texts = pieces(text, limit, info.max_words)
+    return texts if len(texts) > 1 else [text]
+
+
+def in_parts(
+    request: SpeechRequest, info: EngineInfo, normalise: Callable[[str], str] | None = None
+) -> SpeechRequest:
+    """The request for the first part of its text, with the others in `following`.
+
+    Args:
+        normalise: the checkpoint's own, whose result is what its limits count.
+
+    Raises:
+        UnspeakableText: it cannot be normalised.
+    """
+    if normalise is not None:
+        request = attrs.evolve(request, text=normalise(request.text))
+    text, *following = cut(request.text, info)
+    conversation = request.conversation
+    if following and conversation is None and info.takes_context:
+        conversation = private_conversation(request.id)
+    return attrs.evolve(
+        request,
+        text=text,
+        following=tuple(following),
+        more=bool(following),
+        conversation=conversation,
+    )
+
+
+class Parts:
+    """Where a request stands that is spoken part by part: what has ended, and what comes next.
+
+    Args:
+        request: the first part, out of `in_parts`.
+        frame_rate: of the model, in Hz.
+    """
+
+    def __init__(self, request: SpeechRequest, frame_rate: float) -> None:
+        self._request = request
+        self._frame_rate = frame_rate
+        self._texts = list(request.following)
+        self._frames = 0
+        self._capped = False
+
+    def after(self, ended: Finished) -> SpeechRequest | Finished:
+        """The request for the next part, or the end of the whole."""
+        self._frames += ended.frames
+        self._capped |= ended.reason is FinishReason.LENGTH
+        left = self._request.max_seconds
+        if left is not None:
+            left -= self._frames / self._frame_rate
+        spent = left is not None and (self._capped or left * self._frame_rate < 1)
+        if not ended.more or spent:
+            # A part that came to the cap that its own text suggests does not end the others.
+            reason = FinishReason.LENGTH if self._capped else ended.reason
+            return attrs.evolve(ended, reason=reason, frames=self._frames, more=False)
+        text, *self._texts = self._texts
+        return attrs.evolve(
+            self._request,
+            text=text,
+            following=(),
+            more=bool(self._texts),
+            continues=True,
+            context=(),  # the conversation remembers it
+            # One seed for all, so that the one that is reported repeats them all.
+            sampling={**self._request.sampling, "seed": ended.seed},
+            max_seconds=left,
+        )
