@@ -1,25 +1,14 @@
-"""The server's side of the engine: starts the worker, sends it requests, routes its answers.
-
-Lives in the event loop; two threads do the blocking reads and writes of the pipe.  Imports
-no torch: the worker module is imported where the worker runs.
-"""
+"""The server's side of one engine: admits requests, sends them, routes what comes back."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import logging
-import multiprocessing
-import signal
-import threading
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Iterator
 from enum import Enum
-from multiprocessing.connection import Connection
-from multiprocessing.process import BaseProcess
-from queue import SimpleQueue
-from typing import TypeVar
 
 from vox_serve import __version__
 from vox_serve.config import EngineConfig, ServerConfig
@@ -38,7 +27,6 @@ from vox_serve.messages import (
     LoadFailed,
     Ready,
     RemoveVoice,
-    Shutdown,
     SpeechRequest,
     Stats,
     StepOutput,
@@ -46,10 +34,8 @@ from vox_serve.messages import (
 )
 from vox_serve.metrics import Metrics
 from vox_serve.voice import Segment
-from vox_serve.workers.threads import let_threads_sleep
+from vox_serve.workers.link import Link
 
-JOIN_SECONDS = 5.0
-M = TypeVar("M")
 log = logging.getLogger("vox_serve.client")
 
 
@@ -93,11 +79,9 @@ class EngineClient:
         """Called in the event loop when the state changes."""
         self.before_ready: Callable[[EngineClient], Awaitable[None]] | None = None
         """Awaited once the model is loaded; requests are taken when it has returned."""
-        self._in_thread = in_thread
+        self._link = Link(engine, server.log_level, in_thread)
         self._open: dict[str, asyncio.Queue[Event]] = {}
         self._expected = 0
-        self._outbox: SimpleQueue[ToWorker | None] = SimpleQueue()
-        self._worker: BaseProcess | threading.Thread | None = None
         self._watchdog: asyncio.Task[None] | None = None
         self._preparation: asyncio.Task[None] | None = None
         self._added: dict[str, int] = {}
@@ -121,26 +105,8 @@ class EngineClient:
 
     async def start(self) -> None:
         """Start the worker; returns at once, while the model is still loading."""
-        self._loop = asyncio.get_running_loop()
         self._changed = asyncio.Event()
-        context = multiprocessing.get_context("spawn")
-        ours, theirs = context.Pipe()
-        if self._in_thread:
-            self._worker = threading.Thread(
-                target=_thread_main, args=(theirs, self.config), name="engine", daemon=True
-            )
-        else:
-            self._worker = context.Process(
-                target=_process_main,
-                args=(theirs, self.config, self.server.log_level),
-                name="vox-serve-engine",
-                daemon=True,
-            )
-        self._worker.start()
-        if not self._in_thread:
-            theirs.close()  # or the end of the worker would not end the pipe
-        for body in (self._read, self._write):
-            threading.Thread(target=body, args=(ours,), name=body.__name__, daemon=True).start()
+        self._link.start(self._receive, self._die)
         self._watchdog = asyncio.create_task(self._watch())
 
     async def wait_ready(self) -> None:
@@ -210,7 +176,7 @@ class EngineClient:
     def forget_soon(self, conversation: str) -> None:
         """Drop a conversation without waiting for it; unknown ones are ignored."""
         if self.state in (EngineState.READY, EngineState.DRAINING):
-            self._outbox.put(Forget("", conversation))
+            self._link.send(Forget("", conversation))
 
     async def forget(self, conversation: str) -> bool:
         """Drop a conversation; False if there is none.  Raises Unavailable."""
@@ -254,13 +220,13 @@ class EngineClient:
         if not self._open:
             self._last_step = time.monotonic()
         events = self._open.setdefault(request_id, asyncio.Queue())
-        self._outbox.put(message)
+        self._link.send(message)
         return events
 
     def abort(self, request_id: str) -> None:
         """The client of this request left: no more events, and the slot is given back."""
         if self._open.pop(request_id, None) is not None:
-            self._outbox.put(Abort(request_id))
+            self._link.send(Abort(request_id))
 
     def drain(self) -> None:
         """Take no more requests; those that are open go on."""
@@ -272,42 +238,10 @@ class EngineClient:
         for task in (self._watchdog, self._preparation):
             if task is not None:
                 task.cancel()
-        self._outbox.put(Shutdown())
-        self._outbox.put(None)
-        worker = self._worker
-        if self.info is None and isinstance(worker, BaseProcess):
-            worker.kill()  # it is loading, and would read the message only afterwards
-        if worker is not None:
-            try:
-                await asyncio.to_thread(worker.join, JOIN_SECONDS)
-            finally:  # also when a second Ctrl-C cancels the wait
-                if isinstance(worker, BaseProcess) and worker.is_alive():
-                    worker.kill()
-                    worker.join(JOIN_SECONDS)
+        if self.info is None:
+            self._link.kill()  # it is loading, and would read the message only afterwards
+        await self._link.stop()
         self._die("the server has shut down")
-
-    def _write(self, connection: Connection) -> None:
-        with contextlib.suppress(OSError):  # a dead worker is noticed by the reader
-            while (message := self._outbox.get()) is not None:
-                connection.send(message)
-
-    def _read(self, connection: Connection) -> None:
-        reason = "the engine worker ended"
-        while True:
-            try:
-                message = connection.recv()
-            except (EOFError, OSError):
-                break
-            except Exception:  # errors of a plugin's own come through here
-                log.exception("a message of the engine worker cannot be read")
-                reason = "a message of the engine worker cannot be read"
-                break
-            self._tell(self._receive, message)
-        self._tell(self._die, reason)
-
-    def _tell(self, listener: Callable[[M], None], message: M) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody listens any more
-            self._loop.call_soon_threadsafe(listener, message)
 
     def _receive(self, message: FromWorker) -> None:
         if isinstance(message, Ready):
@@ -375,8 +309,7 @@ class EngineClient:
             await asyncio.sleep(min(1.0, limit / 4))
             if self._open and time.monotonic() - self._last_step > limit:
                 self.metrics.engine_errors_total("hang").inc()
-                if isinstance(self._worker, BaseProcess):
-                    self._worker.kill()
+                self._link.kill()
                 self._die(f"the engine made no step for {limit:g} seconds")
 
     def _die(self, reason: str) -> None:
@@ -397,21 +330,3 @@ class EngineClient:
         self.metrics.ready().set(state is EngineState.READY)
         self._changed.set()
         self.on_change(self)
-
-
-def _process_main(connection: Connection, config: EngineConfig, log_level: str) -> None:
-    # Ctrl-C and some supervisors signal the whole group: that is the server's business, which
-    # lets running requests end; the end of the pipe is ours.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-    let_threads_sleep()
-    from vox_serve.workers.worker import run_process
-
-    run_process(connection, config, log_level)
-
-
-def _thread_main(connection: Connection, config: EngineConfig) -> None:
-    from vox_serve.workers.worker import run
-
-    with connection:
-        run(connection, config)
