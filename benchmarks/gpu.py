@@ -157,11 +157,13 @@ def _section(arguments: argparse.Namespace) -> int:
     import torch
 
     from benchmarks.gpu_bench import FULL, SMOKE, Bench, log, one_line
+    from vox_serve.engine.device import prepare
 
     torch.set_num_threads(1)  # what the host computes is tiny: threads would wait for each other
     section = next(each for each in SECTIONS if each.name == arguments.section)
     scale = SMOKE if arguments.smoke else FULL
     bench = Bench(scale, arguments.scratch, arguments.result, arguments.budget)
+    prepare(bench.device)  # as a server does
     log(f"{section.name}: at most {arguments.budget:.0f} s")
     try:
         run: Callable[[Bench], None]

@@ -22,6 +22,7 @@ from transformers import CsmConfig
 from benchmarks.checkpoint import TOKENIZER, write_full_size
 from vox_serve.config import EngineConfig
 from vox_serve.engine.delivery import Delivery
+from vox_serve.engine.device import choose
 from vox_serve.engine.engine import Engine
 from vox_serve.engine.load import number_formats
 from vox_serve.engine.sequence import Sequence
@@ -136,7 +137,7 @@ class Bench:
 
     @property
     def device(self) -> torch.device:
-        return torch.device(self.scale.device)
+        return choose(self.scale.device)
 
     @property
     def left(self) -> float:
@@ -187,7 +188,6 @@ class Bench:
         asked = "auto" if quantize != "none" else dtype or self.scale.dtype
         config = EngineConfig("", dtype=asked, quantize=quantize)
         computed, weights = number_formats(config, self.scale.device)
-        torch.backends.cudnn.allow_tf32 = False  # as `load_engine` says
         return load_model(LoadOptions(self.checkpoint(), self.scale.device, computed, weights))
 
 

@@ -26,15 +26,11 @@ from benchmarks.gpu_bench import (
 )
 from benchmarks.gpu_timing import percentiles, warm_clocks
 from vox_serve.bench.figures import percentile
+from vox_serve.engine.device import RESERVED_BYTES, free_bytes, slot_bytes
 from vox_serve_csm.model import CsmModel
 
 FIRST = 64
 WARM_FRAMES = 5
-RESERVE_BYTES = 6 * 2**30
-"""For cuBLAS, graphs, and what the prompts' passes need."""
-STEP_BYTES = 24 * 2**20
-"""Per slot, of the codec's and the backbone's intermediate results: an estimate, and a trial that
-runs out of memory counts as one that failed."""
 RESOLUTION = 16
 OUT_OF_MEMORY = "out_of_memory"
 """As the engine's `Stats` name it."""
@@ -69,13 +65,8 @@ def run(bench: Bench) -> None:
 
 def slots_that_fit(model: CsmModel, device: torch.device) -> int:
     """Slots whose caches, codec state and intermediate results fit the free memory."""
-    if device.type != "cuda":
-        return 1024
-    layout = model.kv_layout
-    position = 2 * layout.num_layers * layout.num_kv_heads * layout.head_dim * model.dtype.itemsize
-    codec = model.codec.allocate(2) - model.codec.allocate(1)
-    free, _ = torch.cuda.mem_get_info(device)
-    return int((free - RESERVE_BYTES) // (position * model.max_positions + codec + STEP_BYTES))
+    free = free_bytes(device)
+    return 1024 if free is None else int((free - RESERVED_BYTES) // slot_bytes(model))
 
 
 def largest(

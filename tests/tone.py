@@ -56,6 +56,9 @@ class ToneCodec:
         self.phase = torch.zeros(num_slots, dtype=torch.float64)
         return self.phase.nbytes
 
+    def clear(self, slot: int) -> None:
+        self.phase[slot] = 0
+
     def step(self, codes, slots, reset):
         assert int(codes.max()) < SIZE
         start = torch.where(reset, 0.0, self.phase[slots])

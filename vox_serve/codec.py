@@ -55,6 +55,14 @@ class Codec(Protocol):
         """
         ...
 
+    def clear(self, slot: int) -> None:
+        """Make a slot's state row as `allocate` made it, whatever it holds.
+
+        Called when a sequence has failed: where its state holds NaN, `reset` may not be enough,
+        because 0 x NaN is NaN even under a mask.
+        """
+        ...
+
     def encode(self, pcm: torch.Tensor) -> torch.Tensor:
         """Encode a whole clip, without touching any slot.
 

@@ -377,3 +377,11 @@ def test_what_the_server_is_told_brings_no_torch_along(tone_engine):
     assert b"torch." not in pickle.dumps(tone_engine.info("tone", "tone", 1.0)).replace(
         b"torch_version", b""
     )
+
+
+def test_a_row_that_fails_is_wiped_in_the_codec_too(monkeypatch):
+    cleared: list[int] = []
+    monkeypatch.setattr(ToneCodec, "clear", lambda self, slot: cleared.append(slot))
+    _, broken = speak(fresh_engine(), "2 hums", "5 nan")
+    assert isinstance(broken.end, Failed)
+    assert cleared == [1]

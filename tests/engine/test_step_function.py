@@ -1,9 +1,15 @@
 """Buckets, and what a step function is called with."""
 
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+
 import pytest
 import torch
 
 from vox_serve.engine.cuda_graph import StepFunction, Stream, bucket_sizes
+from vox_serve.engine.runner import run_isolated
+from vox_serve.errors import EngineError
 
 CPU = torch.device("cpu")
 IDLE = 9
@@ -38,6 +44,54 @@ def test_slots_are_sent_only_when_the_batch_has_changed() -> None:
     assert sent[0] is sent[1]
     assert sent[3] is sent[4]
     assert len({id(slots) for slots in sent}) == 3
+
+
+class Torch:
+    """torch.cuda's streams and graphs, which record what they are asked."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.captures: list[dict[str, object]] = []
+        monkeypatch.setattr(torch.cuda, "Stream", lambda device: self)
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda device: self)
+        monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
+        monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 0))
+        monkeypatch.setattr(torch.cuda, "CUDAGraph", object)
+        monkeypatch.setattr(torch.cuda, "graph", self.graph)
+
+    def wait_stream(self, stream: object) -> None:
+        pass
+
+    @contextmanager
+    def graph(self, graph: object, **options: object) -> Iterator[None]:
+        self.captures.append(options | {"collects": gc.isenabled()})
+        yield
+
+
+def test_a_capture_bears_other_threads_and_frees_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda = Torch(monkeypatch)
+    seen: list[bool] = []
+    Stream(torch.device("cuda"), main=True).capture(lambda: seen.append(gc.isenabled()))
+    assert seen == [True, True, False]
+    (options,) = cuda.captures
+    assert options["capture_error_mode"] == "thread_local"
+    assert gc.isenabled()
+
+
+def test_a_failed_capture_ends_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch's streams are in disorder then: rows must not be tried one by one."""
+    Torch(monkeypatch)
+    runs: list[int] = []
+
+    def run() -> None:
+        runs.append(len(runs))
+        if len(runs) == 3:
+            raise RuntimeError("operation not permitted when stream is capturing")
+
+    stream = Stream(torch.device("cuda"), main=True)
+    with pytest.raises(EngineError, match="cannot be captured as a CUDA graph: RuntimeError"):
+        run_isolated(lambda rows: stream.capture(run), [object(), object()])
+    assert len(runs) == 3
+    assert gc.isenabled()
 
 
 @pytest.mark.gpu

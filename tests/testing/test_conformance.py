@@ -152,6 +152,22 @@ class LooksAtItsFirstRow(Tone):
         return hidden
 
 
+class MasksByAProduct(Tone):
+    """It wipes nothing, and 0 x NaN is NaN."""
+
+    class Codec(QuietCodec):
+        def step(self, codes, slots, reset):
+            self.phase[slots] *= ~reset
+            return super().step(codes, slots, torch.zeros_like(reset))
+
+        def clear(self, slot):
+            pass
+
+    def __init__(self):
+        super().__init__()
+        self.codec = self.Codec()
+
+
 class CountingCodec(QuietCodec):
     calls = 0
 
@@ -180,6 +196,7 @@ WRONG = {
     "test_every_code_is_sampled": SamplesTwice,
     "test_a_row_that_is_not_finite_fails_alone": SpreadsNaN,
     "test_codes_decode_the_same_in_any_slot_and_company": SharesItsPhase,
+    "test_a_cleared_slot_speaks_again": MasksByAProduct,
     "test_replayed_operations_equal_eager": CountsOnTheHost,
     "test_nothing_is_read_by_the_host_while_the_model_runs": ReadsTheDevice,
 }

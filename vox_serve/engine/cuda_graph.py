@@ -6,11 +6,14 @@ with the slot that is nobody's.
 
 from __future__ import annotations
 
+import gc
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
+
+from vox_serve.errors import EngineError
 
 Step = Callable[[torch.Tensor, Sequence[int] | None], None]
 
@@ -85,7 +88,11 @@ class Stream:
 
     def capture(self, run: Callable[[], None]) -> torch.cuda.CUDAGraph:
         """A graph of what `run` launches, which it does twice first: what is made on its first
-        call must not be captured."""
+        call must not be captured.
+
+        Raises:
+            EngineError: the capture failed, which leaves torch's streams in disorder.
+        """
         current = torch.cuda.current_stream(self._device)
         self._capturing.wait_stream(current)
         with torch.cuda.stream(self._capturing):
@@ -94,9 +101,28 @@ class Stream:
         current.wait_stream(self._capturing)
         graph = torch.cuda.CUDAGraph()
         # The same stream as before: what cuBLAS works in belongs to the stream that it ran on.
-        with torch.cuda.graph(graph, pool=self._pool, stream=self._capturing):
-            run()
+        # Other threads may use the device meanwhile (they encode).
+        capturing = torch.cuda.graph(
+            graph, pool=self._pool, stream=self._capturing, capture_error_mode="thread_local"
+        )
+        try:
+            with _no_collection(), capturing:
+                run()
+        except Exception as error:
+            raise EngineError(f"a step cannot be captured as a CUDA graph: {error!r}") from error
         return graph
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """What the collector would free, old graphs above all, may not be freed during a capture."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 class StepFunction:

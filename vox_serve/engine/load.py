@@ -9,6 +9,7 @@ import time
 import torch
 
 from vox_serve.config import EngineConfig
+from vox_serve.engine import device
 from vox_serve.engine.engine import Engine
 from vox_serve.errors import ConfigError
 from vox_serve.messages import EngineInfo
@@ -28,28 +29,36 @@ def load_engine(config: EngineConfig, plugins: Plugins) -> tuple[Engine, EngineI
     """
     start = time.monotonic()
     resolved = plugins.resolve(config.model)
-    device = _device(config.device)
-    dtype, weights = number_formats(config, device)
-    options = LoadOptions(resolved.directory(), device, dtype, weights)
-    # cuDNN would round a codec's convolutions to TF32: other samples, and other context codes.
-    torch.backends.cudnn.allow_tf32 = False
+    chosen = device.choose(config.device)
+    dtype, weights = number_formats(config, chosen.type)
+    options = LoadOptions(resolved.directory(), str(chosen), dtype, weights)
+    device.prepare(chosen)
     _keep_freed_memory()
-    if torch.device(device).type == "cuda":
-        torch.cuda.set_device(device)  # streams, events and kernels are made on the current one
-    model = resolved.spec.load(options)
-    _set_threads(config.threads, model)
-    engine = Engine(model, config, resolved.checkpoint)
-    engine.warm_up()
+    try:
+        model = resolved.spec.load(options)
+        device.require_room(model, config.max_batch_size)
+        _set_threads(config.threads, model)
+        engine = Engine(model, config, resolved.checkpoint)
+        engine.warm_up()
+    except torch.OutOfMemoryError as error:
+        said = str(error).partition(". ")[0]
+        raise ConfigError(
+            f"device {chosen}: no room for this model with max_batch_size "
+            f"{config.max_batch_size} ({said})"
+        ) from error
     return engine, engine.info(resolved.name, resolved.spec.name, time.monotonic() - start)
 
 
-def number_formats(config: EngineConfig, device: str) -> tuple[str, str | None]:
+def number_formats(config: EngineConfig, kind: str) -> tuple[str, str | None]:
     """What is computed in, and how linear layers hold their weights (None: in the same).
+
+    Args:
+        kind: of device, `cpu` or `cuda`.
 
     Raises:
         ConfigError: the two settings do not go together on this device.
     """
-    cpu = torch.device(device).type == "cpu"
+    cpu = kind == "cpu"
     if config.quantize == "none":
         if config.dtype != "auto":
             return config.dtype, None
@@ -57,7 +66,7 @@ def number_formats(config: EngineConfig, device: str) -> tuple[str, str | None]:
             return "bfloat16", None
         return "float32", "float16" if holds_halves() else None
     if config.quantize != ("int8" if cpu else "fp8"):
-        raise ConfigError(f"quantize {config.quantize} is not for the device {device}")
+        raise ConfigError(f"quantize {config.quantize} is not for the device {kind}")
     if cpu and config.dtype == "bfloat16":
         raise ConfigError("quantize int8 computes in float32; leave dtype at auto")
     return ("float32" if cpu else "bfloat16"), config.quantize
@@ -84,15 +93,3 @@ def _set_threads(threads: int, model: Model) -> None:
     and where cores are busy they slow it down ten times."""
     small = model.weight_bytes < SMALL_MODEL_BYTES
     torch.set_num_threads(threads or (1 if small else ALL_THREADS))
-
-
-def _device(name: str) -> str:
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ConfigError(f"device {name!r} is no torch device; try cpu or cuda:0") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(f"device {name!r}: torch {torch.__version__} finds no CUDA device here")
-    return name

@@ -28,6 +28,7 @@ from vox_serve.engine.prefix_cache import PrefixCache
 from vox_serve.engine.sampler import SlotSampler
 from vox_serve.engine.scheduler import PREFILL_BUCKET
 from vox_serve.engine.sequence import Sequence
+from vox_serve.errors import EngineError
 from vox_serve.model import Model
 
 log = logging.getLogger("vox_serve.runner")
@@ -96,6 +97,7 @@ class ModelRunner:
         self._side.join()
         self.kv.clear(sequence.slot)
         self.hidden[sequence.slot] = 0
+        self.model.codec.clear(sequence.slot)
 
     @torch.inference_mode()
     def warm_up(self) -> None:
@@ -249,6 +251,9 @@ def run_isolated(
 
     So an exception ends the guilty rows, and the others have their step all the same.  Needs
     a function that may be run again over the same rows.  Returns the rows that failed.
+
+    Raises:
+        EngineError: the device is not what it was; nobody's steps can go on.
     """
     error = _attempt(run, rows) if rows else None
     if error is None:
@@ -262,6 +267,8 @@ def run_isolated(
 def _attempt(run: Callable[[Rows[Sequence]], object], rows: Rows[Sequence]) -> Exception | None:
     try:
         run(rows)
+    except EngineError:
+        raise
     except Exception as error:  # noqa: BLE001  # the model is a plugin: it may raise anything
         return error
     return None

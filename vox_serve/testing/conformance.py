@@ -29,7 +29,7 @@ from vox_serve.engine.sequence import Sequence
 from vox_serve.errors import RequestError
 from vox_serve.messages import Audio, Failed, Finished, SpeechRequest
 from vox_serve.model import Model
-from vox_serve.testing.replay import Step, cuda_graph, no_host_read, recorded
+from vox_serve.testing.replay import Step, created, cuda_graph, no_host_read, recorded
 
 
 @attrs.define
@@ -231,6 +231,33 @@ class ModelConformance:
             for row in range(3):
                 alone = decode((row,), (1,))[0]
                 torch.testing.assert_close(together[row], alone, atol=1e-4, rtol=1e-3)
+
+    def test_a_cleared_slot_speaks_again(self) -> None:
+        """What is not finite in a codec's state does not outlive the sequence that it failed."""
+        codec = self.load("cpu").codec
+        num_slots, slot = 13, 5  # a number of slots that no other size is likely to be
+        generator = torch.Generator().manual_seed(0)
+        shape = (4, 1, codec.num_codebooks, codec.frames_per_step)
+        codes = torch.randint(codec.codebook_size, shape, generator=generator)
+
+        def decode() -> list[tuple[torch.Tensor, torch.Tensor]]:
+            steps = []
+            for number, part in enumerate(codes):
+                pcm, valid = codec.step(part, torch.tensor([slot]), torch.tensor([number == 0]))
+                steps.append((pcm * (torch.arange(codec.frame_size) < valid[:, None]), valid))
+            return steps
+
+        with torch.inference_mode():
+            state = created(lambda: codec.allocate(num_slots))
+            expected = decode()
+            for tensor in state:
+                for dim, size in enumerate(tensor.shape):
+                    if tensor.is_floating_point() and size in (num_slots, num_slots + 1):
+                        tensor.select(dim, slot).fill_(torch.nan)
+            codec.clear(slot)
+            for got, wanted in zip(decode(), expected, strict=True):
+                assert torch.equal(got[1], wanted[1]), "a cleared slot sounds at other steps"
+                torch.testing.assert_close(got[0], wanted[0], atol=1e-4, rtol=1e-3)
 
     def test_nothing_is_read_by_the_host_while_the_model_runs(self) -> None:
         engine = self._engine()

@@ -53,6 +53,14 @@ def recorded(function: Step) -> Step:
     return replay
 
 
+def created(function: Callable[[], Any]) -> list[torch.Tensor]:
+    """Every tensor that a function makes."""
+    with _Recorder() as recorder:
+        function()
+    results = tree_leaves([result for *_, result in recorder.calls])
+    return [result for result in results if isinstance(result, torch.Tensor)]
+
+
 def cuda_graph(function: Step) -> Step:
     """Capture a function of static tensors; what is returned replays it into the same outputs."""
     side = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # torch's own has no types

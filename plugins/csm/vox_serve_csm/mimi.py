@@ -277,6 +277,10 @@ class Mimi:
         pcm = self._decoder(codes.squeeze(2), slots, reset)
         return pcm, torch.full_like(slots, self.frame_size)
 
+    def clear(self, slot: int) -> None:
+        """Forget what a slot's row holds; see `Codec.clear`."""
+        self._decoder.clear(slot)
+
     @torch.no_grad()
     def encode(self, pcm: torch.Tensor) -> torch.Tensor:
         """Encode a clip; see `Codec.encode`.  Its last frame is filled up with silence."""

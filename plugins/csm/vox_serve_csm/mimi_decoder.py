@@ -183,6 +183,12 @@ class MimiDecoder(nn.Module):
         rings = self.transformer.allocate(num_slots, self.frame_latents)
         return self._rows.nbytes + self._positions.nbytes + rings
 
+    def clear(self, slot: int) -> None:
+        """Make a slot's state as it was at first."""
+        self._rows[slot] = 0
+        self._positions[slot] = 0
+        self.transformer.clear(slot)
+
     def forward(
         self, codes: torch.Tensor, slots: torch.Tensor, reset: torch.Tensor
     ) -> torch.Tensor:

@@ -97,6 +97,11 @@ class StreamingTransformer(nn.Module):
         self._batch = self.frequencies.new_empty(shape)
         return self._batch.nbytes + sum(ring.nbytes for ring in self._rings)
 
+    def clear(self, slot: int) -> None:
+        """Empty a slot's rings: under a mask, 0 x NaN is still NaN."""
+        for ring in self._rings:
+            ring[slot] = 0
+
     def forward(self, x: torch.Tensor, slots: torch.Tensor, first: torch.Tensor) -> torch.Tensor:
         """The latents `[B, T, C]` whose positions begin at `first`, int64 `[B]`.
 

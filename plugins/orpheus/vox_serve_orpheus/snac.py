@@ -143,6 +143,10 @@ class SlotSnac:
         self._seed[slots] = seed
         return pcm, (first >= 0) * self.frame_size
 
+    def clear(self, slot: int) -> None:
+        for rows in (self._seen, self._seed, self._recent):
+            rows[slot] = 0
+
     def encode(self, pcm: torch.Tensor) -> torch.Tensor:
         raise InvalidRequest("Orpheus takes no context", "context")
 

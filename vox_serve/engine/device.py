@@ -1,0 +1,101 @@
+"""The device that an engine runs on: which one, how it is set up, and what fits into it."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import sysconfig
+from pathlib import Path
+
+import torch
+
+from vox_serve.errors import ConfigError
+from vox_serve.model import Model
+
+RESERVED_BYTES = 2 * 2**30
+"""For what is not a slot's: cuBLAS, captured graphs, the passes over prompts, encoding."""
+STEP_BYTES = 24 * 2**20
+"""Per slot, of the intermediate results of a step: an estimate."""
+
+
+def choose(name: str) -> torch.device:
+    """The device that a setting means; one of CUDA has a number.
+
+    Raises:
+        ConfigError: there is no such device.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f"device {name!r} is not a torch device; try cpu or cuda:0") from None
+    if device.type != "cuda":
+        return device
+    if not torch.cuda.is_available():
+        raise ConfigError(f"device {name!r}: torch {torch.__version__} finds no CUDA device here")
+    return torch.device("cuda", device.index or 0)
+
+
+def prepare(device: torch.device) -> None:
+    """Set torch up for this device, once, before anything is made on it.
+
+    Raises:
+        ConfigError: Triton's kernels could not be launched here.
+    """
+    # cuDNN would round a codec's convolutions to TF32: other samples, and other context codes.
+    torch.backends.cudnn.allow_tf32 = False
+    if device.type != "cuda":
+        return
+    # cuDNN's attention builds a plan for each new shape, so for each length of prompt: half a
+    # second in which nobody hears anything.
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    _require_compiler()
+    torch.cuda.set_device(device)  # streams, events and kernels are made on the current one
+
+
+def require_room(model: Model, slots: int) -> None:
+    """Raise ConfigError unless so many slots fit beside the loaded weights."""
+    free = free_bytes(model.device)
+    if free is None:
+        return
+    each = slot_bytes(model)
+    fit = max(0, int((free - RESERVED_BYTES) // each))
+    if slots > fit:
+        raise ConfigError(
+            f"max_batch_size {slots} needs {_gb(slots * each)}, {_gb(each)} for each slot, but "
+            f"{model.device} has {_gb(free)} free beside {_gb(model.weight_bytes)} of weights "
+            f"({_gb(RESERVED_BYTES)} are kept for the passes over prompts): at most {fit} fit"
+        )
+
+
+def slot_bytes(model: Model) -> int:
+    """Memory of one slot: keys and values, the codec's state, results of a step (an estimate)."""
+    layout = model.kv_layout
+    position = 2 * layout.num_layers * layout.num_kv_heads * layout.head_dim * model.dtype.itemsize
+    codec = model.codec.allocate(2) - model.codec.allocate(1)
+    return position * model.max_positions + codec + STEP_BYTES
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """Memory that is left on a device; None on a CPU, which has no limit of its own."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
+
+
+def _require_compiler() -> None:
+    """Triton compiles the small module that launches a kernel, with the machine's C compiler."""
+    if importlib.util.find_spec("triton") is None:
+        return
+    compiler = os.environ.get("CC") or shutil.which("clang") or shutil.which("gcc")
+    header = Path(sysconfig.get_path("include")) / "Python.h"
+    missing = "a C compiler" if not compiler else "" if header.is_file() else f"{header}"
+    if missing:
+        raise ConfigError(
+            f"device cuda: Triton needs {missing} to launch its kernels; install gcc and Python's "
+            "headers (apt install gcc python3-dev), or uninstall triton and be slower"
+        )
+
+
+def _gb(count: int) -> str:
+    return f"{count / 1e9:.3g} GB"
