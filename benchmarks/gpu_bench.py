@@ -21,10 +21,10 @@ from transformers import CsmConfig
 
 from benchmarks.checkpoint import TOKENIZER, write_full_size
 from vox_serve.config import EngineConfig
-from vox_serve.engine.delivery import Delivery
 from vox_serve.engine.device import choose
 from vox_serve.engine.engine import Engine
 from vox_serve.engine.load import number_formats
+from vox_serve.engine.pacing import Delivery
 from vox_serve.engine.sequence import Sequence
 from vox_serve.messages import SpeechRequest
 from vox_serve.model import LoadOptions, Prompt

@@ -249,7 +249,7 @@ class Cutter:
 
 @pytest.fixture
 def narrow(start_server: StartServer) -> RunningServer:
-    """One slot, one place in the queue."""
+    """One slot, one reserve in the queue."""
     return start_server(
         engine=attrs.evolve(TONE, max_batch_size=1), server=ServerConfig(port=0, max_queue=1)
     )
@@ -279,7 +279,7 @@ def test_a_full_queue_is_told_before_anything_is_cut(gate: Gate, narrow: Running
     gate.close()
     waiting = [post_raw(narrow, text="5 frames")]
     until(lambda: narrow.client.open_requests == 1)
-    waiting.append(post_raw(narrow, text=LATER))  # its place is kept while it is cut
+    waiting.append(post_raw(narrow, text=LATER))  # its reserve is kept while it is cut
     assert cutter.at_work.wait(5)
     asked = cutter.asked
     for text in ("5 frames", LATER):

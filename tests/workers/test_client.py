@@ -278,16 +278,16 @@ def test_a_place_is_kept_and_given_back() -> None:
     async def main() -> None:
         async with started(attrs.evolve(TONE, max_batch_size=1), max_queue=0) as client:
             await client.wait_ready()
-            with client.place():
+            with client.reserve():
                 with pytest.raises(QueueFull):
                     client.submit(SpeechRequest("a", "1"))
-                with pytest.raises(QueueFull), client.place():
+                with pytest.raises(QueueFull), client.reserve():
                     pass
-            with pytest.raises(ZeroDivisionError), client.place():
+            with pytest.raises(ZeroDivisionError), client.reserve():
                 raise ZeroDivisionError
             await events_of(client.submit(SpeechRequest("a", "1")))
             client.drain()
-            with pytest.raises(Unavailable), client.place():
+            with pytest.raises(Unavailable), client.reserve():
                 pass
 
     asyncio.run(main())

@@ -15,8 +15,8 @@ import attrs
 import torch
 
 from vox_serve.config import EngineConfig
-from vox_serve.engine.delivery import Delivery
 from vox_serve.engine.frames import Frame, FrameReader
+from vox_serve.engine.pacing import Pacing
 from vox_serve.engine.prefix_cache import shared_rows
 from vox_serve.engine.prompts import Prompts
 from vox_serve.engine.runner import ModelRunner, run_isolated
@@ -65,7 +65,7 @@ class Engine:
             model, config.max_batch_size, config.prefix_cache_mib * 2**20, config.deterministic
         )
         self.prompts = Prompts(model, config, checkpoint)
-        self._flights: deque[tuple[list[Sequence], FrameReader]] = deque()
+        self._in_flight: deque[tuple[list[Sequence], FrameReader]] = deque()
         self._step_seconds = 0.0
         self._events: list[Event] = []
         self._phases: dict[str, float] = {}
@@ -74,7 +74,7 @@ class Engine:
 
     @property
     def has_work(self) -> bool:
-        return self.scheduler.has_work or bool(self._events or self._flights)
+        return self.scheduler.has_work or bool(self._events or self._in_flight)
 
     @property
     def stats(self) -> Stats:
@@ -155,7 +155,7 @@ class Engine:
         now = time.monotonic()
         for sequence in admitted:
             codec = self.model.codec
-            sequence.delivery = Delivery(codec.frames_per_step / codec.frame_rate)
+            sequence.pacing = Pacing(codec.frames_per_step / codec.frame_rate)
             self.runner.assign(sequence)
             self._events.append(Started(sequence.id, now - sequence.arrival))
         self._run("prefill", lambda rows: [self.runner.restore(s) for s in rows], admitted)
@@ -173,7 +173,7 @@ class Engine:
         rows = self._run("codec", self.runner.decode, rows)
         if not rows:
             return False
-        self._flights.append((rows, self.runner.collect(rows)))
+        self._in_flight.append((rows, self.runner.collect(rows)))
         for sequence in rows:
             sequence.launched += 1
         return True
@@ -182,8 +182,8 @@ class Engine:
         """Read the frames that are due: at once on a CPU, one step later on a GPU."""
         start = time.perf_counter()
         read: list[Frame] = []
-        while len(self._flights) > (self.runner.lag if launched else 0):
-            rows, reader = self._flights.popleft()
+        while len(self._in_flight) > (self.runner.frames_behind if launched else 0):
+            rows, reader = self._in_flight.popleft()
             for sequence, frame in zip(rows, reader.frames(), strict=True):
                 # Its slot may be another's by now.
                 if sequence.finish_reason is None:
@@ -227,10 +227,10 @@ class Engine:
                 self._finish(sequence, FinishReason.LENGTH)
 
     def _deliver(self, sequence: Sequence, pcm: bytes) -> None:
-        if pcm and sequence.delivery is not None:
+        if pcm and sequence.pacing is not None:
             # A codec that takes several frames at once sounds once in so many steps.
             pace = self._step_seconds * self.model.codec.frames_per_step
-            sounded = sequence.delivery.add(pcm, time.monotonic(), pace)
+            sounded = sequence.pacing.add(pcm, time.monotonic(), pace)
             if sounded:
                 self._events.append(Audio(sequence.id, sounded))
 
@@ -238,7 +238,7 @@ class Engine:
         """Free the slot, remember what was said, and report the end."""
         more = sequence.more and reason is not FinishReason.CANCELLED
         self._remember(sequence, reason, sequence.id if more else None)
-        rest = sequence.delivery.rest() if sequence.delivery is not None else b""
+        rest = sequence.pacing.rest() if sequence.pacing is not None else b""
         if rest and reason is not FinishReason.CANCELLED:
             self._events.append(Audio(sequence.id, rest))
         self.scheduler.finish(sequence, reason)

@@ -13,8 +13,8 @@ import attrs
 import torch
 
 from vox_serve.config import EngineConfig
+from vox_serve.engine.context_encoder import ContextEncoder
 from vox_serve.engine.conversation import Conversations
-from vox_serve.engine.encodings import Encodings
 from vox_serve.engine.sequence import Sequence, Turn
 from vox_serve.errors import (
     InvalidRequest,
@@ -47,7 +47,7 @@ class Prompts:
         self.conversations = Conversations(config.conversation_timeout, config.max_conversations)
         self.voices: dict[str, Voice] = {}
         """Those that were added while it runs, by name."""
-        self._encodings = Encodings(model.codec, model.device)
+        self._encodings = ContextEncoder(model.codec, model.device)
         self.takes_context = self._takes_context()
 
     def prepare(self, request: SpeechRequest) -> Sequence:

@@ -81,7 +81,7 @@ class ModelRunner:
         self._emit_step = step(self._emit, self._main)
         self._sound_step = step(self._sound, self._side)
         self._collected = SlotNumbers(device)
-        self.lag = 1 if captured else 0
+        self.frames_behind = 1 if captured else 0
         """Frames that the host is behind: it reads one while the device makes the next."""
 
     def assign(self, sequence: Sequence) -> None:
@@ -219,7 +219,7 @@ class ModelRunner:
 
     def _reach(self, lengths: Iterable[int]) -> None:
         """How far attention looks; a captured step looks over all, or its kernel knows better."""
-        if self.lag or self.deterministic:
+        if self.frames_behind or self.deterministic:
             self.kv.extent = self.kv.max_positions
             return
         extent = -(-max(lengths) // EXTENT_STEP) * EXTENT_STEP

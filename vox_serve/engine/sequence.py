@@ -8,7 +8,7 @@ from enum import Enum
 import attrs
 
 from vox_serve.engine.conversation import Conversation
-from vox_serve.engine.delivery import Delivery
+from vox_serve.engine.pacing import Pacing
 from vox_serve.messages import FinishReason
 from vox_serve.model import Prompt
 from vox_serve.sampling import SamplingParams
@@ -57,7 +57,7 @@ class Sequence:
     """Frames that were begun; on a GPU the host reads them later."""
     frames: int = 0
     """Frames that were read."""
-    delivery: Delivery | None = None
+    pacing: Pacing | None = None
     finish_reason: FinishReason | None = None
     arrival: float = attrs.field(factory=time.monotonic)
     """When the request came in, by the machine's one monotonic clock."""

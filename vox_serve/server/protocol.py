@@ -20,7 +20,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from vox_serve.config import ServerConfig
 from vox_serve.server.errors import error_object
-from vox_serve.server.websocket.wire import WEBSOCKET
+from vox_serve.server.websocket.connection import WEBSOCKET
 
 GRACE_SECONDS = 1.0
 """What a body may be late, so that an answer of 408 comes first."""

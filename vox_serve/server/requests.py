@@ -26,7 +26,7 @@ def request_id(scope: Scope) -> str:
     return str(found)
 
 
-class Open(Protocol):
+class Cancellable(Protocol):
     """A request or a session that has not ended."""
 
     def cancel(self) -> None:
@@ -37,12 +37,12 @@ class OpenRequests:
     """Several may have one id: a proxy sends its own with each try of a request."""
 
     def __init__(self) -> None:
-        self._open: dict[str, set[Open]] = {}
+        self._open: dict[str, set[Cancellable]] = {}
 
-    def add(self, name: str, one: Open) -> None:
+    def add(self, name: str, one: Cancellable) -> None:
         self._open.setdefault(name, set()).add(one)
 
-    def remove(self, name: str, one: Open) -> None:
+    def remove(self, name: str, one: Cancellable) -> None:
         """Forget one; it must be there."""
         self._open[name].remove(one)
         if not self._open[name]:

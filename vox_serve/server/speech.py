@@ -151,14 +151,14 @@ async def answer(
 
 
 async def _cut(order: Order, request: AnyRequest) -> SpeechRequest:
-    """The request in parts; while a long text is cut, its place in the queue is kept.
+    """The request in parts; while a long text is cut, its reserve in the queue is kept.
 
     Raises:
-        RequestError: there is no place, or it cannot be normalised.
+        RequestError: there is no reserve, or it cannot be normalised.
         ClientGone: the client left.
     """
     work = (order.speech, order.info, order.client.normalise)
-    with order.client.place():
+    with order.client.reserve():
         if order.speech.characters <= LONG_TEXT_CHARACTERS:
             return in_parts(*work)
         cutting = asyncio.get_running_loop().run_in_executor(_cutter, in_parts, *work)

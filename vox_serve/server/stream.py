@@ -66,7 +66,7 @@ class AudioStream:
         self._client = client
         self._piece_bytes = PIECE_SECONDS * 2.0 * info.sample_rate
         self._parts = Parts(request, info.frame_rate)
-        self._cancelled = False
+        self._cancelled_error = False
         self._events = client.submit(request)
         self._opened = OpenRequests() if opened is None else opened
         self._opened.add(account.name, self)
@@ -78,12 +78,12 @@ class AudioStream:
         Raises:
             RequestError: the engine gave up, or the request took too long.
         """
-        if self._cancelled:
-            raise _cancelled()
+        if self._cancelled_error:
+            raise _cancelled_error()
         pcm = bytearray()
         try:
             while self.finished is None and (not pcm or self._more_fits(len(pcm))):
-                pcm += self._take(await self._event())
+                pcm += self._handle(await self._event())
         except RequestError as error:
             self.close(error)
             raise
@@ -117,9 +117,9 @@ class AudioStream:
 
     def cancel(self) -> None:
         """End the request on behalf of another: whoever awaits `next` gets Cancelled."""
-        self.close(_cancelled())
-        self._cancelled = True
-        self._events.put_nowait(Failed(self.request.id, _cancelled()))
+        self.close(_cancelled_error())
+        self._cancelled_error = True
+        self._events.put_nowait(Failed(self.request.id, _cancelled_error()))
 
     def close(self, error: BaseException | None) -> None:
         """End the request if it has not ended; the first call counts.
@@ -135,7 +135,7 @@ class AudioStream:
         if self.request.conversation == private_conversation(self.request.id):
             self._client.forget_soon(self.request.conversation)
 
-    def _take(self, event: Event) -> bytes:
+    def _handle(self, event: Event) -> bytes:
         """The sound of an event.  Raises RequestError if it brings one."""
         if isinstance(event, Audio):
             return event.pcm
@@ -152,7 +152,7 @@ class AudioStream:
         return b""
 
 
-def _cancelled() -> Cancelled:
+def _cancelled_error() -> Cancelled:
     return Cancelled("the request was cancelled")
 
 

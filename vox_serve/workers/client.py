@@ -145,8 +145,8 @@ class EngineClient:
         return info
 
     @contextlib.contextmanager
-    def place(self) -> Iterator[None]:
-        """A place in the queue, for as long as a request is being made ready.
+    def reserve(self) -> Iterator[None]:
+        """A reserve in the queue, for as long as a request is being made ready.
 
         Raises:
             Unavailable, QueueFull: as `check_room`.
@@ -185,7 +185,7 @@ class EngineClient:
         return await self._done(request_id, Forget(request_id, conversation))
 
     async def add_voice(self, name: str, speaker: int, segments: tuple[Segment, ...]) -> None:
-        """Make a voice known to the model, in the place of one of its name.
+        """Make a voice known to the model, in the reserve of one of its name.
 
         Works already in `before_ready`.
 

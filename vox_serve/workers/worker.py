@@ -85,9 +85,9 @@ class Worker:
         self._engine = engine
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="prepare")
         self._preparing: set[str] = set()
-        self._thought: deque[Callable[[], None]] = deque()
+        self._finished_jobs: deque[Callable[[], None]] = deque()
         """What to do here with what the pool has made."""
-        self._waker, self._wake = socket.socketpair()
+        self._wake_reader, self._wake_writer = socket.socketpair()
 
     def serve(self) -> None:
         """Step while there is work; an exception out of `Engine.step` ends the worker."""
@@ -96,24 +96,24 @@ class Worker:
                 self._connection.send(self._engine.step())
         finally:
             self._pool.shutdown(wait=False, cancel_futures=True)
-            self._waker.close()
-            self._wake.close()
+            self._wake_reader.close()
+            self._wake_writer.close()
 
     def _drain(self, seconds: float) -> bool:
         """Take what has come in, waiting so long for the first; False after `Shutdown`."""
-        while ready := wait([self._connection, self._waker], seconds):
+        while ready := wait([self._connection, self._wake_reader], seconds):
             seconds = 0.0
-            if self._waker in ready:
-                self._waker.recv(1)
-                self._thought.popleft()()
+            if self._wake_reader in ready:
+                self._wake_reader.recv(1)
+                self._finished_jobs.popleft()()
             if self._connection in ready:
                 message = self._connection.recv()
                 if isinstance(message, Shutdown):
                     return False
-                self._take(message)
+                self._handle(message)
         return True
 
-    def _take(self, message: ToWorker) -> None:
+    def _handle(self, message: ToWorker) -> None:
         engine = self._engine
         if isinstance(message, Add):
             self._add(message.request)
@@ -123,7 +123,7 @@ class Worker:
             else:
                 engine.abort(message.request_id)
         elif isinstance(message, AddVoice):
-            self._pool.submit(self._think, partial(self._add_voice, message))
+            self._pool.submit(self._run_job, partial(self._add_voice, message))
         elif isinstance(message, RemoveVoice):
             self._post(Done(message.request_id, engine.prompts.remove_voice(message.name)))
         elif isinstance(message, Forget):
@@ -133,15 +133,15 @@ class Worker:
     def _add(self, request: SpeechRequest) -> None:
         self._preparing.add(request.id)
         if request.context or request.characters > LONG_TEXT_CHARACTERS:
-            self._pool.submit(self._think, partial(self._prepare_if_wanted, request))
+            self._pool.submit(self._run_job, partial(self._prepare_if_wanted, request))
         else:
             self._enqueue(request, self._prepare(request))
 
-    def _think(self, work: Callable[[], Callable[[], None]]) -> None:
+    def _run_job(self, work: Callable[[], Callable[[], None]]) -> None:
         """Body of the pool's jobs: `work`, then have the loop do what it returns."""
-        self._thought.append(work())
+        self._finished_jobs.append(work())
         with contextlib.suppress(OSError):  # the worker has ended meanwhile
-            self._wake.send(b".")
+            self._wake_writer.send(b".")
 
     def _prepare_if_wanted(self, request: SpeechRequest) -> Callable[[], None]:
         if request.id not in self._preparing:  # its client has left already

@@ -30,8 +30,8 @@ from tests.tone import CHECKPOINT, ToneCodec
 from vox_serve.config import EngineConfig, ServerConfig
 from vox_serve.errors import Unavailable
 from vox_serve.messages import SpeechRequest
+from vox_serve.server.websocket.connection import MAX_MESSAGE_BYTES
 from vox_serve.server.websocket.session import MAX_WAITING_CHARACTERS, Session
-from vox_serve.server.websocket.wire import MAX_MESSAGE_BYTES
 from vox_serve.workers.client import EngineClient
 
 StartServer = Callable[..., RunningServer]

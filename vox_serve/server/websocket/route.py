@@ -35,8 +35,8 @@ from vox_serve.server.requests import OpenRequests
 from vox_serve.server.routes.generate import GenerateRequest, check
 from vox_serve.server.routes.openai import voice_of
 from vox_serve.server.speech import given_sampling
+from vox_serve.server.websocket.connection import Connection, ServerEnds, Start
 from vox_serve.server.websocket.session import Session
-from vox_serve.server.websocket.wire import ServerEnds, Start, Wire
 from vox_serve.workers.client import EngineClient, EngineState
 from vox_serve.workers.engines import Engines
 
@@ -60,8 +60,8 @@ async def stream(scope: Scope, receive: Receive, send: Send) -> None:
             await _refuse(send, refusal)
             return
         await send({"type": "websocket.accept", "subprotocol": None, "headers": []})
-        wire = Wire(receive, send, engines.server.send_timeout)
-        await _converse(wire, engines, scope["litestar_app"].state.requests)
+        connection = Connection(receive, send, engines.server.send_timeout)
+        await _converse(connection, engines, scope["litestar_app"].state.requests)
     except (ClientGone, OSError):
         log.debug("a client of %s left", PATH)
 
@@ -104,26 +104,26 @@ def _count_handshake(engines: Engines, status: str) -> None:
     metrics.http_responses_total.labels(metrics.model, PATH, status).inc()
 
 
-async def _converse(wire: Wire, engines: Engines, opened: OpenRequests) -> None:
+async def _converse(connection: Connection, engines: Engines, opened: OpenRequests) -> None:
     """Run a session, and say why it ends.  Raises ClientGone."""
     try:
-        session = await _begin(wire, engines, opened)
+        session = await _begin(connection, engines, opened)
         await session.run()
     except RequestError as error:
-        await wire.tell_error(error, fatal=True)
-        await wire.close(meaning(error).close, error.code)
+        await connection.send_error(error, fatal=True)
+        await connection.close(meaning(error).close, error.code)
     except ClientGone:
         raise
     except Exception:
         log.exception("unhandled error on %s", PATH)
         internal = InternalError("internal error; the server's log has it")
-        await wire.tell_error(internal, fatal=True)
-        await wire.close(meaning(internal).close, internal.code)
+        await connection.send_error(internal, fatal=True)
+        await connection.close(meaning(internal).close, internal.code)
     else:
-        await wire.close(1000, "done")
+        await connection.close(1000, "done")
 
 
-async def _begin(wire: Wire, engines: Engines, opened: OpenRequests) -> Session:
+async def _begin(connection: Connection, engines: Engines, opened: OpenRequests) -> Session:
     """The session that the first message asks for.
 
     Raises:
@@ -132,7 +132,7 @@ async def _begin(wire: Wire, engines: Engines, opened: OpenRequests) -> Session:
     """
     account = Account("", engines.metrics, "stream")
     try:
-        start = await _first(wire, engines.server.request_timeout)
+        start = await _first(connection, engines.server.request_timeout)
         audio_format, template = read(start)
         client = engines.choose(start.model)
         account.metrics = client.metrics
@@ -142,7 +142,7 @@ async def _begin(wire: Wire, engines: Engines, opened: OpenRequests) -> Session:
         _check_voice(template.voice, start.speaker, client)
         if start.conversation is not None and not info.takes_context:
             raise UnspeakableText("this model follows no conversation", "conversation")
-        return Session(wire, client, info, template, audio_format, opened)
+        return Session(connection, client, info, template, audio_format, opened)
     except GoingAway:
         raise
     except RequestError as error:
@@ -150,10 +150,10 @@ async def _begin(wire: Wire, engines: Engines, opened: OpenRequests) -> Session:
         raise
 
 
-async def _first(wire: Wire, seconds: float) -> Start:
+async def _first(connection: Connection, seconds: float) -> Start:
     try:
         async with asyncio.timeout(seconds):
-            message = await wire.receive()
+            message = await connection.receive()
     except TimeoutError:
         raise InvalidRequest(f"no message came for {seconds:g} seconds") from None
     if isinstance(message, ServerEnds):

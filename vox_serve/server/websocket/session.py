@@ -25,14 +25,14 @@ from vox_serve.server.encoding import INLINE_SECONDS, Encoding
 from vox_serve.server.errors import ClientGone, GoingAway, meaning
 from vox_serve.server.requests import OpenRequests
 from vox_serve.server.stream import AudioStream
-from vox_serve.server.websocket.wire import (
+from vox_serve.server.websocket.connection import (
     Cancel,
+    Connection,
     End,
     Flush,
     Message,
     ServerEnds,
     Text,
-    Wire,
 )
 from vox_serve.text import Sentences, speakable
 from vox_serve.workers.client import EngineClient
@@ -53,7 +53,7 @@ class Session:
     """Speaks what one client sends, until one of them ends it.
 
     Args:
-        wire: the connection.
+        connection: the connection.
         client: the engine.
         info: what it has loaded.
         template: voice, sampling and conversation of each request; its id and text are replaced.
@@ -63,7 +63,7 @@ class Session:
 
     def __init__(
         self,
-        wire: Wire,
+        connection: Connection,
         client: EngineClient,
         info: EngineInfo,
         template: SpeechRequest,
@@ -71,7 +71,7 @@ class Session:
         opened: OpenRequests,
     ) -> None:
         self.id = uuid.uuid4().hex
-        self._wire = wire
+        self._connection = connection
         self._client = client
         self._info = info
         self._private = None
@@ -115,11 +115,11 @@ class Session:
             RequestError: the session cannot go on.
             ClientGone: the client left, or does not read.
         """
-        receiving = asyncio.ensure_future(self._wire.receive())
+        receiving = asyncio.ensure_future(self._connection.receive())
         deletion = asyncio.ensure_future(self._deleted.wait())
         self._opened.add(self.id, self)
         try:
-            await self._wire.tell(
+            await self._connection.send_event(
                 "started",
                 request_id=self.id,
                 model=self._client.model,
@@ -139,13 +139,13 @@ class Session:
                         return
                 if receiving.done():
                     message = receiving.result()
-                    receiving = asyncio.ensure_future(self._wire.receive())
-                    await self._take(message)
+                    receiving = asyncio.ensure_future(self._connection.receive())
+                    await self._handle(message)
         finally:
             self._opened.remove(self.id, self)
-            await _end(deletion)
-            await _end(receiving)
-            await self._hush()
+            await _cancel_and_wait(deletion)
+            await _cancel_and_wait(receiving)
+            await self._stop_speaking()
             if self._private is not None:
                 self._client.forget_soon(self._private)
 
@@ -165,7 +165,7 @@ class Session:
         if not done:
             raise InvalidRequest(f"no message came for {limit:g} seconds")
 
-    async def _take(self, message: Message | ServerEnds) -> None:
+    async def _handle(self, message: Message | ServerEnds) -> None:
         """Do what a message asks, or put it into the queue."""
         if isinstance(message, Cancel):
             await self._cancel()
@@ -219,18 +219,18 @@ class Session:
         segment = self._segment
         if self._stream is not None:
             self._stream.close(Cancelled("the session was cancelled"))
-        await self._hush()
+        await self._stop_speaking()
         self._sentences.flush()
         while self._queue:
             self._pop()
         if self._last is not None:
             self._put(self._last)
-        await self._wire.tell("cancelled", segment=segment, seconds=self._seconds)
+        await self._connection.send_event("cancelled", segment=segment, seconds=self._seconds)
 
-    async def _hush(self) -> None:
+    async def _stop_speaking(self) -> None:
         """End the work where it is, and with it the utterance."""
         if self._working is not None:
-            await _end(self._working)
+            await _cancel_and_wait(self._working)
             self._working = None
         self._end_utterance()
 
@@ -253,13 +253,13 @@ class Session:
     async def _pass(self, mark: Mark) -> None:
         """End the utterance, and say what the mark is for."""
         if self._encoding is not None:
-            await self._wire.sound(await self._encoding.finish())
+            await self._connection.send_audio(await self._encoding.finish())
         self._end_utterance()
         if mark is Mark.FLUSH:
-            await self._wire.tell("flushed", seconds=self._seconds)
+            await self._connection.send_event("flushed", seconds=self._seconds)
         elif mark is Mark.END:
             reason, segments = self._reason.value, self._segments
-            await self._wire.tell(
+            await self._connection.send_event(
                 "done", finish_reason=reason, seconds=self._seconds, segments=segments
             )
         else:
@@ -294,7 +294,7 @@ class Session:
         except RequestError as error:
             if not meaning(error).session_goes_on:
                 raise
-            await self._wire.tell_error(error, fatal=False, segment=segment, text=text)
+            await self._connection.send_error(error, fatal=False, segment=segment, text=text)
         finally:
             self._stream = self._segment = None
 
@@ -318,13 +318,15 @@ class Session:
         """Send the audio of a segment, before its first piece what it says."""
         pcm = await stream.next()
         self._segment = segment
-        await self._wire.tell("segment", segment=segment, text=text, start_seconds=self._seconds)
+        await self._connection.send_event(
+            "segment", segment=segment, text=text, start_seconds=self._seconds
+        )
         if self._encoding is None:
             self._encoding = Encoding(self._audio_format, self._info.sample_rate)
         while pcm is not None:
             for start in range(0, len(pcm), self._piece_bytes):
                 piece = pcm[start : start + self._piece_bytes]
-                await self._wire.sound(await self._encoding.encode(piece))
+                await self._connection.send_audio(await self._encoding.encode(piece))
                 self._bytes += len(piece)
                 await asyncio.sleep(0)  # neither of these need have waited
             pcm = await stream.next()
@@ -336,7 +338,7 @@ def _size(item: str | Mark) -> int:
     return len(item) if isinstance(item, str) else 1
 
 
-async def _end(task: asyncio.Future[Any]) -> None:
+async def _cancel_and_wait(task: asyncio.Future[Any]) -> None:
     """Cancel a task and wait until it is over, however it ends: why is known already."""
     task.cancel()
     await asyncio.wait((task,))

@@ -7,10 +7,10 @@ hears once the client has some sound in hand.
 from __future__ import annotations
 
 FRAMES = (1, 1, 2, 4, 8)
-"""Of the first, second ... delivery; the last stays."""
+"""Of the first, second ... pacing; the last stays."""
 
 
-class Delivery:
+class Pacing:
     """One request's sound on its way out.  The samples never depend on it, only their packing.
 
     Args:
@@ -28,7 +28,7 @@ class Delivery:
         """Take a frame; returns what is to be sent now, or nothing.
 
         Held back is only what the client does not need before the frame after: it has more sound
-        left, if it plays since the first delivery, than two steps take.
+        left, if it plays since the first pacing, than two steps take.
 
         Args:
             now: of any clock that goes on steadily, in seconds.

@@ -16,7 +16,7 @@ KEPT = 256
 """Clips whose codes are remembered; a minute of Mimi is 0.2 MB."""
 
 
-class Encodings:
+class ContextEncoder:
     """Args: the codec that encodes, and its device: it works beside what is being spoken."""
 
     def __init__(self, codec: Codec, device: torch.device) -> None:

@@ -1,19 +1,19 @@
 """How frames are packed for the client."""
 
-from vox_serve.engine.delivery import Delivery
+from vox_serve.engine.pacing import Pacing
 
 FRAME = 0.08
 
 
 def packing(steps: list[float]) -> list[int]:
-    """Frames in each delivery, where each step takes so many seconds."""
-    delivery, now, sizes = Delivery(FRAME), 100.0, []
+    """Frames in each pacing, where each step takes so many seconds."""
+    pacing, now, sizes = Pacing(FRAME), 100.0, []
     for seconds in steps:
         now += seconds
-        sent = delivery.add(b"f", now, seconds)
+        sent = pacing.add(b"f", now, seconds)
         if sent:
             sizes.append(len(sent))
-    rest = len(delivery.rest())
+    rest = len(pacing.rest())
     assert sum(sizes) + rest == len(steps)
     return [*sizes, rest]
 
@@ -29,10 +29,10 @@ def test_one_without_a_lead_gets_each_frame_as_it_comes() -> None:
 
 def test_no_frame_is_held_back_until_the_client_runs_dry() -> None:
     for pace in (0.01, 0.02, 0.03, 0.04, 0.05, 0.06, 0.07):
-        delivery, now, began, sent_seconds = Delivery(FRAME), 0.0, 0.0, 0.0
+        pacing, now, began, sent_seconds = Pacing(FRAME), 0.0, 0.0, 0.0
         for number in range(200):
             now += pace
-            sent = delivery.add(b"f", now, pace)
+            sent = pacing.add(b"f", now, pace)
             if sent_seconds:
                 assert now - began <= sent_seconds + 1e-9, (pace, number)
             began = began or now
@@ -40,11 +40,11 @@ def test_no_frame_is_held_back_until_the_client_runs_dry() -> None:
 
 
 def test_after_a_stall_all_that_is_there_goes_out() -> None:
-    delivery, now = Delivery(FRAME), 0.0
+    pacing, now = Pacing(FRAME), 0.0
     for _ in range(20):
         now += 0.01
-        delivery.add(b"f", now, 0.01)
-    held = len(delivery.rest())
+        pacing.add(b"f", now, 0.01)
+    held = len(pacing.rest())
     for _ in range(held):
-        assert delivery.add(b"f", now, 0.01) == b""
-    assert len(delivery.add(b"f", now + 10.0, 10.0)) == held + 1
+        assert pacing.add(b"f", now, 0.01) == b""
+    assert len(pacing.add(b"f", now + 10.0, 10.0)) == held + 1

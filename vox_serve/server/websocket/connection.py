@@ -57,7 +57,7 @@ Message = Start | Text | Flush | Cancel | End
 _decoder: msgspec.json.Decoder[Message] = msgspec.json.Decoder(Message)
 
 
-class Wire:
+class Connection:
     """An accepted WebSocket.
 
     Args:
@@ -97,16 +97,16 @@ class Wire:
         except RecursionError:
             raise Malformed("the message is nested too deeply") from None
 
-    async def tell(self, type: str, **fields: object) -> None:
+    async def send_event(self, type: str, **fields: object) -> None:
         """Send an event.  Raises ClientGone."""
         text = msgspec.json.encode({"type": type, **fields}).decode()
         await self._send({"type": "websocket.send", "bytes": None, "text": text})
 
-    async def tell_error(self, error: RequestError, fatal: bool, **fields: object) -> None:
+    async def send_error(self, error: RequestError, fatal: bool, **fields: object) -> None:
         """Send an error in the shape of all our errors.  Raises ClientGone."""
-        await self.tell("error", fatal=fatal, error=described(error), **fields)
+        await self.send_event("error", fatal=fatal, error=described(error), **fields)
 
-    async def sound(self, data: bytes) -> None:
+    async def send_audio(self, data: bytes) -> None:
         """Send audio, unless it is nothing.  Raises ClientGone."""
         if data:
             await self._send({"type": "websocket.send", "bytes": data, "text": None})
