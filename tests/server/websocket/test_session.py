@@ -262,7 +262,7 @@ def test_segments_are_turns_of_a_conversation_of_their_own(tone_server: RunningS
         name = f"~{speaker.events[0]['request_id']}"
         assert tone_server.http.delete(f"/conversations/{name}").status_code == 404
         client = tone_server.client
-        return asyncio.run_coroutine_threadsafe(client.forget(name), client._loop).result(5)
+        return asyncio.run_coroutine_threadsafe(client.forget(name), client._link._loop).result(5)
 
     for speak, found in ((True, True), (False, False)):
         with session(tone_server) as speaker:
@@ -677,7 +677,7 @@ def test_the_engine_dies(gate: Gate, gated_server: RunningServer) -> None:
     with session(gated_server) as speaker:
         speaker.send("text", text="150 frames! ")
         speaker.until("audio")
-        client._loop.call_soon_threadsafe(client._die, "it fell over")
+        client._link._loop.call_soon_threadsafe(client._die, "it fell over")
         assert "it fell over" in check_fatal(speaker, 1013, "unavailable")
 
 
