@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -176,6 +178,50 @@ def test_a_broken_plugin_is_counted() -> None:
     engines = Engines([engine], ServerConfig(), load_plugins(engine.plugins))
     line = 'vox_serve_plugin_errors_total{model="tone",plugin="no.such.module"} 1.0'
     assert line in engines.registry.exposition().decode()
+
+
+def test_processes_show_memory_descriptors_and_start_under_their_labels() -> None:
+    registry = Registry()
+    sleeper = subprocess.Popen(["sleep", "60"])
+    try:
+        registry.watch_process("", "server", os.getpid())
+        registry.watch_process("tone", "worker", sleeper.pid)
+        families = {
+            family.name: family.samples
+            for family in text_string_to_metric_families(registry.exposition().decode())
+        }
+    finally:
+        sleeper.kill()
+        sleeper.wait()
+    memory = families["vox_serve_process_resident_memory_bytes"]
+    assert [sample.labels for sample in memory] == [
+        {"model": "", "process": "server"},
+        {"model": "tone", "process": "worker"},
+    ]
+    assert memory[0].value > memory[1].value > 0  # python and sleep
+    assert set(families) == {
+        f"vox_serve_process_{name}"
+        for name in (
+            "cpu_seconds",
+            "max_fds",
+            "open_fds",
+            "resident_memory_bytes",
+            "start_time_seconds",
+            "virtual_memory_bytes",
+        )
+    }
+    ended = registry.exposition().decode()
+    assert 'process="server"' in ended
+    assert 'process="worker"' not in ended  # not what it had when it lived
+
+
+def test_a_new_worker_takes_the_place_of_the_old() -> None:
+    registry = Registry()
+    registry.watch_process("tone", "worker", 2**30)  # no such process
+    assert "tone" not in registry.exposition().decode()
+    registry.watch_process("tone", "worker", os.getpid())
+    shown = registry.exposition().decode()
+    assert shown.count('vox_serve_process_open_fds{model="tone",process="worker"}') == 1
 
 
 def test_models_share_the_families_of_a_registry() -> None:

@@ -1,4 +1,4 @@
-"""Every Prometheus metric by name, on a registry of its own; one process owns it.
+"""Every Prometheus metric as a row of a table, on a registry of its own; one process owns it.
 
 No label ever holds a voice, request id, text, path or key.  docs/metrics.md lists the same
 names; a test holds the two together.
@@ -7,7 +7,7 @@ names; a test holds the two together.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 from typing import Any, Generic, TypeVar
 
@@ -20,8 +20,11 @@ from prometheus_client import (  # after the variable above
     Counter,
     Gauge,
     Histogram,
+    ProcessCollector,
     generate_latest,
 )
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
 
 PREFIX = "vox_serve_"
 CONTENT_TYPE = "text/plain; version=0.0.4"
@@ -53,9 +56,11 @@ class Registry:
     def __init__(self) -> None:
         self.collector = CollectorRegistry()
         self._families: dict[str, Any] = {}
+        self._processes = Processes()
+        self.collector.register(self._processes)
 
     def family(
-        self, kind: type[M], name: str, help: str, labels: Sequence[str] = (), **settings: Any
+        self, kind: type[M], name: str, help: str, labels: Sequence[str], **settings: Any
     ) -> M:
         """A metric by its name without the prefix; made when it is first asked for."""
         if name not in self._families:
@@ -65,9 +70,37 @@ class Registry:
         found: M = self._families[name]
         return found
 
+    def watch_process(self, model: str, process: str, pid: int | None) -> None:
+        """Show memory, descriptors and start of a process; the new one in the place of the old."""
+        self._processes.watch(model, process, pid)
+
     def exposition(self) -> bytes:
         """The Prometheus text format."""
         return generate_latest(self.collector)
+
+
+class Processes(Collector):
+    """What prometheus_client tells of a process, with the labels `model` and `process`.
+
+    It reads /proc, so there are no such series where that is missing, nor of a process that ended.
+    """
+
+    def __init__(self) -> None:
+        self._readers: dict[tuple[str, str], ProcessCollector] = {}
+
+    def watch(self, model: str, process: str, pid: int | None) -> None:
+        reader = ProcessCollector(PREFIX.rstrip("_"), pid=lambda: str(pid), registry=None)
+        self._readers[model, process] = reader
+
+    def collect(self) -> Iterator[Metric]:
+        families: dict[str, Metric] = {}
+        for (model, process), reader in self._readers.items():
+            labels = {"model": model, "process": process}
+            for found in reader.collect():
+                made = Metric(found.name, found.documentation, found.type)
+                samples = families.setdefault(found.name, made).samples
+                samples += [sample._replace(labels=labels) for sample in found.samples]
+        yield from families.values()
 
 
 class Series(Generic[M]):
@@ -93,8 +126,61 @@ class Series(Generic[M]):
         return self._made[values]
 
 
+class Row(Generic[M]):
+    """A line of the table: what kind of metric, its help, and all values of its labels."""
+
+    def __init__(
+        self,
+        kind: type[M],
+        help: str,
+        buckets: Sequence[float] | None = None,
+        /,
+        **labels: Sequence[str],
+    ) -> None:
+        self._kind: type[M] = kind
+        self._help = help
+        self._labels = labels
+        self._settings = {"buckets": buckets} if buckets else {}
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def bind(self, registry: Registry, model: str) -> Series[M]:
+        family = registry.family(
+            self._kind, self.name, self._help, tuple(self._labels), **self._settings
+        )
+        return Series(family, model, self._labels)
+
+    def __get__(self, metrics: Metrics, owner: type) -> Series[M]:
+        found: Series[M] = metrics.bound[self.name]
+        return found
+
+
+class OpenRow(Generic[M]):
+    """A line whose labels have values that nobody knows beforehand: a series comes with the first.
+
+    It gives the family itself: call `labels` with the model and the values.
+    """
+
+    def __init__(self, kind: type[M], help: str, *labels: str) -> None:
+        self._kind: type[M] = kind
+        self._help = help
+        self._labels = labels
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def bind(self, registry: Registry, model: str) -> M:
+        family: M = registry.family(self._kind, self.name, self._help, self._labels)
+        return family
+
+    def __get__(self, metrics: Metrics, owner: type) -> M:
+        found: M = metrics.bound[self.name]
+        return found
+
+
 class Metrics:
-    """All metrics of one model; attribute names are the metric names without the prefix.
+    """The table: all metrics of one model, each named like its attribute after the prefix.
 
     Args:
         model: value of the `model` label.  The empty one is for what concerns no model, in a
@@ -102,98 +188,50 @@ class Metrics:
         registry: shared with the other models of the server.
     """
 
+    requests_total = Row(Counter, "Requests by how they ended.", mode=MODES, outcome=OUTCOMES)
+    finished_total = Row(Counter, "Sequences by finish reason.", reason=REASONS)
+    time_to_first_audio_seconds = Row(
+        Histogram, "From the request's arrival to its first sound.", FIRST_AUDIO, mode=MODES
+    )
+    queue_seconds = Row(Histogram, "Time that a request waited for a slot.", QUEUE)
+    request_seconds = Row(Histogram, "From a request's arrival to its last sound.", REQUEST)
+    engine_step_seconds = Row(Histogram, "Time of one engine step by phase.", STEP, phase=PHASES)
+    real_time_factor = Row(
+        Histogram, "Time to speak a request over the length of its audio.", REAL_TIME
+    )
+    inter_chunk_gap_seconds = Row(Histogram, "Time between two pieces of one request's audio.", GAP)
+    stream_underrun_seconds = Row(
+        Histogram, "Worst lateness of a stream's audio against its playback.", UNDERRUN
+    )
+    audio_seconds_total = Row(Counter, "Seconds of audio made.")
+    frames_total = Row(Counter, "Frames of codes made.")
+    text_characters_total = Row(Counter, "Characters of text accepted.")
+    reserved_codes_total = Row(Counter, "Codes outside the codec's codebooks, kept from it.")
+    prompt_positions_total = Row(
+        Counter,
+        "Positions of prompts: run, or restored from a voice's or conversation's kept prefix.",
+        source=SOURCES,
+    )
+    batch_size = Row(Histogram, "Rows of one engine step.", BATCH)
+    requests_running = Row(Gauge, "Requests that have a slot.")
+    requests_waiting = Row(Gauge, "Requests that wait for a slot.")
+    slots_used = Row(Gauge, "Slots in use.")
+    slots = Row(Gauge, "Slots there are.")
+    engine_up = Row(Gauge, "1 while the engine worker lives.")
+    engine_last_step_timestamp_seconds = Row(Gauge, "Unix time of the engine's last sign of life.")
+    ready = Row(Gauge, "1 while requests are accepted.")
+    admission_rejections_total = Row(Counter, "Requests refused at the door.", reason=REJECTIONS)
+    engine_errors_total = Row(Counter, "Errors inside the engine.", kind=ENGINE_ERRORS)
+    client_disconnects_total = Row(Counter, "Clients that left early, by when.", phase=DISCONNECTS)
+    http_responses_total = OpenRow(Counter, "HTTP responses.", "route", "code")
+    plugin_errors_total = OpenRow(Counter, "Plugins that could not be loaded.", "plugin")
+    build_info = OpenRow(Gauge, "Always 1; the labels say what runs.", "version", "torch", "device")
+
     def __init__(self, model: str, registry: Registry | None = None) -> None:
         self.model = model
         self.registry = registry or Registry()
-        self.requests_total = self._counter(
-            "requests_total", "Requests by how they ended.", mode=MODES, outcome=OUTCOMES
-        )
-        self.finished_total = self._counter(
-            "finished_total", "Sequences by finish reason.", reason=REASONS
-        )
-        self.time_to_first_audio_seconds = self._histogram(
-            "time_to_first_audio_seconds",
-            "From the request's arrival to its first sound.",
-            FIRST_AUDIO,
-            mode=MODES,
-        )
-        self.queue_seconds = self._histogram(
-            "queue_seconds", "Time that a request waited for a slot.", QUEUE
-        )
-        self.request_seconds = self._histogram(
-            "request_seconds", "From a request's arrival to its last sound.", REQUEST
-        )
-        self.engine_step_seconds = self._histogram(
-            "engine_step_seconds", "Time of one engine step by phase.", STEP, phase=PHASES
-        )
-        self.real_time_factor = self._histogram(
-            "real_time_factor", "Time to speak a request over the length of its audio.", REAL_TIME
-        )
-        self.inter_chunk_gap_seconds = self._histogram(
-            "inter_chunk_gap_seconds", "Time between two pieces of one request's audio.", GAP
-        )
-        self.stream_underrun_seconds = self._histogram(
-            "stream_underrun_seconds",
-            "Worst lateness of a stream's audio against its playback.",
-            UNDERRUN,
-        )
-        self.audio_seconds_total = self._counter("audio_seconds_total", "Seconds of audio made.")
-        self.frames_total = self._counter("frames_total", "Frames of codes made.")
-        self.text_characters_total = self._counter(
-            "text_characters_total", "Characters of text accepted."
-        )
-        self.reserved_codes_total = self._counter(
-            "reserved_codes_total", "Codes outside the codec's codebooks, kept from it."
-        )
-        self.prompt_positions_total = self._counter(
-            "prompt_positions_total",
-            "Positions of prompts: run, or restored from a voice's or conversation's kept prefix.",
-            source=SOURCES,
-        )
-        self.batch_size = self._histogram("batch_size", "Rows of one engine step.", BATCH)
-        self.requests_running = self._gauge("requests_running", "Requests that have a slot.")
-        self.requests_waiting = self._gauge("requests_waiting", "Requests that wait for a slot.")
-        self.slots_used = self._gauge("slots_used", "Slots in use.")
-        self.slots = self._gauge("slots", "Slots there are.")
-        self.engine_up = self._gauge("engine_up", "1 while the engine worker lives.")
-        self.engine_last_step_timestamp_seconds = self._gauge(
-            "engine_last_step_timestamp_seconds", "Unix time of the engine's last sign of life."
-        )
-        self.ready = self._gauge("ready", "1 while requests are accepted.")
-        self.admission_rejections_total = self._counter(
-            "admission_rejections_total", "Requests refused at the door.", reason=REJECTIONS
-        )
-        self.engine_errors_total = self._counter(
-            "engine_errors_total", "Errors inside the engine.", kind=ENGINE_ERRORS
-        )
-        self.client_disconnects_total = self._counter(
-            "client_disconnects_total", "Clients that left early, by when.", phase=DISCONNECTS
-        )
-        family = self.registry.family
-        self.http_responses_total = family(
-            Counter, "http_responses_total", "HTTP responses.", ("route", "code")
-        )
-        self.plugin_errors_total = family(
-            Counter, "plugin_errors_total", "Plugins that could not be loaded.", ("plugin",)
-        )
-        self.build_info = family(
-            Gauge,
-            "build_info",
-            "Always 1; the labels say what runs.",
-            ("version", "torch", "device"),
-        )
-
-    def _counter(self, name: str, help: str, **labels: tuple[str, ...]) -> Series[Counter]:
-        return self._bind(self.registry.family(Counter, name, help, tuple(labels)), labels)
-
-    def _gauge(self, name: str, help: str) -> Series[Gauge]:
-        return self._bind(self.registry.family(Gauge, name, help), {})
-
-    def _histogram(
-        self, name: str, help: str, buckets: tuple[float, ...], **labels: tuple[str, ...]
-    ) -> Series[Histogram]:
-        made = self.registry.family(Histogram, name, help, tuple(labels), buckets=buckets)
-        return self._bind(made, labels)
-
-    def _bind(self, metric: M, labels: Mapping[str, Sequence[str]]) -> Series[M]:
-        return Series(metric, self.model, labels)
+        self.bound: dict[str, Any] = {
+            row.name: row.bind(self.registry, model)
+            for row in vars(Metrics).values()
+            if isinstance(row, Row | OpenRow)
+        }

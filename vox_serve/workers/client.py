@@ -107,6 +107,7 @@ class EngineClient:
         """Start the worker; returns at once, while the model is still loading."""
         self._changed = asyncio.Event()
         self._link.start(self._receive, self._die)
+        self.metrics.registry.watch_process(self.model, "worker", self._link.pid)
         self._watchdog = asyncio.create_task(self._watch())
 
     async def wait_ready(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 
 from vox_serve.config import EngineConfig, ServerConfig
@@ -54,6 +55,7 @@ class Engines:
         (only, *others) = self._clients.values()
         self.metrics = only.metrics if not others else Metrics("", self.registry)
         """For what concerns no engine: counted for the only one, or for none of several."""
+        self.registry.watch_process(self.metrics.model, "server", os.getpid())
         for broken in plugins.broken:
             self.metrics.plugin_errors_total.labels(self.metrics.model, broken.name).inc()
 

@@ -70,6 +70,11 @@ class Link:
         for body in (self._read, self._write):
             threading.Thread(target=body, args=(ours,), name=body.__name__, daemon=True).start()
 
+    @property
+    def pid(self) -> int | None:
+        """The worker's process; None while it has none of its own."""
+        return self._worker.pid if isinstance(self._worker, BaseProcess) else None
+
     def send(self, message: ToWorker) -> None:
         """Send a message; one to a worker that has ended is lost."""
         self._outbox.put(message)
