@@ -32,6 +32,13 @@ TABLE = {
     "text_characters_total": ("counter", set()),
     "reserved_codes_total": ("counter", set()),
     "prompt_positions_total": ("counter", {"source"}),
+    "prefix_lookups_total": ("counter", {"result"}),
+    "prefixes": ("gauge", set()),
+    "conversations": ("gauge", set()),
+    "voices": ("gauge", set()),
+    "websocket_sessions": ("gauge", set()),
+    "engine_memory_bytes": ("gauge", {"kind"}),
+    "device_memory_bytes": ("gauge", {"kind"}),
     "batch_size": ("histogram", set()),
     "requests_running": ("gauge", set()),
     "requests_waiting": ("gauge", set()),
@@ -40,6 +47,7 @@ TABLE = {
     "engine_up": ("gauge", set()),
     "engine_last_step_timestamp_seconds": ("gauge", set()),
     "ready": ("gauge", set()),
+    "worker_restarts_total": ("counter", set()),
     "admission_rejections_total": ("counter", {"reason"}),
     "engine_errors_total": ("counter", {"kind"}),
     "client_disconnects_total": ("counter", {"phase"}),
@@ -47,7 +55,7 @@ TABLE = {
     "plugin_errors_total": ("counter", {"plugin"}),
     "build_info": ("gauge", {"version", "torch", "device"}),
 }
-OPEN = {"http_responses_total", "plugin_errors_total", "build_info"}
+OPEN = {"http_responses_total", "plugin_errors_total", "build_info", "device_memory_bytes"}
 """Their labels have values that are not known beforehand: no series until something is counted."""
 
 
@@ -59,6 +67,7 @@ def test_every_metric_has_its_type_and_labels_and_starts_at_zero() -> None:
     metrics = Metrics("tone")
     metrics.http_responses_total.labels("tone", "/generate", "200")
     metrics.plugin_errors_total.labels("tone", "one")
+    metrics.device_memory_bytes.labels("tone", "used")
     metrics.build_info.labels("tone", "1", "2", "cpu")
     found = {}
     for family in text_string_to_metric_families(metrics.registry.exposition().decode()):

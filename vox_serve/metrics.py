@@ -35,6 +35,8 @@ PHASES = ("prefill", "emit", "advance", "codec")
 REJECTIONS = ("queue_full", "draining", "engine_down", "too_long")
 ENGINE_ERRORS = ("non_finite", "exception", "out_of_memory", "hang")
 SOURCES = ("prefilled", "restored")
+RESULTS = ("hit", "miss")
+MEMORY = ("weights", "slots", "prefixes")
 DISCONNECTS = ("queued", "first_audio", "stream")
 
 FIRST_AUDIO = (0.02, 0.04, 0.06, 0.08, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1, 2, 5, 10, 30)
@@ -212,6 +214,19 @@ class Metrics:
         "Positions of prompts: run, or restored from a voice's or conversation's kept prefix.",
         source=SOURCES,
     )
+    prefix_lookups_total = Row(
+        Counter, "Prompts whose beginning was looked for among the kept prefixes.", result=RESULTS
+    )
+    prefixes = Row(Gauge, "Prefixes of prompts that are kept.")
+    conversations = Row(Gauge, "Conversations that are remembered.")
+    voices = Row(Gauge, "Voices that a request may ask for.")
+    websocket_sessions = Row(Gauge, "WebSocket sessions that are open.")
+    engine_memory_bytes = Row(
+        Gauge, "Memory that the engine holds on its device: weights, slots, prefixes.", kind=MEMORY
+    )
+    device_memory_bytes = OpenRow(
+        Gauge, "Memory of the GPU, whoever uses it: used and free.", "kind"
+    )
     batch_size = Row(Histogram, "Rows of one engine step.", BATCH)
     requests_running = Row(Gauge, "Requests that have a slot.")
     requests_waiting = Row(Gauge, "Requests that wait for a slot.")
@@ -220,6 +235,7 @@ class Metrics:
     engine_up = Row(Gauge, "1 while the engine worker lives.")
     engine_last_step_timestamp_seconds = Row(Gauge, "Unix time of the engine's last sign of life.")
     ready = Row(Gauge, "1 while requests are accepted.")
+    worker_restarts_total = Row(Counter, "Times that the server restarted the engine worker.")
     admission_rejections_total = Row(Counter, "Requests refused at the door.", reason=REJECTIONS)
     engine_errors_total = Row(Counter, "Errors inside the engine.", kind=ENGINE_ERRORS)
     client_disconnects_total = Row(Counter, "Clients that left early, by when.", phase=DISCONNECTS)

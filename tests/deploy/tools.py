@@ -1,0 +1,35 @@
+"""Tools that check deploy/; where one is missing, its tests are skipped and say so."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+DEPLOY = Path(__file__).parents[2] / "deploy"
+needs_prometheus = pytest.mark.skipif(
+    not (shutil.which("prometheus") and shutil.which("promtool")),
+    reason="the programs of Debian's package `prometheus` are not installed",
+)
+
+
+def run(*command: str | Path, text: str | None = None) -> subprocess.CompletedProcess[str]:
+    """Run a checker; both its outputs are in `stdout`."""
+    return subprocess.run(
+        command,
+        input=text,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def passes(*command: str | Path, text: str | None = None) -> str:
+    """Run a checker that must find nothing; returns what it printed."""
+    done = run(*command, text=text)
+    assert done.returncode == 0, done.stdout
+    return done.stdout
