@@ -202,6 +202,9 @@ class Stats:
 
     Args:
         prefilled, restored: prompt positions that were run, and that came from kept prefixes.
+        hits, misses: prompts whose beginning was, and was not, among the kept prefixes.
+        prefixes, prefix_bytes: how many are kept, and the memory that they take.
+        device_memory: bytes in use and free on the GPU; None if nobody looked in this step.
     """
 
     running: int = 0
@@ -211,6 +214,12 @@ class Stats:
     reserved_codes: int = 0
     prefilled: int = 0
     restored: int = 0
+    hits: int = 0
+    misses: int = 0
+    prefixes: int = 0
+    prefix_bytes: int = 0
+    conversations: int = 0
+    device_memory: tuple[int, int] | None = None
     phase_seconds: tuple[tuple[str, float], ...] = ()
     errors: tuple[str, ...] = ()
 

@@ -2,6 +2,7 @@
 
 import pickle
 
+import attrs
 import numpy as np
 import pytest
 import torch
@@ -385,3 +386,35 @@ def test_a_row_that_fails_is_wiped_in_the_codec_too(monkeypatch):
     _, broken = speak(fresh_engine(), "2 hums", "5 nan")
     assert isinstance(broken.end, Failed)
     assert cleared == [1]
+
+
+class SharingTone(ToneModel):
+    """All but the last position of its prompts may be kept for others."""
+
+    def prompt(self, text, voice, context):
+        made = super().prompt(text, voice, context)
+        return attrs.evolve(made, shared=len(made) - 1)
+
+
+def test_the_stats_tell_of_the_prefixes_that_are_kept_and_used():
+    engine = Engine(SharingTone(), EngineConfig(model="tone", max_batch_size=1))
+    found = []
+    for number, text in enumerate(("5 frames", "5 frames", "7 other frames")):
+        engine.add(SpeechRequest(str(number), text))
+        while engine.has_work:
+            found.append(engine.step().stats)
+    assert (sum(s.hits for s in found), sum(s.misses for s in found)) == (1, 2)
+    assert found[-1].prefixes == 2
+    positions = 3 + 4  # of both prompts, less one each; keys and values of 4 floats
+    assert found[-1].prefix_bytes == positions * 2 * 4 * 4
+
+
+def test_the_stats_count_conversations():
+    engine = fresh_engine()
+    assert engine.step().stats.conversations == 0
+    speak(engine, "5 frames", conversation="one")
+    assert engine.step().stats.conversations == 1
+
+
+def test_a_cpu_has_no_device_memory_to_tell_of():
+    assert fresh_engine().step().stats.device_memory is None

@@ -16,6 +16,7 @@ import torch
 
 from vox_serve.config import EngineConfig
 from vox_serve.engine.frames import Frame, FrameReader
+from vox_serve.engine.gpu_memory import GPUMemory
 from vox_serve.engine.pacing import Pacing
 from vox_serve.engine.prefix_cache import shared_rows
 from vox_serve.engine.prompts import Prompts
@@ -70,7 +71,8 @@ class Engine:
         self._events: list[Event] = []
         self._phases: dict[str, float] = {}
         self._errors: list[str] = []
-        self._prefilled = self._restored = 0
+        self._prefilled = self._restored = self._hits = self._misses = 0
+        self._gpu_memory = GPUMemory(model.device)
 
     @property
     def has_work(self) -> bool:
@@ -78,8 +80,14 @@ class Engine:
 
     @property
     def stats(self) -> Stats:
-        """The queue and the batch as they are now."""
-        return Stats(running=len(self.scheduler.running), waiting=len(self.scheduler.waiting))
+        """The queue, the batch and what is kept, as they are now."""
+        return Stats(
+            running=len(self.scheduler.running),
+            waiting=len(self.scheduler.waiting),
+            prefixes=len(self.runner.prefixes),
+            prefix_bytes=self.runner.prefixes.num_bytes,
+            conversations=len(self.prompts.conversations),
+        )
 
     def add(self, request: SpeechRequest) -> None:
         """Queue a request.  Raises RequestError if it cannot be spoken."""
@@ -160,6 +168,8 @@ class Engine:
             self._events.append(Started(sequence.id, now - sequence.arrival))
         self._run("prefill", lambda rows: [self.runner.restore(s) for s in rows], admitted)
         self._restored += sum(s.restored for s in admitted)
+        self._hits += sum(s.restored > 0 for s in admitted)
+        self._misses += sum(s.restored == 0 for s in admitted)
 
     def _prefill(self) -> None:
         rows, most = self.scheduler.prefilling()
@@ -283,12 +293,15 @@ class Engine:
             reserved_codes=sum(frame.reserved for frame in sounded),
             prefilled=self._prefilled,
             restored=self._restored,
+            hits=self._hits,
+            misses=self._misses,
+            device_memory=self._gpu_memory.look(),
             phase_seconds=tuple(self._phases.items()),
             errors=tuple(self._errors),
         )
         output = StepOutput(tuple(self._events), stats)
         self._events, self._phases, self._errors = [], {}, []
-        self._prefilled = self._restored = 0
+        self._prefilled = self._restored = self._hits = self._misses = 0
         return output
 
 

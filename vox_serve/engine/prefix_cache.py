@@ -8,6 +8,7 @@ position n of the cache hangs on positions 0 .. n alone.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 
 import attrs
 import torch
@@ -31,7 +32,7 @@ class Prefix:
     def __len__(self) -> int:
         return self.keys.shape[1]
 
-    @property
+    @cached_property
     def num_bytes(self) -> int:
         """Memory on the device."""
         return self.keys.nbytes + self.values.nbytes

@@ -36,6 +36,8 @@ from vox_serve.metrics import Metrics
 from vox_serve.voice import Segment
 from vox_serve.workers.link import Link
 
+GAUGES = ("requests_running", "requests_waiting", "slots_used", "prefixes", "conversations")
+"""What is 0 once the engine is dead."""
 log = logging.getLogger("vox_serve.client")
 
 
@@ -270,6 +272,8 @@ class EngineClient:
 
     def _describe(self, info: EngineInfo) -> None:
         self.metrics.slots().set(info.num_slots)
+        self.metrics.engine_memory_bytes("weights").set(info.weight_bytes)
+        self.metrics.engine_memory_bytes("slots").set(info.cache_bytes)
         self.metrics.build_info.labels(
             self.model, __version__, info.torch_version, info.device
         ).set(1)
@@ -300,6 +304,14 @@ class EngineClient:
         metrics.reserved_codes_total().inc(stats.reserved_codes)
         metrics.prompt_positions_total("prefilled").inc(stats.prefilled)
         metrics.prompt_positions_total("restored").inc(stats.restored)
+        metrics.prefix_lookups_total("hit").inc(stats.hits)
+        metrics.prefix_lookups_total("miss").inc(stats.misses)
+        metrics.prefixes().set(stats.prefixes)
+        metrics.engine_memory_bytes("prefixes").set(stats.prefix_bytes)
+        metrics.conversations().set(stats.conversations)
+        metrics.voices().set(len(self.voices))
+        for kind, size in zip(("used", "free"), stats.device_memory or (), strict=False):
+            metrics.device_memory_bytes.labels(self.model, kind).set(size)
         if self.info is not None:
             metrics.audio_seconds_total().inc(stats.frames / self.info.frame_rate)
 
@@ -318,7 +330,7 @@ class EngineClient:
             return
         self.failure = reason
         self.stats = Stats()
-        for gauge in ("requests_running", "requests_waiting", "slots_used"):
+        for gauge in GAUGES:
             getattr(self.metrics, gauge)().set(0)
         for request_id, events in self._open.items():
             events.put_nowait(Failed(request_id, Unavailable(f"the engine is down: {reason}")))

@@ -153,6 +153,15 @@ def test_the_first_event_says_what_will_come(tone_server: RunningServer) -> None
     }
 
 
+def test_open_sessions_are_counted(tone_server: RunningServer) -> None:
+    def counted() -> float:
+        return value(tone_server, "websocket_sessions")
+
+    with session(tone_server), session(tone_server):
+        assert counted() == 2
+    until(lambda: counted() == 0)
+
+
 @pytest.mark.parametrize("bits", [[TEXT], list(TEXT), re.findall(r"\S+\s*", TEXT)])
 def test_text_is_spoken_however_it_comes(tone_server: RunningServer, bits: list[str]) -> None:
     speaker = spoken_whole(tone_server, bits, speaker=1)

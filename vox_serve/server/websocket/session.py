@@ -118,6 +118,7 @@ class Session:
         receiving = asyncio.ensure_future(self._connection.receive())
         deletion = asyncio.ensure_future(self._deleted.wait())
         self._opened.add(self.id, self)
+        self._client.metrics.websocket_sessions().inc()
         try:
             await self._connection.send_event(
                 "started",
@@ -143,6 +144,7 @@ class Session:
                     await self._handle(message)
         finally:
             self._opened.remove(self.id, self)
+            self._client.metrics.websocket_sessions().dec()
             await _cancel_and_wait(deletion)
             await _cancel_and_wait(receiving)
             await self._stop_speaking()

@@ -1,0 +1,25 @@
+"""How full a GPU is, for the metrics."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+
+LOOK_SECONDS = 1.0
+
+
+class GPUMemory:
+    """Args: device; of a CPU there is nothing to say."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._looked = -LOOK_SECONDS
+
+    def look(self) -> tuple[int, int] | None:
+        """Bytes in use, by whomever, and bytes free; None if the last look was just now."""
+        if self._device.type != "cuda" or time.monotonic() - self._looked < LOOK_SECONDS:
+            return None
+        self._looked = time.monotonic()
+        free, total = torch.cuda.mem_get_info(self._device)
+        return total - free, free
