@@ -20,8 +20,8 @@ import httpx
 import pytest
 
 from tests.conftest import TONE, RunningServer, until
+from tests.wav import wav_header
 from vox_serve import cli
-from vox_serve.audio.formats import wav_header
 from vox_serve.bench.client import SpeechClient
 from vox_serve.bench.config import BenchConfig, Target, find_target, read_texts
 from vox_serve.bench.figures import figures, percentile

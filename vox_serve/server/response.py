@@ -39,13 +39,13 @@ class EncodedStream:
             RequestError: as `AudioStream.next`.
         """
         piece = b""
-        while not self._ended and not (piece and self._encoding.sounding):
+        while not self._ended and not piece:
             pcm = await self.stream.next()
             if pcm is None:
                 self._ended = True
-                piece += await self._encoding.finish()
+                piece = self._encoding.finish()
             else:
-                piece += await self._encoding.encode(pcm)
+                piece = await self._encoding.encode(pcm)
         return piece or None
 
     def close(self, error: BaseException | None) -> None:

@@ -23,7 +23,7 @@ from vox_serve.messages import LONG_TEXT_CHARACTERS, EngineInfo, SpeechRequest
 from vox_serve.parts import in_parts
 from vox_serve.sampling import RANGES
 from vox_serve.server.account import Account
-from vox_serve.server.encoding import Encoding, encode_whole
+from vox_serve.server.encoding import Encoding
 from vox_serve.server.fields import sampling
 from vox_serve.server.requests import request_id
 from vox_serve.server.response import AudioResponse, EncodedStream, Framing
@@ -184,7 +184,7 @@ async def _whole(request: AnyRequest, stream: AudioStream, order: Order) -> Resp
             pieces.append(pcm)
         pcm = b"".join(pieces)
         rate = order.info.sample_rate
-        content = await encode_whole(order.audio_format, rate, pcm, order.speed)
+        content = await asyncio.to_thread(order.audio_format.whole, rate, pcm, order.speed)
         await stream.next()  # there is nothing left, unless it was cancelled meanwhile
         return content
 

@@ -24,7 +24,7 @@ from tests.server.conftest import Gate, value
 from tests.server.test_bad_requests import check_error
 from tests.server.test_formats import FRAME_SAMPLES, decode, needs_ffmpeg
 from tests.server.test_life import is_idle
-from vox_serve.audio.formats import FORMATS, _Libsndfile
+from vox_serve.audio.formats import FORMATS, Encoder
 from vox_serve.config import ServerConfig
 from vox_serve.errors import ConfigError
 from vox_serve.server.routes.openai import VOICES
@@ -494,14 +494,14 @@ def test_a_whole_answer_is_cancelled_while_it_is_encoded(
     start_server: StartServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encoding, go_on = threading.Event(), threading.Event()
-    write = _Libsndfile._write
+    encode = Encoder.encode
 
-    def held(self: _Libsndfile, pcm: bytes) -> None:
+    def held(self: Encoder, pcm: bytes) -> bytes:
         encoding.set()
         go_on.wait(10)
-        write(self, pcm)
+        return encode(self, pcm)
 
-    monkeypatch.setattr(_Libsndfile, "_write", held)
+    monkeypatch.setattr(Encoder, "encode", held)
     server = start_server()
     body, headers = {"text": "5", "format": "flac"}, {"X-Request-Id": "late"}
     with ThreadPoolExecutor(1) as pool:

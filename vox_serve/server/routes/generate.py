@@ -71,7 +71,7 @@ class GenerateRequest(CommonFields, forbid_unknown_fields=True, kw_only=True):
         ]
         | None
     ) = None
-    format: Annotated[str, one_of(FORMATS, "of the audio; aac needs PyAV on the server")] = "wav"
+    format: Annotated[str, one_of(FORMATS, "of the audio")] = "wav"
     model: Annotated[str, msgspec.Meta(description=MODEL)] | None = None
 
 

@@ -62,16 +62,16 @@ class SpeechBody(CommonFields, forbid_unknown_fields=True, kw_only=True):
     input: Annotated[str, words(MAX_INPUT_CHARACTERS, "what to say")]
     voice: Annotated[str | VoiceId, Meta(description="a voice by name, or an alias")]
     instructions: Annotated[str, Meta(description="accepted and ignored")] | None = None
-    response_format: (
-        Annotated[str, one_of(FORMATS, "of the audio; `mp3` if not given; aac needs PyAV")] | None
-    ) = None
+    response_format: Annotated[str, one_of(FORMATS, "of the audio; `mp3` if not given")] | None = (
+        None
+    )
     speed: (
         Annotated[
             float,
             Meta(
                 ge=MIN_SPEED,
                 le=MAX_SPEED,
-                description="how fast; other than 1 it needs PyAV on the server",
+                description="how fast, at the same pitch",
                 extra={"rule": f"from {MIN_SPEED:g} to {MAX_SPEED:g}"},
             ),
         ]

@@ -255,7 +255,7 @@ class Session:
     async def _pass(self, mark: Mark) -> None:
         """End the utterance, and say what the mark is for."""
         if self._encoding is not None:
-            await self._connection.send_audio(await self._encoding.finish())
+            await self._connection.send_audio(self._encoding.finish())
         self._end_utterance()
         if mark is Mark.FLUSH:
             await self._connection.send_event("flushed", seconds=self._seconds)
