@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import gpu
-from benchmarks.gpu_bench import SMOKE, Bench, Skipped
-from benchmarks.gpu_profile import shares
-from benchmarks.gpu_report import report
-from benchmarks.gpu_streams import largest
-from benchmarks.gpu_timing import Marks, bandwidth, spread
+from benchmarks.gpu import suite as gpu
+from benchmarks.gpu.bench import SMOKE, Bench, Skipped
+from benchmarks.gpu.profile import shares
+from benchmarks.gpu.report import report
+from benchmarks.gpu.streams import largest
+from benchmarks.gpu.timing import Marks, bandwidth, spread
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.mark.parametrize("limit", [0, 1, 63, 64, 65, 300, 511, 512, 746])
@@ -105,7 +105,7 @@ def test_a_section_that_hangs_is_cut_and_keeps_what_it_has(
     monkeypatch.setattr(gpu.sys, "executable", str(python))
     folders = ["--output", str(tmp_path / "out"), "--scratch", str(tmp_path)]
     suite = gpu.Suite(gpu._parser().parse_args(["--smoke", "--budget", "3", *folders]))
-    suite.run(gpu.Section("frames", "gpu_frames", "run", 2), later=0)
+    suite.run(gpu.Section("frames", "frames", "run", 2), later=0)
     section = suite.document["sections"]["frames"]
     assert section["outcome"] == "failed"
     assert section["reason"].startswith("cut after ")

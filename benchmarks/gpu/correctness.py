@@ -18,8 +18,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu_bench import TEXT, Bench, an_engine, free_memory, request
-from benchmarks.gpu_frames import FP8_CAPABILITY
+from benchmarks.gpu.bench import TEXT, Bench, an_engine, free_memory, request
+from benchmarks.gpu.frames import FP8_CAPABILITY
 from benchmarks.quality import compare, speak
 from plugins.csm.tests.checkpoints import (
     Frames,
@@ -33,7 +33,7 @@ from vox_serve.model import LoadOptions
 from vox_serve.testing import watch_frames
 from vox_serve_csm.checkpoint import load_model
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 # The last one reaches over more than one split of the attention kernel.
 TEXTS = (
     "hello there",

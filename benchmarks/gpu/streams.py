@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu_bench import (
+from benchmarks.gpu.bench import (
     FRAME_SECONDS,
     Bench,
     an_engine,
@@ -24,7 +24,7 @@ from benchmarks.gpu_bench import (
     speaking,
     stop,
 )
-from benchmarks.gpu_timing import percentiles, warm_clocks
+from benchmarks.gpu.timing import percentiles, warm_clocks
 from vox_serve.bench.figures import percentile
 from vox_serve.engine.device import RESERVED_BYTES, free_bytes, slot_bytes
 from vox_serve_csm.model import CsmModel

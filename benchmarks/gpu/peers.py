@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu_bench import (
+from benchmarks.gpu.bench import (
     TEXT,
     Bench,
     Skipped,
@@ -21,7 +21,7 @@ from benchmarks.gpu_bench import (
     free_memory,
     request,
 )
-from benchmarks.gpu_timing import warm_clocks
+from benchmarks.gpu.timing import warm_clocks
 from vox_serve.engine.engine import Engine
 from vox_serve.messages import Audio
 from vox_serve_csm.model import CsmModel

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu_bench import (
+from benchmarks.gpu.bench import (
     FRAME_SECONDS,
     TEXT,
     Bench,
@@ -21,12 +21,12 @@ from benchmarks.gpu_bench import (
     request,
     stop,
 )
-from benchmarks.gpu_timing import percentiles, warm_clocks
+from benchmarks.gpu.timing import percentiles, warm_clocks
 from vox_serve.engine.engine import Engine
 from vox_serve.messages import Audio, Failed, SpeechRequest
 from vox_serve.plugins import load_plugins
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SLOTS = 8
 PREFIX_MIB = 512
 HTTP_FRAMES = 50

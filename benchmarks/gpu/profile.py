@@ -8,8 +8,8 @@ from typing import Any
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.gpu_bench import Bench, an_engine, speaking, stop
-from benchmarks.gpu_timing import synchronize, warm_clocks
+from benchmarks.gpu.bench import Bench, an_engine, speaking, stop
+from benchmarks.gpu.timing import synchronize, warm_clocks
 from vox_serve_csm.model import CsmModel
 
 WARM_FRAMES = 5

@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu_bench import Bench, Skipped, an_engine, free_memory, rewind, speaking, stop
-from benchmarks.gpu_timing import bandwidth, spread, synchronize, warm_clocks
+from benchmarks.gpu.bench import Bench, Skipped, an_engine, free_memory, rewind, speaking, stop
+from benchmarks.gpu.timing import bandwidth, spread, synchronize, warm_clocks
 from benchmarks.ours import bytes_per_frame
 from vox_serve.engine.engine import Engine
 from vox_serve.nn import held_bytes

@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
-from benchmarks.gpu_bench import Bench
+from benchmarks.gpu.bench import Bench
 from vox_serve.bench.report import describe_client
 
 PACKAGES = ("torch", "triton", "transformers", "moshi", "numpy")

@@ -25,10 +25,10 @@ from typing import Any
 
 import attrs
 
-from benchmarks.gpu_report import FRAME_TARGETS, TARGETS, report
+from benchmarks.gpu.report import FRAME_TARGETS, TARGETS, report
 
-ROOT = Path(__file__).parents[1]
-RESULTS = Path(__file__).parent / "results"
+ROOT = Path(__file__).parents[2]
+RESULTS = Path(__file__).parents[1] / "results"
 CACHE = Path.home() / ".cache/vox_serve"
 PLUGINS = ("csm", "demo_voice", "orpheus")
 GRACE_SECONDS = 5.0
@@ -45,14 +45,14 @@ class Section:
 
 
 SECTIONS = (
-    Section("setup", "gpu_setup", "run", 10),
-    Section("correctness", "gpu_correctness", "run", 70),
-    Section("frames", "gpu_frames", "run", 50),
-    Section("first_audio", "gpu_latency", "first_audio", 30),
-    Section("streams", "gpu_streams", "run", 60),
-    Section("http", "gpu_latency", "http", 50),
-    Section("peers", "gpu_peers", "run", 60),
-    Section("profile", "gpu_profile", "run", 30),
+    Section("setup", "setup", "run", 10),
+    Section("correctness", "correctness", "run", 70),
+    Section("frames", "frames", "run", 50),
+    Section("first_audio", "latency", "first_audio", 30),
+    Section("streams", "streams", "run", 60),
+    Section("http", "latency", "http", 50),
+    Section("peers", "peers", "run", 60),
+    Section("profile", "profile", "run", 30),
 )
 
 
@@ -156,7 +156,7 @@ def _section(arguments: argparse.Namespace) -> int:
     """One section, in this process."""
     import torch
 
-    from benchmarks.gpu_bench import FULL, SMOKE, Bench, log, one_line
+    from benchmarks.gpu.bench import FULL, SMOKE, Bench, log, one_line
     from vox_serve.engine.device import prepare
 
     torch.set_num_threads(1)  # what the host computes is tiny: threads would wait for each other
@@ -167,7 +167,7 @@ def _section(arguments: argparse.Namespace) -> int:
     log(f"{section.name}: at most {arguments.budget:.0f} s")
     try:
         run: Callable[[Bench], None]
-        run = getattr(import_module(f"benchmarks.{section.module}"), section.function)
+        run = getattr(import_module(f"benchmarks.gpu.{section.module}"), section.function)
         run(bench)
     except Exception as error:
         bench.result.setdefault("failures", []).append(one_line(error))
@@ -191,7 +191,3 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--section", choices=names, help=hidden)
     parser.add_argument("--result", type=Path, help=hidden)
     return parser
-
-
-if __name__ == "__main__":
-    sys.exit(main())

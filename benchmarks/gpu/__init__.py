@@ -1,0 +1,1 @@
+"""The suite for one NVIDIA GPU: `suite` says what it does."""

@@ -1,0 +1,120 @@
+"""Triton's kernels compiled for a Hopper GPU, sm_90, where there is none.
+
+What is launched is compiled instead of run, with the launcher's own arguments: so alignment and
+the values that Triton specialises on are those of a real launch.  Tensors may be on the CPU or on
+the meta device.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import attrs
+import pytest
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.runtime.jit import JITFunction
+
+from vox_serve.nn import kernels, pdl
+
+TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
+
+
+@attrs.frozen
+class Compiled:
+    """A kernel as ptxas made it."""
+
+    name: str
+    options: str
+    """What it was compiled for, in one line."""
+    warps: int
+    registers: int
+    shared: int
+    """Bytes, static and dynamic."""
+    local: int
+    """Bytes of stack and spilled registers, of each thread."""
+    ptx: str
+
+    def __str__(self) -> str:
+        return (
+            f"{self.name:24} {self.registers:3} registers {self.shared:6} B shared "
+            f"{self.local:2} B local {self.warps} warps  {self.options}"
+        )
+
+
+class _Driver:
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", 90, 32)
+
+
+class Launches(list[Compiled]):
+    """What was launched, in order."""
+
+    @property
+    def different(self) -> list[Compiled]:
+        return sorted({id(each): each for each in self}.values(), key=lambda each: each.name)
+
+
+@contextmanager
+def hopper() -> Iterator[Launches]:
+    """Inside, tensors of any device count as CUDA's, and launches are compiled and listed."""
+    launches, made = Launches(), {}
+    run = JITFunction.run
+
+    def compiled(self, *args, grid, warmup, **options):
+        kernel = run(self, *args, grid=grid, warmup=True, **options)
+        if id(kernel) not in made:
+            given = {name: value for name, value in options.items() if value is not False}
+            made[id(kernel)] = _read(kernel, given), kernel
+        launches.append(made[id(kernel)][0])
+        return kernel
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(JITFunction, "run", compiled)
+        patch.setattr(kernels, "DEVICES", ("cuda", "cpu", "meta"))
+        patch.setattr(pdl, "launch_options", lambda x: {"pdl": True, "launch_pdl": True})
+        triton.runtime.driver.set_active(_Driver())
+        try:
+            yield launches
+        finally:
+            triton.runtime.driver._active = None
+
+
+def _read(kernel, options: dict[str, object]) -> Compiled:
+    usage = _usage(kernel.asm["cubin"])
+    shown = {k: v for k, v in options.items() if k not in ("pdl", "launch_pdl", "num_warps")}
+    return Compiled(
+        kernel.metadata.name,
+        " ".join(f"{key}={value}" for key, value in shown.items()),
+        kernel.metadata.num_warps,
+        usage["REG"],
+        kernel.metadata.shared,
+        usage["STACK"] + usage["LOCAL"],
+        kernel.asm["ptx"],
+    )
+
+
+def _usage(cubin: bytes) -> dict[str, int]:
+    import tempfile
+
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [TOOLS / "cuobjdump", "-res-usage", file.name]
+        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return {name: int(number) for name, number in re.findall(r"([A-Z]+):(\d+)", text)}
+
+
+def bfloat16(*shape: int, device: str = "meta") -> torch.Tensor:
+    return torch.empty(*shape, dtype=torch.bfloat16, device=device)

@@ -1,0 +1,66 @@
+"""Programmatic dependent launch: a kernel starts while the one before it still runs.
+
+From compute capability 9.0 on, a kernel that is launched so may begin at once, and waits for the
+end of the kernel before it by itself.  Between its start and that wait it must neither read what
+others write nor write anything; weights it may fetch.  `start` first of all in a kernel does both.
+"""
+# mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
+# mypy: disallow-untyped-decorators=False
+# ruff: noqa: ANN001, ANN202
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+import triton  # type: ignore[import-untyped]  # ships no types
+import triton.language as tl  # type: ignore[import-untyped]  # ships no types
+from triton.language.extra.cuda import (  # type: ignore[import-untyped]  # ships no types
+    gdc_launch_dependents,
+    gdc_wait,
+)
+
+CAPABILITY = (9, 0)
+CACHE_LINE: tl.constexpr = tl.constexpr(128)
+
+
+@triton.jit
+def start(pdl: tl.constexpr):
+    """Let the next kernel start, and wait for the one before."""
+    if pdl:
+        gdc_launch_dependents()
+        gdc_wait()
+
+
+@triton.jit
+def start_after_fetching(rows, lines: tl.constexpr, pdl: tl.constexpr):
+    """`start`, once the first cache lines of some rows are on their way into the cache.
+
+    Args:
+        rows: pointers `[N, 1]` to what no kernel writes.
+        lines: of each row.
+    """
+    if pdl:
+        gdc_launch_dependents()
+        addresses = rows.to(tl.int64) + tl.arange(0, lines)[None] * CACHE_LINE
+        tl.inline_asm_elementwise(
+            "prefetch.global.L2 [$1]; mov.u32 $0, 0;",
+            "=r,l",
+            [addresses],
+            dtype=tl.int32,
+            is_pure=False,
+            pack=1,
+        )
+        gdc_wait()
+
+
+def launch_options(x: torch.Tensor) -> dict[str, bool]:
+    """Keyword arguments for the launch of a kernel that has a constant `pdl`."""
+    if x.device.type == "cpu" or not _has_pdl(x.device):
+        return {"pdl": False}
+    return {"pdl": True, "launch_pdl": True}
+
+
+@cache
+def _has_pdl(device: torch.device) -> bool:
+    return device.type != "cuda" or torch.cuda.get_device_capability(device) >= CAPABILITY
