@@ -7,7 +7,7 @@ PYPROJECTS := pyproject.toml $(wildcard plugins/*/pyproject.toml)
 # Arguments for the command behind a verb: make serve ARGS="--port 9000 --model DIR"
 ARGS ?=
 
-.PHONY: help setup check test test-slow serve bench bench-gpu voice voice-eval clean
+.PHONY: help setup check test test-slow serve bench bench-gpu dist lock dashboard voice voice-eval clean
 
 help:
 	@echo "make serve    install what is needed and speak on port 8000 (ARGS=... for flags)"
@@ -17,6 +17,9 @@ help:
 	@echo "make test-slow  the tests that take minutes (full-size model; some 8 GB of memory)"
 	@echo "make voice    train the demo voice anew (SIZE=cpu or gpu; hours)"
 	@echo "make bench    measure against the reference implementation (ARGS=--help)"
+	@echo "make dist     wheels and sdists of everything, into dist/"
+	@echo "make lock     what the container holds: deploy/container/lock*.txt"
+	@echo "make dashboard  deploy/grafana/dashboards/ from dashboard.py"
 	@echo "make bench-gpu  right, how fast, beside whom: one NVIDIA GPU, ten minutes (ARGS=--help)"
 
 $(BIN)/python:
@@ -56,6 +59,16 @@ bench: $(VENV)/.dev
 GPU_PYTHON ?= $(BIN)/python
 bench-gpu: $(if $(filter $(BIN)/python,$(GPU_PYTHON)),$(VENV)/.dev)
 	$(GPU_PYTHON) -m benchmarks.gpu $(ARGS)
+
+dist: $(VENV)/.dev
+	for project in . plugins/csm plugins/demo_voice plugins/orpheus; do \
+	  $(BIN)/python -m build --outdir dist $$project || exit 1; done
+
+lock: $(VENV)/.dev
+	$(BIN)/python -m deploy.container.lock
+
+dashboard: $(VENV)/.dev
+	$(BIN)/python -m deploy.grafana.dashboard
 
 # The demo voice's recipe: plugins/demo_voice/training/README.md says what it needs and how long it takes.
 SIZE ?= cpu

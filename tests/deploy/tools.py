@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,13 @@ needs_prometheus = pytest.mark.skipif(
     not (shutil.which("prometheus") and shutil.which("promtool")),
     reason="the programs of Debian's package `prometheus` are not installed",
 )
+
+
+def tool(name: str) -> str:
+    """A checker that the extra `dev` brings.  Fails the test where it is missing."""
+    found = shutil.which(name, path=Path(sys.executable).parent) or shutil.which(name)
+    assert found, f"{name} is missing: make setup"
+    return found
 
 
 def run(*command: str | Path, text: str | None = None) -> subprocess.CompletedProcess[str]:
