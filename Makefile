@@ -4,10 +4,12 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PROJECTS := -e plugins/csm -e plugins/demo_voice -e plugins/orpheus
 PYPROJECTS := pyproject.toml $(wildcard plugins/*/pyproject.toml)
+# The extras of the core that `make setup` installs: make bench VENV=.venv-moshi EXTRAS=dev,moshi
+EXTRAS ?= dev
 # Arguments for the command behind a verb: make serve ARGS="--port 9000 --model DIR"
 ARGS ?=
 
-.PHONY: help setup check test test-slow serve bench bench-gpu dist lock dashboard voice voice-eval clean
+.PHONY: help setup check test test-slow test-oldest serve bench bench-gpu dist lock dashboard voice voice-eval clean
 
 help:
 	@echo "make serve    install what is needed and speak on port 8000 (ARGS=... for flags)"
@@ -15,6 +17,7 @@ help:
 	@echo "make setup    install everything for development into $(VENV)"
 	@echo "make check    ruff, mypy, import contract"
 	@echo "make test-slow  the tests that take minutes (full-size model; some 8 GB of memory)"
+	@echo "make test-oldest  the tests on the oldest versions of what is needed, in $(OLDEST)"
 	@echo "make voice    train the demo voice anew (SIZE=cpu or gpu; hours)"
 	@echo "make bench    measure against the reference implementation (ARGS=--help)"
 	@echo "make dist     wheels and sdists of everything, into dist/"
@@ -32,7 +35,7 @@ $(VENV)/.runtime: $(PYPROJECTS) | $(BIN)/python
 	@touch $@
 
 $(VENV)/.dev: $(PYPROJECTS) | $(BIN)/python
-	$(BIN)/python -m pip install -e '.[dev]' $(PROJECTS)
+	$(BIN)/python -m pip install -e '.[$(EXTRAS)]' $(PROJECTS)
 	@touch $@ $(VENV)/.runtime
 
 setup: $(VENV)/.dev
@@ -51,6 +54,18 @@ test: check
 
 test-slow: $(VENV)/.dev
 	$(BIN)/pytest -m slow $(ARGS)
+
+# The lower bounds of the pyproject files, taken at their word; and moshi, a second judge of Mimi.
+OLDEST ?= .venv-oldest
+$(OLDEST)/.dev: $(PYPROJECTS)
+	$(MAKE) VENV=$(OLDEST) $(OLDEST)/bin/python
+	$(OLDEST)/bin/python -m pip install uv
+	$(OLDEST)/bin/uv pip install --python $(OLDEST)/bin/python --resolution lowest-direct \
+	  -e '.[dev,moshi]' $(PROJECTS)
+	@touch $@
+
+test-oldest: $(OLDEST)/.dev
+	$(OLDEST)/bin/pytest -m "not slow" $(ARGS)
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.csm $(ARGS)
@@ -83,4 +98,4 @@ voice-eval: $(VENV)/.dev
 	$(TRAIN).evaluate $(ARGS)
 
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) $(OLDEST) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -4,16 +4,20 @@ from vox_serve.nn.init import uninitialised
 from vox_serve.nn.linear import Embedding, Linear, PackedLinear, held_bytes
 from vox_serve.nn.llama import FrameCache, Llama, LlamaConfig
 from vox_serve.nn.rope import RopeConfig
+from vox_serve.nn.streaming import CausalConv, Past, TransposedConv
 from vox_serve.nn.weights import WeightFiles, WeightLoader, llama_sources
 
 __all__ = [
+    "CausalConv",
     "Embedding",
     "FrameCache",
     "Linear",
     "Llama",
     "LlamaConfig",
     "PackedLinear",
+    "Past",
     "RopeConfig",
+    "TransposedConv",
     "WeightFiles",
     "WeightLoader",
     "held_bytes",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -94,10 +95,17 @@ class WeightLoader:
         self.unused = files.names
         """Names of tensors that nothing has asked for yet."""
 
-    def read(self, name: str) -> torch.Tensor:
-        """One tensor as it is stored; counts as used."""
+    def read(self, name: str, shape: Sequence[int] | None = None) -> torch.Tensor:
+        """One tensor as it is stored; counts as used.
+
+        Raises:
+            CheckpointError: it is missing, or does not have this shape.
+        """
         self.unused.discard(name)
-        return self._files.read(name)
+        tensor = self._files.read(name)
+        if shape is not None and tensor.shape != torch.Size(shape):
+            self._refuse(name, tensor, shape)
+        return tensor
 
     def ignore(self, *names: str) -> None:
         """These names may be there and are not needed."""
@@ -114,11 +122,11 @@ class WeightLoader:
             tensor = self.read(name)
             end = start + tensor.shape[0]
             if tensor.shape[1:] != parameter.shape[1:] or end > parameter.shape[0]:
-                self._refuse(name, tensor, parameter)
+                self._refuse(name, tensor, parameter.shape)
             parameter.data[start:end].copy_(tensor)
             start = end
         if start != parameter.shape[0]:
-            self._refuse(sources[-1], tensor, parameter)
+            self._refuse(sources[-1], tensor, parameter.shape)
 
     def build(
         self,
@@ -166,10 +174,10 @@ class WeightLoader:
                 f"the first is {first}"
             )
 
-    def _refuse(self, name: str, tensor: torch.Tensor, parameter: torch.Tensor) -> None:
+    def _refuse(self, name: str, tensor: torch.Tensor, shape: Sequence[int]) -> NoReturn:
         raise CheckpointError(
             f"{self._files.path}: tensor {name} has shape {list(tensor.shape)}, which does not fit "
-            f"the configuration's {list(parameter.shape)}"
+            f"the configuration's {list(shape)}"
         )
 
 

@@ -109,10 +109,9 @@ def load_network(config: CsmConfig, loader: WeightLoader, options: LoadOptions) 
 def load_codec(config: CsmConfig, loader: WeightLoader, device: torch.device) -> Mimi:
     try:
         codec = Mimi(config.codec, config.num_codebooks, device)
-        names = {n.removeprefix(CODEC_PREFIX) for n in loader.unused if n.startswith(CODEC_PREFIX)}
-        codec.load(lambda name: loader.read(CODEC_PREFIX + name), names)
     except (ValueError, KeyError) as error:
         raise CheckpointError(f"the checkpoint's codec cannot be loaded: {error}") from error
+    codec.load(loader, CODEC_PREFIX)
     return codec
 
 

@@ -1,12 +1,12 @@
-"""Mimi's decoder transformer as a stream, with a ring of keys and values per slot and layer.
+"""Mimi's transformers as streams, with a ring of keys and values per slot and layer.
 
-The weights are taken out of moshi's modules, which compute the same thing in several times as
-many operations.  What hangs on the positions alone (RoPE's angles, who sees whom, where in the
-rings to write) is computed once for all layers.
+What depends on the positions alone (RoPE's angles, who sees whom, where in the rings to write) is
+computed once for all layers.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import attrs
@@ -15,9 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from vox_serve.nn import PackedLinear
-
-ROWS = 8
-"""Of most products: four utterances, two latents of each."""
+from vox_serve_csm.seanet import Read
 
 
 @attrs.frozen(eq=False)
@@ -30,14 +28,44 @@ class _Moment:
     places: torch.Tensor  # of a step's keys and values in a ring's vectors: [B * 2 * heads * T]
 
 
+@attrs.frozen(eq=False)
+class Rings:
+    """The keys and values that some slots have seen; `StreamingTransformer.rings` makes them."""
+
+    layers: list[torch.Tensor]  # [slots, 2, heads, capacity, head_dim] each
+    # Kept, because fresh pages for it in every layer cost a CPU more than the copy does.
+    batch: torch.Tensor  # a layer's rows that a step reads
+    time: torch.Tensor  # 0 .. the most latents of a step
+    index: torch.Tensor  # 0 .. capacity
+    bias: torch.Tensor  # by the age of a key against the newest latent, and the query's number
+    vectors: torch.Tensor  # where a slot's vectors of each kind and head begin: [2 * heads, 1]
+
+    @property
+    def nbytes(self) -> int:
+        return self.batch.nbytes + sum(ring.nbytes for ring in self.layers)
+
+    def clear(self, slot: int) -> None:
+        """Empty a slot's rings: under a mask, 0 x NaN is still NaN."""
+        for ring in self.layers:
+            ring[slot] = 0
+
+
 class _Layer(nn.Module):
-    def __init__(self, layer: Any) -> None:
+    def __init__(self, c: Mapping[str, Any], read: Read, name: str, rows: int) -> None:
         super().__init__()
-        self.norm1, self.norm2 = layer.norm1, layer.norm2
-        self.qkv = PackedLinear(layer.self_attn.in_projs[0].weight, rows=ROWS)
-        self.up = PackedLinear(layer.linear1.weight, rows=ROWS)
-        self.out = _scaled(layer.self_attn.out_projs[0], layer.layer_scale_1)
-        self.down = _scaled(layer.linear2, layer.layer_scale_2)
+        size, inner, heads = c["hidden_size"], c["intermediate_size"], c["num_attention_heads"]
+        q, k, v, out = (read(f"{name}self_attn.{x}_proj.weight", size, size) for x in "qkvo")
+        up = read(f"{name}mlp.fc1.weight", inner, size)
+        down = read(f"{name}mlp.fc2.weight", size, inner)
+        # The outputs of both halves are scaled.
+        out = out * read(f"{name}self_attn_layer_scale.scale", size)[:, None]
+        down = down * read(f"{name}mlp_layer_scale.scale", size)[:, None]
+        self.qkv = PackedLinear(
+            torch.cat((_interleave(q, heads), _interleave(k, heads), v)), rows=rows
+        )
+        self.out, self.up, self.down = (PackedLinear(w, rows=rows) for w in (out, up, down))
+        self.norm1 = _norm(c, read, f"{name}input_layernorm.")
+        self.norm2 = _norm(c, read, f"{name}post_attention_layernorm.")
 
     def forward(
         self, x: torch.Tensor, moment: _Moment, ring: torch.Tensor, batch: torch.Tensor
@@ -56,74 +84,93 @@ class _Layer(nn.Module):
         return down
 
 
-def _scaled(linear: Any, scale: Any) -> PackedLinear:
-    """A linear layer whose outputs are multiplied by `scale`."""
-    return PackedLinear(linear.weight * scale.scale[:, None], rows=ROWS)
-
-
 class StreamingTransformer(nn.Module):
-    """`allocate`, then `forward` for the next latents of some slots."""
+    """Make `rings`, then call with the next latents of some of their slots.
+
+    Args:
+        c: sizes, see `mimi.py`.
+        read: gives the weights.
+        prefix: of their names.
+        rows: latents of a step in all, as it mostly is; see `PackedLinear`.
+    """
 
     frequencies: torch.Tensor  # RoPE: [head_dim / 2]
 
-    def __init__(self, transformer: Any) -> None:
+    def __init__(self, c: Mapping[str, Any], read: Read, prefix: str, rows: int) -> None:
         super().__init__()
-        attention = transformer.layers[0].self_attn
-        self.layers = nn.ModuleList(_Layer(layer) for layer in transformer.layers)
-        self.num_heads, self.window = attention.num_heads, attention.context
-        self.head_dim = attention.embed_dim // attention.num_heads
+        self.num_heads, self.window = c["num_attention_heads"], c["sliding_window"]
+        self.head_dim = c["hidden_size"] // self.num_heads
+        self.layers = nn.ModuleList(
+            _Layer(c, read, f"{prefix}layers.{number}.", rows)
+            for number in range(c["num_hidden_layers"])
+        )
+        device = next(self.parameters()).device
         steps = torch.arange(0, self.head_dim, 2).float() / self.head_dim
-        self.register_buffer("frequencies", attention.rope.max_period**-steps)
+        frequencies = c["rope"]["rope_theta"] ** -steps
+        self.register_buffer("frequencies", frequencies.to(device))
 
-    def allocate(self, num_slots: int, num_latents: int) -> int:
-        """Make rings for steps of `num_latents`; returns their bytes.
+    def rings(self, num_slots: int, num_latents: int) -> Rings:
+        """Make rings for steps of at most `num_latents`.
 
         A step writes all its latents before its first one looks back: the ring must hold as
         many more than the window, or that one would miss the oldest that it sees.
         """
         device, capacity = self.frequencies.device, self.window + num_latents - 1
-        self._time = torch.arange(num_latents, device=device)
-        self._index = torch.arange(capacity, device=device)
-        # By the age of a key, against the newest latent, and the number of the query.
-        back = torch.arange(capacity + 1, device=device)[:, None] - self._time.flip(0)
+        time = torch.arange(num_latents, device=device)
+        back = torch.arange(capacity + 1, device=device)[:, None] - time.flip(0)
         hidden = (back < 0) | (back >= self.window)
         hidden[capacity] = True
-        self._bias = torch.zeros(hidden.shape, device=device).masked_fill_(hidden, -torch.inf)
-        vectors = 2 * self.num_heads  # of each latent
-        self._vectors = torch.arange(vectors, device=device)[:, None] * capacity
+        bias = torch.zeros(hidden.shape, device=device).masked_fill_(hidden, -torch.inf)
         shape = (num_slots, 2, self.num_heads, capacity, self.head_dim)
-        self._rings = [self.frequencies.new_zeros(shape) for _ in self.layers]
-        # Kept, because fresh pages for it in every layer cost a CPU more than the copy does.
-        self._batch = self.frequencies.new_empty(shape)
-        return self._batch.nbytes + sum(ring.nbytes for ring in self._rings)
+        return Rings(
+            [self.frequencies.new_zeros(shape) for _ in self.layers],
+            self.frequencies.new_empty(shape),
+            time,
+            torch.arange(capacity, device=device),
+            bias,
+            torch.arange(2 * self.num_heads, device=device)[:, None] * capacity,
+        )
 
-    def clear(self, slot: int) -> None:
-        """Empty a slot's rings: under a mask, 0 x NaN is still NaN."""
-        for ring in self._rings:
-            ring[slot] = 0
-
-    def forward(self, x: torch.Tensor, slots: torch.Tensor, first: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self, x: torch.Tensor, rings: Rings, slots: torch.Tensor, first: torch.Tensor
+    ) -> torch.Tensor:
         """The latents `[B, T, C]` whose positions begin at `first`, int64 `[B]`.
 
         Writing to the rings can be done again, and what it writes over no latent sees any more:
         so nothing is changed until the caller's `first` is.
         """
-        batch = self._batch[: len(slots)]
-        moment = self._moment(slots, first)
+        batch = rings.batch[: len(slots)]
+        moment = self._moment(rings, slots, first, x.shape[1])
         shape, x = x.shape, x.flatten(0, 1)
-        for layer, ring in zip(self.layers, self._rings, strict=True):
+        for layer, ring in zip(self.layers, rings.layers, strict=True):
             x = layer(x, moment, ring, batch)
         return x.view(shape)
 
-    def _moment(self, slots: torch.Tensor, first: torch.Tensor) -> _Moment:
-        capacity = self._index.shape[0]
-        positions = first[:, None] + self._time  # [B, T]
+    def _moment(
+        self, rings: Rings, slots: torch.Tensor, first: torch.Tensor, num_latents: int
+    ) -> _Moment:
+        capacity = rings.index.shape[0]
+        positions = first[:, None] + rings.time[:num_latents]  # [B, T]
         angles = positions[..., None] * self.frequencies
         turns = torch.complex(angles.cos(), angles.sin())[:, :, None, None]
         newest = positions[:, -1:]
-        age = (newest - self._index) % capacity  # of what a ring holds, [B, capacity]
+        age = (newest - rings.index) % capacity  # of what a ring holds, [B, capacity]
         age = age.masked_fill_(age > newest, capacity)  # what no latent was written to yet
-        bias = F.embedding(age, self._bias).transpose(1, 2).contiguous()
-        places = slots[:, None] * self._vectors.numel() * capacity
-        places = places[..., None] + self._vectors + (positions % capacity)[:, None]
+        bias = F.embedding(age, rings.bias[:, -num_latents:]).transpose(1, 2).contiguous()
+        places = slots[:, None] * rings.vectors.numel() * capacity
+        places = places[..., None] + rings.vectors + (positions % capacity)[:, None]
         return _Moment(slots, turns, bias[:, None], places.flatten())
+
+
+def _norm(c: Mapping[str, Any], read: Read, name: str) -> nn.LayerNorm:
+    norm = nn.LayerNorm(c["hidden_size"], c["norm_eps"], device="meta")
+    for part in ("weight", "bias"):
+        tensor = read(f"{name}{part}", c["hidden_size"])
+        setattr(norm, part, nn.Parameter(tensor, requires_grad=False))
+    return norm
+
+
+def _interleave(weight: torch.Tensor, num_heads: int) -> torch.Tensor:
+    """Reorder the rows of a q or k matrix from RoPE halves (r.. i..) to pairs (r i r i ..)."""
+    pairs = weight.reshape(num_heads, 2, -1, weight.shape[1]).transpose(1, 2)
+    return pairs.reshape(weight.shape)

@@ -1,0 +1,67 @@
+"""Mimi's encoder as a stream: sound to frames of codes, piece by piece in bounded memory.
+
+The way of the decoder backwards: SEANet, transformer, downsampling, quantizer.  It knows nothing
+of checkpoints but the names of their tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import attrs
+import torch
+from torch import nn
+
+from vox_serve.nn import CausalConv, Past
+from vox_serve_csm.mimi_quantizer import Quantizer
+from vox_serve_csm.mimi_transformer import Rings, StreamingTransformer
+from vox_serve_csm.seanet import Read, encoder_stages
+
+PIECE_FRAMES = 16
+"""Frames that are encoded together."""
+
+
+@attrs.define(eq=False)
+class Clip:
+    """What the next piece of a clip needs of those before; `MimiEncoder.begin` makes it."""
+
+    rings: Rings
+    slots: torch.Tensor  # the only one of the rings: int64 [1]
+    first: torch.Tensor  # position of the next latent: int64 [1]
+    past: torch.Tensor | None = None
+
+
+class MimiEncoder(nn.Module):
+    """`begin` a clip, then call with one piece after the other.  Holds no state of its own."""
+
+    def __init__(
+        self, c: Mapping[str, Any], num_codebooks: int, frame_latents: int, read: Read
+    ) -> None:
+        """Read the weights of K codebooks; a frame is `frame_latents` latents."""
+        super().__init__()
+        size, self._latents = c["hidden_size"], PIECE_FRAMES * frame_latents
+        self.stages = encoder_stages(c, read, rows=self._latents)
+        self.transformer = StreamingTransformer(c, read, "encoder_transformer.", self._latents)
+        weight = read("downsample.conv.weight", size, size, 2 * frame_latents)
+        self.downsample = CausalConv(weight, stride=frame_latents, rows=PIECE_FRAMES, repeat=True)
+        self.quantizer = Quantizer(c, num_codebooks, read)
+
+    def begin(self) -> Clip:
+        """A new clip, in pieces of PIECE_FRAMES frames or fewer."""
+        rings = self.transformer.rings(1, self._latents)
+        zero = rings.time.new_zeros(1)
+        return Clip(rings, zero, zero)
+
+    def forward(self, pcm: torch.Tensor, clip: Clip) -> torch.Tensor:
+        """The next samples, `[T]` of whole frames, to codes `[K, F]`."""
+        past = Past(clip.past)
+        x = pcm[None, :, None]
+        for stage in self.stages:
+            x = stage(x, past)
+        first, clip.first = clip.first, clip.first + x.shape[1]
+        x = self.transformer(x, clip.rings, clip.slots, first)
+        x = self.downsample(x, past)
+        clip.past = past.after()
+        codes: torch.Tensor = self.quantizer(x[0])
+        return codes

@@ -1,0 +1,148 @@
+"""Causal convolutions over a stream: each step goes on where the one before ended.
+
+Tensors are `[B, T, channels]` throughout, so that every convolution is one matrix product:
+
+- A causal one multiplies windows of its input, which begin in the step before.
+- A transposed one, whose kernel is twice its stride S, is a causal one over two inputs with
+  S times the channels: those are S outputs side by side.
+
+A layer keeps no state.  What it needs of the step before, its caller hands over as `Past`.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from vox_serve.nn.linear import PackedLinear
+
+NARROW = 16
+"""Fewer columns than this cost a CPU's matrix product more than twice as many of them."""
+
+
+class Past:
+    """What the layers of one step keep from the step before, in the order in which they run.
+
+    Args:
+        before: `[B, width]`, which `after` of the step before gave; None where the streams begin.
+            A row of zeros is a beginning too, except to layers that repeat their first input.
+    """
+
+    def __init__(self, before: torch.Tensor | None) -> None:
+        self._before = before
+        self._start = 0
+        self._after: list[torch.Tensor] = []
+
+    def precede(self, x: torch.Tensor, length: int, repeat: bool = False) -> torch.Tensor:
+        """Put the step before's last `length` time steps ahead of `[B, T, C]`; keep x's.
+
+        Where the streams begin, those are zeros, or x's first time step again if `repeat`.
+        """
+        batch, _, channels = x.shape
+        if self._before is not None:
+            before = self._before.narrow(1, self._start, length * channels)
+            before = before.view(batch, length, channels)
+        elif repeat:
+            before = x[:, :1].expand(-1, length, -1)
+        else:
+            before = x.new_zeros(batch, length, channels)
+        self._start += length * channels
+        x = torch.cat((before, x), dim=1)
+        self._after.append(x[:, x.shape[1] - length :].flatten(1))
+        return x
+
+    def after(self) -> torch.Tensor:
+        """What the next step begins with: `[B, width]`."""
+        return torch.cat(self._after, dim=1)
+
+
+class _Windows(nn.Module):
+    """A matrix that multiplies windows of its input.
+
+    Args:
+        weight: `[kernel, in, out]`, where `out` may be several outputs of `channels` each.
+        stride: inputs from one window to the next.
+    """
+
+    def __init__(
+        self,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        channels: int,
+        stride: int,
+        dilation: int,
+        rows: int,
+        repeat: bool = False,
+    ) -> None:
+        super().__init__()
+        kernel, inputs, _ = weight.shape
+        self._channels, self._stride, self._dilation = channels, stride, dilation
+        self._repeat = repeat
+        self._span = (kernel - 1) * dilation + 1
+        self._length = self._span - stride
+        self.width = self._length * inputs
+        """What the layer adds to the width of a `Past`."""
+        # [out, kernel * in]
+        self._matrix = PackedLinear(weight.flatten(0, 1).t(), bias, rows)
+
+    def forward(self, x: torch.Tensor, past: Past) -> torch.Tensor:
+        batch = len(x)
+        if self._length:
+            x = past.precede(x, self._length, self._repeat)
+        windows = x.unfold(1, self._span, self._stride)[..., :: self._dilation]
+        windows = windows.transpose(2, 3).reshape(-1, self._matrix.in_features)
+        windows = windows.contiguous()  # overlapping, they are slow to multiply
+        y: torch.Tensor = self._matrix(windows)
+        return y.view(batch, -1, self._channels)
+
+
+class CausalConv(_Windows):
+    """`[B, T, in]` to `[B, T / stride, out]`: each output sees inputs up to its own, no later.
+
+    T is a multiple of the stride, and even where there are fewer than NARROW outputs.
+
+    Args:
+        weight: `[out, in, kernel]`, as `torch.nn.Conv1d` has it.
+        bias: `[out]`.
+        rows: B * T / stride as it mostly is; see `PackedLinear`.
+        repeat: a stream begins as if its first input had been there before, not silence.
+    """
+
+    def __init__(
+        self,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None = None,
+        stride: int = 1,
+        dilation: int = 1,
+        rows: int = 1,
+        repeat: bool = False,
+    ) -> None:
+        channels = len(weight)
+        weight = weight.permute(2, 1, 0)
+        if 1 < channels < NARROW and stride == dilation == 1:
+            # Two outputs by one longer window, with zeros.
+            stride = 2
+            pads = ((0, 0, 0, 0, 0, 1), (0, 0, 0, 0, 1, 0))
+            weight = torch.cat([F.pad(weight, pad) for pad in pads], dim=2)
+            bias = None if bias is None else bias.repeat(2)
+        super().__init__(weight, bias, channels, stride, dilation, rows, repeat)
+
+
+class TransposedConv(_Windows):
+    """`[B, T, in]` to `[B, T * stride, out]`: each input adds to its outputs and to the next's.
+
+    Args:
+        weight: `[in, out, 2 * stride]`, as `torch.nn.ConvTranspose1d` has it.
+        bias: `[out]`.
+        rows: B * T as it mostly is; see `PackedLinear`.
+    """
+
+    def __init__(
+        self, weight: torch.Tensor, bias: torch.Tensor | None = None, rows: int = 1
+    ) -> None:
+        channels = weight.shape[1]
+        now, before = weight.permute(2, 0, 1).chunk(2)  # [stride, in, out]
+        bias = None if bias is None else bias.repeat(len(now))
+        weight = torch.stack((before, now)).transpose(1, 2).flatten(2)
+        super().__init__(weight, bias, channels, stride=1, dilation=1, rows=rows)
