@@ -16,7 +16,7 @@ import torch
 
 from benchmarks import ours
 from benchmarks.machine import ALL_THREADS
-from benchmarks.peers import Moshi, Transformers
+from benchmarks.peers import Transformers
 from benchmarks.spread import spread, spreads
 from vox_serve.config import EngineConfig
 from vox_serve.engine.engine import Engine
@@ -129,7 +129,13 @@ def peer_columns(
         left_out["moshi"] = "its weights are random: it cannot speak until a text ends"
         return
     config = json.loads((setting.directory / "config.json").read_text(encoding="utf-8"))
-    moshi = _attempt("moshi", lambda: Moshi(config, "cpu", torch.bfloat16), left_out)
+
+    def load_moshi() -> Any:
+        from benchmarks.moshi_peer import Moshi  # may not be installed
+
+        return Moshi(config, "cpu", torch.bfloat16)
+
+    moshi = _attempt("moshi", load_moshi, left_out)
     if moshi is not None:
 
         def converse(batch: int, frames: int | None) -> dict[str, float]:

@@ -6,7 +6,7 @@ import os
 import platform
 import time
 from datetime import UTC, datetime
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +29,16 @@ def describe() -> dict[str, str | int | float]:
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "transformers": version("transformers"),
-        "moshi": version("moshi"),
+        **{name: package_version(name) for name in ("transformers", "moshi")},
     }
+
+
+def package_version(name: str) -> str:
+    """Of an installed package; one that is missing is named as such."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"
 
 
 @torch.inference_mode()

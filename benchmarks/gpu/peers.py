@@ -51,7 +51,7 @@ def run(bench: Bench) -> None:
         return make
 
     def moshi() -> Any:
-        from benchmarks.peers import Moshi
+        from benchmarks.moshi_peer import Moshi
 
         config = json.loads((directory / "config.json").read_text())
         return Moshi(config, scale.device, dtype)

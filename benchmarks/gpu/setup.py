@@ -5,11 +5,15 @@ from __future__ import annotations
 import os
 import sys
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
+<<<<<<< HEAD:benchmarks/gpu/setup.py
 from benchmarks.gpu.bench import Bench
+=======
+from benchmarks.gpu_bench import Bench
+from benchmarks.machine import package_version
+>>>>>>> 6ae9cf2 (Tests of the encoder: pieces, memory, ties, moshi as an optional oracle; one weight reader):benchmarks/gpu_setup.py
 from vox_serve.bench.report import describe_client
 
 PACKAGES = ("torch", "triton", "transformers", "moshi", "numpy")
@@ -38,15 +42,8 @@ def describe(device: torch.device) -> dict[str, str | int]:
             "compute_capability": f"{properties.major}.{properties.minor}",
             "cuda": str(torch.version.cuda),
         }
-    return found | {name: _version(name) for name in PACKAGES}
+    return found | {name: package_version(name) for name in PACKAGES}
 
 
 def written(bench: Bench) -> int:
     return sum(file.stat().st_size for file in bench.checkpoint().glob("*.safetensors"))
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"

@@ -45,6 +45,14 @@ def test_shapes_and_names_must_fit(sharded, shape, names, message):
         WeightLoader(WeightFiles(sharded)).fill(torch.empty(shape), names)
 
 
+def test_a_tensor_may_be_read_by_its_shape(sharded):
+    loader = WeightLoader(WeightFiles(sharded))
+    assert loader.read("a", (2, 3)).tolist() == [[1.0] * 3] * 2
+    assert loader.unused == {"b", "c"}
+    with pytest.raises(CheckpointError, match=r"tensor b has shape \[1, 3\].* \[3\]"):
+        loader.read("b", [3])
+
+
 def test_broken_files_are_named(sharded, tmp_path):
     (tmp_path / "one.safetensors").write_bytes(b"\x10")
     with pytest.raises(CheckpointError, match=r"one.safetensors: truncated"):

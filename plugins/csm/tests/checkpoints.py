@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import safetensors.torch
 import torch
 from safetensors.torch import save_file
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
-from transformers import CsmConfig, CsmForConditionalGeneration
+from transformers import CsmConfig, CsmForConditionalGeneration, masking_utils
+from transformers.models.mimi import modeling_mimi
 
 CODEBOOKS, CODES, RESERVED = 8, 64, 3
 FRAME = 1920  # samples
@@ -226,6 +229,24 @@ def reference_sound(model: Any, frames: Frames) -> torch.Tensor:
     codes = torch.where(codes >= model.config.codec_config.codebook_size, 0, codes)
     pcm: torch.Tensor = model.codec_model.decode(codes.T[None]).audio_values
     return pcm[0, 0]
+
+
+@torch.no_grad()
+def encoded(mimi: Any, pcm: torch.Tensor, num_codebooks: int | None = None) -> torch.Tensor:
+    """The codes `[K, F]` of a clip by transformers' `MimiModel`."""
+    codes: torch.Tensor = mimi.encode(pcm[None, None], num_quantizers=num_codebooks).audio_codes
+    return codes[0]
+
+
+@contextmanager
+def mimi_window() -> Iterator[None]:
+    """Mimi masks by its window, as in transformers 5; transformers 4 reads it and masks nothing."""
+    if hasattr(modeling_mimi, "create_causal_mask"):
+        sliding = masking_utils.create_sliding_window_causal_mask
+        with mock.patch.object(modeling_mimi, "create_causal_mask", sliding):
+            yield
+    else:
+        yield
 
 
 def _randomise(model: Any) -> None:

@@ -247,9 +247,14 @@ def tensors_left_over(directory: Path) -> None:
     change_tensors(directory, extra)
 
 
-@damage("codec cannot be loaded: codec tensor decoder.layers.0.conv.weight is missing")
+@damage(r"tensor codec_model\.decoder\.layers\.0\.conv\.weight is missing")
 def missing_codec_tensor(directory: Path) -> None:
     change_tensors(directory, {"codec_model.decoder.layers.0.conv.weight": None})
+
+
+@damage("1 tensors have no place in this model, the first is codec_model.decoder.extra.weight")
+def codec_tensor_left_over(directory: Path) -> None:
+    change_tensors(directory, {"codec_model.decoder.extra.weight": torch.zeros(1)})
 
 
 @damage("codec cannot be loaded: codec_config: sliding_window is null")

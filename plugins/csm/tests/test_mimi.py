@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
-from transformers import MimiConfig, MimiModel, masking_utils
-from transformers.models.mimi import modeling_mimi
+from safetensors.torch import load_file, save_file
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import MimiConfig, MimiModel
 
+from plugins.csm.tests.checkpoints import encoded, mimi_window
+from vox_serve import CheckpointError
+from vox_serve.nn import WeightFiles, WeightLoader
+from vox_serve_csm import mimi_encoder
 from vox_serve_csm.mimi import Mimi
 
 CODEBOOKS = 4
+WEIGHTS = "model.safetensors"
 SMALL: dict[str, Any] = {
     "sampling_rate": 400,
     "num_filters": 4,
@@ -31,16 +36,22 @@ SMALL: dict[str, Any] = {
     "upsample_groups": 32,
     "sliding_window": 6,
 }
-Tensors = dict[str, torch.Tensor]
+VARIANTS: list[dict[str, Any]] = [
+    {},
+    {"upsampling_ratios": [5, 3, 2], "sampling_rate": 6000, "num_filters": 2},
+    {"num_residual_layers": 2, "dilation_growth_rate": 3, "compress": 1},
+    {"kernel_size": 5, "last_kernel_size": 7, "residual_kernel_size": 5},
+    {"use_conv_shortcut": True, "norm_eps": 0.3, "rope_theta": 30.0},
+    {"codebook_dim": 32, "vector_quantization_hidden_dimension": 32},
+    {"num_semantic_quantizers": 2, "num_attention_heads": 4, "num_key_value_heads": 4},
+]
 Make = Callable[..., tuple[MimiModel, Mimi]]
 
 
 @pytest.fixture(autouse=True)
-def _window_in_transformers_4(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Transformers 4 reads `sliding_window` but masks nothing; transformers 5 masks by it."""
-    if hasattr(modeling_mimi, "create_causal_mask"):
-        sliding = masking_utils.create_sliding_window_causal_mask
-        monkeypatch.setattr(modeling_mimi, "create_causal_mask", sliding)
+def _window() -> Iterator[None]:
+    with mimi_window():
+        yield
 
 
 def randomise(model: torch.nn.Module) -> None:
@@ -62,19 +73,20 @@ def make(tmp_path: Path) -> Make:
         reference = MimiModel(MimiConfig(**config)).eval()
         with torch.no_grad():
             randomise(reference)
-        codec = Mimi(config, num_codebooks)
-        tensors = saved(reference, tmp_path)
-        codec.load(tensors.__getitem__, tensors)
-        codec.allocate(4)
-        return reference, codec
+        reference.save_pretrained(tmp_path)
+        return reference, load(tmp_path, config, num_codebooks)
 
     return make
 
 
-def saved(model: MimiModel, path: Path) -> Tensors:
-    """The tensors by the names of a checkpoint, which are not always those of the modules."""
-    model.save_pretrained(path)
-    return load_file(path / "model.safetensors")
+def load(path: Path, config: dict[str, Any], num_codebooks: int = CODEBOOKS) -> Mimi:
+    """Load what `save_pretrained` has written, and use all of it."""
+    loader = WeightLoader(WeightFiles(path / WEIGHTS))
+    codec = Mimi(config, num_codebooks)
+    codec.load(loader)
+    loader.finish()
+    codec.allocate(4)
+    return codec
 
 
 def random_codes(num_frames: int, seed: int = 0) -> torch.Tensor:
@@ -98,18 +110,18 @@ def whole(reference: Any, codes: torch.Tensor) -> torch.Tensor:
     return pcm[0, 0]
 
 
-@torch.no_grad()
-def encoded(reference: Any, pcm: torch.Tensor, num_codebooks: int = CODEBOOKS) -> torch.Tensor:
-    codes: torch.Tensor = reference.encode(
-        pcm[None, None], num_quantizers=num_codebooks
-    ).audio_codes
-    return codes[0]
-
-
 def assert_same_sound(actual: torch.Tensor, expected: torch.Tensor) -> None:
     assert actual.shape == expected.shape
     assert expected.std() > 1e-3
     assert (actual - expected).abs().max() < 1e-5 * expected.abs().max()
+
+
+@torch.no_grad()
+def pieces(codec: Mimi, pcm: torch.Tensor, num_frames: int) -> torch.Tensor:
+    """Encode a clip in pieces of so many frames."""
+    begun = codec._encoder.begin()
+    parts = torch.split(pcm, num_frames * codec.frame_size)
+    return torch.cat([codec._encoder(part, begun) for part in parts], dim=1)
 
 
 def clip(num_samples: int) -> torch.Tensor:
@@ -117,19 +129,7 @@ def clip(num_samples: int) -> torch.Tensor:
     return noise + 0.5 * torch.sin(torch.arange(num_samples) / 7)
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {},
-        {"upsampling_ratios": [5, 3, 2], "sampling_rate": 6000, "num_filters": 2},
-        {"num_residual_layers": 2, "dilation_growth_rate": 3, "compress": 1},
-        {"kernel_size": 5, "last_kernel_size": 7, "residual_kernel_size": 5},
-        {"use_conv_shortcut": True, "norm_eps": 0.3, "rope_theta": 30.0},
-        {"codebook_dim": 32, "vector_quantization_hidden_dimension": 32},
-        {"num_semantic_quantizers": 2, "num_attention_heads": 4, "num_key_value_heads": 4},
-    ],
-    ids=lambda changes: " ".join(changes) or "small",
-)
+@pytest.mark.parametrize("changes", VARIANTS, ids=lambda changes: " ".join(changes) or "small")
 def test_streams_and_encodes_like_transformers(make: Make, changes: dict[str, Any]) -> None:
     reference, codec = make(**changes)
     codes = random_codes(8)
@@ -145,14 +145,10 @@ def test_sizes_come_from_the_configuration() -> None:
 
 
 def test_rope_theta_in_both_spellings(make: Make, tmp_path: Path) -> None:
-    reference, default = make()
-    tensors = saved(reference, tmp_path)
+    _, default = make()
 
     def sound(spelling: dict[str, Any]) -> torch.Tensor:
-        codec = Mimi(SMALL | spelling, CODEBOOKS)
-        codec.load(tensors.__getitem__, tensors)
-        codec.allocate(1)
-        return stream(codec, random_codes(4))
+        return stream(load(tmp_path, SMALL | spelling), random_codes(4))
 
     old = sound({"rope_theta": 10.0, "rope_scaling": None})
     new = sound({"rope_parameters": {"rope_theta": 10.0, "rope_type": "default"}})
@@ -172,6 +168,70 @@ def test_encode_masks_by_the_window(make: Make) -> None:
     assert torch.equal(codec.encode(pcm), encoded(reference, pcm))
 
 
+@pytest.mark.parametrize("piece", [1, 3, mimi_encoder.PIECE_FRAMES])
+def test_encode_in_pieces_is_encode_at_once(make: Make, piece: int) -> None:
+    reference, codec = make()
+    pcm = clip((2 * mimi_encoder.PIECE_FRAMES + 5) * codec.frame_size)
+    expected = encoded(reference, pcm)
+    assert torch.equal(pieces(codec, pcm, piece), expected)
+    assert torch.equal(codec.encode(pcm), expected)
+
+
+def test_clips_that_are_encoded_at_the_same_time_know_nothing_of_each_other(make: Make) -> None:
+    _, codec = make()
+    clips = [clip(20 * codec.frame_size), clip(21 * codec.frame_size).flip(0)]
+    begun = [codec._encoder.begin() for _ in clips]
+    codes: list[list[torch.Tensor]] = [[], []]
+    with torch.no_grad():
+        for parts in zip(*(c.split(4 * codec.frame_size) for c in clips), strict=False):
+            for i, part in enumerate(parts):
+                codes[i].append(codec._encoder(part, begun[i]))
+    for pcm, parts in zip(clips, codes, strict=True):
+        together = torch.cat(parts, dim=1)
+        assert torch.equal(together, codec.encode(pcm)[:, : together.shape[1]])
+
+
+def test_encode_takes_no_more_memory_for_a_longer_clip(make: Make) -> None:
+    _, codec = make()
+    short = mimi_encoder.PIECE_FRAMES * codec.frame_size
+
+    def largest(num_samples: int) -> int:
+        """The most elements of a tensor that is made on the way."""
+        with LargestTensor() as watch:
+            codec.encode(clip(num_samples))
+        return watch.elements
+
+    assert largest(4 * short) == largest(short) > 4 * short
+
+
+class LargestTensor(TorchDispatchMode):
+    elements = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> object:
+        made = func(*args, **(kwargs or {}))
+        if isinstance(made, torch.Tensor):
+            self.elements = max(self.elements, made.numel())
+        return made
+
+
+def test_of_vectors_that_are_equally_near_the_first_is_taken(make: Make, tmp_path: Path) -> None:
+    make()
+    half = SMALL["codebook_size"] // 2
+    tensors = load_file(tmp_path / WEIGHTS)
+    for name, tensor in tensors.items():
+        if name.endswith(("embed_sum", "cluster_usage")):
+            tensors[name] = torch.cat((tensor[:half], tensor[:half]))
+    save_file(tensors, tmp_path / WEIGHTS, {"format": "pt"})
+    reference = MimiModel.from_pretrained(tmp_path).eval()
+    codec = load(tmp_path, SMALL)
+    pcm = clip(40 * codec.frame_size)
+    codes = codec.encode(pcm)
+    assert codes.max() < half
+    assert torch.equal(codes, encoded(reference, pcm))
+
+
 def test_encode_fills_the_last_frame_with_silence(make: Make) -> None:
     _, codec = make()
     pcm = clip(5 * codec.frame_size + 3)
@@ -187,7 +247,7 @@ def test_fewer_codebooks_than_the_checkpoint_holds(make: Make) -> None:
     codes = random_codes(5)[:3]
     assert_same_sound(stream(codec, codes), whole(reference, codes))
     pcm = clip(3 * codec.frame_size)
-    assert torch.equal(codec.encode(pcm), encoded(reference, pcm, num_codebooks=3))
+    assert torch.equal(codec.encode(pcm), encoded(reference, pcm, 3))
 
 
 def test_slots_join_leave_and_change_places(make: Make) -> None:
@@ -239,19 +299,16 @@ def test_a_step_that_raises_has_changed_nothing(
 
 
 def test_a_missing_tensor_is_named(make: Make, tmp_path: Path) -> None:
-    reference, codec = make()
-    tensors = saved(reference, tmp_path)
+    make()
     name = "decoder_transformer.layers.1.self_attn.k_proj.weight"
-    del tensors[name]
-    with pytest.raises(ValueError, match=f"{name} is missing"):
-        codec.load(tensors.__getitem__, tensors)
+    with pytest.raises(CheckpointError, match=f"tensor {name} is missing"):
+        reload(tmp_path, {name: None})
 
 
-def test_a_tensor_left_over_is_named(make: Make, tmp_path: Path) -> None:
-    reference, codec = make()
-    tensors = saved(reference, tmp_path) | {"decoder.extra.weight": torch.zeros(1)}
-    with pytest.raises(ValueError, match=r"no place in Mimi, such as decoder\.extra\.weight"):
-        codec.load(tensors.__getitem__, tensors)
+def test_a_tensor_left_over_stays_unused(make: Make, tmp_path: Path) -> None:
+    make()
+    extra = {"decoder.extra.weight": torch.zeros(1)}
+    assert reload(tmp_path, extra).unused == {"decoder.extra.weight"}
 
 
 @pytest.mark.parametrize(
@@ -263,11 +320,19 @@ def test_a_tensor_left_over_is_named(make: Make, tmp_path: Path) -> None:
     ],
 )
 def test_a_tensor_of_another_shape_is_named(make: Make, tmp_path: Path, name: str) -> None:
-    reference, codec = make()
-    tensors = saved(reference, tmp_path)
-    tensors[name] = tensors[name][:-1]
-    with pytest.raises(ValueError, match=f"{name} has shape"):
-        codec.load(tensors.__getitem__, tensors)
+    make()
+    tensor = load_file(tmp_path / WEIGHTS)[name]
+    with pytest.raises(CheckpointError, match=f"tensor {name} has shape"):
+        reload(tmp_path, {name: tensor[:-1]})
+
+
+def reload(path: Path, changes: dict[str, torch.Tensor | None]) -> WeightLoader:
+    """Load a saved checkpoint in which some tensors are replaced; None removes one."""
+    tensors = load_file(path / WEIGHTS) | changes
+    save_file({n: t for n, t in tensors.items() if t is not None}, path / "changed.safetensors")
+    loader = WeightLoader(WeightFiles(path / "changed.safetensors"))
+    Mimi(SMALL, CODEBOOKS).load(loader)
+    return loader
 
 
 @pytest.mark.parametrize(
@@ -288,7 +353,7 @@ def test_a_tensor_of_another_shape_is_named(make: Make, tmp_path: Path, name: st
         ("sliding_window", None),
     ],
 )
-def test_what_moshi_cannot_do_is_refused(key: str, value: object) -> None:
+def test_what_is_not_supported_is_refused(key: str, value: object) -> None:
     with pytest.raises(ValueError, match=f"^codec_config: {key} is "):
         Mimi(SMALL | {key: value}, CODEBOOKS)
 

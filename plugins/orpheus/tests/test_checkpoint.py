@@ -132,9 +132,12 @@ def write(name: str, text: str) -> Callable[[Path], object]:
         ),
         (
             tensors(SNAC_FILE, quantizer__quantizers__0__codebook__weight=torch.zeros(2)),
-            "has shape [2], not [16, 4]",
+            "has shape [2], which does not fit the configuration's [16, 4]",
         ),
-        (tensors(SNAC_FILE, spare=torch.zeros(1)), "1 tensors have no place, such as spare"),
+        (
+            tensors(SNAC_FILE, spare=torch.zeros(1)),
+            "1 tensors have no place in this model, the first is spare",
+        ),
     ],
 )
 def test_what_is_wrong_is_told_in_one_line(

@@ -10,6 +10,7 @@ import torch
 from plugins.orpheus.tests.checkpoints import CODES, FIRST, FRAME, SNAC_CONFIG, reference_sound
 from plugins.orpheus.tests.conftest import Checkpoint, load
 from vox_serve import InvalidRequest
+from vox_serve.nn import WeightFiles, WeightLoader
 from vox_serve_orpheus.snac import SlotSnac
 
 PLACES = torch.arange(7) * CODES
@@ -18,8 +19,7 @@ PLACES = torch.arange(7) * CODES
 @pytest.fixture
 def codec(checkpoint: Checkpoint) -> SlotSnac:
     codec = SlotSnac(SNAC_CONFIG)
-    tensors = checkpoint.codec.state_dict()
-    codec.load(lambda name: tensors[name], tensors)
+    codec.load(WeightLoader(WeightFiles(checkpoint.directory / "snac" / "model.safetensors")))
     codec.allocate(4)
     return codec
 

@@ -117,10 +117,7 @@ def load_codec(directory: Path, device: torch.device) -> SlotSnac:
         codec = SlotSnac(config, device)
     except ValueError as error:
         raise CheckpointError(f"{path}: cannot be used: {error}") from error
-    try:
-        codec.load(loader.read, loader.unused.copy())
-    except ValueError as error:
-        raise CheckpointError(f"{weights}: {error}") from error
+    codec.load(loader)
     return codec
 
 

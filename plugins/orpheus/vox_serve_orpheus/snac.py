@@ -11,7 +11,7 @@ one frame before it and two after, as the published streaming code does: it keep
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from math import prod
 from typing import Any
 
@@ -22,7 +22,7 @@ from torch import nn
 from torch.nn.utils.parametrize import remove_parametrizations
 
 from vox_serve import InvalidRequest
-from vox_serve.nn import uninitialised
+from vox_serve.nn import WeightLoader, uninitialised
 
 LEVELS = ((0,), (1, 4), (2, 3, 5, 6))
 """Which of a frame's tokens are the codes of each level, in order of time."""
@@ -84,29 +84,19 @@ class SlotSnac:
         self._primes = torch.tensor((3, 5, 7, 11, 13, 17, 19), device=self.device)
         self._levels = [torch.tensor(level, device=self.device) for level in LEVELS]
 
-    def load(self, read: Callable[[str], torch.Tensor], names: Iterable[str]) -> None:
-        """Fill the weights from a checkpoint's tensors, one at a time; the encoder's are left.
+    def load(self, loader: WeightLoader) -> None:
+        """Fill the weights from a checkpoint of SNAC, one at a time; the encoder's are left.
 
         Args:
-            read: gives the tensor of a name of the package's state dict.
-            names: all names the checkpoint has.
+            loader: has the tensors by the names of the package's state dict.
 
         Raises:
-            ValueError: a tensor is missing, has another shape, or is left over.
+            CheckpointError: a tensor is missing, has another shape, or is left over.
         """
-        unread = {name for name in names if not name.startswith("encoder.")}
+        loader.ignore(*(name for name in loader.unused if name.startswith("encoder.")))
         for name, target in self._network.state_dict().items():
-            if name not in unread:
-                raise ValueError(f"tensor {name} is missing")
-            unread.remove(name)
-            tensor = read(name)
-            if tensor.shape != target.shape:
-                raise ValueError(
-                    f"tensor {name} has shape {list(tensor.shape)}, not {list(target.shape)}"
-                )
-            target.copy_(tensor)
-        if unread:
-            raise ValueError(f"{len(unread)} tensors have no place, such as {min(unread)}")
+            loader.fill(target, [name])
+        loader.finish()
         self._replace_blocks()
         self._narrow()
 
