@@ -10,8 +10,8 @@ Imported only where it is used: Triton exists on Linux alone.
 from __future__ import annotations
 
 import torch
-import triton  # type: ignore[import-untyped]  # ships no types
-import triton.language as tl  # type: ignore[import-untyped]  # ships no types
+import triton
+import triton.language as tl
 
 from vox_serve.nn.kernels import MAX_CODES
 

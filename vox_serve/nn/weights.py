@@ -47,7 +47,7 @@ class WeightFiles:
             raise CheckpointError(f"{self.path}: tensor {name} is missing")
         path = self._file_of[name]
         try:
-            with safe_open(path, framework="pt") as file:  # type: ignore[no-untyped-call]  # no types
+            with safe_open(path, framework="pt") as file:
                 tensor: torch.Tensor = file.get_tensor(name)
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{path}: cannot read {name}: {error}") from error
@@ -75,7 +75,7 @@ class WeightFiles:
         if not path.is_file():
             raise CheckpointError(f"{path}: this file is missing; download the checkpoint again")
         try:
-            with safe_open(path, framework="pt") as file:  # type: ignore[no-untyped-call]  # no types
+            with safe_open(path, framework="pt") as file:
                 return set(file.keys())
         except (SafetensorError, OSError) as error:
             raise CheckpointError(
