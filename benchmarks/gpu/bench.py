@@ -1,7 +1,7 @@
 """What the sections of the GPU suite share: sizes, time, results, the model and running sequences.
 
-A section runs in a process of its own (`benchmarks/gpu/suite.py` says why) and fills a result, which
-is written after each of its parts, so that a run that is cut keeps what it has.
+A section runs in a process of its own (`suite.py` says why) and fills a result, which is written
+after each of its parts, so that a run that is cut keeps what it has.
 """
 
 from __future__ import annotations

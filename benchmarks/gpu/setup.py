@@ -8,12 +8,8 @@ from datetime import UTC, datetime
 
 import torch
 
-<<<<<<< HEAD:benchmarks/gpu/setup.py
 from benchmarks.gpu.bench import Bench
-=======
-from benchmarks.gpu_bench import Bench
 from benchmarks.machine import package_version
->>>>>>> 6ae9cf2 (Tests of the encoder: pieces, memory, ties, moshi as an optional oracle; one weight reader):benchmarks/gpu_setup.py
 from vox_serve.bench.report import describe_client
 
 PACKAGES = ("torch", "triton", "transformers", "moshi", "numpy")

@@ -6,16 +6,16 @@ others write nor write anything; weights it may fetch.  `start` first of all in 
 """
 # mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
 # mypy: disallow-untyped-decorators=False
-# ruff: noqa: ANN001, ANN202
+# ruff: noqa: ANN001
 
 from __future__ import annotations
 
 from functools import cache
 
 import torch
-import triton  # type: ignore[import-untyped]  # ships no types
-import triton.language as tl  # type: ignore[import-untyped]  # ships no types
-from triton.language.extra.cuda import (  # type: ignore[import-untyped]  # ships no types
+import triton
+import triton.language as tl
+from triton.language.extra.cuda import (
     gdc_launch_dependents,
     gdc_wait,
 )
@@ -25,7 +25,7 @@ CACHE_LINE: tl.constexpr = tl.constexpr(128)
 
 
 @triton.jit
-def start(pdl: tl.constexpr):
+def start(pdl: tl.constexpr) -> None:
     """Let the next kernel start, and wait for the one before."""
     if pdl:
         gdc_launch_dependents()
@@ -33,7 +33,7 @@ def start(pdl: tl.constexpr):
 
 
 @triton.jit
-def start_after_fetching(rows, lines: tl.constexpr, pdl: tl.constexpr):
+def start_after_fetching(rows, lines: tl.constexpr, pdl: tl.constexpr) -> None:
     """`start`, once the first cache lines of some rows are on their way into the cache.
 
     Args:
