@@ -80,12 +80,12 @@ def first_audio(engine: Engine, text: str, seed: int) -> dict[str, float]:
     generator = torch.Generator().manual_seed(seed)
     shape = (codec.num_codebooks, frames)
     codes = torch.randint(codec.codebook_size, shape, generator=generator)
-    engine.prompts.add_voice("measured", 0, [Segment(0, text, codes=codes)])
+    engine.prompts.voices.add("measured", 0, [Segment(0, text, codes=codes)])
     brief = 1 / codec.frame_rate
     figures = {"text_alone": speak(engine, [text], brief)["first_audio"]}
     for name in ("voice_cold", "voice_cached"):
         figures[name] = speak(engine, [text], brief, "measured")["first_audio"]
-    engine.prompts.remove_voice("measured")
+    engine.prompts.voices.remove("measured")
     return figures | {"voice_seconds": frames / codec.frame_rate}
 
 

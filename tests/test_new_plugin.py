@@ -20,8 +20,9 @@ GUIDE = Path(__file__).parents[1] / "docs/writing-a-plugin.md"
 def test_the_templates_are_the_listings_of_the_guide():
     fences = re.findall(r"^```(?:toml|python)\n(# (\S+)\n.*?)^```", GUIDE.read_text(), re.S | re.M)
     listings = {path: text for text, path in fences}
+    del listings["vox_serve_words/model.py"]  # see test_guide.py
     assert len(listings) == 5
-    written = rendered("beep")
+    written = rendered("hum")
     assert {path: written[path] for path in listings} == listings
 
 

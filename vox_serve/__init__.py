@@ -3,7 +3,7 @@
 These are the names that a plugin author imports; building blocks are in `vox_serve.nn`.
 """
 
-from vox_serve.codec import Codec
+from vox_serve.codec import Codec, EncodingCodec
 from vox_serve.errors import (
     CheckpointError,
     InvalidRequest,
@@ -33,6 +33,7 @@ __all__ = [
     "CheckpointError",
     "CheckpointSpec",
     "Codec",
+    "EncodingCodec",
     "InvalidRequest",
     "KVCache",
     "KVLayout",

@@ -63,6 +63,10 @@ class Codec(Protocol):
         """
         ...
 
+
+class EncodingCodec(Codec, Protocol):
+    """A codec that also encodes, as the codec of a model that takes context must."""
+
     def encode(self, pcm: torch.Tensor) -> torch.Tensor:
         """Encode a whole clip, without touching any slot.
 

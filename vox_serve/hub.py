@@ -35,13 +35,24 @@ def read_config(source: str) -> Mapping[str, Any]:
             raise CheckpointError(f"{source}: no config.json in this directory")
     else:
         path = _from_hub(source, _download_config)
+    return read_json(path)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object that a file of a checkpoint holds.
+
+    Raises:
+        CheckpointError: it is missing, or does not hold a JSON object.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{path}: this file is missing; download the checkpoint again")
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
         raise CheckpointError(f"{path}: cannot be read as JSON ({error})") from error
-    if not isinstance(config, dict):
-        raise CheckpointError(f"{path}: holds no JSON object")
-    return config
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{path}: does not hold a JSON object")
+    return found
 
 
 def fetch(source: str, patterns: Sequence[str]) -> Path:

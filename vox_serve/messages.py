@@ -155,6 +155,8 @@ class Done:
     request_id: str
     found: bool
     error: RequestError | None = None
+    voices: tuple[tuple[str, int], ...] | None = None
+    """Names and speakers of all voices, after one was added or removed."""
 
 
 Event = Started | Audio | Finished | Failed | Done

@@ -104,6 +104,9 @@ class Model(Protocol):
     max_positions: int
     """Context: prompt positions plus one per frame must fit."""
     kv_layout: KVLayout
+    takes_context: bool
+    """Can it speak after earlier turns?  Then its codec encodes their sound; otherwise `prompt`
+    gets no context, and its voices have no segments."""
     voices: Sequence[Voice]
     """The first voice of a speaker id is what a request's `speaker` means."""
     default_sampling: SamplingParams

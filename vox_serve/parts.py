@@ -39,13 +39,14 @@ def in_parts(
     """The request for the first part of its text, with the others in `following`.
 
     Args:
-        normalise: the checkpoint's own, whose result is what its limits count.
+        normalise: the checkpoint's own; its limits count the result, and the engine gets it.
 
     Raises:
         UnspeakableText: it cannot be normalised.
     """
-    if normalise is not None:
-        request = attrs.evolve(request, text=normalise(request.text))
+    if normalise is not None and request.text.strip():  # blank text is refused as it is
+        context = tuple(attrs.evolve(s, text=normalise(s.text)) for s in request.context)
+        request = attrs.evolve(request, text=normalise(request.text), context=context)
     text, *following = cut(request.text, info)
     conversation = request.conversation
     if following and conversation is None and info.takes_context:

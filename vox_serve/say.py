@@ -35,7 +35,9 @@ def say(config: EngineConfig, text: str, speaker: int, voice: str | None, output
         config = attrs.evolve(config, max_batch_size=1)
         engine, info = load_engine(config, load_plugins(config.plugins))
         start = time.monotonic()
-        request = in_parts(SpeechRequest("say", text, speaker, voice), info)
+        checkpoint = engine.checkpoint
+        normalise = checkpoint.normalise if checkpoint is not None else None
+        request = in_parts(SpeechRequest("say", text, speaker, voice), info, normalise)
         pcm, reason = _speak(engine, request)
     except BaseException:
         if not existed:

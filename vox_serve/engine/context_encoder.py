@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
+from typing import cast
 
 import attrs
 import torch
 
-from vox_serve.codec import Codec
+from vox_serve.codec import Codec, EncodingCodec
 from vox_serve.engine.cuda_graph import Stream
 from vox_serve.voice import Segment
 
@@ -20,7 +21,8 @@ class ContextEncoder:
     """Args: the codec that encodes, and its device: it works beside what is being spoken."""
 
     def __init__(self, codec: Codec, device: torch.device) -> None:
-        self._codec = codec
+        self._codec = cast("EncodingCodec", codec)
+        """Nothing is encoded for a model that takes no context."""
         self._stream = Stream(device)
         self._codes: OrderedDict[bytes, torch.Tensor] = OrderedDict()
 
@@ -38,4 +40,12 @@ class ContextEncoder:
                 self._codes.popitem(last=False)
         else:
             self._codes.move_to_end(key)
+        return attrs.evolve(segment, audio=None, codes=codes)
+
+    def blank(self, segment: Segment) -> Segment:
+        """The segment with as many codes as its audio gives, all 0: enough to count positions."""
+        if segment.codes is not None or segment.audio is None:
+            return segment
+        frames = -(-len(segment.audio) // self._codec.frame_size)
+        codes = torch.zeros(self._codec.num_codebooks, frames, dtype=torch.int64)
         return attrs.evolve(segment, audio=None, codes=codes)

@@ -154,7 +154,7 @@ class Engine:
             max_characters=checkpoint.max_characters if checkpoint else None,
             max_words=checkpoint.max_words if checkpoint else None,
             takes_context=self.prompts.takes_context,
-            voices=tuple((voice.name, voice.speaker) for voice in model.voices),
+            voices=self.prompts.voices.names,
             sampling=self.prompts.defaults,
             load_seconds=load_seconds,
         )

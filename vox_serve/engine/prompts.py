@@ -10,17 +10,15 @@ from collections.abc import Sequence as Rows
 from math import ceil, floor
 
 import attrs
-import torch
 
 from vox_serve.config import EngineConfig
 from vox_serve.engine.context_encoder import ContextEncoder
 from vox_serve.engine.conversation import Conversations
 from vox_serve.engine.sequence import Sequence, Turn
+from vox_serve.engine.voices import Voices
 from vox_serve.errors import (
     InvalidRequest,
-    NotFound,
     PromptTooLong,
-    RequestError,
     UnspeakableText,
 )
 from vox_serve.messages import SpeechRequest
@@ -45,10 +43,11 @@ class Prompts:
         self.checkpoint = checkpoint
         self.defaults = model.default_sampling.merged(config.sampling)
         self.conversations = Conversations(config.conversation_timeout, config.max_conversations)
-        self.voices: dict[str, Voice] = {}
-        """Those that were added while it runs, by name."""
-        self._encodings = ContextEncoder(model.codec, model.device)
-        self.takes_context = self._takes_context()
+        self.takes_context = model.takes_context and (
+            checkpoint is None or checkpoint.takes_context
+        )
+        self._encoder = ContextEncoder(model.codec, model.device)
+        self.voices = Voices(model, self._encoder)
 
     def prepare(self, request: SpeechRequest) -> Sequence:
         """Check a request and build its prompt; encoding its context may take seconds.
@@ -56,13 +55,12 @@ class Prompts:
         Raises:
             RequestError: it cannot be spoken; says which field and which limit.
         """
-        request = self._normalised(request)
         for text in (request.text, *request.following):
             self._check_text(text)
-        voice = self._voice(request)
+        voice = self.voices.choose(request.voice, request.speaker)
         sampling = self.defaults.merged(request.sampling)
         if request.context or request.conversation is not None:
-            self._require_context("context" if request.context else "conversation")
+            self.require_context("context" if request.context else "conversation")
         for text in request.following:
             self._prompt(attrs.evolve(request, text=text, max_seconds=None), voice, ())
         seed = secrets.randbits(53) if sampling.seed is None else sampling.seed
@@ -96,51 +94,8 @@ class Prompts:
         if sequence.turn is not None:
             self.conversations.end(sequence.turn.conversation)
 
-    def add_voice(self, name: str, speaker: int, segments: Rows[Segment]) -> None:
-        """Make a voice known, in the place of one of its name; may take seconds.
-
-        Raises:
-            RequestError: the model has no such speaker, takes no context, has a voice of its
-                own of this name, or the segments do not fit.
-        """
-        if any(voice.name == name for voice in self.model.voices):
-            raise InvalidRequest(f"{name!r} is a voice of the model itself", "name")
-        self._require_context("voice")
-        self._voice(SpeechRequest("", "", speaker))
-        segments = self._normalised(SpeechRequest("", "a", context=tuple(segments))).context
-        voice = Voice(name, speaker, segments)
-        self.model.prompt("a", attrs.evolve(voice, segments=self._silent(segments)), ())
-        encoded = tuple(self._encodings.encode(segment) for segment in segments)
-        self.voices[name] = attrs.evolve(voice, segments=encoded)
-
-    def remove_voice(self, name: str) -> bool:
-        """Forget an added voice; requests that have begun keep it.  False if there is none."""
-        return self.voices.pop(name, None) is not None
-
-    def _normalised(self, request: SpeechRequest) -> SpeechRequest:
-        normalise = self.checkpoint and self.checkpoint.normalise
-        if not normalise or not request.text.strip():  # which is refused as it is
-            return request
-        return attrs.evolve(
-            request,
-            text=normalise(request.text),
-            following=tuple(map(normalise, request.following)),
-            context=tuple(attrs.evolve(s, text=normalise(s.text)) for s in request.context),
-        )
-
-    def _takes_context(self) -> bool:
-        """Does the model speak after earlier turns?  Asked of it, with one frame of codes."""
-        codec, voice = self.model.codec, self.model.voices[0]
-        if self.checkpoint is not None and not self.checkpoint.takes_context:
-            return False
-        codes = torch.zeros(codec.num_codebooks, codec.frames_per_step, dtype=torch.int64)
-        try:
-            self.model.prompt("a", voice, (Segment(voice.speaker, "a", codes=codes),))
-        except RequestError:
-            return False
-        return True
-
-    def _require_context(self, field: str) -> None:
+    def require_context(self, field: str) -> None:
+        """Raise UnspeakableText, about `field`, unless the model takes context."""
         if not self.takes_context:
             raise UnspeakableText("this model was not trained to follow earlier turns", field)
 
@@ -149,29 +104,15 @@ class Prompts:
     ) -> tuple[Segment, ...]:
         """The turns, then the request's context as codes.
 
-        Its positions are counted before anything is encoded: that is the dear part.
+        Its positions are counted before anything is encoded, which is the costly part.
         """
         if not request.context:
             return tuple(turns)
         for segment in request.context:
             if segment.codes is None and (segment.audio is None or not len(segment.audio)):
                 raise InvalidRequest("each context segment needs audio", "context")
-        self._prompt(request, voice, self._silent(request.context))
-        return (*turns, *map(self._encodings.encode, request.context))
-
-    def _silent(self, segments: Rows[Segment]) -> tuple[Segment, ...]:
-        """Segments with codes of the right length, whatever they say."""
-        books, size = self.model.codec.num_codebooks, self.model.codec.frame_size
-        return tuple(
-            segment
-            if segment.codes is not None or segment.audio is None
-            else attrs.evolve(
-                segment,
-                audio=None,
-                codes=torch.zeros(books, -(-len(segment.audio) // size), dtype=torch.int64),
-            )
-            for segment in segments
-        )
+        self._prompt(request, voice, [self._encoder.blank(s) for s in request.context])
+        return (*turns, *map(self._encoder.encode, request.context))
 
     def _prompt(
         self, request: SpeechRequest, voice: Voice, context: Rows[Segment]
@@ -211,19 +152,6 @@ class Prompts:
                 f"text has {len(text.split())} words; this voice speaks {limits.max_words} at once",
                 "text",
             )
-
-    def _voice(self, request: SpeechRequest) -> Voice:
-        voices = (*self.model.voices, *self.voices.values())
-        for voice in voices:
-            if request.voice is None and voice.speaker == request.speaker:
-                return voice
-            if request.voice == voice.name:
-                return voice
-        if request.voice is not None:
-            names = ", ".join(voice.name for voice in voices)
-            raise NotFound(f"unknown voice {request.voice!r}; this model has {names}", "voice")
-        speakers = ", ".join(str(n) for n in sorted({voice.speaker for voice in voices}))
-        raise NotFound(f"unknown speaker {request.speaker}; this model has {speakers}", "speaker")
 
     def _frame_cap(self, request: SpeechRequest, prompt_length: int) -> int:
         """The most frames that the request may have; refuses what cannot fit the context."""

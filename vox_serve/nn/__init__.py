@@ -5,7 +5,7 @@ from vox_serve.nn.linear import Embedding, Linear, PackedLinear, held_bytes
 from vox_serve.nn.llama import FrameCache, Llama, LlamaConfig
 from vox_serve.nn.rope import RopeConfig
 from vox_serve.nn.streaming import CausalConv, Past, TransposedConv
-from vox_serve.nn.weights import WeightFiles, WeightLoader, llama_sources
+from vox_serve.nn.weights import WeightFiles, WeightLoader, llama_sources, weights_path
 
 __all__ = [
     "CausalConv",
@@ -23,4 +23,5 @@ __all__ = [
     "held_bytes",
     "llama_sources",
     "uninitialised",
+    "weights_path",
 ]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cached_property
+from types import MappingProxyType
 from typing import Any
 
 import attrs
@@ -16,7 +17,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from vox_serve.errors import CheckpointError
-from vox_serve.model import KVLayout, KVView, Place
+from vox_serve.model import KVCache, KVLayout, KVView, Place
 from vox_serve.nn.kernels import (
     HEAD_DIMS,
     add_rms_norm,
@@ -27,6 +28,16 @@ from vox_serve.nn.kernels import (
 )
 from vox_serve.nn.linear import Linear
 from vox_serve.nn.rope import RopeConfig, rotate, signed
+
+SIZES = (
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "max_position_embeddings",
+    "rms_norm_eps",
+)
+"""What a configuration must name."""
 
 
 @attrs.frozen
@@ -45,18 +56,21 @@ class LlamaConfig:
 
     @classmethod
     def from_json(
-        cls, config: Mapping[str, Any], defaults: Mapping[str, Any], default_theta: float
+        cls,
+        config: Mapping[str, Any],
+        defaults: Mapping[str, Any] = MappingProxyType({}),
+        default_theta: float = 10_000.0,
     ) -> LlamaConfig:
         """Read a transformers-style configuration; keys that are left out take `defaults`.
 
         Raises:
-            CheckpointError: a setting that this stack does not implement.
+            CheckpointError: a size is missing, or this stack does not implement a setting.
         """
         read = {**defaults, **{k: v for k, v in config.items() if v is not None}}
         for key, only in (("hidden_act", "silu"), ("attention_bias", False), ("mlp_bias", False)):
             if read.get(key, only) != only:
                 raise CheckpointError(f"{key} {read[key]!r} is not supported; only {only!r} is")
-        sizes = {key: read[key] for key in defaults}
+        sizes = {key: read.get(key) for key in SIZES}
         odd = [key for key, size in sizes.items() if not isinstance(size, int | float) or size <= 0]
         if odd:
             raise CheckpointError(f"{odd[0]} is {sizes[odd[0]]!r}; it must be a positive number")
@@ -224,6 +238,21 @@ class Llama(nn.Module):
         assert residual is not None  # a stack has layers
         normed: torch.Tensor = self.norm.add(x, residual)[0]
         return normed
+
+    def prefill(
+        self, x: torch.Tensor, lengths: torch.Tensor, slots: torch.Tensor, kv: KVCache
+    ) -> torch.Tensor:
+        """`Model.prefill` of embedded prompts `[B, T, H]`: the last hidden states, `[B, H]`."""
+        steps = torch.arange(x.shape[1], device=x.device)
+        positions = kv.lengths[slots][:, None] + steps
+        hidden: torch.Tensor = self(x, positions, kv.view(slots, positions))
+        return hidden[torch.arange(len(slots), device=x.device), lengths - 1]
+
+    def advance(self, x: torch.Tensor, slots: torch.Tensor, kv: KVCache) -> torch.Tensor:
+        """`Model.advance` of embedded frames `[B, H]`: the next hidden states, `[B, H]`."""
+        positions = kv.lengths[slots][:, None]
+        hidden: torch.Tensor = self(x[:, None], positions, kv.view(slots, positions))
+        return hidden[:, 0]
 
 
 class FrameCache:

@@ -83,6 +83,22 @@ class WeightFiles:
             ) from error
 
 
+def weights_path(directory: Path, *preferred: str) -> Path:
+    """The index or file that holds a checkpoint's weights.
+
+    Args:
+        preferred: names to look for before those that transformers writes.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    candidates = (*preferred, "model.safetensors.index.json", "model.safetensors")
+    for name in candidates:
+        if (directory / name).is_file():
+            return directory / name
+    raise CheckpointError(f"{directory}: no weights; one of {', '.join(candidates)} must be there")
+
+
 class WeightLoader:
     """Copies tensors into parameters and remembers which names have been used.
 

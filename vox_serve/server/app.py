@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
-import msgspec
 from litestar import Litestar
-from litestar.datastructures import State
+from litestar.di import Provide
 from litestar.exceptions import HTTPException
 from litestar.types import Message, Scope
 
 from vox_serve.errors import RequestError
 from vox_serve.server import errors
 from vox_serve.server.openapi import page
-from vox_serve.server.openapi.document import document
+from vox_serve.server.openapi.document import Document
 from vox_serve.server.requests import OpenRequests, request_id
 from vox_serve.server.routes import cancel, openai, status, voices
 from vox_serve.server.routes.generate import generate
@@ -23,9 +22,35 @@ from vox_serve.server.voices.registry import Voices
 from vox_serve.server.websocket import route as websocket
 from vox_serve.workers.engines import Engines
 
+HANDLERS = (
+    voices.options,  # before all of the same paths, or Litestar adds its own
+    generate,
+    openai.speech,
+    openai.models,
+    openai.model,
+    openai.audio_models,
+    cancel.cancel,
+    cancel.forget,
+    voices.add,
+    voices.listed,
+    voices.show,
+    voices.remove,
+    status.health,
+    status.ready,
+    status.models,
+    status.voices,
+    status.plugins,
+    status.metrics,
+    page.openapi,
+    page.page,
+)
+"""The routes over HTTP."""
+
 
 def create_app(engines: Engines) -> Litestar:
     """The application of these engines; starting it starts them, ending it ends them."""
+
+    opened = OpenRequests()
 
     @asynccontextmanager
     async def engine_runs(_: Litestar) -> AsyncIterator[None]:
@@ -48,38 +73,17 @@ def create_app(engines: Engines) -> Litestar:
             model = scope["state"].get("model", engines.metrics.model)
             engines.metrics.http_responses_total.labels(model, template, code).inc()
 
-    app = Litestar(
-        route_handlers=[
-            voices.options,  # before all of the same paths, or Litestar adds its own
-            generate,
-            openai.speech,
-            openai.models,
-            openai.model,
-            openai.audio_models,
-            openai.audio_voices,
-            cancel.cancel,
-            cancel.forget,
-            voices.add,
-            voices.show,
-            voices.remove,
-            status.health,
-            status.ready,
-            status.models,
-            status.voices,
-            status.plugins,
-            status.metrics,
-            page.openapi,
-            page.page,
-            websocket.stream,
-        ],
-        state=State(
-            {
-                "engines": engines,
-                "requests": OpenRequests(),
-                "started": int(time.time()),
-                "voices": Voices(engines),
-            }
-        ),
+    document = Document()
+    dependencies = {
+        "engines": _always(engines),
+        "registered": _always(Voices(engines)),
+        "open_requests": _always(opened),
+        "document": _always(document),
+    }
+    document.write(HANDLERS, dependencies)
+    return Litestar(
+        route_handlers=[*HANDLERS, websocket.route(engines, opened)],
+        dependencies=dependencies,
         lifespan=[engine_runs],
         before_send=[count],
         request_max_body_size=engines.server.max_body_bytes,
@@ -92,5 +96,7 @@ def create_app(engines: Engines) -> Litestar:
             Exception: errors.on_exception,
         },
     )
-    app.state.openapi = msgspec.json.encode(document(app))
-    return app
+
+
+def _always(value: Any) -> Provide:
+    return Provide(lambda: value, use_cache=True, sync_to_thread=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Mapping
 from typing import Any, TypeVar
 
 import msgspec
@@ -27,10 +27,13 @@ class OutOfBounds(InvalidRequest):
     """A field's value is of the right type, but may not be this one."""
 
 
-async def read_body(request: Request[Any, Any, Any], kind: type[S], form: bool = False) -> S:
+async def read_body(
+    request: Request[Any, Any, Any], kind: type[S], timeout: float, form: bool = False
+) -> S:
     """Decode the body.
 
     Args:
+        timeout: seconds within which the body must come.
         form: a multipart form with the same fields will do as well as JSON.
 
     Raises:
@@ -41,8 +44,8 @@ async def read_body(request: Request[Any, Any, Any], kind: type[S], form: bool =
     """
     try:
         if form and request.headers.get("content-type", "").lower().startswith(MULTIPART):
-            return msgspec.convert(await _form(request), kind, strict=False)
-        return msgspec.json.decode(await _in_time(request, request.body()), type=kind)
+            return msgspec.convert(await _form(request, timeout), kind, strict=False)
+        return msgspec.json.decode(await _in_time(request.body(), timeout), type=kind)
     except msgspec.DecodeError as error:
         raise invalid(error, kind) from error
     except InternalServerException:  # what Litestar makes of a client that left
@@ -53,14 +56,14 @@ async def read_body(request: Request[Any, Any, Any], kind: type[S], form: bool =
         raise InvalidRequest(f"the body's text encoding is wrong ({error})") from error
 
 
-async def read_form(request: Request[Any, Any, Any]) -> dict[str, str | UploadFile]:
+async def read_form(request: Request[Any, Any, Any], timeout: float) -> dict[str, str | UploadFile]:
     """The fields and files of a multipart form; the files are the caller's to close.
 
     Raises:
         InvalidRequest, BodyTooSlow, HTTPException, ClientGone: as `read_body`.
     """
     try:
-        form = await _in_time(request, request.form())
+        form = await _in_time(request.form(), timeout)
     except InternalServerException:
         raise ClientGone from None
     except HTTPException as error:
@@ -79,8 +82,14 @@ async def read_form(request: Request[Any, Any, Any]) -> dict[str, str | UploadFi
     return fields
 
 
-async def _in_time(request: Request[Any, Any, Any], reading: Awaitable[T]) -> T:
-    seconds = request.app.state.engines.server.read_timeout
+def refuse_files(form: Mapping[str, str | UploadFile], *allowed: str) -> None:
+    """Raise InvalidRequest if a field is a file, except those allowed."""
+    for name, value in form.items():
+        if name not in allowed and not isinstance(value, str):
+            raise InvalidRequest(f"{name} must be a plain form field, not a file", name)
+
+
+async def _in_time(reading: Awaitable[T], seconds: float) -> T:
     try:
         async with asyncio.timeout(seconds):
             return await reading
@@ -88,11 +97,10 @@ async def _in_time(request: Request[Any, Any, Any], reading: Awaitable[T]) -> T:
         raise BodyTooSlow(f"the body did not come within {seconds:g} seconds") from None
 
 
-async def _form(request: Request[Any, Any, Any]) -> dict[str, object]:
-    fields: dict[str, object] = {**await read_form(request)}
-    for name, value in fields.items():
-        if not isinstance(value, str):
-            raise InvalidRequest(f"{name} must be a plain form field, not a file", name)
+async def _form(request: Request[Any, Any, Any], timeout: float) -> dict[str, object]:
+    form = await read_form(request, timeout)
+    refuse_files(form)
+    fields: dict[str, object] = {**form}
     if "context" in fields:  # a list has no spelling of its own in a form: it comes as JSON
         try:
             fields["context"] = msgspec.json.decode(str(fields["context"]))
@@ -101,7 +109,9 @@ async def _form(request: Request[Any, Any, Any]) -> dict[str, object]:
     return fields
 
 
-def invalid(error: msgspec.DecodeError, kind: type[msgspec.Struct]) -> InvalidRequest:
+def invalid(
+    error: msgspec.DecodeError, kind: type[msgspec.Struct], form: bool = False
+) -> InvalidRequest:
     """Name the field of `kind`, which msgspec gives as a path at the end or in backquotes."""
     message = str(error)
     if not isinstance(error, msgspec.ValidationError):
@@ -110,7 +120,7 @@ def invalid(error: msgspec.DecodeError, kind: type[msgspec.Struct]) -> InvalidRe
     field = re.match(r"\$\.?(\w+)", path) or re.search(r"field `([^`]*)`", text)
     where = path.rstrip("`").removeprefix("$.")
     name = field[1] if field else None
-    if BOUND.match(text):
-        limits = rule(kind, where)
+    limits = rule(kind, where) if where else None
+    if BOUND.match(text) or (form and limits):  # the values of a form are all text
         return OutOfBounds(f"{where} must be {limits}" if limits else f"{where}: {text}", name)
     return InvalidRequest(f"{where}: {text}" if where else text, name)

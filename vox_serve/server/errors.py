@@ -124,7 +124,7 @@ def error_object(
     }
 
 
-def described(error: RequestError) -> dict[str, str | None]:
+def error_fields(error: RequestError) -> dict[str, str | None]:
     """What stands under `error` for this one."""
     return error_object(meaning(error).status, error.message, error.code, error.param)
 

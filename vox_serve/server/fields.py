@@ -15,6 +15,8 @@ from msgspec.inspect import CollectionType, Metadata, StructType, Type, UnionTyp
 
 from vox_serve.sampling import RANGES
 
+CONVERSATION = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
+CONVERSATION_RULE = "1 to 128 letters, digits, '_', '-', '.' or ':'"
 Integer = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1, extra={"rule": "from -2^63 to 2^63 - 1"})]
 """JSON bounds no integer; one of 400 digits is no speaker, and overflows a float."""
 NOT_BLANK = r"[^\s\x1c-\x1f\x85]"

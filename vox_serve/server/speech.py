@@ -6,7 +6,6 @@ A request is admitted, spoken, encoded and, whatever becomes of it, counted once
 from __future__ import annotations
 
 import asyncio
-import re
 import uuid
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +14,6 @@ from typing import Annotated, Any
 import attrs
 import msgspec
 from litestar import Request, Response
-from litestar.datastructures import State
 
 from vox_serve.audio.formats import AudioFormat
 from vox_serve.errors import InvalidRequest
@@ -24,16 +22,17 @@ from vox_serve.parts import in_parts
 from vox_serve.sampling import RANGES
 from vox_serve.server.account import Account
 from vox_serve.server.encoding import Encoding
-from vox_serve.server.fields import sampling
-from vox_serve.server.requests import request_id
+from vox_serve.server.fields import CONVERSATION, CONVERSATION_RULE, Integer, sampling
+from vox_serve.server.requests import OpenRequests, request_id
 from vox_serve.server.response import AudioResponse, EncodedStream, Framing
 from vox_serve.server.stream import AudioStream, unless_gone
 from vox_serve.workers.client import EngineClient
 from vox_serve.workers.engines import Engines
 
 AnyRequest = Request[Any, Any, Any]
-CONVERSATION = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
-CONVERSATION_RULE = "1 to 128 letters, digits, '_', '-', '.' or ':'"
+SPEAKER = "speaker id; GET /voices lists the model's; 0 if neither it nor `voice` is given"
+VOICE = "a voice by name, instead of `speaker`; GET /voices lists them"
+MODEL = "a name out of GET /models; required if there are several"
 _cutter = ThreadPoolExecutor(1, thread_name_prefix="cut")
 """Cuts long texts.  One thread: more of them would only hold up the event loop more often."""
 
@@ -70,6 +69,14 @@ class CommonFields(msgspec.Struct, kw_only=True):
     ) = None
 
 
+class VoiceFields(CommonFields, kw_only=True):
+    """The fields that choose a model and one of its voices."""
+
+    speaker: Annotated[Integer, msgspec.Meta(description=SPEAKER)] | None = None
+    voice: Annotated[str, msgspec.Meta(description=VOICE)] | None = None
+    model: Annotated[str, msgspec.Meta(description=MODEL)] | None = None
+
+
 def given_sampling(body: CommonFields) -> dict[str, Any]:
     """The sampling parameters that the request names."""
     return {name: getattr(body, name) for name in RANGES if getattr(body, name) is not None}
@@ -81,8 +88,15 @@ def check_common(body: CommonFields) -> None:
         raise InvalidRequest(f"conversation must be {CONVERSATION_RULE}", "conversation")
 
 
+def check_voice(body: VoiceFields) -> None:
+    """As `check_common`, and that one voice is chosen.  Raises InvalidRequest."""
+    if body.voice is not None and body.speaker is not None:
+        raise InvalidRequest("give voice or speaker, not both", "voice")
+    check_common(body)
+
+
 @attrs.define
-class Call:
+class IncomingRequest:
     """A request while it comes in."""
 
     request: AnyRequest
@@ -108,7 +122,7 @@ class Call:
 
 
 @attrs.frozen
-class Order:
+class SpeechOrder:
     """What is to be spoken, by whom, and how it is to be delivered.
 
     Args:
@@ -125,23 +139,25 @@ class Order:
 
 
 async def answer(
-    request: AnyRequest, state: State, take: Callable[[Call], Awaitable[Order]]
+    request: AnyRequest,
+    engines: Engines,
+    open_requests: OpenRequests,
+    parse: Callable[[IncomingRequest], Awaitable[SpeechOrder]],
 ) -> Response[bytes]:
     """Answer a request once its first sound is there.
 
     Args:
-        state: the application's.
-        take: reads and checks the request; raises RequestError, HTTPException or ClientGone.
+        open_requests: where it can be found while it is open.
+        parse: reads and checks the request; raises RequestError, HTTPException or ClientGone.
     """
-    engines: Engines = state.engines
     account = Account(request_id(request.scope), engines.metrics)
     try:
-        order = await take(Call(request, engines, account))
-        speech = await _cut(order, request)
+        order = await parse(IncomingRequest(request, engines, account))
+        speech = await _split(order, request)
         encoding = None
         if order.framing is not None:
             encoding = Encoding(order.audio_format, order.info.sample_rate, order.speed)
-        stream = AudioStream(order.client, order.info, speech, account, state.requests)
+        stream = AudioStream(order.client, order.info, speech, account, open_requests)
     except Exception as error:
         account.end(error)
         raise
@@ -150,11 +166,11 @@ async def answer(
     return await _streamed(request, EncodedStream(stream, encoding), order)
 
 
-async def _cut(order: Order, request: AnyRequest) -> SpeechRequest:
+async def _split(order: SpeechOrder, request: AnyRequest) -> SpeechRequest:
     """The request in parts; while a long text is cut, its reserve in the queue is kept.
 
     Raises:
-        RequestError: there is no reserve, or it cannot be normalised.
+        RequestError: the queue is full, or it cannot be normalised.
         ClientGone: the client left.
     """
     work = (order.speech, order.info, order.client.normalise)
@@ -165,7 +181,9 @@ async def _cut(order: Order, request: AnyRequest) -> SpeechRequest:
         return await unless_gone(request.receive, cutting)
 
 
-async def _streamed(request: AnyRequest, audio: EncodedStream, order: Order) -> Response[bytes]:
+async def _streamed(
+    request: AnyRequest, audio: EncodedStream, order: SpeechOrder
+) -> Response[bytes]:
     assert order.framing is not None
     try:
         first = await unless_gone(request.receive, audio.next())
@@ -177,7 +195,7 @@ async def _streamed(request: AnyRequest, audio: EncodedStream, order: Order) -> 
         raise
 
 
-async def _whole(request: AnyRequest, stream: AudioStream, order: Order) -> Response[bytes]:
+async def _whole(request: AnyRequest, stream: AudioStream, order: SpeechOrder) -> Response[bytes]:
     async def gather() -> bytes:
         pieces = []
         while (pcm := await stream.next()) is not None:
@@ -198,7 +216,7 @@ async def _whole(request: AnyRequest, stream: AudioStream, order: Order) -> Resp
     return Response(content, media_type=order.audio_format.media_type, headers=headers)
 
 
-def _headers(stream: AudioStream, order: Order) -> dict[str, str]:
+def _headers(stream: AudioStream, order: SpeechOrder) -> dict[str, str]:
     headers = {
         "X-Request-Id": stream.account.name,
         "X-Sample-Rate": str(order.audio_format.rate(order.info.sample_rate)),

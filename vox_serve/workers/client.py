@@ -10,6 +10,8 @@ import uuid
 from collections.abc import Awaitable, Callable, Iterator
 from enum import Enum
 
+import attrs
+
 from vox_serve import __version__
 from vox_serve.config import EngineConfig, ServerConfig
 from vox_serve.errors import QueueFull, Unavailable
@@ -55,7 +57,7 @@ class EngineClient:
         engine: what the worker is to run.
         server: queue bound and time limits.
         metrics: where the worker's figures go.
-        normalise: the checkpoint's, for those who cut long texts.
+        normalise: the checkpoint's; the engine gets texts that have been through it.
         in_thread: run the worker in a thread of this process; for tests.
     """
 
@@ -75,6 +77,8 @@ class EngineClient:
         self.state = EngineState.STARTING
         self.info: EngineInfo | None = None
         self.stats = Stats()
+        self.voices: tuple[tuple[str, int], ...] = ()
+        """Names and speakers that a request may ask for, as the engine last reported them."""
         self.failure: str | None = None
         """Why the engine is dead."""
         self.on_change: Callable[[EngineClient], None] = lambda client: None
@@ -86,19 +90,12 @@ class EngineClient:
         self._expected = 0
         self._watchdog: asyncio.Task[None] | None = None
         self._preparation: asyncio.Task[None] | None = None
-        self._added: dict[str, int] = {}
         self._last_step = time.monotonic()
 
     @property
     def model(self) -> str:
         """The name that requests choose it by."""
         return self.metrics.model
-
-    @property
-    def voices(self) -> tuple[tuple[str, int], ...]:
-        """Names and speakers that a request may ask for: the model's own, then the added ones."""
-        own = self.info.voices if self.info is not None else ()
-        return (*own, *self._added.items())
 
     @property
     def open_requests(self) -> int:
@@ -198,14 +195,14 @@ class EngineClient:
         if self.info is None or self.state is not EngineState.STARTING:
             self.admit()
         request_id = uuid.uuid4().hex
+        if self.normalise is not None:
+            segments = tuple(attrs.evolve(s, text=self.normalise(s.text)) for s in segments)
         await self._done(request_id, AddVoice(request_id, name, speaker, segments))
-        self._added[name] = speaker
 
     async def remove_voice(self, name: str) -> bool:
         """Forget a voice; False if there is none.  Raises Unavailable."""
         self.admit()
         request_id = uuid.uuid4().hex
-        self._added.pop(name, None)
         return await self._done(request_id, RemoveVoice(request_id, name))
 
     async def _done(self, request_id: str, message: ToWorker) -> bool:
@@ -249,6 +246,7 @@ class EngineClient:
     def _receive(self, message: FromWorker) -> None:
         if isinstance(message, Ready):
             self.info = message.info
+            self.voices = message.info.voices
             self._describe(message.info)
             if self.state is EngineState.STARTING:
                 self._preparation = asyncio.create_task(self._prepare())
@@ -282,6 +280,8 @@ class EngineClient:
         events = self._open.get(event.request_id)
         if events is None:  # aborted here, while the worker was still speaking it
             return
+        if isinstance(event, Done) and event.voices is not None:
+            self.voices = event.voices
         if isinstance(event, Failed | Done) or (isinstance(event, Finished) and not event.more):
             del self._open[event.request_id]
         events.put_nowait(event)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 
 from vox_serve.config import EngineConfig, ServerConfig
@@ -36,6 +37,7 @@ class Engines:
         in_thread: bool = False,
     ) -> None:
         self.server = server
+        self.created = int(time.time())
         self.plugins = plugins
         self.registry = Registry()
         self._clients: dict[str, EngineClient] = {}
@@ -61,6 +63,11 @@ class Engines:
 
     def __iter__(self) -> Iterator[EngineClient]:
         return iter(self._clients.values())
+
+    @property
+    def loaded(self) -> list[EngineClient]:
+        """Those whose model has been loaded."""
+        return [client for client in self if client.info is not None]
 
     def choose(self, model: str | None) -> EngineClient:
         """The engine of a request: by the model's name, or by its kind if only one has it.

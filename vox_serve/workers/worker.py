@@ -125,7 +125,8 @@ class Worker:
         elif isinstance(message, AddVoice):
             self._pool.submit(self._run_job, partial(self._add_voice, message))
         elif isinstance(message, RemoveVoice):
-            self._post(Done(message.request_id, engine.prompts.remove_voice(message.name)))
+            found = engine.prompts.voices.remove(message.name)
+            self._post(Done(message.request_id, found, voices=engine.prompts.voices.names))
         elif isinstance(message, Forget):
             found = engine.prompts.conversations.forget(message.conversation)
             self._post(Done(message.request_id, found))
@@ -167,14 +168,17 @@ class Worker:
             self._post(Failed(request.id, prepared))
 
     def _add_voice(self, message: AddVoice) -> Callable[[], None]:
-        def add() -> bool:
-            self._engine.prompts.add_voice(message.name, message.speaker, message.segments)
-            return True
+        prompts = self._engine.prompts
+
+        def add() -> Done:
+            prompts.require_context("voice")
+            prompts.voices.add(message.name, message.speaker, message.segments)
+            return Done(message.request_id, True, voices=prompts.voices.names)
 
         added = _attempt(add, "the voice could not be encoded")
         if isinstance(added, RequestError):
-            return partial(self._post, Done(message.request_id, False, added))
-        return partial(self._post, Done(message.request_id, added))
+            added = Done(message.request_id, False, added)
+        return partial(self._post, added)
 
     def _post(self, event: Event) -> None:
         self._connection.send(StepOutput((event,), self._engine.stats))

@@ -144,17 +144,17 @@ def test_a_voice_is_run_once(make_engine: MakeEngine, kept: bool) -> None:
     engine = make_engine(prefix_cache_mib=8 if kept else 0)
     audio = clip(6).numpy()
     segment = Segment(0, "hello there", audio=audio)
-    engine.prompts.add_voice("ann", 0, (segment,))
+    engine.prompts.voices.add("ann", 0, (segment,))
     for number, text in enumerate(("how are you", "not bad")):
         frames, cost = say(engine, text, voice="ann")
         assert frames == say(make_engine(), text, context=(segment,))[0]
-        context = len(engine.model.prompt(text, engine.prompts.voices["ann"], ())) - len(
+        context = len(engine.model.prompt(text, engine.prompts.voices.choose("ann", 0), ())) - len(
             engine.model.prompt(text, engine.model.voices[0], ())
         )
         # Both texts begin alike: begin of text and [0].
         assert (cost["restored"] >= context) == (kept and number == 1)
-    assert engine.prompts.remove_voice("ann")
-    assert not engine.prompts.remove_voice("ann")
+    assert engine.prompts.voices.remove("ann")
+    assert not engine.prompts.voices.remove("ann")
     with pytest.raises(NotFound, match="ann"):
         say(engine, "hi", voice="ann")
 
@@ -167,7 +167,7 @@ def test_prefixes_in_company(make_engine: MakeEngine) -> None:
         for name, length in (("ann", 3), ("bob", 9))
     }
     for name, segment in segments.items():
-        engine.prompts.add_voice(name, 0, (segment,))
+        engine.prompts.voices.add(name, 0, (segment,))
         say(engine, "hi", voice=name)
     frames = record(engine)
     for name in (*segments, "conversational_a"):
@@ -184,11 +184,11 @@ def test_a_voice_that_does_not_fit_is_refused_before_it_is_encoded(
     engine = make_engine()
     monkeypatch.setattr(engine.model.codec, "encode", lambda pcm: pytest.fail("encoded"))
     with pytest.raises(PromptTooLong, match="context is too long"):
-        engine.prompts.add_voice("long", 0, (Segment(0, "hi", audio=clip(300).numpy()),))
+        engine.prompts.voices.add("long", 0, (Segment(0, "hi", audio=clip(300).numpy()),))
     with pytest.raises(RequestError, match="itself"):
-        engine.prompts.add_voice("conversational_a", 0, ())
+        engine.prompts.voices.add("conversational_a", 0, ())
     with pytest.raises(NotFound, match="speaker"):
-        engine.prompts.add_voice("odd", 7, ())
+        engine.prompts.voices.add("odd", 7, ())
 
 
 def test_a_clip_is_encoded_once(make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -210,7 +210,7 @@ def test_a_prompt_that_failed_is_not_kept(
     make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = make_engine()
-    engine.prompts.add_voice("ann", 0, (Segment(0, "hello there", audio=clip(6).numpy()),))
+    engine.prompts.voices.add("ann", 0, (Segment(0, "hello there", audio=clip(6).numpy()),))
     expected, _ = say(
         make_engine(), "hi", context=(Segment(0, "hello there", audio=clip(6).numpy()),)
     )
@@ -246,13 +246,13 @@ def test_a_long_text_keeps_its_voice(make_engine: MakeEngine) -> None:
     end_after(engine, FRAMES)
     heard: list[Frames] = []
     for gone in (False, True):
-        engine.prompts.add_voice("ann", 0, (Segment(0, "hello there", audio=clip(6).numpy()),))
+        engine.prompts.voices.add("ann", 0, (Segment(0, "hello there", audio=clip(6).numpy()),))
         frames = record(engine)
         greedy = {"temperature": 0.0}
         engine.add(SpeechRequest("x", "hi", voice="ann", later=("so long",), sampling=greedy))
         engine.step()
         if gone:
-            engine.prompts.remove_voice("ann")
+            engine.prompts.voices.remove("ann")
         end = run_engine(engine)["x"].end
         assert isinstance(end, Finished)
         assert end.frames == 2 * FRAMES

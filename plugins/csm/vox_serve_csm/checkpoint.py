@@ -6,7 +6,6 @@ which may lie beside it under `model.safetensors` and interleaves its RoPE pairs
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,8 @@ from typing import Any
 import torch
 
 from vox_serve import CheckpointError, InvalidRequest, LoadOptions, SamplingParams
-from vox_serve.hub import read_config
-from vox_serve.nn import WeightFiles, WeightLoader, llama_sources, uninitialised
+from vox_serve.hub import read_config, read_json
+from vox_serve.nn import WeightFiles, WeightLoader, llama_sources, uninitialised, weights_path
 from vox_serve_csm.config import CsmConfig
 from vox_serve_csm.mimi import Mimi
 from vox_serve_csm.model import CsmModel, CsmNetwork
@@ -36,7 +35,7 @@ def load_model(options: LoadOptions) -> CsmModel:
     directory = options.directory
     config_json = read_config(str(directory))
     config = CsmConfig.from_json(config_json)
-    loader = WeightLoader(WeightFiles(weights_path(directory, config_json)))
+    loader = WeightLoader(WeightFiles(find_weights(directory, config_json)))
     if "backbone_model.norm.weight" not in loader.unused:
         raise CheckpointError(
             f"{directory}: these weights are not in the transformers layout; download the "
@@ -61,7 +60,7 @@ def load_model(options: LoadOptions) -> CsmModel:
     )
 
 
-def weights_path(directory: Path, config: Mapping[str, Any]) -> Path:
+def find_weights(directory: Path, config: Mapping[str, Any]) -> Path:
     """The file or index that holds the transformers layout."""
     named = config.get("transformers_weights")
     if named:
@@ -72,11 +71,7 @@ def weights_path(directory: Path, config: Mapping[str, Any]) -> Path:
                 "download the checkpoint again"
             )
         return path
-    candidates = (TRANSFORMERS_INDEX, "model.safetensors.index.json", "model.safetensors")
-    for name in candidates:
-        if (directory / name).is_file():
-            return directory / name
-    raise CheckpointError(f"{directory}: no weights; one of {', '.join(candidates)} must be there")
+    return weights_path(directory, TRANSFORMERS_INDEX)
 
 
 def load_network(config: CsmConfig, loader: WeightLoader, options: LoadOptions) -> CsmNetwork:
@@ -124,12 +119,7 @@ def read_sampling(directory: Path) -> SamplingParams:
     path = directory / "generation_config.json"
     if not path.is_file():
         return SamplingParams()
-    try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: cannot be read as JSON ({error})") from error
-    if not isinstance(stored, dict):
-        raise CheckpointError(f"{path}: holds no JSON object")
+    stored = read_json(path)
     if stored.get("do_sample") is False:
         return SamplingParams(temperature=0.0)
     named = {k: stored[k] for k in ("temperature", "top_k", "top_p") if stored.get(k) is not None}

@@ -59,6 +59,7 @@ class CsmModel:
         voices: Sequence[Voice],
         default_sampling: SamplingParams,
     ) -> None:
+        self.takes_context = True
         self.config = config
         self.network = network
         self.codec: Codec = codec
@@ -86,12 +87,7 @@ class CsmModel:
         slots: torch.Tensor,
         kv: KVCache,
     ) -> torch.Tensor:
-        tokens = inputs["tokens"]
-        time = torch.arange(tokens.shape[1], device=self.device)
-        positions = kv.lengths[slots][:, None] + time
-        hidden = self.network.backbone(self._embed(tokens), positions, kv.view(slots, positions))
-        last: torch.Tensor = hidden[torch.arange(len(slots), device=self.device), lengths - 1]
-        return last
+        return self.network.backbone.prefill(self._embed(inputs["tokens"]), lengths, slots, kv)
 
     def emit(self, hidden: torch.Tensor, sampler: Sampler) -> tuple[torch.Tensor, torch.Tensor]:
         net, vocab = self.network, self.config.audio_vocab
@@ -117,11 +113,8 @@ class CsmModel:
 
     def advance(self, codes: torch.Tensor, slots: torch.Tensor, kv: KVCache) -> torch.Tensor:
         embedded = self.network.audio_embedding(codes + self._offsets)
-        x = embedded.sum(dim=1, keepdim=True, dtype=torch.float32).to(self.dtype)
-        positions = kv.lengths[slots][:, None]
-        hidden = self.network.backbone(x, positions, kv.view(slots, positions))
-        last: torch.Tensor = hidden[:, 0]
-        return last
+        x = embedded.sum(dim=1, dtype=torch.float32).to(self.dtype)
+        return self.network.backbone.advance(x, slots, kv)
 
     @torch.no_grad()
     def _project_codes(self) -> torch.Tensor:

@@ -21,6 +21,7 @@ from vox_serve import (
     Segment,
     UnspeakableText,
 )
+from vox_serve.hub import read_json
 
 EMPTY = -1
 
@@ -28,8 +29,7 @@ EMPTY = -1
 class TextTokenizer:
     """The checkpoint's own tokenizer, with begin and end tokens put on here.
 
-    Some tokenizers add both by themselves and some only the first, so they are told to add
-    none.
+    Some tokenizers add both by themselves and some only the first, so none may add any.
 
     Raises:
         CheckpointError: a file or a special token is missing.
@@ -37,11 +37,9 @@ class TextTokenizer:
 
     def __init__(self, directory: Path) -> None:
         path = directory / "tokenizer.json"
-        if not path.is_file():
-            raise CheckpointError(f"{path}: this file is missing; download the checkpoint again")
+        stored, config = read_json(path), read_json(directory / "tokenizer_config.json")
         try:
-            self._tokenizer = Tokenizer.from_file(str(path))
-            config = json.loads((directory / "tokenizer_config.json").read_text(encoding="utf-8"))
+            self._tokenizer = Tokenizer.from_str(json.dumps(stored))
         except Exception as error:  # tokenizers raises bare Exception
             raise CheckpointError(f"{path}: cannot be read ({error})") from error
         # A request that spells a special token out gets its characters, never its id.

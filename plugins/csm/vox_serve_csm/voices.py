@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from vox_serve import CheckpointError, Codec, Segment, Voice
+from vox_serve import CheckpointError, EncodingCodec, Segment, Voice
 from vox_serve.audio import AudioUnreadable, read_audio
 
 MAX_CLIP_SECONDS = 60.0
@@ -33,7 +33,7 @@ TRANSCRIPTS = {
 }
 
 
-def read_voices(directory: Path, codec: Codec) -> tuple[Voice, ...]:
+def read_voices(directory: Path, codec: EncodingCodec) -> tuple[Voice, ...]:
     """Speakers 0 and 1.  Both get both clips as context, as in Sesame's demonstration.
 
     A checkpoint without `prompts/` has the speakers without context.

@@ -8,6 +8,7 @@ from vox_serve.engine.load import load_engine
 from vox_serve.messages import Audio, SpeechRequest
 from vox_serve.plugins import load_plugins
 from vox_serve.testing import watch_frames
+from vox_serve_demo_voice.text import normalise
 
 TEXT = "Hello there, my friend, how are you?"
 OTHERS = ["The weather is good today.", "One two three four five.", "Yes, this goes on and on."]
@@ -16,9 +17,11 @@ OTHERS = ["The weather is good today.", "One two three four five.", "Yes, this g
 def spoken(engine: Engine, others: list[str], temperature: float = 0.8) -> bytes:
     for number, text in enumerate(others):
         sampling = {"temperature": 0.8, "seed": number}
-        engine.add(SpeechRequest(f"other {number}", text, sampling=sampling))
+        engine.add(SpeechRequest(f"other {number}", normalise(text), sampling=sampling))
         engine.step()
-    engine.add(SpeechRequest("mine", TEXT, sampling={"temperature": temperature, "seed": 5}))
+    engine.add(
+        SpeechRequest("mine", normalise(TEXT), sampling={"temperature": temperature, "seed": 5})
+    )
     pcm = b""
     while engine.has_work:
         events = engine.step().events

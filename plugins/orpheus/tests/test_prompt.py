@@ -10,7 +10,10 @@ from tokenizers import Tokenizer
 
 from plugins.orpheus.tests.checkpoints import EOT, byte_letters, text_ids, write_tokenizer
 from plugins.orpheus.tests.conftest import Checkpoint, load
-from vox_serve import InvalidRequest, PromptTooLong, Segment
+from vox_serve import PromptTooLong, Segment, UnspeakableText
+from vox_serve.config import EngineConfig
+from vox_serve.engine.engine import Engine
+from vox_serve.messages import SpeechRequest
 from vox_serve_orpheus.model import OrpheusModel
 
 
@@ -59,9 +62,10 @@ def test_tags_are_text(model: OrpheusModel) -> None:
 
 
 def test_context_is_refused(model: OrpheusModel) -> None:
+    engine = Engine(model, EngineConfig("orpheus", max_batch_size=1))
     segment = Segment(0, "hi", audio=np.zeros(2048, np.float32))
-    with pytest.raises(InvalidRequest, match="takes no context") as caught:
-        model.prompt("hi", model.voices[0], [segment])
+    with pytest.raises(UnspeakableText, match="not trained to follow") as caught:
+        engine.add(SpeechRequest("a", "hi", context=(segment,)))
     assert caught.value.param == "context"
 
 

@@ -9,7 +9,6 @@ import torch
 
 from plugins.orpheus.tests.checkpoints import CODES, FIRST, FRAME, SNAC_CONFIG, reference_sound
 from plugins.orpheus.tests.conftest import Checkpoint, load
-from vox_serve import InvalidRequest
 from vox_serve.nn import WeightFiles, WeightLoader
 from vox_serve_orpheus.snac import SlotSnac
 
@@ -150,8 +149,6 @@ def test_no_encoder_is_held(checkpoint: Checkpoint) -> None:
     codec = load(checkpoint.directory).codec
     assert isinstance(codec, SlotSnac)
     assert all(p.device.type == "meta" for p in codec._snac.encoder.parameters())
-    with pytest.raises(InvalidRequest, match="no context"):
-        codec.encode(torch.zeros(10))
 
 
 @pytest.mark.parametrize(

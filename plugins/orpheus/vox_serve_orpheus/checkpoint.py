@@ -7,7 +7,6 @@ beside it: `snac/config.json` and `snac/model.safetensors`, or `snac_config.json
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,15 @@ import attrs
 import torch
 
 from vox_serve import CheckpointError, LoadOptions
-from vox_serve.hub import read_config
-from vox_serve.nn import LlamaConfig, WeightFiles, WeightLoader, llama_sources, uninitialised
+from vox_serve.hub import read_config, read_json
+from vox_serve.nn import (
+    LlamaConfig,
+    WeightFiles,
+    WeightLoader,
+    llama_sources,
+    uninitialised,
+    weights_path,
+)
 from vox_serve_orpheus.model import OrpheusModel, OrpheusNetwork
 from vox_serve_orpheus.prompt import OrpheusTokenizer, PromptBuilder
 from vox_serve_orpheus.snac import SlotSnac
@@ -68,14 +74,6 @@ def load_model(options: LoadOptions) -> OrpheusModel:
     )
 
 
-def weights_path(directory: Path) -> Path:
-    candidates = ("model.safetensors.index.json", "model.safetensors")
-    for name in candidates:
-        if (directory / name).is_file():
-            return directory / name
-    raise CheckpointError(f"{directory}: no weights; one of {', '.join(candidates)} must be there")
-
-
 def load_network(
     sizes: LlamaConfig,
     vocab: int,
@@ -110,10 +108,8 @@ def load_codec(directory: Path, device: torch.device) -> SlotSnac:
             "puts it there, from the hub's pytorch_model.bin"
         )
     loader = WeightLoader(WeightFiles(weights))
+    config = read_json(path)
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(config, dict):
-            raise ValueError("it holds no JSON object")
         codec = SlotSnac(config, device)
     except ValueError as error:
         raise CheckpointError(f"{path}: cannot be used: {error}") from error

@@ -56,6 +56,7 @@ class OrpheusModel:
     """
 
     num_codebooks = 1
+    takes_context = False
     voices: Sequence[Voice] = tuple(Voice(name, speaker) for speaker, name in enumerate(VOICES))
     default_sampling = SAMPLING
 
@@ -81,7 +82,7 @@ class OrpheusModel:
         self._end_ids = torch.tensor(sorted(set(end_ids)), device=self.device)
 
     def prompt(self, text: str, voice: Voice, context: Sequence[Segment]) -> Prompt:
-        return self._builder.build(text, voice, [*voice.segments, *context])
+        return self._builder.build(text, voice)
 
     def prefill(
         self,
@@ -90,21 +91,13 @@ class OrpheusModel:
         slots: torch.Tensor,
         kv: KVCache,
     ) -> torch.Tensor:
-        tokens = inputs["tokens"]
-        positions = kv.lengths[slots][:, None] + torch.arange(tokens.shape[1], device=self.device)
-        hidden = self._run(tokens, positions, slots, kv)
-        return hidden[torch.arange(len(slots), device=self.device), lengths - 1]
+        embedded = self.network.embedding(inputs["tokens"])
+        return self.network.backbone.prefill(embedded, lengths, slots, kv)
 
     def emit(self, hidden: torch.Tensor, sampler: Sampler) -> tuple[torch.Tensor, torch.Tensor]:
         token = sampler(self.network.logits(hidden), 0)[:, None]
         return token - self._first_code, (token == self._end_ids).any(dim=1)
 
     def advance(self, codes: torch.Tensor, slots: torch.Tensor, kv: KVCache) -> torch.Tensor:
-        return self._run(codes + self._first_code, kv.lengths[slots][:, None], slots, kv)[:, 0]
-
-    def _run(
-        self, tokens: torch.Tensor, positions: torch.Tensor, slots: torch.Tensor, kv: KVCache
-    ) -> torch.Tensor:
-        embedded = self.network.embedding(tokens)
-        hidden: torch.Tensor = self.network.backbone(embedded, positions, kv.view(slots, positions))
-        return hidden
+        embedded = self.network.embedding(codes[:, 0] + self._first_code)
+        return self.network.backbone.advance(embedded, slots, kv)

@@ -10,13 +10,13 @@ A prompt is `tokens` int64 `[T]`.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer
 
-from vox_serve import CheckpointError, InvalidRequest, Prompt, PromptTooLong, Segment, Voice
+from vox_serve import CheckpointError, Prompt, PromptTooLong, Voice
+from vox_serve.hub import read_json
 
 FIRST_CODE = 10
 """Number of the custom token that is code 0 at the first position of a frame."""
@@ -35,16 +35,13 @@ class OrpheusTokenizer:
 
     def __init__(self, directory: Path, num_codes: int) -> None:
         path = directory / "tokenizer.json"
-        if not path.is_file():
-            raise CheckpointError(f"{path}: this file is missing; download the checkpoint again")
+        stored, config = read_json(path), read_json(directory / "tokenizer_config.json")
+        begin = config.get("bos_token")
         try:
-            stored = json.loads(path.read_text(encoding="utf-8"))
             self._ids = {token["content"]: token["id"] for token in stored["added_tokens"]}
             # Added tokens are found in any text, whatever flags they have.  Without them a request
             # that spells a marker out gets its characters, never its id.
             self._tokenizer = Tokenizer.from_str(json.dumps(stored | {"added_tokens": []}))
-            config = json.loads((directory / "tokenizer_config.json").read_text(encoding="utf-8"))
-            begin = config.get("bos_token")
         except Exception as error:  # tokenizers raises bare Exception
             raise CheckpointError(f"{path}: cannot be read ({error})") from error
         if not begin:
@@ -85,10 +82,8 @@ class PromptBuilder:
         self._tokenizer = tokenizer
         self._max_positions = max_positions
 
-    def build(self, text: str, voice: Voice, context: Sequence[Segment]) -> Prompt:
-        """Raises PromptTooLong, and InvalidRequest for any context."""
-        if context:
-            raise InvalidRequest("Orpheus takes no context; choose one of its voices", "context")
+    def build(self, text: str, voice: Voice) -> Prompt:
+        """Raises PromptTooLong."""
         ids = self._tokenizer.encode(text, voice.name)
         if len(ids) >= self._max_positions:
             raise PromptTooLong(

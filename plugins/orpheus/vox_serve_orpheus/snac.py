@@ -21,7 +21,6 @@ from snac.layers import DecoderBlock, NoiseBlock, Snake1d
 from torch import nn
 from torch.nn.utils.parametrize import remove_parametrizations
 
-from vox_serve import InvalidRequest
 from vox_serve.nn import WeightLoader, uninitialised
 
 LEVELS = ((0,), (1, 4), (2, 3, 5, 6))
@@ -136,9 +135,6 @@ class SlotSnac:
     def clear(self, slot: int) -> None:
         for rows in (self._seen, self._seed, self._recent):
             rows[slot] = 0
-
-    def encode(self, pcm: torch.Tensor) -> torch.Tensor:
-        raise InvalidRequest("Orpheus takes no context", "context")
 
     def _decode(self, window: torch.Tensor, first: torch.Tensor) -> torch.Tensor:
         """Windows `[B, 4, 7]` to pcm `[B, N]`; `first` `[B]` chooses the rows of the noise."""

@@ -11,7 +11,7 @@ from typing import Any
 
 import schemathesis
 
-from vox_serve.server.openapi.operations import clip
+from vox_serve.server.routes.voices import clip
 
 MAX_SECONDS = 10.0
 """Within what the tone can; the document tells of this bound in words."""

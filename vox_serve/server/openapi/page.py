@@ -5,8 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from litestar import Response, get
-from litestar.datastructures import State
+from litestar.di import NamedDependency
+from litestar.openapi.spec import OpenAPIMediaType, Schema
+from litestar.openapi.spec.enums import OpenAPIType
 
+from vox_serve.server.openapi.document import Document
+from vox_serve.server.openapi.operation import JSON, described
+
+OBJECT, STRING = Schema(type=OpenAPIType.OBJECT), Schema(type=OpenAPIType.STRING)
 PAGE = Path(__file__).with_name("docs.html").read_bytes()
 POLICY = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
@@ -16,13 +22,21 @@ POLICY = (
 """The page loads nothing from elsewhere, and tells nobody else anything."""
 
 
-@get("/openapi.json")
-async def openapi(state: State) -> Response[bytes]:
+@get(
+    "/openapi.json",
+    tags=["server"],
+    operation_class=described(content={JSON: OpenAPIMediaType(schema=OBJECT)}),
+)
+async def openapi(document: NamedDependency[Document]) -> Response[bytes]:
     """The OpenAPI document."""
-    return Response(state.openapi, media_type="application/json")
+    return Response(document.content, media_type=JSON)
 
 
-@get("/docs")
+@get(
+    "/docs",
+    tags=["server"],
+    operation_class=described(content={"text/html": OpenAPIMediaType(schema=STRING)}),
+)
 async def page() -> Response[bytes]:
     """A page that shows the OpenAPI document and sends requests."""
     headers = {"Content-Security-Policy": POLICY}

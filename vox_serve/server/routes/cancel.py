@@ -3,30 +3,41 @@
 from __future__ import annotations
 
 from litestar import delete
-from litestar.datastructures import State
+from litestar.di import NamedDependency
 from litestar.params import FromPath, FromQuery
 
 from vox_serve.errors import NotFound
+from vox_serve.server.fields import CONVERSATION
+from vox_serve.server.openapi.operation import described
 from vox_serve.server.requests import OpenRequests
-from vox_serve.server.speech import CONVERSATION
 from vox_serve.workers.engines import Engines
 
 
-@delete("/conversations/{conversation:str}", status_code=204)
+@delete(
+    "/conversations/{conversation:str}",
+    status_code=204,
+    tags=["speech"],
+    operation_class=described(400, 404, 503),
+)
 async def forget(
-    state: State, conversation: FromPath[str], model: FromQuery[str | None] = None
+    engines: NamedDependency[Engines],
+    conversation: FromPath[str],
+    model: FromQuery[str | None] = None,
 ) -> None:
     """Forget a conversation; `model` says whose, if several are served."""
-    engines: Engines = state.engines
     client = engines.choose(model)
     # A name that no client can give is that of a long text or session: its own business.
     if not CONVERSATION.fullmatch(conversation) or not await client.forget(conversation):
         raise NotFound(f"unknown conversation {conversation[:128]!r}", "conversation")
 
 
-@delete("/requests/{request_name:str}", status_code=204)
-async def cancel(state: State, request_name: FromPath[str]) -> None:
+@delete(
+    "/requests/{request_name:str}",
+    status_code=204,
+    tags=["speech"],
+    operation_class=described(404),
+)
+async def cancel(open_requests: NamedDependency[OpenRequests], request_name: FromPath[str]) -> None:
     """End what is being spoken or waits under this id; its answer is cut."""
-    requests: OpenRequests = state.requests
-    if not requests.cancel(request_name):
+    if not open_requests.cancel(request_name):
         raise NotFound(f"no open request {request_name[:128]!r}", "id")

@@ -8,31 +8,38 @@ from typing import Annotated, Any
 
 import msgspec
 from litestar import Request, Response, post
-from litestar.datastructures import State
+from litestar.di import NamedDependency
 
 from vox_serve.audio import AudioUnreadable, read_audio
-from vox_serve.audio.formats import FORMATS, AudioFormat, find_format
+from vox_serve.audio.formats import FORMATS, find_format
 from vox_serve.errors import InvalidRequest
 from vox_serve.messages import EngineInfo, SpeechRequest
 from vox_serve.server.body import read_body
-from vox_serve.server.fields import Integer, one_of, words
+from vox_serve.server.fields import one_of, words
+from vox_serve.server.openapi.operation import (
+    REQUEST_ID_HEADER,
+    SOUND_HEADERS,
+    SPEAKING,
+    described,
+    request_body,
+    sound,
+)
+from vox_serve.server.requests import OpenRequests
 from vox_serve.server.response import Framing
 from vox_serve.server.speech import (
-    Call,
-    CommonFields,
-    Order,
+    IncomingRequest,
+    SpeechOrder,
+    VoiceFields,
     answer,
-    check_common,
+    check_voice,
     given_sampling,
 )
 from vox_serve.server.voices.store import MAX_SPEAKER
 from vox_serve.voice import Segment
+from vox_serve.workers.engines import Engines
 
 MAX_TEXT_CHARACTERS = 10_000
 MAX_CONTEXT_SEGMENTS = 32
-SPEAKER = "speaker id; GET /voices lists the model's; 0 if neither it nor `voice` is given"
-VOICE = "a voice by name, instead of `speaker`; GET /voices lists them"
-MODEL = "a name out of GET /models; required if there are several"
 
 
 class ContextTurn(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
@@ -53,13 +60,11 @@ class ContextTurn(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     ]
 
 
-class GenerateRequest(CommonFields, forbid_unknown_fields=True, kw_only=True):
+class GenerateRequest(VoiceFields, forbid_unknown_fields=True, kw_only=True):
     """The fields of POST /generate; docs/http-api.md says what each means."""
 
     text: Annotated[str, words(MAX_TEXT_CHARACTERS, "what to say")]
-    speaker: Annotated[Integer, msgspec.Meta(description=SPEAKER)] | None = None
     streaming: Annotated[bool, msgspec.Meta(description="send audio as it is made")] = False
-    voice: Annotated[str, msgspec.Meta(description=VOICE)] | None = None
     context: (
         Annotated[
             list[ContextTurn],
@@ -72,25 +77,48 @@ class GenerateRequest(CommonFields, forbid_unknown_fields=True, kw_only=True):
         | None
     ) = None
     format: Annotated[str, one_of(FORMATS, "of the audio")] = "wav"
-    model: Annotated[str, msgspec.Meta(description=MODEL)] | None = None
 
 
-@post("/generate", status_code=200)
-async def generate(request: Request[Any, Any, Any], state: State) -> Response[bytes]:
+EXAMPLES = {
+    "whole": {"text": "Good morning.", "speaker": 0, "temperature": 0.8, "seed": 7},
+    "streamed": {"text": "Good morning.", "streaming": True, "format": "flac"},
+}
+
+
+@post(
+    "/generate",
+    status_code=200,
+    tags=["speech"],
+    operation_class=described(
+        *SPEAKING,
+        body=request_body(EXAMPLES, json=GenerateRequest.__name__, form="GenerateForm"),
+        content=sound(),
+        headers=SOUND_HEADERS,
+        parameters=(REQUEST_ID_HEADER,),
+    ),
+)
+async def generate(
+    request: Request[Any, Any, Any],
+    engines: NamedDependency[Engines],
+    open_requests: NamedDependency[OpenRequests],
+) -> Response[bytes]:
     """Speak a text; answers once the first sound is there."""
-    return await answer(request, state, _take)
+    return await answer(request, engines, open_requests, _parse)
 
 
-async def _take(call: Call) -> Order:
-    body = await read_body(call.request, GenerateRequest, form=True)
-    call.account.mode = "stream" if body.streaming else "whole"
-    audio_format = check(body)
-    client, info = call.choose(body.model)
+async def _parse(incoming: IncomingRequest) -> SpeechOrder:
+    body = await read_body(
+        incoming.request, GenerateRequest, incoming.engines.server.read_timeout, form=True
+    )
+    incoming.account.mode = "stream" if body.streaming else "whole"
+    check_voice(body)
+    audio_format = find_format(body.format, "format")
+    client, info = incoming.choose(body.model)
     context: tuple[Segment, ...] = ()
     if body.context:
         context = await asyncio.to_thread(read_context, body.context, info)
     speech = SpeechRequest(
-        id=call.engine_id,
+        id=incoming.engine_id,
         text=body.text,
         speaker=body.speaker or 0,
         voice=body.voice,
@@ -98,18 +126,10 @@ async def _take(call: Call) -> Order:
         sampling=given_sampling(body),
         max_seconds=body.max_seconds,
         conversation=body.conversation,
-        arrival=call.account.arrival,
+        arrival=incoming.account.arrival,
     )
     framing = Framing(audio_format.media_type) if body.streaming else None
-    return Order(client, info, speech, audio_format, framing)
-
-
-def check(body: GenerateRequest) -> AudioFormat:
-    """Check what msgspec did not, and needs no model.  Raises InvalidRequest."""
-    if body.voice is not None and body.speaker is not None:
-        raise InvalidRequest("give voice or speaker, not both", "voice")
-    check_common(body)
-    return find_format(body.format, "format")
+    return SpeechOrder(client, info, speech, audio_format, framing)
 
 
 def read_context(turns: list[ContextTurn], info: EngineInfo) -> tuple[Segment, ...]:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import msgspec
 from litestar import Request, Response, get, post
-from litestar.datastructures import State
+from litestar.di import NamedDependency
 from litestar.params import FromPath
 from msgspec import Meta
 
@@ -16,12 +16,31 @@ from vox_serve.audio.formats import FORMATS, PCM_24K, find_format
 from vox_serve.audio.stretch import MAX_SPEED, MIN_SPEED, check_speed
 from vox_serve.errors import InvalidRequest, RequestError
 from vox_serve.messages import SpeechRequest
+from vox_serve.server import replies
 from vox_serve.server.body import read_body
-from vox_serve.server.errors import described
+from vox_serve.server.errors import error_fields
 from vox_serve.server.fields import one_of, words
+from vox_serve.server.openapi.operation import (
+    EVENT_STREAM,
+    REQUEST_ID_HEADER,
+    SOUND_HEADERS,
+    SPEAKING,
+    described,
+    request_body,
+    sound,
+)
+from vox_serve.server.requests import OpenRequests
 from vox_serve.server.response import Framing
-from vox_serve.server.speech import Call, CommonFields, Order, answer, check_common, given_sampling
+from vox_serve.server.speech import (
+    CommonFields,
+    IncomingRequest,
+    SpeechOrder,
+    answer,
+    check_common,
+    given_sampling,
+)
 from vox_serve.server.stream import AudioStream
+from vox_serve.server.voices.aliases import voice_of
 from vox_serve.workers.client import EngineClient
 from vox_serve.workers.engines import Engines
 
@@ -29,22 +48,6 @@ MAX_INPUT_CHARACTERS = 4096
 STREAM_FORMATS = ("audio", "sse")
 MODELS = re.compile(r"(tts-1|tts-1-hd|gpt-4o-mini-tts)(-\d{4}(-\d\d-\d\d)?)?")
 """OpenAI's own models, dated or not: names of the first model here."""
-VOICES = (
-    "alloy",
-    "ash",
-    "ballad",
-    "coral",
-    "echo",
-    "fable",
-    "onyx",
-    "nova",
-    "sage",
-    "shimmer",
-    "verse",
-    "marin",
-    "cedar",
-)
-"""OpenAI's own voices: names of the model's, in turn."""
 
 
 class VoiceId(msgspec.Struct, forbid_unknown_fields=True):
@@ -62,7 +65,7 @@ class SpeechBody(CommonFields, forbid_unknown_fields=True, kw_only=True):
     input: Annotated[str, words(MAX_INPUT_CHARACTERS, "what to say")]
     voice: Annotated[str | VoiceId, Meta(description="a voice by name, or an alias")]
     instructions: Annotated[str, Meta(description="accepted and ignored")] | None = None
-    response_format: Annotated[str, one_of(FORMATS, "of the audio; `mp3` if not given")] | None = (
+    response_format: Annotated[str, one_of(FORMATS, "of the audio; `mp3` if not body")] | None = (
         None
     )
     speed: (
@@ -106,18 +109,36 @@ class SpeechEvents(Framing):
         )
 
     def failure(self, error: RequestError) -> bytes:
-        return _event(error=described(error))
+        return _event(error=error_fields(error))
 
 
 def _event(**fields: Any) -> bytes:
     return b"data: " + msgspec.json.encode(fields) + b"\n\n"
 
 
-@post("/v1/audio/speech", status_code=200)
-async def speech(request: Request[Any, Any, Any], state: State) -> Response[bytes]:
+EXAMPLES = {"mp3": {"model": "tts-1", "voice": "alloy", "input": "Good morning."}}
+
+
+@post(
+    "/v1/audio/speech",
+    status_code=200,
+    tags=["speech"],
+    operation_class=described(
+        *SPEAKING,
+        body=request_body(EXAMPLES, json=SpeechBody.__name__),
+        content=sound(EVENT_STREAM),
+        headers=SOUND_HEADERS,
+        parameters=(REQUEST_ID_HEADER,),
+    ),
+)
+async def speech(
+    request: Request[Any, Any, Any],
+    engines: NamedDependency[Engines],
+    open_requests: NamedDependency[OpenRequests],
+) -> Response[bytes]:
     """Speak a text; the sound is sent as it is made."""
     try:
-        return await answer(request, state, _take)
+        return await answer(request, engines, open_requests, _parse)
     except RequestError as error:
         if error.param == "text" and not isinstance(error, InvalidRequest):
             # The engine calls it so; an InvalidRequest is about a field of this body.
@@ -125,30 +146,30 @@ async def speech(request: Request[Any, Any, Any], state: State) -> Response[byte
         raise
 
 
-async def _take(call: Call) -> Order:
-    call.account.mode = "stream"
-    body = await read_body(call.request, SpeechBody)
+async def _parse(incoming: IncomingRequest) -> SpeechOrder:
+    incoming.account.mode = "stream"
+    body = await read_body(incoming.request, SpeechBody, incoming.engines.server.read_timeout)
     name = body.response_format or "mp3"
     audio_format = find_format(name, "response_format")
     if name == "pcm":
         audio_format = PCM_24K
     speed = 1.0 if body.speed is None else body.speed
     _check(body, speed)
-    client, info = call.choose(served(call.engines, body.model))
+    client, info = incoming.choose(served(incoming.engines, body.model))
     wanted = body.voice if isinstance(body.voice, str) else body.voice.id
     request = SpeechRequest(
-        id=call.engine_id,
+        id=incoming.engine_id,
         text=body.input,
         voice=voice_of(client, wanted),
         sampling=given_sampling(body),
         max_seconds=body.max_seconds,
         conversation=body.conversation,
-        arrival=call.account.arrival,
+        arrival=incoming.account.arrival,
     )
     framing = Framing(audio_format.media_type)
     if body.stream_format == "sse":
         framing = SpeechEvents(len(body.input))
-    return Order(client, info, request, audio_format, framing, speed)
+    return SpeechOrder(client, info, request, audio_format, framing, speed)
 
 
 def _check(body: SpeechBody, speed: float) -> None:
@@ -168,54 +189,27 @@ def served(engines: Engines, model: str) -> str:
     return names[0] if model not in names and MODELS.fullmatch(model) else model
 
 
-def voice_of(client: EngineClient, name: str) -> str:
-    """The name of one of the model's voices.
-
-    In this order: a voice of that name, an alias of the server's, OpenAI's own names in turn.
-    What is none of these stays as it is: the engine refuses it.
-    """
-    own = [voice for voice, _ in client.voices]
-    if name in own:
-        return name
-    aliases = client.server.voice_aliases
-    if name in aliases:
-        return aliases[name]
-    if name in VOICES and client.info is not None and client.info.voices:
-        voices = client.info.voices  # without those that come and go
-        return voices[VOICES.index(name) % len(voices)][0]
-    return name
-
-
-@get("/v1/models")
-async def models(state: State) -> dict[str, Any]:
+@get("/v1/models", tags=["models"], operation_class=described())
+async def models(engines: NamedDependency[Engines]) -> replies.OpenAIModels:
     """What is loaded, as OpenAI's API lists it."""
-    loaded = [client for client in state.engines if client.info is not None]
-    return {"object": "list", "data": [_model(client, state) for client in loaded]}
+    data = [_model(client, engines) for client in engines.loaded]
+    return replies.OpenAIModels(object="list", data=data)
 
 
-@get("/v1/models/{name:path}")
-async def model(state: State, name: FromPath[str]) -> dict[str, Any]:
+@get("/v1/models/{name:path}", tags=["models"], operation_class=described(404))
+async def model(engines: NamedDependency[Engines], name: FromPath[str]) -> replies.OpenAIModel:
     """One model, by any name that a request may give it."""
-    engines: Engines = state.engines
-    return _model(engines.choose(served(engines, name.removeprefix("/"))), state)
+    client = engines.choose(served(engines, name.removeprefix("/")))
+    return _model(client, engines)
 
 
-def _model(client: EngineClient, state: State) -> dict[str, Any]:
-    return {
-        "id": client.model,
-        "object": "model",
-        "created": state.started,
-        "owned_by": "vox_serve",
-    }
+def _model(client: EngineClient, engines: Engines) -> replies.OpenAIModel:
+    return replies.OpenAIModel(
+        id=client.model, object="model", created=engines.created, owned_by="vox_serve"
+    )
 
 
-@get("/v1/audio/models")
-async def audio_models(state: State) -> dict[str, Any]:
+@get("/v1/audio/models", tags=["models"], operation_class=described())
+async def audio_models(engines: NamedDependency[Engines]) -> replies.ModelIds:
     """What is loaded, as Open WebUI asks for it."""
-    return {"models": [{"id": client.model} for client in state.engines if client.info]}
-
-
-@get("/v1/audio/voices")
-async def audio_voices(state: State) -> dict[str, Any]:
-    """The voices of every model, registered ones too, but no aliases: a person picks from these."""
-    return {"voices": state.voices.listed()}
+    return replies.ModelIds(models=[replies.ModelId(id=c.model) for c in engines.loaded])

@@ -6,80 +6,100 @@ from typing import Any
 
 import attrs
 from litestar import Response, get
-from litestar.datastructures import State
+from litestar.di import NamedDependency
+from litestar.openapi import ResponseSpec
+from litestar.openapi.spec import OpenAPIMediaType, Schema
+from litestar.openapi.spec.enums import OpenAPIType
 
 from vox_serve.metrics import CONTENT_TYPE
+from vox_serve.server import replies
+from vox_serve.server.openapi.operation import described
+from vox_serve.server.voices.registry import Voices
 from vox_serve.workers.client import EngineClient, EngineState
 from vox_serve.workers.engines import Engines
 
+TEXT = {CONTENT_TYPE: OpenAPIMediaType(schema=Schema(type=OpenAPIType.STRING))}
 
-@get("/health")
-async def health(state: State) -> Response[dict[str, Any]]:
+
+@get(
+    "/health",
+    tags=["server"],
+    operation_class=described(),
+    responses={503: ResponseSpec(replies.Health, False, "An engine is dead")},
+)
+async def health(
+    engines: NamedDependency[Engines], registered: NamedDependency[Voices]
+) -> Response[replies.Health]:
     """200 while the process can become or is useful; 503 once an engine is dead."""
-    engines: Engines = state.engines
-    body = {
-        "status": engines.state.value,
-        "models": [_health(client) for client in engines],
-        "broken_plugins": {info.name: info.error for info in engines.plugins.broken},
-        "broken_voices": state.voices.broken,
-    }
+    body = replies.Health(
+        status=engines.state.value,
+        models=[_health(client) for client in engines],
+        broken_plugins={info.name: info.error or "" for info in engines.plugins.broken},
+        broken_voices=registered.broken,
+    )
     return Response(body, status_code=503 if engines.state is EngineState.DEAD else 200)
 
 
-def _health(client: EngineClient) -> dict[str, Any]:
-    body: dict[str, Any] = {
-        "model": client.model,
-        "status": client.state.value,
-        "running": client.stats.running,
-        "waiting": client.stats.waiting,
-        "slots": client.info.num_slots if client.info else 0,
-    }
+def _health(client: EngineClient) -> replies.ModelHealth:
+    body = replies.ModelHealth(
+        model=client.model,
+        status=client.state.value,
+        running=client.stats.running,
+        waiting=client.stats.waiting,
+        slots=client.info.num_slots if client.info else 0,
+    )
     if client.state is EngineState.DEAD:
-        body["reason"] = client.failure
+        body.reason = client.failure or ""
     return body
 
 
-@get("/ready")
-async def ready(state: State) -> Response[dict[str, str]]:
+@get(
+    "/ready",
+    tags=["server"],
+    operation_class=described(),
+    responses={503: ResponseSpec(replies.Readiness, False, "Requests are not accepted")},
+)
+async def ready(engines: NamedDependency[Engines]) -> Response[replies.Readiness]:
     """200 only while requests for every model are accepted."""
-    found = state.engines.state
+    found = engines.state
     status = 200 if found is EngineState.READY else 503
     headers = {} if status == 200 else {"Retry-After": "5"}
-    return Response({"status": found.value}, status_code=status, headers=headers)
+    body = replies.Readiness(status=found.value)
+    return Response(body, status_code=status, headers=headers)
 
 
-@get("/models")
-async def models(state: State) -> dict[str, Any]:
+@get("/models", tags=["models"], operation_class=described())
+async def models(engines: NamedDependency[Engines]) -> replies.LoadedModels:
     """What is loaded: sizes, limits, voices and sampling defaults of each model."""
-    found = []
-    for client in state.engines:
-        if client.info is not None:
-            body = attrs.asdict(client.info)
-            body["name"] = body.pop("model")
-            body["voices"] = [{"name": n, "speaker": s} for n, s in client.voices]
-            found.append(body)
-    return {"models": found}
+    return replies.LoadedModels(models=list(map(_loaded, engines.loaded)))
 
 
-@get("/voices")
-async def voices(state: State) -> dict[str, Any]:
+def _loaded(client: EngineClient) -> Any:
+    assert client.info is not None
+    facts = attrs.asdict(client.info, recurse=False)
+    name = facts.pop("model")
+    facts["voices"] = [replies.NamedSpeaker(name=n, speaker=s) for n, s in client.voices]
+    return replies.LoadedModel(name=name, **facts)
+
+
+@get("/voices", tags=["voices"], operation_class=described())
+async def voices(engines: NamedDependency[Engines]) -> replies.VoiceNames:
     """The voices of every model, registered ones included."""
     found = [
-        {"name": name, "speaker": speaker, "model": client.model}
-        for client in state.engines
-        if client.info is not None
+        replies.VoiceName(name=name, speaker=speaker, model=client.model)
+        for client in engines.loaded
         for name, speaker in client.voices
     ]
-    return {"voices": found}
+    return replies.VoiceNames(voices=found)
 
 
-@get("/plugins")
-async def plugins(state: State) -> dict[str, Any]:
+@get("/plugins", tags=["server"], operation_class=described())
+async def plugins(engines: NamedDependency[Engines]) -> replies.Plugins:
     """What was found, and why a plugin cannot be used."""
-    return {"plugins": [attrs.asdict(info) for info in state.engines.plugins.infos]}
+    return replies.Plugins(plugins=list(engines.plugins.infos))
 
 
-@get("/metrics")
-async def metrics(state: State) -> Response[bytes]:
+@get("/metrics", tags=["server"], operation_class=described(content=TEXT))
+async def metrics(engines: NamedDependency[Engines]) -> Response[bytes]:
     """The Prometheus text format."""
-    return Response(state.engines.registry.exposition(), media_type=CONTENT_TYPE)
+    return Response(engines.registry.exposition(), media_type=CONTENT_TYPE)

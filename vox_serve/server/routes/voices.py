@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import io
-import re
 import time
-from typing import IO, Any
+from typing import Annotated, Any
 
 import msgspec
 from litestar import Request, Response, delete, get, post, route
-from litestar.datastructures import State, UploadFile
+from litestar.datastructures import UploadFile
+from litestar.di import NamedDependency
 from litestar.params import FromPath, FromQuery
 
 from vox_serve.errors import InvalidRequest, UnspeakableText
-from vox_serve.server.body import MULTIPART, read_form
-from vox_serve.server.voices.registry import Voices
+from vox_serve.server import replies
+from vox_serve.server.body import MULTIPART, invalid, read_form, refuse_files
+from vox_serve.server.fields import words
+from vox_serve.server.openapi.operation import described, request_body
+from vox_serve.server.voices.registry import KnownVoice, Voices
 from vox_serve.server.voices.store import (
     MAX_SPEAKER,
+    MAX_TEXT_CHARACTERS,
     NAME,
     NAME_RULE,
     VoiceRecord,
-    VoiceUnusable,
-    check_text,
 )
 from vox_serve.workers.engines import Engines
 
@@ -29,87 +31,163 @@ MAX_AUDIO_BYTES = 10 * 2**20
 ALIASES = {"audio_sample": "audio", "transcript": "text"}
 """OpenAI's name of the sample, and the plain one of what is said in it."""
 PATHS = ["/v1/audio/voices", "/v1/audio/voices/{voice:str}"]
-FIELDS = ("name", "audio", "text", "speaker", "model", "consent")
 
 
-@post("/v1/audio/voices", status_code=201)
-async def add(request: Request[Any, Any, Any], state: State) -> dict[str, Any]:
+class VoiceForm(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """A new voice: a sample, and what is said in it."""
+
+    name: Annotated[
+        str,
+        msgspec.Meta(pattern=f"^{NAME.pattern}$", description=NAME_RULE, extra={"rule": NAME_RULE}),
+    ]
+    audio: Annotated[
+        UploadFile,
+        msgspec.Meta(
+            description=f"a file of up to {MAX_AUDIO_BYTES >> 20} MiB and 30 s, of any format "
+            "that libsndfile reads"
+        ),
+    ]
+    text: Annotated[str, words(MAX_TEXT_CHARACTERS, "what is said in the sample")]
+    speaker: Annotated[
+        int,
+        msgspec.Meta(
+            ge=0,
+            le=MAX_SPEAKER,
+            description="which of the model's speakers it is spoken as",
+            extra={"rule": f"an integer from 0 to {MAX_SPEAKER}"},
+        ),
+    ] = 0
+    model: (
+        Annotated[
+            str,
+            msgspec.Meta(description="whose voice it is; required if there are several models"),
+        ]
+        | None
+    ) = None
+    consent: Annotated[str, msgspec.Meta(description="accepted and ignored")] | None = None
+
+
+def clip() -> str:
+    """A tenth of a second of sound as a WAV file whose bytes are all ASCII.
+
+    So it can stand in JSON as it is, which has no other way to hold a file.
+    """
+    samples = bytes(0x60 + number % 16 for number in range(800))  # 8 bits each, at 8 kHz
+    fmt = b"fmt \x10\0\0\0\x01\0\x01\0\x40\x1f\0\0\x40\x1f\0\0\x01\0\x08\0"
+    data = b"data\x20\x03\0\0" + samples
+    return (b"RIFF\x44\x03\0\0WAVE" + fmt + data).decode("ascii")
+
+
+EXAMPLE = {"name": "anna", "audio": clip(), "text": "Good morning, this is Anna."}
+
+
+@post(
+    "/v1/audio/voices",
+    status_code=201,
+    tags=["voices"],
+    operation_class=described(
+        *(400, 404, 408, 409, 413, 422, 429, 500, 503),
+        body=request_body({"voice": EXAMPLE}, form=VoiceForm.__name__),
+    ),
+)
+async def add(
+    request: Request[Any, Any, Any],
+    engines: NamedDependency[Engines],
+    registered: NamedDependency[Voices],
+) -> replies.Voice:
     """Register a voice."""
-    if not request.headers.get("content-type", "").lower().startswith(MULTIPART):
-        raise InvalidRequest(f"send {MULTIPART} with name, audio and text")
-    fields = await read_form(request)
-    form = {ALIASES.get(name, name): value for name, value in fields.items()}
-    if len(form) < len(fields):
-        raise InvalidRequest("the sample or its text is given under two names")
-    engines: Engines = state.engines
-    voices: Voices = state.voices
-    name, record, file = read_voice(form)
-    client = engines.choose(record.model)
+    form = await read_voice(request, engines.server.read_timeout)
+    client = engines.choose(form.model or None)
     request.scope["state"]["model"] = client.model
     if not client.admit().takes_context:
         raise UnspeakableText(
             f"{client.model} learns no voices: it was not trained to follow earlier speech",
             "model",
         )
-    record = msgspec.structs.replace(record, model=client.model, created=int(time.time()))
-    return await voices.add(client, name, record, file)
+    record = VoiceRecord(
+        text=form.text.strip(),
+        speaker=form.speaker,
+        model=client.model,
+        created=int(time.time()),
+    )
+    return _shown(await registered.add(client, form.name, record, form.audio.file))
 
 
-@get("/v1/audio/voices/{voice:str}")
+@get("/v1/audio/voices", tags=["voices"], operation_class=described())
+async def listed(registered: NamedDependency[Voices]) -> replies.Voices:
+    """The voices of every model, registered ones too, but no aliases: a person picks from these."""
+    return replies.Voices(voices=list(map(_shown, registered.listed())))
+
+
+@get("/v1/audio/voices/{voice:str}", tags=["voices"], operation_class=described(400, 404))
 async def show(
-    state: State, voice: FromPath[str], model: FromQuery[str | None] = None
-) -> dict[str, Any]:
+    registered: NamedDependency[Voices],
+    voice: FromPath[str],
+    model: FromQuery[str | None] = None,
+) -> replies.Voice:
     """One voice, registered or a model's own; `model` says whose, where several have it."""
-    voices: Voices = state.voices
-    return voices.find(voice, model)
+    return _shown(registered.find(voice, model))
 
 
-@delete("/v1/audio/voices/{voice:str}", status_code=200)
-async def remove(state: State, voice: FromPath[str]) -> dict[str, Any]:
+@delete(
+    "/v1/audio/voices/{voice:str}",
+    status_code=200,
+    tags=["voices"],
+    operation_class=described(400, 404, 503),
+)
+async def remove(registered: NamedDependency[Voices], voice: FromPath[str]) -> replies.VoiceDeleted:
     """Forget a registered voice."""
-    voices: Voices = state.voices
-    await voices.remove(voice)
-    return {"id": voice, "object": "audio.voice", "deleted": True}
+    await registered.remove(voice)
+    return replies.VoiceDeleted(id=voice, object="audio.voice", deleted=True)
 
 
-@route(PATHS, http_method="OPTIONS", status_code=204)
+@route(PATHS, http_method="OPTIONS", status_code=204, include_in_schema=False)
 async def options(request: Request[Any, Any, Any]) -> Response[None]:
-    """What a path is good for; of Litestar's own answer only its first handler is part."""
+    """What a path is good for; Litestar's own answer names only its first handler."""
     here = request.scope["path_template"]
     methods = next(one.methods for one in request.app.routes if one.path_format == here)
     return Response(None, headers={"Allow": ", ".join(sorted(methods))})
 
 
-def read_voice(form: dict[str, str | UploadFile]) -> tuple[str, VoiceRecord, IO[bytes]]:
-    """Check a form's fields: the name, what the record holds, and the file of the sample.
+def _shown(voice: KnownVoice) -> replies.Voice:
+    found = replies.Voice(
+        id=voice.name,
+        object="audio.voice",
+        name=voice.name,
+        model=voice.client.model,
+        speaker=voice.speaker,
+    )
+    if voice.registered is not None:
+        record = voice.registered.record
+        found.text, found.created_at = record.text, record.created
+        found.seconds, found.kept = round(voice.registered.seconds, 3), voice.registered.kept
+    return found
+
+
+async def read_voice(request: Request[Any, Any, Any], timeout: float) -> VoiceForm:
+    """The form of a new voice.
 
     Raises:
-        InvalidRequest: a field is missing, unknown or out of range; names it.
+        InvalidRequest: it is not a form, or a field is missing, unknown or out of range.
+        BodyTooSlow, HTTPException, ClientGone: as `read_form`.
     """
-    audio = form.get("audio")
-    for field, value in form.items():
-        if field not in FIELDS:
-            raise InvalidRequest(f"unknown field {field!r}; there are {', '.join(FIELDS)}", field)
-        if field != "audio" and not isinstance(value, str):
-            raise InvalidRequest(f"{field} must be a plain form field, not a file", field)
-    for field in ("name", "text"):
-        if field not in form:
-            raise InvalidRequest(f"{field} is required", field)
-    if not isinstance(audio, UploadFile):
+    if not request.headers.get("content-type", "").lower().startswith(MULTIPART):
+        raise InvalidRequest(f"send {MULTIPART} with name, audio and text")
+    fields = await read_form(request, timeout)
+    form = {ALIASES.get(name, name): value for name, value in fields.items()}
+    if len(form) < len(fields):
+        raise InvalidRequest("the sample or its text is given under two names")
+    refuse_files(form, "audio")
+    if not isinstance(form.get("audio"), UploadFile):
         raise InvalidRequest("audio is required: a file with a sample of the voice", "audio")
-    name, speaker = str(form["name"]), str(form.get("speaker", "0"))
-    if not NAME.fullmatch(name):
+    try:
+        read = msgspec.convert(form, VoiceForm, strict=False)
+    except msgspec.ValidationError as error:
+        raise invalid(error, VoiceForm, form=True) from error
+    if not NAME.fullmatch(read.name):  # a pattern's `$` lets a line end pass
         raise InvalidRequest(f"name must be {NAME_RULE}", "name")
-    if not re.fullmatch(r"[0-9]{1,3}", speaker):
-        raise InvalidRequest(f"speaker must be an integer from 0 to {MAX_SPEAKER}", "speaker")
-    size = audio.file.seek(0, io.SEEK_END)
+    size = read.audio.file.seek(0, io.SEEK_END)
     if size > MAX_AUDIO_BYTES:
         raise InvalidRequest(f"audio has {size} bytes; the limit is {MAX_AUDIO_BYTES}", "audio")
-    audio.file.seek(0)
-    try:
-        text = check_text(str(form["text"]))
-    except VoiceUnusable as error:
-        raise InvalidRequest(str(error), "text") from error
-    model = form.get("model")
-    record = VoiceRecord(text=text, speaker=int(speaker), model=str(model) if model else None)
-    return name, record, audio.file
+    read.audio.file.seek(0)
+    return read

@@ -1,7 +1,6 @@
 """Voices that clients register: a sample of speech and what is said in it, under a name.
 
-Knows which there are, and sees to it that the engines and the directory agree.  Of HTTP it
-knows the shape in which a voice is shown.
+Knows which there are, and makes the engines and the directory agree.
 """
 
 from __future__ import annotations
@@ -9,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import attrs
 import msgspec
@@ -54,6 +53,16 @@ class RegisteredVoice:
     kept: bool
 
 
+@attrs.frozen
+class KnownVoice:
+    """A voice that a request may name: a model's own, or a registered one."""
+
+    name: str
+    speaker: int
+    client: EngineClient
+    registered: RegisteredVoice | None
+
+
 class Voices:
     """The registered voices of a server.
 
@@ -81,10 +90,10 @@ class Voices:
             self._give_out()
         engines.prepare(self._load)
 
-    def listed(self, model: str | None = None) -> list[dict[str, Any]]:
-        """Every voice that a request may name, or those of one model, as the routes show them."""
+    def listed(self, model: str | None = None) -> list[KnownVoice]:
+        """Every voice that a request may name, or those of one model."""
         return [
-            self._shown(client, name, speaker)
+            self._known(client, name, speaker)
             for client in self._engines
             if model in (None, client.model)
             for name, speaker in client.voices
@@ -92,7 +101,7 @@ class Voices:
 
     async def add(
         self, client: EngineClient, name: str, record: VoiceRecord, file: IO[bytes]
-    ) -> dict[str, Any]:
+    ) -> KnownVoice:
         """Register a voice: the model takes it, then it is stored, then it is there.
 
         Args:
@@ -111,13 +120,13 @@ class Voices:
                 await self._require_free(client, name)
                 info = client.admit()
                 audio = await asyncio.to_thread(read_audio, file, info.sample_rate, MAX_SECONDS)
-                await self._teach(client, name, record, audio)
+                await self._add_to_engine(client, name, record, audio)
                 await self._keep(client, name, record, audio, info.sample_rate)
         except AudioUnreadable as error:
             raise InvalidRequest(str(error), "audio") from error
         finally:
             self._waiting -= 1
-        return self._shown(client, name, record.speaker)
+        return self._known(client, name, record.speaker)
 
     async def remove(self, name: str) -> None:
         """Forget a voice, and delete its files.
@@ -147,7 +156,7 @@ class Voices:
                 await known.client.remove_voice(name)
             self.broken = {f: why for f, why in self.broken.items() if Path(f).stem != name}
 
-    def find(self, name: str, model: str | None) -> dict[str, Any]:
+    def find(self, name: str, model: str | None) -> KnownVoice:
         """One voice.
 
         Raises:
@@ -156,31 +165,19 @@ class Voices:
         """
         if model is not None:
             model = self._engines.choose(model).model
-        found = [voice for voice in self.listed(model) if voice["name"] == name]
+        found = [voice for voice in self.listed(model) if voice.name == name]
         if not found:
             raise _unknown(name)
         if len(found) > 1:
-            models = ", ".join(voice["model"] for voice in found)
+            models = ", ".join(voice.client.model for voice in found)
             raise InvalidRequest(f"model is required: {models} have a voice {name!r}", "model")
         return found[0]
 
-    def _shown(self, client: EngineClient, name: str, speaker: int) -> dict[str, Any]:
-        shown: dict[str, Any] = {
-            "id": name,
-            "object": "audio.voice",
-            "name": name,
-            "model": client.model,
-            "speaker": speaker,
-        }
-        voice = self._registered.get(name)
-        if voice is not None and voice.client is client:
-            shown |= {
-                "text": voice.record.text,
-                "seconds": round(voice.seconds, 3),
-                "created_at": voice.record.created,
-                "kept": voice.kept,
-            }
-        return shown
+    def _known(self, client: EngineClient, name: str, speaker: int) -> KnownVoice:
+        found = self._registered.get(name)
+        if found is not None and found.client is not client:
+            found = None
+        return KnownVoice(name, speaker, client, found)
 
     def _give_out(self) -> None:
         """Give each stored voice to its model; report those that have none here."""
@@ -216,10 +213,10 @@ class Voices:
             raise VoiceUnusable(f"{name!r} is a voice of the model itself")
         rate = client.info.sample_rate
         audio = await asyncio.to_thread(self._store.read, name, rate)
-        await self._teach(client, name, self._stored[name], audio)
+        await self._add_to_engine(client, name, self._stored[name], audio)
         self._register(client, name, self._stored[name], len(audio) / rate)
 
-    async def _teach(
+    async def _add_to_engine(
         self, client: EngineClient, name: str, record: VoiceRecord, audio: Samples
     ) -> None:
         """Have the model take the voice.  Errors name the form's fields."""

@@ -15,21 +15,17 @@ from litestar.types import Receive, Send
 
 from vox_serve.errors import RequestError
 from vox_serve.server.body import OutOfBounds, invalid
-from vox_serve.server.errors import BinaryMessage, ClientGone, Malformed, described
-from vox_serve.server.fields import Integer
-from vox_serve.server.speech import CommonFields
+from vox_serve.server.errors import BinaryMessage, ClientGone, Malformed, error_fields
+from vox_serve.server.speech import VoiceFields
 
 MAX_MESSAGE_BYTES = 128 * 2**10
 """Of one message from a client; a longer one ends the connection with 1009."""
 SERVICE_RESTART = 1012
 
 
-class Start(CommonFields, tag="start", forbid_unknown_fields=True, kw_only=True):
+class Start(VoiceFields, tag="start", forbid_unknown_fields=True, kw_only=True):
     """The first message; docs/http-api.md says what each field of each message means."""
 
-    model: str | None = None
-    voice: str | None = None
-    speaker: Integer | None = None
     format: str = "pcm"
 
 
@@ -104,7 +100,7 @@ class Connection:
 
     async def send_error(self, error: RequestError, fatal: bool, **fields: object) -> None:
         """Send an error in the shape of all our errors.  Raises ClientGone."""
-        await self.send_event("error", fatal=fatal, error=described(error), **fields)
+        await self.send_event("error", fatal=fatal, error=error_fields(error), **fields)
 
     async def send_audio(self, data: bytes) -> None:
         """Send audio, unless it is nothing.  Raises ClientGone."""

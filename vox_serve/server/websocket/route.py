@@ -12,14 +12,14 @@ from typing import cast
 from urllib.parse import urlsplit
 
 import attrs
-import msgspec
 from litestar import Response, asgi
 from litestar.enums import ScopeType
 from litestar.exceptions import ClientException
+from litestar.handlers import ASGIRouteHandler
 from litestar.types import Message as AsgiMessage
 from litestar.types import Receive, Scope, Send
 
-from vox_serve.audio.formats import AudioFormat
+from vox_serve.audio.formats import AudioFormat, find_format
 from vox_serve.errors import InvalidRequest, NotFound, RequestError, Unavailable, UnspeakableText
 from vox_serve.messages import SpeechRequest
 from vox_serve.server.account import Account
@@ -32,9 +32,8 @@ from vox_serve.server.errors import (
     meaning,
 )
 from vox_serve.server.requests import OpenRequests
-from vox_serve.server.routes.generate import GenerateRequest, check
-from vox_serve.server.routes.openai import voice_of
-from vox_serve.server.speech import given_sampling
+from vox_serve.server.speech import check_voice, given_sampling
+from vox_serve.server.voices.aliases import voice_of
 from vox_serve.server.websocket.connection import Connection, ServerEnds, Start
 from vox_serve.server.websocket.session import Session
 from vox_serve.workers.client import EngineClient, EngineState
@@ -44,14 +43,24 @@ PATH = "/v1/audio/stream"
 log = logging.getLogger("vox_serve.server")
 
 
-@asgi(PATH, copy_scope=False)
-async def stream(scope: Scope, receive: Receive, send: Send) -> None:
+def route(engines: Engines, opened: OpenRequests) -> ASGIRouteHandler:
+    """The handler of the WebSocket."""
+
+    @asgi(PATH, copy_scope=False)
+    async def stream(scope: Scope, receive: Receive, send: Send) -> None:
+        await _serve(engines, opened, scope, receive, send)
+
+    return stream
+
+
+async def _serve(
+    engines: Engines, opened: OpenRequests, scope: Scope, receive: Receive, send: Send
+) -> None:
     """Speak what comes in over a WebSocket, for as long as it is open."""
     if scope["type"] != ScopeType.WEBSOCKET:
         raise ClientException(
             "this address speaks WebSocket", status_code=426, headers={"Upgrade": "websocket"}
         )
-    engines: Engines = scope["litestar_app"].state.engines
     refusal = _refusal(scope, engines)
     _count_handshake(engines, "101" if refusal is None else str(refusal.status_code))
     await receive()  # websocket.connect
@@ -61,7 +70,7 @@ async def stream(scope: Scope, receive: Receive, send: Send) -> None:
             return
         await send({"type": "websocket.accept", "subprotocol": None, "headers": []})
         connection = Connection(receive, send, engines.server.send_timeout)
-        await _converse(connection, engines, scope["litestar_app"].state.requests)
+        await _converse(connection, engines, opened)
     except (ClientGone, OSError):
         log.debug("a client of %s left", PATH)
 
@@ -133,7 +142,7 @@ async def _begin(connection: Connection, engines: Engines, opened: OpenRequests)
     account = Account("", engines.metrics, "stream")
     try:
         start = await _first(connection, engines.server.request_timeout)
-        audio_format, template = read(start)
+        audio_format, template = parse_start(start)
         client = engines.choose(start.model)
         account.metrics = client.metrics
         info = client.admit()
@@ -163,20 +172,19 @@ async def _first(connection: Connection, seconds: float) -> Start:
     return message
 
 
-def read(start: Start) -> tuple[AudioFormat, SpeechRequest]:
+def parse_start(start: Start) -> tuple[AudioFormat, SpeechRequest]:
     """What a `start` asks of the encoder and of the engine.  Raises InvalidRequest."""
-    body = GenerateRequest(text="-", **msgspec.structs.asdict(start))
-    audio_format = check(body)
+    check_voice(start)
     template = SpeechRequest(
         id="",
         text="",
-        speaker=body.speaker or 0,
-        voice=body.voice,
-        sampling=given_sampling(body),
-        max_seconds=body.max_seconds,
-        conversation=body.conversation,
+        speaker=start.speaker or 0,
+        voice=start.voice,
+        sampling=given_sampling(start),
+        max_seconds=start.max_seconds,
+        conversation=start.conversation,
     )
-    return audio_format, template
+    return find_format(start.format, "format"), template
 
 
 def _check_voice(voice: str | None, speaker: int | None, client: EngineClient) -> None:

@@ -1,0 +1,63 @@
+"""The voices of a model: its own, and those that were added while it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from collections.abc import Sequence as Rows
+
+from vox_serve.engine.context_encoder import ContextEncoder
+from vox_serve.errors import InvalidRequest, NotFound
+from vox_serve.model import Model
+from vox_serve.voice import Segment, Voice
+
+
+class Voices:
+    """Args: a loaded model, and what encodes the segments of its voices."""
+
+    def __init__(self, model: Model, encoder: ContextEncoder) -> None:
+        self._model = model
+        self._encoder = encoder
+        self._added: dict[str, Voice] = {}
+
+    def __iter__(self) -> Iterator[Voice]:
+        yield from self._model.voices
+        yield from self._added.values()
+
+    @property
+    def names(self) -> tuple[tuple[str, int], ...]:
+        """Names and speakers, the model's own first."""
+        return tuple((voice.name, voice.speaker) for voice in self)
+
+    def choose(self, name: str | None, speaker: int) -> Voice:
+        """The voice of this name or, without a name, the speaker's first.
+
+        Raises:
+            NotFound: there is none; says which there are.
+        """
+        for voice in self:
+            if name == voice.name or (name is None and speaker == voice.speaker):
+                return voice
+        if name is not None:
+            names = ", ".join(voice.name for voice in self)
+            raise NotFound(f"unknown voice {name!r}; this model has {names}", "voice")
+        speakers = ", ".join(str(n) for n in sorted({voice.speaker for voice in self}))
+        raise NotFound(f"unknown speaker {speaker}; this model has {speakers}", "speaker")
+
+    def add(self, name: str, speaker: int, segments: Rows[Segment]) -> None:
+        """Add a voice, or replace an added one of its name; may take seconds.
+
+        Raises:
+            RequestError: the model has no such speaker or has a voice of its own of this name, or
+                the segments do not fit.
+        """
+        if any(voice.name == name for voice in self._model.voices):
+            raise InvalidRequest(f"{name!r} is a voice of the model itself", "name")
+        self.choose(None, speaker)
+        blank = tuple(self._encoder.blank(segment) for segment in segments)
+        self._model.prompt("a", Voice(name, speaker, blank), ())  # before the costly part
+        encoded = tuple(self._encoder.encode(segment) for segment in segments)
+        self._added[name] = Voice(name, speaker, encoded)
+
+    def remove(self, name: str) -> bool:
+        """Forget an added voice; requests that have begun keep it.  False if there is none."""
+        return self._added.pop(name, None) is not None
