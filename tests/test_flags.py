@@ -45,6 +45,7 @@ VALUES: dict[str, tuple[str, Any]] = {
     "voices_dir": ("voices", "voices"),
     "voice_alias": ("alloy=anna", ("alloy=anna",)),
     "log_level": ("debug", "debug"),
+    "log_format": ("json", "json"),
 }
 
 

@@ -14,7 +14,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import attrs
 import httpx
@@ -341,3 +341,43 @@ def test_the_kernel_drops_clients_that_never_read() -> None:
             accepted, _ = listener.accept()
         with accepted:
             assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 1500
+
+
+def lines_of(server: Launched) -> list[dict[str, Any]]:
+    """The log, each line of which must be an object."""
+    return [json.loads(line) for line in server.read_log().splitlines()]
+
+
+def test_the_log_is_json_for_machines(tmp_path: Path) -> None:
+    """Also what the worker says, and no text of a request's."""
+    with launched(tmp_path / "log", "--log-format", "json") as server:
+        until(lambda: any("address" in line for line in lines_of(server)), 60)
+        (ready,) = (line for line in lines_of(server) if "address" in line)
+        server.http.base_url = ready["address"]
+        for name, text in (("good-1", "5 frames whisper"), ("bad-1", "unpromptable whisper")):
+            headers = {"X-Request-Id": name}
+            server.http.post("/generate", json={"text": text}, headers=headers)
+        server.process.send_signal(signal.SIGTERM)
+        assert server.end(20) == 0
+        lines = lines_of(server)
+        assert server.process.stdout.read() == ""  # no banner between them
+        assert "whisper" not in server.read_log()
+    requests = {x["request_id"]: x for x in lines if x["logger"] == "vox_serve.requests"}
+    assert {name: one["outcome"] for name, one in requests.items()} == {
+        "good-1": "ok",
+        "bad-1": "error",
+    }
+    (failure,) = (line for line in lines if line["level"] == "error")
+    assert failure["logger"] == "vox_serve.worker"
+    assert failure["request_id"].startswith("bad-1/")
+    assert "RuntimeError (--log-text shows its message)" in failure["traceback"]
+
+
+def test_traces_that_nobody_takes_hold_up_no_end(tmp_path: Path) -> None:
+    pytest.importorskip("opentelemetry.sdk")
+    collector = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9"}
+    with launched(tmp_path / "log", "--traces", **collector) as server:
+        server.read_banner()
+        assert server.http.post("/generate", json={"text": "5 frames"}).status_code == 200
+        server.process.send_signal(signal.SIGTERM)
+        assert server.end(6) == 0

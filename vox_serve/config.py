@@ -9,6 +9,7 @@ from typing import Any
 
 import attrs
 
+from vox_serve import logs
 from vox_serve.errors import ConfigError
 from vox_serve.sampling import RANGES
 
@@ -16,7 +17,6 @@ DEFAULT_MODEL = "demo"
 DTYPES = ("auto", "bfloat16", "float32")
 QUANTIZE = ("none", "int8", "fp8")
 DAY = 86400
-LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
 def setting(default: Any, help: str, choices: tuple[str, ...] | None = None) -> Any:
@@ -110,14 +110,25 @@ class ServerConfig:
     voice_alias: tuple[str, ...] = setting(
         (), "NAME=VOICE: another name of a voice under /v1, for example alloy=hum_b; repeatable"
     )
-    log_level: str = setting("info", "how much to log", LOG_LEVELS)
+    log_level: str = setting("info", "how much to log", logs.LEVELS)
+    log_format: str = setting("text", "lines of text, or a JSON object per line", logs.FORMATS)
+    log_text: bool = setting(False, "let the texts of requests into the log; they may be private")
+    traces: bool = setting(
+        False, "send OpenTelemetry traces; the environment (OTEL_...) says where; extra `otel`"
+    )
+
+    @property
+    def log(self) -> logs.LogSettings:
+        """How the server and its workers log."""
+        return logs.LogSettings(self.log_level, self.log_format, self.log_text)
 
     def __attrs_post_init__(self) -> None:
         _require(0 <= self.port <= 65535, "port must be from 0 to 65535")
         _require(self.max_queue >= 0, "max_queue must be 0 or more")
         _require(self.max_body_bytes >= 1024, "max_body_bytes must be 1024 or more")
         _require(self.voices_dir != "", "voices_dir must not be empty")
-        _require(self.log_level in LOG_LEVELS, f"log_level must be one of {', '.join(LOG_LEVELS)}")
+        for name, choices in (("log_level", logs.LEVELS), ("log_format", logs.FORMATS)):
+            _require(getattr(self, name) in choices, f"{name} must be one of {', '.join(choices)}")
         for name in ("request", "read", "send", "shutdown", "stall"):
             field = f"{name}_timeout"
             _require(

@@ -19,8 +19,10 @@ from vox_serve import __version__
 from vox_serve.config import EngineConfig, ServerConfig
 from vox_serve.errors import ConfigError, VoxServeError
 from vox_serve.flags import Parser, add_flags, read_flags
+from vox_serve.logs import configure
 from vox_serve.messages import EngineInfo
 from vox_serve.plugins import load_plugins
+from vox_serve.server import traces
 from vox_serve.server.app import create_app
 from vox_serve.server.protocol import uvicorn_settings
 from vox_serve.workers.client import EngineClient, EngineState
@@ -48,12 +50,19 @@ class Server(uvicorn.Server):
     def _engine_changed(self, client: EngineClient) -> None:
         if client.state is EngineState.READY:
             if self._engines.state is EngineState.READY:
-                print(banner(list(self._engines), self._address), flush=True)
+                self._announce()
         elif client.state is EngineState.DEAD and not self.should_exit:
             self.exit_code = 1
             log.error("%s: %s", client.model, client.failure)
             notice = DEATH_NOTICE_SECONDS if client.info is not None else 0.0
             asyncio.get_running_loop().call_later(notice, self._exit)
+
+    def _announce(self) -> None:
+        """Say where the server is: to a person, or to the machine that reads its log."""
+        if self._engines.server.log_format == "json":
+            log.info("ready", extra={"fields": {"address": self._address}})
+        else:
+            print(banner(list(self._engines), self._address), flush=True)
 
     def _exit(self) -> None:
         self.should_exit = True
@@ -97,10 +106,9 @@ def run(configs: Sequence[EngineConfig], server: ServerConfig) -> int:
     Raises:
         VoxServeError: a model is unknown or the address cannot be used.
     """
-    logging.basicConfig(
-        level=server.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    configure(server.log)
+    if server.traces:
+        traces.start()
     engines = Engines(configs, server, load_plugins(configs[0].plugins))
     listener = listen(server)
     config = uvicorn.Config(

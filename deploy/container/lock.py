@@ -15,7 +15,7 @@ from typing import Any
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
-PROJECTS = [".", "plugins/csm", "plugins/demo_voice", "plugins/orpheus"]
+PROJECTS = [".[otel]", "plugins/csm", "plugins/demo_voice", "plugins/orpheus"]
 BUILD = ["hatchling"]
 READ = {"snac": "MIT", "sphn": "Apache-2.0"}
 """Licences that stand only in the distribution's LICENSE file, read there."""

@@ -277,7 +277,7 @@ class Engine:
             self.runner.keep(sequence, following.inputs, length + fed)
 
     def _fail(self, sequence: Sequence, error: Exception) -> None:
-        log.error("request %s failed", sequence.id, exc_info=error)
+        log.error("the request failed", exc_info=error, extra={"request_id": sequence.id})
         self._errors.append(_error_kind(error))
         self.runner.clear(sequence)
         self.prompts.release(sequence)

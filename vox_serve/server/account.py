@@ -1,14 +1,20 @@
-"""What becomes of one request: measured on the way, counted and logged once at its end."""
+"""What becomes of one request: measured on the way; counted, logged and traced once at its end."""
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
+from collections.abc import Iterator
+from typing import Any
 
 from vox_serve.errors import PromptTooLong, RequestError, SequenceFailed
-from vox_serve.messages import EngineInfo, Finished
+from vox_serve.messages import EngineInfo, Finished, SpeechRequest
 from vox_serve.metrics import Metrics
+from vox_serve.parts import private_conversation
+from vox_serve.server import traces
 from vox_serve.server.errors import ClientGone, meaning
+from vox_serve.server.traces import Phase
 
 log = logging.getLogger("vox_serve.requests")
 
@@ -32,9 +38,12 @@ class Account:
         self.arrival = time.monotonic() if arrival is None else arrival
         self.outcome: str | None = None
         """How it ended; None while it is open."""
+        self._traceparent = traces.parent()
+        self._phases: dict[str, Phase] = {}
         self._phase = "queued"
         self._admitted = False
-        self._characters = 0
+        self._asked: dict[str, Any] = {}
+        """What the log may say of what was asked for."""
         self._byte_rate = 1.0
         self._bytes = 0
         self._first_audio = 0.0
@@ -46,18 +55,31 @@ class Account:
         """How long the sound so far takes to play."""
         return self._bytes / self._byte_rate
 
-    def admitted(self, characters: int, info: EngineInfo) -> None:
-        """An engine has taken it."""
+    def admitted(self, request: SpeechRequest, info: EngineInfo, log_text: bool = False) -> None:
+        """An engine has taken it.
+
+        Args:
+            log_text: let its text into the log.
+        """
         self._admitted = True
-        self._characters = characters
         self._byte_rate = 2.0 * info.sample_rate
-        self.metrics.text_characters_total().inc(characters)
+        self.metrics.text_characters_total().inc(request.characters)
+        private = private_conversation(request.id)
+        self._asked = {
+            "characters": request.characters,
+            "voice": _voice_class(request, info),
+            "context": bool(request.context),
+            "conversation": request.conversation not in (None, private),
+            "text": "".join((request.text, *request.following)) if log_text else None,
+        }
 
     def started(self, queue_seconds: float) -> None:
         """It has a slot; the later parts of a long text do not count."""
         if self._phase == "queued":
             self._phase = "first_audio"
             self.metrics.queue_seconds().observe(queue_seconds)
+            # By the engine's clock, which is ours: the event itself comes with the first sound.
+            self._passed("queue", self.arrival, self.arrival + queue_seconds)
 
     def heard(self, count: int) -> None:
         """`count` bytes of PCM are there."""
@@ -66,12 +88,27 @@ class Account:
             self._phase = "stream"
             self._first_audio = now
             self.metrics.time_to_first_audio_seconds(self.mode).observe(now - self.arrival)
+            queue = self._phases.get("queue")
+            self._passed("prefill", queue.end if queue else self.arrival, now)
+            self._passed("first_audio", self.arrival, now)
         else:
             self.metrics.inter_chunk_gap_seconds().observe(now - self._last_audio)
             lateness = now - self._first_audio - self.audio_seconds
             self._underrun = max(self._underrun, lateness)
         self._last_audio = now
         self._bytes += count
+
+    @contextlib.contextmanager
+    def busy(self, name: str) -> Iterator[None]:
+        """What is done inside is part of the phase `name`: `encode` or `send`."""
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            end = time.monotonic()
+            phase = self._phases.setdefault(name, Phase(name, start, end, 0.0))
+            phase.end = end
+            phase.busy += end - start
 
     def end(self, error: BaseException | None = None, finished: Finished | None = None) -> None:
         """Count how it ended; the first call counts.
@@ -92,17 +129,22 @@ class Account:
             metrics.client_disconnects_total(self._phase).inc()
         if isinstance(error, PromptTooLong):
             metrics.admission_rejections_total("too_long").inc()
+        spent = time.monotonic() - self.arrival
+        reason = self._reason(error, finished) if self._admitted else None
         if self._admitted:
-            self._sum_up(error, finished)
+            self._count(spent, reason)
+        self._tell(spent, reason, error)
 
-    def _sum_up(self, error: BaseException | None, finished: Finished | None) -> None:
-        metrics = self.metrics
-        seconds, spent = self.audio_seconds, time.monotonic() - self.arrival
-        reason = finished.reason.value if finished is not None else None
-        if reason is None and self.outcome in ("cancelled", "timeout"):
-            reason = "cancelled"
-        elif reason is None and isinstance(error, SequenceFailed):
-            reason = "error"
+    def _reason(self, error: BaseException | None, finished: Finished | None) -> str | None:
+        """Why the sound ended."""
+        if finished is not None:
+            return finished.reason.value
+        if self.outcome in ("cancelled", "timeout"):
+            return "cancelled"
+        return "error" if isinstance(error, SequenceFailed) else None
+
+    def _count(self, spent: float, reason: str | None) -> None:
+        metrics, seconds = self.metrics, self.audio_seconds
         if reason is not None:
             metrics.finished_total(reason).inc()
         if self.outcome == "ok":
@@ -111,14 +153,45 @@ class Account:
                 metrics.real_time_factor().observe(spent / seconds)
         if self.mode == "stream" and seconds:
             metrics.stream_underrun_seconds().observe(self._underrun)
+
+    def _tell(self, spent: float, reason: str | None, error: BaseException | None) -> None:
+        """To the log and to the trace."""
+        problem = None if error is None else str(getattr(error, "code", type(error).__name__))
+        first = self._first_audio - self.arrival if self._bytes else None
+        facts: dict[str, Any] = {
+            "model": self.metrics.model,
+            "mode": self.mode,
+            "outcome": self.outcome,
+            **self._asked,
+            "audio_seconds": round(self.audio_seconds, 3),
+            "seconds": round(spent, 4),
+            "first_audio_seconds": None if first is None else round(first, 4),
+            "late_seconds": round(self._underrun, 4) if self.mode == "stream" else None,
+            "finish": reason,
+            "error": problem,
+        }
+        busy = {f"{name}_seconds": round(one.busy, 4) for name, one in self._phases.items()}
         log.info(
-            "%s %s %s: %d characters, %.2f s of audio in %.2f s, first after %.3f s, finish %s",
-            self.name,
+            "%s %s: %d characters, %.2f s of audio in %.2f s, first after %.3f s, finish %s",
             self.mode,
             self.outcome,
-            self._characters,
-            seconds,
+            self._asked.get("characters", 0),
+            self.audio_seconds,
             spent,
-            self._first_audio - self.arrival if self._bytes else 0.0,
-            reason or "-",
+            first or 0.0,
+            reason or problem or "-",
+            extra={"request_id": self.name, "fields": {**busy, **facts}},
         )
+        failed = problem if self.outcome in ("error", "timeout") else None
+        facts = {"request_id": self.name, **facts, "text": None}
+        traces.record(self._traceparent, self.arrival, self._phases.values(), facts, failed)
+
+    def _passed(self, name: str, start: float, end: float) -> None:
+        self._phases[name] = Phase(name, start, end, end - start)
+
+
+def _voice_class(request: SpeechRequest, info: EngineInfo) -> str:
+    """What kind of voice was asked for; its name may be a person's."""
+    if request.voice is None:
+        return "speaker"
+    return "own" if request.voice in dict(info.voices) else "registered"

@@ -28,6 +28,7 @@ from vox_serve.errors import (
     Unavailable,
     UnspeakableText,
 )
+from vox_serve.server.requests import request_id
 
 MESSAGE_BYTES, PARAM_BYTES = 1400, 200  # as JSON: an error body stays under 2 KiB
 AnyRequest = Request[Any, Any, Any]
@@ -174,5 +175,7 @@ def on_client_gone(_: AnyRequest, error: ClientGone) -> Response[bytes]:
 
 
 def on_exception(request: AnyRequest, error: Exception) -> Response[bytes]:
-    log.error("unhandled error on %s", request.url.path, exc_info=error)
+    request_id(request.scope)
+    template = request.scope.get("path_template")
+    log.error("unhandled error on %s", template, exc_info=error)
     return error_response(500, "internal error; the server's log has it", InternalError.code)

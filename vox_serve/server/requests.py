@@ -8,11 +8,16 @@ from typing import Protocol
 
 from litestar.types import Scope
 
+from vox_serve import logs
+from vox_serve.server import traces
+
 REQUEST_ID = re.compile(r"[A-Za-z0-9_.:=-]{1,128}")
 
 
 def request_id(scope: Scope) -> str:
     """The request's id: the client's own, if X-Request-Id holds one that will do.
+
+    From the first call on the log names it, and its trace is the client's.
 
     One that will not do is replaced, not refused: often a proxy has set it, and the client
     knows nothing of it.
@@ -23,6 +28,8 @@ def request_id(scope: Scope) -> str:
         text = given.decode("latin-1")
         found = text if REQUEST_ID.fullmatch(text) else uuid.uuid4().hex
         scope["state"]["request_id"] = found
+        logs.begin(found)
+        traces.begin(scope["headers"])
     return str(found)
 
 

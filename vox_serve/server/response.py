@@ -45,7 +45,8 @@ class EncodedStream:
                 self._ended = True
                 piece = self._encoding.finish()
             else:
-                piece = await self._encoding.encode(pcm)
+                with self.stream.account.busy("encode"):
+                    piece = await self._encoding.encode(pcm)
         return piece or None
 
     def close(self, error: BaseException | None) -> None:
@@ -118,8 +119,8 @@ class AudioResponse(Response[bytes]):
         except Exception as error:
             expected = isinstance(error, ClientGone | RequestError)
             level = logging.DEBUG if expected else logging.ERROR
-            name = self._audio.stream.account.name
-            log.log(level, "%s is cut: %r", name, error, exc_info=None if expected else error)
+            kind = type(error).__name__
+            log.log(level, "the answer is cut: %s", kind, exc_info=None if expected else error)
             self._audio.close(error)
             self._count_cut(scope)
         finally:
@@ -146,7 +147,8 @@ class AudioResponse(Response[bytes]):
         if more and not body:
             return
         try:
-            async with asyncio.timeout(self._client.server.send_timeout):
-                await send({"type": "http.response.body", "body": body, "more_body": more})
+            with self._audio.stream.account.busy("send"):
+                async with asyncio.timeout(self._client.server.send_timeout):
+                    await send({"type": "http.response.body", "body": body, "more_body": more})
         except (TimeoutError, OSError):
             raise ClientGone from None

@@ -202,7 +202,8 @@ async def _whole(request: AnyRequest, stream: AudioStream, order: SpeechOrder) -
             pieces.append(pcm)
         pcm = b"".join(pieces)
         rate = order.info.sample_rate
-        content = await asyncio.to_thread(order.audio_format.whole, rate, pcm, order.speed)
+        with stream.account.busy("encode"):
+            content = await asyncio.to_thread(order.audio_format.whole, rate, pcm, order.speed)
         await stream.next()  # there is nothing left, unless it was cancelled meanwhile
         return content
 

@@ -70,7 +70,7 @@ class AudioStream:
         self._events = client.submit(request)
         self._opened = OpenRequests() if opened is None else opened
         self._opened.add(account.name, self)
-        account.admitted(request.characters, info)
+        account.admitted(request, info, client.server.log_text)
 
     async def next(self) -> bytes | None:
         """The PCM that is there, up to a second or what one event brings; None after the last.

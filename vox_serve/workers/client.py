@@ -85,7 +85,7 @@ class EngineClient:
         """Called in the event loop when the state changes."""
         self.before_ready: Callable[[EngineClient], Awaitable[None]] | None = None
         """Awaited once the model is loaded; requests are taken when it has returned."""
-        self._link = Link(engine, server.log_level, in_thread)
+        self._link = Link(engine, server.log, in_thread)
         self._open: dict[str, asyncio.Queue[Event]] = {}
         self._expected = 0
         self._watchdog: asyncio.Task[None] | None = None

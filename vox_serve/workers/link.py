@@ -15,6 +15,7 @@ from queue import SimpleQueue
 from typing import TypeVar
 
 from vox_serve.config import EngineConfig
+from vox_serve.logs import LogSettings
 from vox_serve.messages import FromWorker, Shutdown, ToWorker
 from vox_serve.workers.threads import let_threads_sleep
 
@@ -31,13 +32,13 @@ class Link:
 
     Args:
         config: what the worker is to run.
-        log_level: of its log.
+        log: how it logs.
         in_thread: run it in a thread of this process.
     """
 
-    def __init__(self, config: EngineConfig, log_level: str, in_thread: bool) -> None:
+    def __init__(self, config: EngineConfig, log: LogSettings, in_thread: bool) -> None:
         self._config = config
-        self._log_level = log_level
+        self._log = log
         self._in_thread = in_thread
         self._outbox: SimpleQueue[ToWorker | None] = SimpleQueue()
         self._worker: BaseProcess | threading.Thread | None = None
@@ -60,7 +61,7 @@ class Link:
         else:
             self._worker = context.Process(
                 target=_process_main,
-                args=(theirs, self._config, self._log_level),
+                args=(theirs, self._config, self._log),
                 name="vox-serve-engine",
                 daemon=True,
             )
@@ -122,7 +123,7 @@ class Link:
             self._loop.call_soon_threadsafe(listener, message)
 
 
-def _process_main(connection: Connection, config: EngineConfig, log_level: str) -> None:
+def _process_main(connection: Connection, config: EngineConfig, log: LogSettings) -> None:
     # Ctrl-C and some supervisors signal the whole group.  The server handles that and lets running
     # requests end; this process ends with the pipe.
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -130,7 +131,7 @@ def _process_main(connection: Connection, config: EngineConfig, log_level: str) 
     let_threads_sleep()
     from vox_serve.workers.worker import run_process
 
-    run_process(connection, config, log_level)
+    run_process(connection, config, log)
 
 
 def _thread_main(connection: Connection, config: EngineConfig) -> None:

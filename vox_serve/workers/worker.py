@@ -24,6 +24,7 @@ from vox_serve.engine.engine import Engine
 from vox_serve.engine.load import load_engine
 from vox_serve.engine.sequence import Sequence
 from vox_serve.errors import RequestError, SequenceFailed, VoxServeError
+from vox_serve.logs import LogSettings, configure
 from vox_serve.messages import (
     LONG_TEXT_CHARACTERS,
     Abort,
@@ -48,11 +49,9 @@ T = TypeVar("T")
 log = logging.getLogger("vox_serve.worker")
 
 
-def run_process(connection: Connection, config: EngineConfig, log_level: str) -> None:
+def run_process(connection: Connection, config: EngineConfig, settings: LogSettings) -> None:
     """Body of the worker process."""
-    logging.basicConfig(
-        level=log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
+    configure(settings)
     run(connection, config, own_process=True)
 
 
@@ -151,7 +150,9 @@ class Worker:
 
     def _prepare(self, request: SpeechRequest) -> Sequence | RequestError:
         prompts = self._engine.prompts
-        return _attempt(lambda: prompts.prepare(request), "the prompt could not be built")
+        return _attempt(
+            lambda: prompts.prepare(request), "the prompt could not be built", request.id
+        )
 
     def _enqueue(self, request: SpeechRequest, prepared: Sequence | RequestError) -> None:
         if isinstance(prepared, Sequence) and request.id not in self._preparing:
@@ -175,7 +176,7 @@ class Worker:
             prompts.voices.add(message.name, message.speaker, message.segments)
             return Done(message.request_id, True, voices=prompts.voices.names)
 
-        added = _attempt(add, "the voice could not be encoded")
+        added = _attempt(add, "the voice could not be encoded", message.request_id)
         if isinstance(added, RequestError):
             added = Done(message.request_id, False, added)
         return partial(self._post, added)
@@ -184,11 +185,11 @@ class Worker:
         self._connection.send(StepOutput((event,), self._engine.stats))
 
 
-def _attempt(work: Callable[[], T], problem: str) -> T | RequestError:
+def _attempt(work: Callable[[], T], problem: str, request_id: str) -> T | RequestError:
     try:
         return work()
     except RequestError as error:
         return error.plain()
     except Exception as error:  # the model is a plugin: it may raise anything
-        log.error("%s", problem, exc_info=error)
+        log.error("%s", problem, exc_info=error, extra={"request_id": request_id})
         return SequenceFailed(f"{problem} ({type(error).__name__}); see the server's log")

@@ -21,6 +21,7 @@ from litestar.types import Receive, Scope, Send
 
 from vox_serve.audio.formats import AudioFormat, find_format
 from vox_serve.errors import InvalidRequest, NotFound, RequestError, Unavailable, UnspeakableText
+from vox_serve.logs import begin
 from vox_serve.messages import SpeechRequest
 from vox_serve.server.account import Account
 from vox_serve.server.errors import (
@@ -31,7 +32,7 @@ from vox_serve.server.errors import (
     error_response,
     meaning,
 )
-from vox_serve.server.requests import OpenRequests
+from vox_serve.server.requests import OpenRequests, request_id
 from vox_serve.server.speech import check_voice, given_sampling
 from vox_serve.server.voices.aliases import voice_of
 from vox_serve.server.websocket.connection import Connection, ServerEnds, Start
@@ -61,6 +62,7 @@ async def _serve(
         raise ClientException(
             "this address speaks WebSocket", status_code=426, headers={"Upgrade": "websocket"}
         )
+    request_id(scope)
     refusal = _refusal(scope, engines)
     _count_handshake(engines, "101" if refusal is None else str(refusal.status_code))
     await receive()  # websocket.connect
@@ -117,6 +119,7 @@ async def _converse(connection: Connection, engines: Engines, opened: OpenReques
     """Run a session, and say why it ends.  Raises ClientGone."""
     try:
         session = await _begin(connection, engines, opened)
+        begin(session.id)
         await session.run()
     except RequestError as error:
         await connection.send_error(error, fatal=True)

@@ -328,7 +328,10 @@ class Session:
         while pcm is not None:
             for start in range(0, len(pcm), self._piece_bytes):
                 piece = pcm[start : start + self._piece_bytes]
-                await self._connection.send_audio(await self._encoding.encode(piece))
+                with stream.account.busy("encode"):
+                    audio = await self._encoding.encode(piece)
+                with stream.account.busy("send"):
+                    await self._connection.send_audio(audio)
                 self._bytes += len(piece)
                 await asyncio.sleep(0)  # neither of these need have waited
             pcm = await stream.next()

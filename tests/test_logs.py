@@ -1,0 +1,99 @@
+"""Log lines for people and machines: whose request they are about, and what they keep secret."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from typing import Any
+
+import pytest
+
+from vox_serve import logs
+from vox_serve.logs import JSONLines, Lines, LogSettings
+
+
+def record(message: str = "hello", error: BaseException | None = None, **extra: Any):
+    raised = (type(error), error, error.__traceback__) if error else None
+    made = logging.LogRecord("vox_serve.x", logging.INFO, __file__, 1, message, (), raised)
+    made.__dict__.update(extra)
+    return made
+
+
+def as_json(made: logging.LogRecord, **settings: Any) -> dict[str, Any]:
+    line = JSONLines(LogSettings(**settings)).format(made)
+    assert "\n" not in line
+    found: dict[str, Any] = json.loads(line)
+    return found
+
+
+def caught() -> BaseException:
+    secret = "".join(["se", "cret"])  # the line that raises is in the traceback
+    try:
+        try:
+            int(secret)
+        except ValueError as error:
+            raise RuntimeError(secret) from error
+    except RuntimeError as error:
+        return error
+
+
+def test_a_record_is_an_object_with_its_fields() -> None:
+    found = as_json(record(fields={"mode": "whole", "seconds": 0.5, "finish": None}))
+    assert found.pop("time").endswith("Z")
+    assert found == {
+        "level": "info",
+        "logger": "vox_serve.x",
+        "message": "hello",
+        "mode": "whole",
+        "seconds": 0.5,
+    }
+
+
+@pytest.mark.parametrize("kind", [Lines, JSONLines])
+def test_a_record_carries_the_request_that_it_names(kind: type[Lines]) -> None:
+    assert "a-b-c" in kind(LogSettings()).format(record(request_id="a-b-c"))
+
+
+def test_a_record_carries_the_request_of_its_context_and_no_other() -> None:
+    async def one(name: str) -> str | None:
+        logs.begin(name)
+        await asyncio.sleep(0)
+        return logs.request_of(record())
+
+    async def several() -> list[str | None]:
+        return await asyncio.gather(one("a"), one("b"))
+
+    assert asyncio.run(several()) == ["a", "b"]
+    assert logs.request_of(record()) is None
+
+
+@pytest.mark.parametrize("kind", [Lines, JSONLines])
+def test_an_exception_of_a_request_shows_where_but_not_what(kind: type[Lines]) -> None:
+    made = record("it failed", caught(), request_id="a")
+    line = kind(LogSettings()).format(made)
+    assert "secret" not in line.replace("int(secret)", "").replace("RuntimeError(secret)", "")
+    assert "RuntimeError (--log-text shows its message)" in line
+    assert "ValueError (--log-text shows its message)" in line
+    assert "in caught" in line
+    shown = kind(LogSettings(text=True)).format(record("it failed", caught(), request_id="a"))
+    assert "RuntimeError: secret" in shown
+
+
+def test_an_exception_of_nobodys_request_shows_all() -> None:
+    assert "RuntimeError: secret" in as_json(record("it failed", caught()))["traceback"]
+
+
+def test_a_process_logs_as_it_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    root = logging.getLogger()
+    before, level = root.handlers[:], root.level
+    root.handlers[:] = []
+    try:
+        logs.configure(LogSettings("warning", "json"))
+        logging.getLogger("vox_serve.x").info("not shown")
+        logging.getLogger("vox_serve.x").warning("shown")
+    finally:
+        root.handlers[:] = before
+        root.setLevel(level)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert json.loads(line)["message"] == "shown"
