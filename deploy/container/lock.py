@@ -17,10 +17,10 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 PROJECTS = [".[otel]", "plugins/csm", "plugins/demo_voice", "plugins/orpheus"]
 BUILD = ["hatchling"]
-READ = {"snac": "MIT", "sphn": "Apache-2.0"}
+READ = {"snac": "MIT", "cuda-toolkit": "none stated: it holds no files, only requirements"}
 """Licences that stand only in the distribution's LICENSE file, read there."""
 HEADER = "# Made by: python -m deploy.container.lock\n"
-CUDA = ("nvidia-", "triton", "torch")
+CUDA = ("cuda-", "nvidia-", "torch", "triton")
 """How the names begin of what differs between the targets: torch, and what only its CUDA build
 needs."""
 
@@ -38,8 +38,11 @@ def line(package: Mapping[str, Any]) -> str:
     """A line of a requirements file; the licence is its comment."""
     about = package["metadata"]
     digest = package["download_info"]["archive_info"]["hashes"]["sha256"]
-    name = about["name"].lower().replace("_", "-")
-    return f"{name}=={about['version']} --hash=sha256:{digest}  # {licence(about)}"
+    return f"{name(package)}=={about['version']} --hash=sha256:{digest}  # {licence(about)}"
+
+
+def name(package: Mapping[str, Any]) -> str:
+    return str(package["metadata"]["name"]).lower().replace("_", "-").replace(".", "-")
 
 
 def licence(about: Mapping[str, Any]) -> str:
@@ -55,14 +58,14 @@ def licence(about: Mapping[str, Any]) -> str:
     return text.splitlines()[0][:80]
 
 
-def write(name: str, packages: Iterable[Mapping[str, Any]]) -> None:
+def write(file: str, packages: Iterable[Mapping[str, Any]]) -> None:
     lines = sorted(map(line, packages))
-    (HERE / name).write_text(HEADER + "".join(f"{one}\n" for one in lines))
+    (HERE / file).write_text(HEADER + "".join(f"{one}\n" for one in lines))
 
 
 def main() -> None:
     packages = resolve(*PROJECTS)
-    cuda = [package for package in packages if package["metadata"]["name"].startswith(CUDA)]
+    cuda = [package for package in packages if name(package).startswith(CUDA)]
     write("lock.txt", (package for package in packages if package not in cuda))
     write("lock-cuda.txt", cuda)
     write("lock-build.txt", resolve(*BUILD))
