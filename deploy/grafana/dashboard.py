@@ -262,13 +262,13 @@ ROWS: dict[str, tuple[Panel, ...]] = {
         ),
         Panel(
             "Descriptors",
-            "none",
-            "Open files and sockets, and how many there may be.",
+            "percentunit",
+            "Open files and sockets, as a share of how many there may be.",
             (
-                (gauge("process_open_fds", "model, process"), "{{process}} {{model}}"),
                 (
-                    f"min (vox_serve_process_max_fds{{{MODEL}}})",
-                    "limit",
+                    f"{gauge('process_open_fds', 'model, process')}"
+                    f" / {gauge('process_max_fds', 'model, process')}",
+                    "{{process}} {{model}}",
                 ),
             ),
         ),

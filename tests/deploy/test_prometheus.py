@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import shutil
 import socket
 import subprocess
 import time
@@ -20,7 +22,8 @@ import yaml
 from websockets.sync.client import connect
 
 from tests.conftest import until
-from tests.deploy.test_grafana import TARGETS
+from tests.deploy.picture import Series, draw
+from tests.deploy.test_grafana import BOARD, TARGETS
 from tests.deploy.tools import DEPLOY, needs_prometheus, passes
 from tests.test_launch import Launched, launched
 from vox_serve.server.websocket.route import PATH
@@ -47,11 +50,22 @@ class Observed:
 
     def values(self, expression: str) -> list[float]:
         """What an expression is now; NaN is nothing."""
-        expression = expression.replace("$__rate_interval", WINDOW).replace("$model", ".*")
-        answer = self.prometheus.get("/api/v1/query", params={"query": expression}).json()
-        assert answer["status"] == "success", answer
-        found = [float(series["value"][1]) for series in answer["data"]["result"]]
+        found = [float(series["value"][1]) for series in self._ask("query", expression)]
         return [value for value in found if not math.isnan(value)]
+
+    def course(self, expression: str) -> list[Series]:
+        """How an expression went over the last half minute."""
+        span = {"start": time.time() - 30, "end": time.time(), "step": 0.5}
+        found = self._ask("query_range", expression, **span)
+        return [(one["metric"], [(t, float(value)) for t, value in one["values"]]) for one in found]
+
+    def _ask(self, route: str, expression: str, **span: float) -> list[dict[str, Any]]:
+        expression = expression.replace("$__rate_interval", WINDOW).replace("$model", ".*")
+        query = {"query": expression, **span}
+        answer = self.prometheus.get(f"/api/v1/{route}", params=query).json()
+        assert answer["status"] == "success", answer
+        result: list[dict[str, Any]] = answer["data"]["result"]
+        return result
 
     def rules(self) -> dict[str, Any]:
         groups = self.prometheus.get("/api/v1/rules").json()["data"]["groups"]
@@ -157,6 +171,15 @@ def test_every_panel_shows_something(observed: Observed, capsys: pytest.CaptureF
     assert empty == []
 
 
+def test_the_panels_can_be_drawn(observed: Observed, tmp_path: Path) -> None:
+    """For docs/dashboard.png: VOX_WRITE_PICTURES=1 makes it anew."""
+    picture = tmp_path / "dashboard.png"
+    draw(BOARD, observed.course, picture)
+    assert picture.stat().st_size > 100_000
+    if os.environ.get("VOX_WRITE_PICTURES"):
+        shutil.copy(picture, DEPLOY.parent / "docs" / "dashboard.png")
+
+
 @pytest.mark.parametrize("name", RECORDED)
 def test_every_recorded_rule_has_data(observed: Observed, name: str) -> None:
     assert observed.values(name)
@@ -190,7 +213,7 @@ def test_the_load_reached_what_the_panels_are_for(observed: Observed) -> None:
         'process_resident_memory_bytes{process="worker"}',
         'process_open_fds{process="server"}',
     ):
-        assert sum(observed.values(f"vox_serve_{series}")) > 0, series
+        assert sum(observed.values(f"max_over_time(vox_serve_{series}[2m])")) > 0, series
 
 
 def test_promtool_accepts_the_exposition(observed: Observed) -> None:
