@@ -155,9 +155,9 @@ ROWS: dict[str, tuple[Panel, ...]] = {
             ((MEAN_BATCH, "mean"), (quantile(0.95, "batch_size"), "p95")),
         ),
         Panel(
-            "Step time by phase, p95",
+            "Step time by phase",
             "s",
-            "A step speaks one frame of each row; all phases together must stay below it "
+            "p95. A step speaks one frame of each row; all phases together must stay below it "
             "(0.08 s for CSM).",
             ((quantile(0.95, "engine_step_seconds", "phase"), "{{phase}}"),),
         ),

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import re
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -81,7 +84,10 @@ def test_a_stream_also_tells_of_sending(
     fields = told(caplog, "stream-1")
     assert (fields["mode"], fields["finish"], fields["conversation"]) == ("stream", "length", True)
     assert fields["voice"] == "speaker"
-    assert {"send_seconds", "encode_seconds", "late_seconds"} <= set(fields)
+    page = Path(__file__).parents[2] / "docs" / "operations.md"
+    (example,) = re.findall(r'^\{"time": .*"vox_serve.requests".*$', page.read_text(), re.M)
+    added = {"time", "level", "logger", "message", "request_id"}
+    assert set(json.loads(example)) == set(fields) | added
 
 
 @pytest.mark.parametrize(
