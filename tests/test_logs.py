@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -84,16 +86,29 @@ def test_an_exception_of_nobodys_request_shows_all() -> None:
     assert "RuntimeError: secret" in as_json(record("it failed", caught()))["traceback"]
 
 
-def test_a_process_logs_as_it_is_told(capsys: pytest.CaptureFixture[str]) -> None:
-    root = logging.getLogger()
-    before, level = root.handlers[:], root.level
-    root.handlers[:] = []
-    try:
-        logs.configure(LogSettings("warning", "json"))
-        logging.getLogger("vox_serve.x").info("not shown")
-        logging.getLogger("vox_serve.x").warning("shown")
-    finally:
-        root.handlers[:] = before
-        root.setLevel(level)
-    (line,) = capsys.readouterr().err.splitlines()
-    assert json.loads(line)["message"] == "shown"
+def test_a_process_logs_as_it_is_told() -> None:
+    script = """
+import logging, threading, warnings
+from vox_serve import logs
+logs.configure(logs.LogSettings("warning", "json"))
+logging.getLogger("vox_serve.x").info("not shown")
+logging.getLogger("vox_serve.x").warning("shown")
+warnings.warn("mind the gap")
+thread = threading.Thread(target=lambda: 1 / 0)
+thread.start()
+thread.join()
+raise KeyError("end")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], check=False, stderr=subprocess.PIPE, text=True
+    )
+    assert done.returncode == 1
+    lines = [json.loads(line) for line in done.stderr.splitlines()]
+    assert [(line["level"], line["logger"]) for line in lines] == [
+        ("warning", "vox_serve.x"),
+        ("warning", "py.warnings"),
+        ("critical", "vox_serve"),
+        ("critical", "vox_serve"),
+    ]
+    assert "ZeroDivisionError" in lines[2]["traceback"]
+    assert "KeyError: 'end'" in lines[3]["traceback"]

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
+import threading
 import traceback
 from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
@@ -37,11 +39,18 @@ class LogSettings:
 
 
 def configure(settings: LogSettings) -> None:
-    """Log to stderr so; for a whole process."""
+    """Log to stderr so, warnings and uncaught exceptions too; for a whole process."""
     handler = logging.StreamHandler()
     handler.setFormatter(JSONLines(settings) if settings.format == "json" else Lines(settings))
     logging.basicConfig(level=settings.level.upper(), handlers=[handler])
     logging.getLogger("httpx").setLevel(logging.WARNING)
+    logging.captureWarnings(True)
+    sys.excepthook = _log_uncaught
+    threading.excepthook = lambda args: _log_uncaught(*args[:3])
+
+
+def _log_uncaught(*raised: Any) -> None:
+    logging.getLogger("vox_serve").critical("uncaught exception", exc_info=raised)
 
 
 def begin(request_id: str) -> None:

@@ -130,6 +130,7 @@ def test_the_text_is_told_only_if_that_is_allowed(
     server = start_server(server=ServerConfig(port=0, log_text=True))
     assert post(server, "open-1", text="7 frames. And more.") == 200
     assert told(caplog, "open-1")["text"] == "7 frames. And more."
+    assert "finish stop, text '7 frames. And more.'" in caplog.text
 
 
 def test_an_error_that_nobody_expected_carries_the_request(

@@ -70,7 +70,7 @@ class Account:
             "voice": _voice_class(request, info),
             "context": bool(request.context),
             "conversation": request.conversation not in (None, private),
-            "text": "".join((request.text, *request.following)) if log_text else None,
+            "text": " ".join((request.text, *request.following)) if log_text else None,
         }
 
     def started(self, queue_seconds: float) -> None:
@@ -170,9 +170,10 @@ class Account:
             "finish": reason,
             "error": problem,
         }
+        text = self._asked.get("text")
         busy = {f"{name}_seconds": round(one.busy, 4) for name, one in self._phases.items()}
         log.info(
-            "%s %s: %d characters, %.2f s of audio in %.2f s, first after %.3f s, finish %s",
+            "%s %s: %d characters, %.2f s of audio in %.2f s, first after %.3f s, finish %s%s",
             self.mode,
             self.outcome,
             self._asked.get("characters", 0),
@@ -180,6 +181,7 @@ class Account:
             spent,
             first or 0.0,
             reason or problem or "-",
+            f", text {text!r}" if text is not None else "",
             extra={"request_id": self.name, "fields": {**busy, **facts}},
         )
         failed = problem if self.outcome in ("error", "timeout") else None

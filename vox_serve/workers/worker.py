@@ -12,6 +12,7 @@ import contextlib
 import gc
 import logging
 import socket
+import sys
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -52,7 +53,11 @@ log = logging.getLogger("vox_serve.worker")
 def run_process(connection: Connection, config: EngineConfig, settings: LogSettings) -> None:
     """Body of the worker process."""
     configure(settings)
-    run(connection, config, own_process=True)
+    try:
+        run(connection, config, own_process=True)
+    except Exception:  # else multiprocessing prints it past the log
+        log.critical("the worker ends", exc_info=True)
+        sys.exit(1)
 
 
 def run(connection: Connection, config: EngineConfig, own_process: bool = False) -> None:
