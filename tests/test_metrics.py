@@ -191,23 +191,26 @@ def test_a_broken_plugin_is_counted() -> None:
 
 def test_processes_show_memory_descriptors_and_start_under_their_labels() -> None:
     registry = Registry()
-    sleeper = subprocess.Popen(["sleep", "60"])
+    other = subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     try:
+        other.stdin.write(b"\n")
+        other.stdin.flush()
+        other.stdout.read(1)  # it runs: a process that is being started has no memory yet
         registry.watch_process("", "server", os.getpid())
-        registry.watch_process("tone", "worker", sleeper.pid)
+        registry.watch_process("tone", "worker", other.pid)
         families = {
             family.name: family.samples
             for family in text_string_to_metric_families(registry.exposition().decode())
         }
     finally:
-        sleeper.kill()
-        sleeper.wait()
+        other.kill()
+        other.communicate()
     memory = families["vox_serve_process_resident_memory_bytes"]
     assert [sample.labels for sample in memory] == [
         {"model": "", "process": "server"},
         {"model": "tone", "process": "worker"},
     ]
-    assert memory[0].value > memory[1].value > 0  # python and sleep
+    assert memory[0].value > memory[1].value > 0  # python and cat
     assert set(families) == {
         f"vox_serve_process_{name}"
         for name in (
