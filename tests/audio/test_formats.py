@@ -9,6 +9,7 @@ import contextlib
 import io
 import wave
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import attrs
 import av
@@ -21,6 +22,7 @@ from vox_serve.audio.formats import FORMATS, PCM_24K, Encoder, find_format
 from vox_serve.errors import InvalidRequest
 
 RATE = 24_000
+TASKS = Path("/proc/self/task")
 ALL = list(FORMATS)
 LOSSLESS = [name for name in ALL if FORMATS[name].lossless]
 ENCODED = [name for name in ALL if name not in ("wav", "pcm")]
@@ -304,6 +306,16 @@ def test_native_resources_are_freed_at_once(name: str) -> None:
     encoder.close()
     assert encoder._container is None
     assert "_stream" not in vars(encoder)
+
+
+@pytest.mark.skipif(not TASKS.exists(), reason="counts threads in /proc")
+@pytest.mark.parametrize("name", ALL)
+def test_no_threads(name: str) -> None:
+    before = len(list(TASKS.iterdir()))
+    encoder = FORMATS[name].encoder(RATE)
+    encoder.encode(speech(RATE).tobytes())
+    assert len(list(TASKS.iterdir())) == before
+    encoder.close()
 
 
 @pytest.mark.parametrize("name", ALL)
