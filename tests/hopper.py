@@ -1,8 +1,7 @@
 """Triton's kernels compiled for a Hopper GPU, sm_90, where there is none.
 
 What is launched is compiled instead of run, with the launcher's own arguments: so alignment and
-the values that Triton specialises on are those of a real launch.  Tensors may be on the CPU or on
-the meta device.
+the values that Triton specialises on are those of a real launch.  Tensors lie on the meta device.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
-from vox_serve.nn import kernels, pdl
+from vox_serve.nn import kernels
 
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
 
@@ -68,7 +67,7 @@ class Launches(list[Compiled]):
 
 @contextmanager
 def hopper() -> Iterator[Launches]:
-    """Inside, tensors of any device count as CUDA's, and launches are compiled and listed."""
+    """Inside, the meta device counts as CUDA, and launches are compiled and listed."""
     launches, made = Launches(), {}
     run = JITFunction.run
 
@@ -82,8 +81,7 @@ def hopper() -> Iterator[Launches]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(JITFunction, "run", compiled)
-        patch.setattr(kernels, "DEVICES", ("cuda", "cpu", "meta"))
-        patch.setattr(pdl, "launch_options", lambda x: {"pdl": True, "launch_pdl": True})
+        patch.setattr(kernels, "DEVICES", ("cuda", "meta"))
         triton.runtime.driver.set_active(_Driver())
         try:
             yield launches
@@ -93,7 +91,7 @@ def hopper() -> Iterator[Launches]:
 
 def _read(kernel, options: dict[str, object]) -> Compiled:
     usage = _usage(kernel.asm["cubin"])
-    shown = {k: v for k, v in options.items() if k not in ("pdl", "launch_pdl", "num_warps")}
+    shown = {k: v for k, v in options.items() if k not in ("overlaps", "launch_pdl", "num_warps")}
     return Compiled(
         kernel.metadata.name,
         " ".join(f"{key}={value}" for key, value in shown.items()),

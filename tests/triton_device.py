@@ -79,6 +79,24 @@ def _round_as_torch_does(interpreter) -> None:
     interpreter._convert_float = rounded
 
 
+def _multiply_bfloat16(interpreter) -> None:
+    """The interpreter holds bfloat16 as integers of 16 bits, and multiplies those."""
+    builder, tl = interpreter.InterpreterBuilder, interpreter.tl
+    multiply = builder.create_dot
+
+    def create_dot(self, a, b, d, *options):
+        if a.dtype == tl.bfloat16:
+            a, b = (
+                interpreter.TensorHandle(
+                    (each.data.astype(np.uint32) << 16).view(np.float32), tl.float32
+                )
+                for each in (a, b)
+            )
+        return multiply(self, a, b, d, *options)
+
+    builder.create_dot = create_dot
+
+
 def _patch_once(interpreter) -> None:
     """Spare the interpreter from preparing Triton's modules at every call of a function.
 
@@ -102,31 +120,5 @@ if INTERPRETED and HAS_TRITON:
     from triton.runtime import interpreter
 
     _round_as_torch_does(interpreter)
+    _multiply_bfloat16(interpreter)
     _patch_once(interpreter)
-
-
-def compile_for_hopper(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Launches are compiled to machine code for sm_90 instead of run; returns their names."""
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-    from triton.runtime.jit import JITFunction, mangle_type
-
-    compiled = []
-
-    def compile_launch(self, *args, grid, warmup, **options):
-        names = [parameter.name for parameter in self.params]
-        given = dict(zip(names, args, strict=False))
-        given |= {name: options.pop(name) for name in names if name in options}
-        constants = {p.name: given[p.name] for p in self.params if p.is_constexpr}
-        signature = {
-            name: "constexpr" if name in constants else mangle_type(given[name]) for name in names
-        }
-        source = ASTSource(self, signature, constants)
-        binary = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
-        assert binary.metadata.shared <= 227 * 1024, "more shared memory than a block may have"
-        assert binary.asm["cubin"]
-        compiled.append(self.__name__)
-
-    monkeypatch.setattr(JITFunction, "run", compile_launch)
-    return compiled

@@ -10,7 +10,6 @@ from tests.triton_device import (
     HAS_TRITON,
     INTERPRETED,
     INTERPRETER_WARNINGS,
-    compile_for_hopper,
     needs_triton,
     on_device,
     run_interpreted,
@@ -21,7 +20,7 @@ from vox_serve.nn import kernels
 from vox_serve.nn.rope import RopeConfig, rotate, signed
 
 if HAS_TRITON:
-    from vox_serve.nn import triton_kernels
+    from vox_serve.nn import triton_attention, triton_kernels
 
 pytestmark = INTERPRETER_WARNINGS
 
@@ -208,7 +207,7 @@ def test_attention(
     oracle = Case(*sizes, positions, dtype, torch.device("cpu")).run(kernels.plain_decode_attention)
     expected, expected_keys, expected_values = (tensor.to(device) for tensor in oracle)
     case = Case(*sizes, positions, dtype, device)
-    out, keys, values = case.run(triton_kernels.decode_attention)
+    out, keys, values = case.run(triton_attention.decode_attention)
     torch.testing.assert_close(out, expected, **ATTENTION_TOLERANCE[dtype])
     assert torch.equal(values, expected_values)
     if dtype == torch.bfloat16:
@@ -225,9 +224,9 @@ def test_attention(
 @DTYPES
 def test_a_row_depends_on_no_other(device: torch.device, dtype: torch.dtype):
     case = Case(4, 2, 64, 600, [10, 599, 300], dtype, device)
-    together = case.run(triton_kernels.decode_attention)[0]
+    together = case.run(triton_attention.decode_attention)[0]
     for row in range(3):
-        alone = case.run(triton_kernels.decode_attention, slice(row, row + 1))[0]
+        alone = case.run(triton_attention.decode_attention, slice(row, row + 1))[0]
         assert torch.equal(together[row : row + 1], alone)
 
 
@@ -235,12 +234,12 @@ def test_a_row_depends_on_no_other(device: torch.device, dtype: torch.dtype):
 @pytest.mark.parametrize("capacity", [100, 300])
 def test_what_is_not_finite_stays_in_its_row(device: torch.device, capacity: int):
     case = Case(4, 2, 32, capacity, [40, 50, 60], torch.float32, device)
-    clean = case.run(triton_kernels.decode_attention)[0]
+    clean = case.run(triton_attention.decode_attention)[0]
     case.qkv[1, 0] = torch.nan  # a query
     case.keys[:, case.slots[0], 41:] = torch.nan  # past the first row's end
     case.values[:, case.slots[0], 40:] = torch.inf  # its own position is written first
     case.values[:, case.slots[2], 7] = torch.nan  # before the third row's end
-    out = case.run(triton_kernels.decode_attention)[0]
+    out = case.run(triton_attention.decode_attention)[0]
     assert torch.equal(out[0], clean[0])
     assert out[1].view(4, 32)[0].isnan().all()
     assert torch.equal(out[1].view(4, 32)[1:], clean[1].view(4, 32)[1:])
@@ -251,8 +250,8 @@ def test_what_is_not_finite_stays_in_its_row(device: torch.device, capacity: int
 def test_padding_harms_nobody(device: torch.device):
     spare = 4
     case = Case(4, 2, 32, 300, [299, 7, 0, 300, 5000], torch.float32, device, [0, 1] + [spare] * 3)
-    alone = case.run(triton_kernels.decode_attention, slice(2))
-    out, keys, values = case.run(triton_kernels.decode_attention)
+    alone = case.run(triton_attention.decode_attention, slice(2))
+    out, keys, values = case.run(triton_attention.decode_attention)
     assert torch.equal(out[:2], alone[0])
     others = [slot for slot in range(keys.shape[1]) if slot != spare]
     assert torch.equal(keys[:, others], alone[1][:, others])
@@ -267,7 +266,7 @@ def test_rope_tables_may_be_shorter_or_longer_than_the_cache(device: torch.devic
         case = Case(2, 1, 32, 64, [63, 64], torch.float32, device)
         tables = RopeConfig(500.0).table(32, size)
         case.cos, case.sin = (table.to(device) for table in tables)
-        out = case.run(triton_kernels.decode_attention)[0]
+        out = case.run(triton_attention.decode_attention)[0]
         expected = case.run(kernels.plain_decode_attention)[0]
         torch.testing.assert_close(out[0], expected[0], **ATTENTION_TOLERANCE[torch.float32])
 
@@ -289,9 +288,10 @@ def test_the_predicate_decides(device: torch.device, batch: int, monkeypatch: py
 
     launched = []
     for name in ("rms_norm", "add_rms_norm", "silu_mul", "decode_attention"):
-        kernel = getattr(triton_kernels, name)
+        module = triton_attention if name == "decode_attention" else triton_kernels
+        kernel = getattr(module, name)
         monkeypatch.setattr(
-            triton_kernels,
+            module,
             name,
             lambda *args, kernel=kernel: launched.append(kernel.__name__) or kernel(*args),
         )
@@ -306,22 +306,3 @@ def test_the_predicate_decides(device: torch.device, batch: int, monkeypatch: py
 
 def test_a_cpu_takes_the_plain_version():
     assert not kernels.use_triton(torch.zeros(1))
-
-
-@needs_triton
-@pytest.mark.skipif(INTERPRETED, reason="the interpreter compiles nothing")
-@DTYPES
-def test_kernels_compile_without_a_gpu(
-    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch, tmp_path
-):
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    compiled = compile_for_hopper(monkeypatch)
-    device = torch.device("cpu")
-    x, weight = torch.ones(1, 2048, dtype=dtype), torch.ones(2048, dtype=dtype)
-    triton_kernels.rms_norm(x, weight, 1e-5)
-    triton_kernels.add_rms_norm(x, x, weight, 1e-5)
-    triton_kernels.silu_mul(x)
-    triton_kernels.fp8_rows(x)
-    Case(8, 2, 128, 33, [0], dtype, device).run(triton_kernels.decode_attention)
-    Case(32, 8, 64, 2048, [0], dtype, device).run(triton_kernels.decode_attention)
-    assert len(compiled) == 7

@@ -11,7 +11,6 @@ from tests.triton_device import (
     HAS_TRITON,
     INTERPRETED,
     INTERPRETER_WARNINGS,
-    compile_for_hopper,
     needs_triton,
     on_device,
     run_interpreted,
@@ -228,14 +227,3 @@ def test_a_row_depends_on_no_other(device: torch.device):
 def test_no_rows(device: torch.device):
     rows = Rows(mixed(1, 5), 10)
     assert rows.kernel(torch.zeros(0, 10), 0, device)[0].shape == (0,)
-
-
-@needs_triton
-@pytest.mark.skipif(INTERPRETED, reason="the interpreter compiles nothing")
-def test_the_kernel_compiles_without_a_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path):
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    compiled = compile_for_hopper(monkeypatch)
-    rows = Rows(mixed(1, 6), 2051)
-    for codebook in (0, 1):
-        rows.kernel(rows.logits(2051).bfloat16(), codebook, CPU)
-    assert compiled == ["_pick", "_pick"]

@@ -71,8 +71,11 @@ class SlotView:
         self._cache = cache
         self._positions = positions
         self._slots = slots
+
+    @cached_property
+    def _index(self) -> tuple[torch.Tensor, torch.Tensor]:
         # Padding may point past the end of the cache; its writes land where nobody looks yet.
-        self._index = (slots[:, None], positions.clamp(max=cache.max_positions - 1))
+        return self._slots[:, None], self._positions.clamp(max=self._cache.max_positions - 1)
 
     @cached_property
     def mask(self) -> torch.Tensor | None:
@@ -81,8 +84,8 @@ class SlotView:
         return (reach <= self._positions[..., None])[:, None]
 
     def place(self, layer: int) -> Place:
-        slots, positions = self._index
-        return self._cache.keys[layer], self._cache.values[layer], slots[:, 0], positions[:, 0]
+        keys, values = self._cache.keys[layer], self._cache.values[layer]
+        return keys, values, self._slots, self._positions[:, 0]
 
     def extend(
         self, layer: int, keys: torch.Tensor, values: torch.Tensor

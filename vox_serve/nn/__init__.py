@@ -3,6 +3,7 @@
 from vox_serve.nn.init import uninitialised
 from vox_serve.nn.linear import Embedding, Linear, PackedLinear, held_bytes
 from vox_serve.nn.llama import FrameCache, Llama, LlamaConfig
+from vox_serve.nn.residual import Rows
 from vox_serve.nn.rope import RopeConfig
 from vox_serve.nn.streaming import CausalConv, Past, TransposedConv
 from vox_serve.nn.weights import WeightFiles, WeightLoader, llama_sources, weights_path
@@ -17,6 +18,7 @@ __all__ = [
     "PackedLinear",
     "Past",
     "RopeConfig",
+    "Rows",
     "TransposedConv",
     "WeightFiles",
     "WeightLoader",

@@ -17,7 +17,11 @@ from vox_serve.nn.rope import rotate, signed
 
 MAX_NORM_SIZE = 16384
 """A wider row does not fit one block; the plain version takes it."""
+FEW_ROWS = 16
+"""Up to here a product takes as long as its weights take to be read."""
 FP8 = torch.float8_e4m3fn
+DEVICES = ("cuda",)
+"""Where kernels run; a test adds others."""
 HEAD_DIMS = (32, 64, 128)
 """What the attention kernel takes; the plain version takes any."""
 MAX_CODES = 8192
@@ -34,7 +38,13 @@ def use_triton(x: torch.Tensor) -> bool:
 
     Not where a gradient is wanted: the kernels have none.
     """
-    return x.is_cuda and not x.requires_grad and _triton_installed()
+    return x.device.type in DEVICES and not x.requires_grad and _triton_installed()
+
+
+def few_rows(x: torch.Tensor, ids: torch.Tensor | None = None) -> bool:
+    """Whether a product of `x` `[..., H]`, or of its rows `ids`, runs as a kernel for few rows."""
+    rows = x.numel() // x.shape[-1] if ids is None else len(ids)
+    return rows <= FEW_ROWS and use_triton(x)
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
@@ -69,7 +79,8 @@ def add_rms_norm(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`rms_norm(x + residual)` and `x + residual`, both `[..., H]`.
 
-    The sum is rounded to its dtype before the norm reads it.
+    The sum is rounded to its dtype before the norm reads it.  On a GPU x may also be float32
+    parts `[S, ..., H]` of a sum.
     """
     if use_triton(x) and x.shape[-1] <= MAX_NORM_SIZE:
         from vox_serve.nn import triton_kernels
@@ -158,9 +169,9 @@ def decode_attention(
     of a fixed number of positions, then the splits are combined.
     """
     if use_triton(qkv) and keys.shape[-1] in HEAD_DIMS:
-        from vox_serve.nn import triton_kernels
+        from vox_serve.nn import triton_attention
 
-        return triton_kernels.decode_attention(
+        return triton_attention.decode_attention(
             qkv, cos, sin, keys, values, slots, positions, heads, kv_heads
         )
     return plain_decode_attention(

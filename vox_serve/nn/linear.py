@@ -12,20 +12,20 @@ int8 on a CPU: symmetric, a scale per output channel; inputs are rounded with a 
     section 3, without its outlier columns).
 padded on CUDA: what is used unless fp8 is asked for.
 fp8 on CUDA: e4m3 with the same two kinds of scales, by the tensor cores (Micikevicius et al., "FP8
-    formats for deep learning", 2022).
+    formats for deep learning", 2022); in a step over few rows the inputs keep their format.
 """
 
 from __future__ import annotations
 
 import warnings
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from vox_serve.errors import ConfigError
-from vox_serve.nn.kernels import fp8_rows, plain_fp8_rows
+from vox_serve.nn.kernels import few_rows, fp8_rows, plain_fp8_rows
 
 
 class Linear(nn.Linear):
@@ -33,6 +33,37 @@ class Linear(nn.Linear):
 
     def __init__(self, in_features: int, out_features: int) -> None:
         super().__init__(in_features, out_features, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return _over_few_rows(self, x) if few_rows(x) else super().forward(x)
+
+
+class Held(NamedTuple):
+    """A layer's weights as a kernel reads them: `[N, in]`, of which the first `width` rows count.
+
+    Where they are fp8, each row's factor is in `scale` `[N]`.
+    """
+
+    weight: torch.Tensor
+    scale: torch.Tensor | None
+    width: int
+
+
+def held(layer: nn.Module) -> Held | None:
+    """None where a layer holds its weights in a form of some library's own."""
+    if isinstance(layer, Linear):
+        return Held(layer.weight, None, layer.out_features)
+    if isinstance(layer, PaddedLinear | Fp8Linear):
+        return Held(layer.weight, getattr(layer, "scale", None), layer.width)
+    return None
+
+
+def _over_few_rows(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    from vox_serve.nn import triton_linear
+
+    weights = held(layer)
+    assert weights is not None  # the caller is such a layer
+    return triton_linear.product(x, weights)
 
 
 class HalfLinear(nn.Module):
@@ -84,19 +115,27 @@ class Fp8Linear(nn.Module):
     def __init__(self, weight: torch.Tensor) -> None:
         super().__init__()
         # The tensor cores take sizes that are multiples of 16.
-        self._rows = len(weight)
-        held, scale = plain_fp8_rows(F.pad(weight.float(), (0, 0, 0, -self._rows % 16)))
-        self.register_buffer("weight", held)
-        self.register_buffer("scale", scale.t().contiguous())
+        self.width = len(weight)
+        rows, scale = plain_fp8_rows(F.pad(weight.float(), (0, 0, 0, -self.width % 16)))
+        self.register_buffer("weight", rows)
+        self.register_buffer("scale", scale.flatten())
+        if weight.is_cuda:  # now, and not in the first long prompt: not every device takes it
+            self._of_fp8(weight.new_zeros(1, weight.shape[1], dtype=torch.bfloat16))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        held, scale = fp8_rows(x.flatten(0, -2))
+        if few_rows(x):
+            return _over_few_rows(self, x)
+        return self._of_fp8(x)
+
+    def _of_fp8(self, x: torch.Tensor) -> torch.Tensor:
+        rows, scale = fp8_rows(x.flatten(0, -2))
         if x.is_cuda:
             # torch's only fp8 product; a scale per row of both sides.
-            y = torch._scaled_mm(held, self.weight.t(), scale, self.scale, out_dtype=x.dtype)
+            scales = scale, self.scale[None]
+            y = torch._scaled_mm(rows, self.weight.t(), *scales, out_dtype=x.dtype)
         else:
-            y = (held.float() @ self.weight.float().t() * scale * self.scale).to(x.dtype)
-        return y[:, : self._rows].reshape(*x.shape[:-1], self._rows)
+            y = (rows.float() @ self.weight.float().t() * scale * self.scale).to(x.dtype)
+        return y[:, : self.width].reshape(*x.shape[:-1], self.width)
 
 
 class PaddedLinear(nn.Module):
@@ -109,11 +148,13 @@ class PaddedLinear(nn.Module):
 
     def __init__(self, weight: torch.Tensor) -> None:
         super().__init__()
-        self._rows = len(weight)
-        self.register_buffer("weight", F.pad(weight, (0, 0, 0, -self._rows % 64)))
+        self.width = len(weight)
+        self.register_buffer("weight", F.pad(weight, (0, 0, 0, -self.width % 64)))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.linear(x, self.weight)[..., : self._rows]
+        if few_rows(x):
+            return _over_few_rows(self, x)
+        return F.linear(x, self.weight)[..., : self.width]
 
 
 class PackedLinear(nn.Module):

@@ -7,7 +7,7 @@ and value weights are one matrix, gate and up weights another.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import cached_property
+from functools import cache, cached_property
 from types import MappingProxyType
 from typing import Any
 
@@ -18,15 +18,9 @@ from torch.nn import functional as F
 
 from vox_serve.errors import CheckpointError
 from vox_serve.model import KVCache, KVLayout, KVView, Place
-from vox_serve.nn.kernels import (
-    HEAD_DIMS,
-    add_rms_norm,
-    decode_attention,
-    rms_norm,
-    silu_mul,
-    use_triton,
-)
+from vox_serve.nn.kernels import HEAD_DIMS, decode_attention, use_triton
 from vox_serve.nn.linear import Linear
+from vox_serve.nn.residual import RMSNorm, Rows, left_by, normed_sum, read
 from vox_serve.nn.rope import RopeConfig, rotate, signed
 
 SIZES = (
@@ -101,31 +95,20 @@ class Tables:
     signed_sin: torch.Tensor
 
 
-class RMSNorm(nn.Module):
-    """Zhang and Sennrich, "Root Mean Square Layer Normalization" (2019)."""
-
-    def __init__(self, size: int, eps: float) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(size))
-        self.eps = eps
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return rms_norm(x, self.weight, self.eps)
-
-    def add(self, x: torch.Tensor, residual: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The norm of `x + residual`, and the sum."""
-        return add_rms_norm(x, residual, self.weight, self.eps)
-
-
 class Turn:
     """RoPE's tables `[P, D]`, and what they say of `positions` `[B, T]`: `[B, T, 1, D]`.
 
-    The latter is looked up when it is first asked for: the attention kernel reads the tables.
+    The latter is looked up when it is first asked for: the attention kernels read the tables.
     """
 
     def __init__(self, tables: Tables, positions: torch.Tensor) -> None:
         self.tables = tables
-        self._positions = positions
+        self._asked = positions
+
+    @cached_property
+    def _positions(self) -> torch.Tensor:
+        # Padding may point past the end; what is computed there is thrown away.
+        return self._asked.clamp(max=len(self.tables.cos) - 1)
 
     @cached_property
     def cos(self) -> torch.Tensor:
@@ -148,18 +131,20 @@ class Attention(nn.Module):
         self.qkv = Linear(config.hidden_size, width)
         self.output = Linear(self.heads * self.head_dim, config.hidden_size)
 
-    def forward(self, x: torch.Tensor, turn: Turn, kv: KVView) -> torch.Tensor:
-        batch, time, _ = x.shape
+    def forward(self, qkv: torch.Tensor, turn: Turn, kv: KVView) -> torch.Tensor:
+        """Queries, keys and values `[B, T, ...]` to what `output` takes, `[B, T, ...]`."""
+        batch, time, _ = qkv.shape
         heads, kv_heads = self.heads, self.kv_heads
-        qkv = self.qkv(x)
-        if time == 1 and use_triton(x) and self.head_dim in HEAD_DIMS:
-            keys, values, slots, positions = kv.place(self.layer)
-            cos, sin = turn.tables.cos, turn.tables.sin
-            step = decode_attention(
-                qkv[:, 0], cos, sin, keys, values, slots, positions, heads, kv_heads
-            )
-            attended: torch.Tensor = self.output(step[:, None])
-            return attended
+        if use_triton(qkv) and self.head_dim in HEAD_DIMS:
+            tables = turn.tables.cos, turn.tables.sin
+            if time == 1:
+                place = kv.place(self.layer)
+                return decode_attention(qkv[:, 0], *tables, *place, heads, kv_heads)[:, None]
+            if time == 2 and isinstance(kv, FrameCache) and kv.begins:
+                from vox_serve.nn.triton_attention import pair_attention
+
+                keys, values = kv.place(self.layer)[:2]
+                return pair_attention(qkv, *tables, keys, values, heads, kv_heads)
         qkv = qkv.view(batch, time, heads + 2 * kv_heads, self.head_dim)
         rotated = rotate(qkv[:, :, : heads + kv_heads], turn.cos, turn.signed_sin)
         keys, values = kv.extend(self.layer, rotated[:, :, heads:], qkv[:, :, heads + kv_heads :])
@@ -174,8 +159,7 @@ class Attention(nn.Module):
             queries, keys.transpose(1, 2), values.transpose(1, 2), attn_mask=mask
         )
         out = out.view(batch, kv_heads, group, time, self.head_dim).permute(0, 3, 1, 2, 4)
-        projected: torch.Tensor = self.output(out.reshape(batch, time, -1))
-        return projected
+        return out.reshape(batch, time, -1)
 
 
 class FeedForward(nn.Module):
@@ -185,10 +169,6 @@ class FeedForward(nn.Module):
         super().__init__()
         self.gate_up = Linear(config.hidden_size, 2 * config.intermediate_size)
         self.down = Linear(config.intermediate_size, config.hidden_size)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        down: torch.Tensor = self.down(silu_mul(self.gate_up(x)))
-        return down
 
 
 class Layer(nn.Module):
@@ -200,19 +180,21 @@ class Layer(nn.Module):
         self.feed_forward = FeedForward(config)
 
     def forward(
-        self, x: torch.Tensor, residual: torch.Tensor | None, turn: Turn, kv: KVView
+        self, x: torch.Tensor | Rows, added: torch.Tensor | None, turn: Turn, kv: KVView
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """What is added next, and the sum so far: each sum is made by the norm that reads it."""
-        if residual is None:  # there is nothing to add to yet
-            x, residual = self.attention_norm(x), x
-        else:
-            x, residual = self.attention_norm.add(x, residual)
-        x, residual = self.feed_forward_norm.add(self.attention(x, turn, kv), residual)
-        return self.feed_forward(x), residual
+        """The residual, and what is to be added to it; see `vox_serve.nn.residual`."""
+        attention, feed_forward = self.attention, self.feed_forward
+        qkv, x = read(self.attention_norm, attention.qkv, x, added)
+        added = left_by(attention.output, attention(qkv, turn, kv))
+        inner, x = read(self.feed_forward_norm, feed_forward.gate_up, x, added, gates=True)
+        return x, left_by(feed_forward.down, inner)
 
 
 class Llama(nn.Module):
-    """Hidden states `[B, T, H]` at `positions` `[B, T]` (or `[1, T]`) to normed `[B, T, H]`."""
+    """Hidden states `[B, T, H]` at `positions` `[B, T]` (or `[1, T]`) to normed `[B, T, H]`.
+
+    Or to what a head makes of the last position's, `[B, N]`.
+    """
 
     tables: Tables
 
@@ -228,16 +210,22 @@ class Llama(nn.Module):
         cos, sin = (table.to(device=device, dtype=dtype) for table in tables)
         self.tables = Tables(cos, sin, signed(sin))
 
-    def forward(self, x: torch.Tensor, positions: torch.Tensor, kv: KVView) -> torch.Tensor:
-        # Padding may point past the end; what is computed there is thrown away.
-        positions = positions.clamp(max=self.config.max_position_embeddings - 1)
+    def forward(
+        self,
+        x: torch.Tensor | Rows,
+        positions: torch.Tensor,
+        kv: KVView,
+        head: nn.Module | None = None,
+    ) -> torch.Tensor:
         turn = Turn(self.tables, positions)
-        residual: torch.Tensor | None = None
+        added: torch.Tensor | None = None
         for layer in self.layers:
-            x, residual = layer(x, residual, turn, kv)
-        assert residual is not None  # a stack has layers
-        normed: torch.Tensor = self.norm.add(x, residual)[0]
-        return normed
+            x, added = layer(x, added, turn, kv)
+        assert isinstance(x, torch.Tensor)  # a stack has layers
+        assert added is not None
+        if head is None:
+            return normed_sum(self.norm, x, added)[0]
+        return read(self.norm, head, x[:, -1], added[..., -1, :])[0]
 
     def prefill(
         self, x: torch.Tensor, lengths: torch.Tensor, slots: torch.Tensor, kv: KVCache
@@ -274,30 +262,46 @@ class FrameCache:
         shape = (layout.num_layers, batch, positions, layout.num_kv_heads, layout.head_dim)
         self._keys = torch.empty(shape, device=device, dtype=dtype)
         self._values = torch.empty(shape, device=device, dtype=dtype)
-        self._start = 0
-        self.mask: torch.Tensor | None = None
-        self._rows = torch.arange(batch, device=device)
-        self._places = torch.arange(positions, device=device)[:, None].repeat(1, batch)
+        self._positions = range(0)
+        self._rows, self._places = _places(batch, positions, device)
 
     def append(self, positions: range) -> FrameCache:
         """Make ready for a pass over these positions, which follow the ones before."""
-        self._start = positions.start
-        if len(positions) == 1:
-            self.mask = None
-        else:
-            device = self._keys.device
-            query = torch.arange(positions.start, positions.stop, device=device)
-            self.mask = torch.arange(positions.stop, device=device) <= query[:, None]
-            self.mask = self.mask[None, None]
+        self._positions = positions
+        self.__dict__.pop("mask", None)
         return self
 
+    @property
+    def begins(self) -> bool:
+        """Is there nothing before this pass?"""
+        return self._positions.start == 0
+
+    @cached_property
+    def mask(self) -> torch.Tensor | None:
+        if len(self._positions) == 1:
+            return None
+        reach = torch.arange(self._positions.stop, device=self._keys.device)
+        return (reach <= reach[self._positions.start :, None])[None, None]
+
     def place(self, layer: int) -> Place:
-        return self._keys[layer], self._values[layer], self._rows, self._places[self._start]
+        return (
+            self._keys[layer],
+            self._values[layer],
+            self._rows,
+            self._places[self._positions.start],
+        )
 
     def extend(
         self, layer: int, keys: torch.Tensor, values: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        end = self._start + keys.shape[1]
-        self._keys[layer, :, self._start : end] = keys
-        self._values[layer, :, self._start : end] = values
+        start, end = self._positions.start, self._positions.stop
+        self._keys[layer, :, start:end] = keys
+        self._values[layer, :, start:end] = values
         return self._keys[layer, :, :end], self._values[layer, :, :end]
+
+
+@cache
+def _places(batch: int, positions: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Row numbers `[B]`, and each position over and over, `[P, B]`."""
+    places = torch.arange(positions, device=device)[:, None].repeat(1, batch)
+    return torch.arange(batch, device=device), places

@@ -25,22 +25,22 @@ CACHE_LINE: tl.constexpr = tl.constexpr(128)
 
 
 @triton.jit
-def start(pdl: tl.constexpr) -> None:
+def start(overlaps: tl.constexpr) -> None:
     """Let the next kernel start, and wait for the one before."""
-    if pdl:
+    if overlaps:
         gdc_launch_dependents()
         gdc_wait()
 
 
 @triton.jit
-def start_after_fetching(rows, lines: tl.constexpr, pdl: tl.constexpr) -> None:
+def start_after_fetching(rows, lines: tl.constexpr, overlaps: tl.constexpr) -> None:
     """`start`, once the first cache lines of some rows are on their way into the cache.
 
     Args:
         rows: pointers `[N, 1]` to what no kernel writes.
         lines: of each row.
     """
-    if pdl:
+    if overlaps:
         gdc_launch_dependents()
         addresses = rows.to(tl.int64) + tl.arange(0, lines)[None] * CACHE_LINE
         tl.inline_asm_elementwise(
@@ -55,12 +55,15 @@ def start_after_fetching(rows, lines: tl.constexpr, pdl: tl.constexpr) -> None:
 
 
 def launch_options(x: torch.Tensor) -> dict[str, bool]:
-    """Keyword arguments for the launch of a kernel that has a constant `pdl`."""
-    if x.device.type == "cpu" or not _has_pdl(x.device):
-        return {"pdl": False}
-    return {"pdl": True, "launch_pdl": True}
+    """Keyword arguments for the launch of a kernel that has a constant `overlaps`."""
+    if has_pdl(x.device):
+        return {"overlaps": True, "launch_pdl": True}
+    return {"overlaps": False}
 
 
 @cache
-def _has_pdl(device: torch.device) -> bool:
-    return device.type != "cuda" or torch.cuda.get_device_capability(device) >= CAPABILITY
+def has_pdl(device: torch.device) -> bool:
+    """On the meta device too, where launches are counted and none takes place."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= CAPABILITY
+    return device.type == "meta"

@@ -1,6 +1,6 @@
 """A linear layer over few rows as one Triton kernel, with what stands around it inside.
 
-At up to `ROWS` rows a product takes as long as its weights take to be read, and what a step then
+At up to `FEW_ROWS` rows a product takes as long as its weights take to be read, and what a step
 costs beyond that is the number of its kernels.  So this one takes the place of several: it adds
 what the layers before left to be added, normalises, multiplies, and gates.  The rows are the
 short side of the product, filled up to 16, which the tensor cores need.
@@ -8,8 +8,8 @@ short side of the product, filled up to 16, which the tensor cores need.
 A layer whose result is to be added to the residual leaves it as float32 parts `[S, N, H]`, which
 whoever reads the residual next adds up, in order: no atomics, and no row depends on another.
 
-With programmatic dependent launch (`pdl`) the next kernel starts while this one runs, and waits
-only once its weights are on their way into the cache.
+It starts while the kernel before it still runs, and waits for it only once its own weights are on
+their way into the cache (`vox_serve.nn.pdl`).
 
 Imported only where it is used: Triton exists on Linux alone.
 """
@@ -20,17 +20,38 @@ Imported only where it is used: Triton exists on Linux alone.
 
 from __future__ import annotations
 
+import math
+
 import torch
 import triton
 import triton.language as tl
 
+from vox_serve.nn.kernels import FEW_ROWS
+from vox_serve.nn.linear import Held
 from vox_serve.nn.pdl import CACHE_LINE, launch_options, start_after_fetching
 
-ROWS = 16
+WIDTH_BLOCK = 16
 AHEAD_BYTES = 4096
 """Of a weight's row, fetched before the kernel before has ended."""
 PROGRAMS = 128
 """About as many as a Hopper has multiprocessors: fewer, and a sum is split."""
+
+
+@triton.jit
+def _residual(
+    x_at, parts_at, sum_at, inside, part_stride, parts: tl.constexpr, keeps_sum: tl.constexpr
+):
+    """Some of `x` plus its parts, rounded once; stored by the first program, if at all."""
+    x = tl.load(x_at, mask=inside, other=0.0)
+    if parts > 0:
+        total = x.to(tl.float32)
+        for part in tl.static_range(parts):
+            part_at = parts_at + part * part_stride
+            total += tl.load(part_at, mask=inside, other=0.0).to(tl.float32)
+        x = total.to(x.dtype)
+    if keeps_sum:
+        tl.store(sum_at, x, mask=inside & (tl.program_id(0) == 0))
+    return x
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -45,6 +66,8 @@ def _linear(  # noqa: PLR0915  # one kernel
     sum_ptr,
     rows,
     x_stride,
+    part_stride,
+    part_row_stride,
     size,
     span,
     width,
@@ -62,7 +85,7 @@ def _linear(  # noqa: PLR0915  # one kernel
     size_block: tl.constexpr,
     ahead: tl.constexpr,
     precision: tl.constexpr,
-    pdl: tl.constexpr,
+    overlaps: tl.constexpr,
 ):
     """`width_block` outputs of all rows, over one split of the inputs."""
     lines = tl.program_id(0) * width_block + tl.arange(0, width_block)
@@ -74,30 +97,29 @@ def _linear(  # noqa: PLR0915  # one kernel
     # Past the last line that one is read again; what comes of it is not stored.
     line = tl.minimum(lines, width - 1)
     weight_rows = weight_ptr + line.to(tl.int64)[:, None] * size
-    start_after_fetching(weight_rows + begin, ahead, pdl)
+    start_after_fetching(weight_rows + begin, ahead, overlaps)
 
     if gathers:
         x_row = tl.load(ids_ptr + row, mask=row < rows, other=0)[:, None] * x_stride
     else:
         x_row = row[:, None] * x_stride
     dtype = x_ptr.dtype.element_ty
-    own_row = row[:, None] * size
+    part_row, sum_row = row[:, None] * part_row_stride, row[:, None] * size
     squares = tl.zeros((rows_block,), tl.float32)
     product = tl.zeros((width_block, rows_block), tl.float32)
     gated = tl.zeros((width_block, rows_block), tl.float32)
     for place in range(begin, end, size_block):
         column = (place + columns)[None]
         inside = column < end
-        x = tl.load(x_ptr + x_row + column, mask=real & inside, other=0.0)
-        if parts > 0:
-            total = x.to(tl.float32)
-            for part in tl.static_range(parts):
-                at = parts_ptr + part * rows * size + own_row + column
-                total += tl.load(at, mask=real & inside, other=0.0).to(tl.float32)
-            x = total.to(dtype)
-        if keeps_sum:  # the first program's is enough
-            mine = real & inside & (tl.program_id(0) == 0)
-            tl.store(sum_ptr + own_row + column, x, mask=mine)
+        x = _residual(
+            x_ptr + x_row + column,
+            parts_ptr + part_row + column,
+            sum_ptr + sum_row + column,
+            real & inside,
+            part_stride,
+            parts,
+            keeps_sum,
+        )
         if normalises:
             total = x.to(tl.float32)
             squares += tl.sum(total * total, axis=1)
@@ -127,80 +149,91 @@ def _linear(  # noqa: PLR0915  # one kernel
 
 def read(
     x: torch.Tensor,
-    parts: torch.Tensor | None,
-    norm: torch.Tensor | None,
+    ids: torch.Tensor | None,
+    added: torch.Tensor | None,
+    norm: torch.Tensor,
     eps: float,
-    weight: torch.Tensor,
-    scale: torch.Tensor | None = None,
-    *,
-    ids: torch.Tensor | None = None,
-    gates: bool = False,
-    keeps_sum: bool = False,
+    weights: Held,
+    gates: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """`kernels.plain_read`; see there.  Returns the product, and the sum or `x` itself."""
-    rows, size = (len(x) if ids is None else len(ids)), x.shape[1]
-    width = len(weight) // (2 if gates else 1)
-    out = torch.empty(rows, width, dtype=x.dtype, device=x.device)
-    total = torch.empty(rows, size, dtype=x.dtype, device=x.device) if keeps_sum else x
-    _launch(x, parts, norm, eps, weight, scale, ids, out, total, width, 1, gates, keeps_sum)
-    return out, total
+    """`residual.read` over `x` `[..., H]`, or over the rows `ids` of a table."""
+    rows = x.reshape(-1, x.shape[-1])
+    shape = (*x.shape[:-1], x.shape[-1]) if ids is None else (len(ids), 1, x.shape[-1])
+    width = weights.width // (2 if gates else 1)
+    out = _padded(math.prod(shape[:-1]), width, x)
+    total = None if ids is None and added is None else x.new_empty(shape)
+    _launch(rows, ids, added, norm, eps, weights, gates, out[None], total)
+    return out.view(*shape[:-1], -1)[..., :width], x if total is None else total
 
 
-def parts_of(
-    x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor | None = None
-) -> torch.Tensor:
-    """The product of `x` `[B, K]` and `weight` `[N, K]` as parts of a sum: float32 `[S, B, N]`."""
-    width, size = weight.shape
-    splits = 2 if width <= ROWS * PROGRAMS // 2 and size % 32 == 0 else 1
-    out = torch.empty(splits, len(x), width, dtype=torch.float32, device=x.device)
-    _launch(x, None, None, 0.0, weight, scale, None, out, x, width, splits, False, False)
+def product(x: torch.Tensor, weights: Held) -> torch.Tensor:
+    """`[..., K]` to `[..., N]`."""
+    rows = x.reshape(-1, x.shape[-1])
+    out = _padded(len(rows), weights.width, x)
+    _launch(rows, None, None, None, 0.0, weights, False, out[None])
+    return out.view(*x.shape[:-1], -1)[..., : weights.width]
+
+
+def parts(x: torch.Tensor, weights: Held) -> torch.Tensor:
+    """`[..., K]` to the parts of a sum, float32 `[S, ..., N]`."""
+    rows, width = x.reshape(-1, x.shape[-1]), weights.width
+    halves = width <= WIDTH_BLOCK * PROGRAMS // 2 and x.shape[-1] % 32 == 0
+    shape = (2 if halves else 1, *x.shape[:-1], width)
+    out = torch.empty(shape, dtype=torch.float32, device=x.device)
+    _launch(rows, None, None, None, 0.0, weights, False, out.view(shape[0], -1, width))
     return out
+
+
+def _padded(rows: int, width: int, x: torch.Tensor) -> torch.Tensor:
+    """Rows that begin at aligned addresses."""
+    return torch.empty(rows, -(-width // 64) * 64, dtype=x.dtype, device=x.device)
 
 
 def _launch(
     x: torch.Tensor,
-    parts: torch.Tensor | None,
+    ids: torch.Tensor | None,
+    added: torch.Tensor | None,
     norm: torch.Tensor | None,
     eps: float,
-    weight: torch.Tensor,
-    scale: torch.Tensor | None,
-    ids: torch.Tensor | None,
-    out: torch.Tensor,
-    total: torch.Tensor,
-    width: int,
-    splits: int,
+    weights: Held,
     gates: bool,
-    keeps_sum: bool,
+    out: torch.Tensor,
+    total: torch.Tensor | None = None,
 ) -> None:
-    size, item = weight.shape[1], weight.element_size()
-    span = size // splits
-    width_block, most = (32, 128) if gates else (16, 128 if norm is not None else 512 // item)
+    """Writes `out` `[splits, rows, at least width]`, and the residual to `total`."""
+    splits, rows, out_stride = out.shape
+    size, width = x.shape[1], weights.width // (2 if gates else 1)
+    span, item = size // splits, weights.weight.element_size()
+    added = None if added is None else added.flatten(1, -2)
+    width_block, most = (32, 128) if gates else (WIDTH_BLOCK, 128 if norm is not None else 256)
     size_block = min(most, triton.next_power_of_2(span))
     ahead = min(AHEAD_BYTES, span * item) // CACHE_LINE.value
     _linear[(triton.cdiv(width, width_block), splits)](
         x,
         x if ids is None else ids,
-        x if parts is None else parts,
+        x if added is None else added,
         x if norm is None else norm,
-        weight,
-        x if scale is None else scale,
+        weights.weight,
+        x if weights.scale is None else weights.scale,
         out,
-        total,
-        out.shape[-2],
+        x if total is None else total,
+        rows,
         x.stride(0),
+        0 if added is None else added.stride(0),
+        0 if added is None else added.stride(1),
         size,
         span,
         width,
         width * size,
-        out.shape[-1],
+        out_stride,
         eps,
         gathers=ids is not None,
-        parts=0 if parts is None else len(parts),
+        parts=0 if added is None else len(added),
         normalises=norm is not None,
-        keeps_sum=keeps_sum,
+        keeps_sum=total is not None,
         gates=gates,
-        scales=scale is not None,
-        rows_block=ROWS,
+        scales=weights.scale is not None,
+        rows_block=FEW_ROWS,
         width_block=width_block,
         size_block=size_block,
         ahead=1 << max(ahead.bit_length() - 1, 0),

@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 
 from vox_serve.nn.kernels import MAX_CODES
+from vox_serve.nn.pdl import launch_options, start
 
 _GAMMA: tl.constexpr = tl.constexpr(0x9E3779B97F4A7C15)
 _MIX_1: tl.constexpr = tl.constexpr(0xBF58476D1CE4E5B9)
@@ -85,7 +86,9 @@ def _pick(
     penalise: tl.constexpr,
     window: tl.constexpr,
     block: tl.constexpr,
+    overlaps: tl.constexpr,
 ):
+    start(overlaps)
     row = tl.program_id(0).to(tl.int64)
     slot = tl.load(slots_ptr + row)
     tokens = tl.arange(0, block)
@@ -208,5 +211,6 @@ def pick(
             block=block,
             num_warps=min(max(block // 512, 1), 8),
             enable_fp_fusion=False,  # torch rounds each step
+            **launch_options(logits),
         )
     return picked

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from vox_serve import Codec, KVCache, KVLayout, Prompt, Sampler, SamplingParams, Segment, Voice
-from vox_serve.nn import Embedding, FrameCache, Linear, Llama, held_bytes
+from vox_serve.nn import Embedding, FrameCache, Linear, Llama, Rows, held_bytes
 from vox_serve_csm.config import CsmConfig
 from vox_serve_csm.mimi import Mimi
 from vox_serve_csm.prompt import PromptBuilder
@@ -97,16 +97,16 @@ class CsmModel:
             self.config.depth.kv_layout, len(hidden), self.num_codebooks, self.device, self.dtype
         )
         # Positions 0 and 1 hold the hidden state and code 0; position i holds code i - 1.
+        x: torch.Tensor | Rows
         x = torch.stack([net.projector(hidden), F.embedding(code, self._depth_inputs)], dim=1)
         span = range(0, 2)
         for book in range(1, self.num_codebooks):
             if book > 1:
-                row = code + (book - 1) * vocab
-                x = F.embedding(row, self._depth_inputs)[:, None]
+                x = Rows(self._depth_inputs[(book - 1) * vocab : book * vocab], code)
                 span = range(book, book + 1)
             positions = self._depth_positions[:, span.start : span.stop]
-            depth = net.depth(x, positions, cache.append(span))[:, -1]
-            code = sampler(net.depth_heads[book - 1](depth), book)
+            head = net.depth_heads[book - 1]
+            code = sampler(net.depth(x, positions, cache.append(span), head), book)
             codes.append(code)
         frame = torch.stack(codes, dim=1)
         return frame, (frame == self.config.end_code).all(dim=1)

@@ -1,0 +1,83 @@
+"""The full-size models on the meta device: every shape of the real thing, and no memory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import CsmConfig as TransformersConfig
+from transformers import MimiModel
+
+from vox_serve.model import Model
+from vox_serve.nn import uninitialised
+from vox_serve.nn.linear import Fp8Linear, Linear, PaddedLinear
+from vox_serve.nn.llama import LlamaConfig
+from vox_serve_csm.config import CsmConfig
+from vox_serve_csm.mimi import Mimi
+from vox_serve_csm.model import CsmModel, CsmNetwork
+
+META = torch.device("meta")
+
+
+def csm(fp8: bool = False) -> CsmModel:
+    """CSM-1B in bfloat16, or with fp8 weights."""
+    json = TransformersConfig().to_dict()
+    config = CsmConfig.from_json(json)
+    with uninitialised():
+        network = CsmNetwork(config)
+    _hold(network, fp8)
+    for stack in (network.backbone, network.depth):
+        stack.prepare(META, torch.bfloat16)
+    with META:
+        tensors = MimiModel(TransformersConfig().codec_config).state_dict()
+    codec = Mimi(config.codec, config.num_codebooks, META)
+    codec.load(tensors.__getitem__, tensors)
+    prompts: Any = None  # nobody speaks
+    return CsmModel(config, network, codec, prompts, (), None)
+
+
+def orpheus(fp8: bool = False) -> Model:
+    """Orpheus-3B in bfloat16, or with fp8 weights."""
+    from vox_serve_orpheus.checkpoint import CONTEXT, DEFAULTS, ROPE_THETA
+    from vox_serve_orpheus.model import OrpheusModel, OrpheusNetwork
+    from vox_serve_orpheus.snac import SlotSnac
+
+    sizes = {**DEFAULTS, "max_position_embeddings": CONTEXT}
+    config = LlamaConfig.from_json({}, sizes, ROPE_THETA)
+    with uninitialised():
+        network = OrpheusNetwork(config, 156940, shared=False)
+    _hold(network, fp8)
+    network.backbone.prepare(META, torch.bfloat16)
+    codec = SlotSnac(SNAC, META)
+    tensors = codec._network.state_dict()
+    codec.load(tensors.__getitem__, tensors)
+    prompts: Any = None
+    return OrpheusModel(network, codec, prompts, 128266, [128258])
+
+
+SNAC = {
+    "sampling_rate": 24000,
+    "encoder_dim": 48,
+    "encoder_rates": [2, 4, 8, 8],
+    "decoder_dim": 1024,
+    "decoder_rates": [8, 8, 4, 2],
+    "attn_window_size": None,
+    "codebook_size": 4096,
+    "codebook_dim": 8,
+    "vq_strides": [4, 2, 1],
+    "noise": True,
+    "depthwise": True,
+}
+"""config.json of hubertsiuzdak/snac_24khz."""
+
+
+def _hold(network: nn.Module, fp8: bool) -> None:
+    """Weights in the form in which CUDA holds them."""
+    network.bfloat16().requires_grad_(False)
+    for name, layer in list(network.named_modules()):
+        if isinstance(layer, Linear):
+            padded = layer.out_features % 64 != 0
+            if fp8 or padded:
+                form = Fp8Linear if fp8 else PaddedLinear
+                network.set_submodule(name, form(layer.weight.detach()))
