@@ -166,7 +166,12 @@ def captured_as_eager(bench: Bench) -> dict[str, Any]:
         with an_engine(model, 4) as engine:
             if not capture:
                 runner = engine.runner
-                for step in (runner._advance_step, runner._emit_step, runner._sound_step):
+                for step in (
+                    runner._advance_step,
+                    runner._emit_step,
+                    runner._take_step,
+                    runner._sound_step,
+                ):
                     step._stream = None  # a server has no use for a switch
             outcomes.append(everything(engine, requests))
     for name in outcomes[0]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from transformers import CsmConfig as TransformersConfig
 from transformers import MimiModel
 
 from vox_serve.model import Model
-from vox_serve.nn import uninitialised
+from vox_serve.nn import WeightLoader, uninitialised
 from vox_serve.nn.linear import Fp8Linear, Linear, PaddedLinear
 from vox_serve.nn.llama import LlamaConfig
 from vox_serve_csm.config import CsmConfig
@@ -30,9 +31,9 @@ def csm(fp8: bool = False) -> CsmModel:
     for stack in (network.backbone, network.depth):
         stack.prepare(META, torch.bfloat16)
     with META:
-        tensors = MimiModel(TransformersConfig().codec_config).state_dict()
+        shapes: Any = _Shapes(MimiModel(TransformersConfig().codec_config).state_dict())
     codec = Mimi(config.codec, config.num_codebooks, META)
-    codec.load(tensors.__getitem__, tensors)
+    codec.load(WeightLoader(shapes))
     prompts: Any = None  # nobody speaks
     return CsmModel(config, network, codec, prompts, (), None)
 
@@ -50,8 +51,8 @@ def orpheus(fp8: bool = False) -> Model:
     _hold(network, fp8)
     network.backbone.prepare(META, torch.bfloat16)
     codec = SlotSnac(SNAC, META)
-    tensors = codec._network.state_dict()
-    codec.load(tensors.__getitem__, tensors)
+    snac: Any = _Shapes(codec._network.state_dict())
+    codec.load(WeightLoader(snac))
     prompts: Any = None
     return OrpheusModel(network, codec, prompts, 128266, [128258])
 
@@ -70,6 +71,16 @@ SNAC = {
     "depthwise": True,
 }
 """config.json of hubertsiuzdak/snac_24khz."""
+
+
+class _Shapes:
+    """What stands for a checkpoint's files."""
+
+    path = Path("meta")
+
+    def __init__(self, tensors: dict[str, torch.Tensor]) -> None:
+        self.names = set(tensors)
+        self.read = tensors.__getitem__
 
 
 def _hold(network: nn.Module, fp8: bool) -> None:

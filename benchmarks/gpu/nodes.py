@@ -39,7 +39,7 @@ NOTHING = {
 }
 HIDDEN = {aten.scaled_dot_product_attention: 3}
 """What is one operation here and several kernels on a device: an estimate."""
-STEPS = ("advance", "emit", "codec")
+STEPS = ("advance", "emit", "take", "codec")
 
 
 @attrs.define
@@ -146,6 +146,7 @@ def steps(model: Model, batch: int, context: int = 500) -> dict[str, Nodes]:
         "advance": runner._advance,
         "emit": runner._emit,
         "codec": runner._sound,
+        "take": runner._take,
     }
     with torch.inference_mode():
         for name, run in runs.items():

@@ -47,7 +47,7 @@ def launched(*models) -> Launches:
             runner = ModelRunner(model, batch)
             slots = torch.zeros(batch, dtype=torch.int64, device=META)
             with hopper() as launches, torch.inference_mode():
-                for step in (runner._advance, runner._emit, runner._sound):
+                for step in (runner._advance, runner._emit, runner._take, runner._sound):
                     step(slots, None)
             found.extend(launches)
     return found

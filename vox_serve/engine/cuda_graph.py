@@ -67,9 +67,12 @@ class Stream:
             self._device = device
             make = torch.cuda.Stream
             # Nothing can be captured on torch's own stream: the main one has another to do it.
-            self._capturing = make(device)  # type: ignore[no-untyped-call]  # torch's own
+            # What it captures goes first where both streams have something to run.
+            priority = -1 if main else 0
+            self._capturing = make(device, priority)  # type: ignore[no-untyped-call]  # torch's own
             self._own = None if main else make(device)  # type: ignore[no-untyped-call]
             self._pool = torch.cuda.graph_pool_handle()
+            self._mark = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch's own
 
     @contextmanager
     def beside(self) -> Iterator[None]:
@@ -85,6 +88,16 @@ class Stream:
         """What is launched from here on waits for what was launched beside it."""
         if self._cuda and self._own is not None:
             torch.cuda.current_stream(self._device).wait_stream(self._own)
+
+    def mark(self) -> None:
+        """Remember how far this stream has got, for `join_mark`."""
+        if self._cuda and self._own is not None:
+            self._mark.record(self._own)  # type: ignore[no-untyped-call]  # torch's own
+
+    def join_mark(self) -> None:
+        """As `join`, but for what was launched beside it before the last `mark` alone."""
+        if self._cuda and self._own is not None:
+            torch.cuda.current_stream(self._device).wait_event(self._mark)
 
     def capture(self, run: Callable[[], None]) -> torch.cuda.CUDAGraph:
         """A graph of what `run` launches, which it does twice first: what is made on its first

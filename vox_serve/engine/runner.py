@@ -58,11 +58,11 @@ class ModelRunner:
 
         books, span = model.num_codebooks, codec.frames_per_step
         self.hidden = zeros(model.dtype, model.hidden_size)
-        self.codes = zeros(torch.int64, books)
-        self.picked = zeros(torch.int64)
+        self.picked = zeros(torch.int64, books + 3)
+        """Of the frame that `emit` made: its codes, what the sampler remembers, end, finite."""
+        self.taken = zeros(torch.int64, books + 3)
+        """Of the frame that is on its way out: codes, end, finite, reserved codes."""
         self.pending = zeros(torch.int64, books, span)
-        self.facts = zeros(torch.int64, 3)
-        """Of the frame: end, finite, reserved codes."""
         self.fresh = zeros(torch.bool).fill_(True)
         self.pcm = zeros(torch.int16, codec.frame_size)
         self.sound = zeros(torch.int64, 2)
@@ -71,7 +71,8 @@ class ModelRunner:
         """Memory that the slots take: keys, values and codec state."""
         sizes = bucket_sizes(num_slots, device, deterministic)
         self._main, self._side = Stream(device, main=True), Stream(device)
-        """The codec runs at the side: beside the backbone's next step, up to the next `emit`."""
+        """The codec runs at the side, beside the next frame: all it needs is taken first."""
+        self._ones = torch.ones(rows, dtype=torch.int64, device=device)
         captured = device.type == "cuda"
 
         def step(run: Step, stream: Stream) -> StepFunction:
@@ -79,6 +80,7 @@ class ModelRunner:
 
         self._advance_step = step(self._advance, self._main)
         self._emit_step = step(self._emit, self._main)
+        self._take_step = step(self._take, self._side)
         self._sound_step = step(self._sound, self._side)
         self._collected = SlotNumbers(device)
         self.frames_behind = 1 if captured else 0
@@ -106,6 +108,7 @@ class ModelRunner:
         self._advance_step.warm_up()
         self._emit_step.warm_up()
         with self._side.beside():
+            self._take_step.warm_up()
             self._sound_step.warm_up()
         self._side.join()
 
@@ -164,9 +167,13 @@ class ModelRunner:
 
     @torch.inference_mode()
     def emit(self, sequences: Rows[Sequence]) -> None:
-        """Pick the next frame of codes of each slot.  May be run again until `advance`."""
-        self._side.join()  # the codec and the way to the host read what is overwritten here
-        self._emit_step([s.slot for s in sequences])
+        """Pick the next frame of codes of each slot.  If it raises, it may be run again."""
+        slots = [s.slot for s in sequences]
+        self._side.join_mark()  # what is overwritten here has been taken
+        self._emit_step(slots)
+        with self._side.beside():
+            self._take_step(slots)
+            self._side.mark()
 
     @torch.inference_mode()
     def decode(self, sequences: Rows[Sequence]) -> None:
@@ -182,29 +189,34 @@ class ModelRunner:
         due = [self._due(s) for s in sequences]
         with self._side.beside():
             slots = self._collected([s.slot for s in sequences])
-            rows = [self.codes[slots], self.facts[slots], self.sound[slots]]
+            rows = [self.taken[slots], self.sound[slots]]
             return FrameReader(torch.cat(rows, 1), self.pcm[slots] if any(due) else None, due)
 
     def _advance(self, slots: torch.Tensor, numbers: Rows[int] | None) -> None:
         self.kv.span = _side_by_side(numbers)
         rows = slots if self.kv.span is None else self.kv.span
-        self.hidden[rows] = self.model.advance(self.codes[rows], slots, self.kv)
-        self.kv.lengths[rows] += 1
+        codes = self.picked[rows][:, : self.model.num_codebooks]
+        self.hidden[rows] = self.model.advance(codes, slots, self.kv)
+        self.kv.lengths.index_add_(0, slots, self._ones[: len(slots)])
         self.kv.lengths[self.num_slots].zero_()  # a row that is nobody's must not grow longer
-        self.sampler.commit(slots, self.picked[rows])
 
     def _emit(self, slots: torch.Tensor, numbers: Rows[int] | None) -> None:
         sampler = self.sampler.rows(numbers, slots)
         span = _side_by_side(numbers)
         rows = slots if span is None else span
         codes, end = self.model.emit(self.hidden[rows], sampler)
-        self.codes[rows] = codes
-        self.picked[rows] = sampler.picked
+        facts = [sampler.picked[:, None], end[:, None], sampler.finite[:, None]]
+        self.picked[rows] = torch.cat([codes, *facts], 1)
+
+    def _take(self, slots: torch.Tensor, numbers: Rows[int] | None) -> None:
+        picked, books = self.picked[slots], self.model.num_codebooks
+        codes, facts = picked[:, :books], picked[:, books:]
         # Reserved ids may be sampled, as in the reference, but are no sounds: code 0 is heard.
         reserved = (codes < 0) | (codes >= self.model.codec.codebook_size)
         place = self.sampler.frame[slots] % self.pending.shape[2]
         self.pending[slots, :, place] = torch.where(reserved, 0, codes)
-        self.facts[rows] = torch.stack([end, sampler.finite, reserved.sum(1)], 1)
+        self.taken[slots] = torch.cat([codes, facts[:, 1:], reserved.sum(1, keepdim=True)], 1)
+        self.sampler.commit(slots, facts[:, 0])
 
     def _sound(self, slots: torch.Tensor, numbers: Rows[int] | None) -> None:
         pcm, valid = self.model.codec.step(self.pending[slots], slots, self.fresh[slots])

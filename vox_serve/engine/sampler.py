@@ -99,14 +99,11 @@ class SlotSampler:
         """Count a frame and remember what was picked for codebook 0, int64 `[B]`."""
         place = self.frame[slots] % REPETITION_WINDOW
         self.recent[slots, place] = picked + 1
-        self.frame[slots] += 1
+        self.frame.index_add_(0, slots, torch.ones_like(slots))
 
 
 class RowSampler:
-    """Implements `vox_serve.sampling.Sampler` for the rows of one batch.
-
-    `picked` `[B]` is what was picked for codebook 0.
-    """
+    """Implements `vox_serve.sampling.Sampler` for the rows of one batch."""
 
     def __init__(
         self, state: SlotSampler, numbers: Sequence[int] | None, slots: torch.Tensor
@@ -123,20 +120,27 @@ class RowSampler:
         ordered = every or any(p.top_p < 1 for p in drawing)
         self._most = None if ordered else max((p.top_k for p in drawing), default=0)
         self._state, self._slots = state, slots
-        self.picked = torch.zeros_like(slots)
-        self._finite = torch.ones(len(slots), dtype=torch.bool, device=slots.device)
+        self._picked: torch.Tensor | None = None
+        self._finite: torch.Tensor | None = None
         self._largest: list[torch.Tensor] = []
         self._rows: dict[str, torch.Tensor] = {}
 
     def __call__(self, logits: torch.Tensor, codebook: int) -> torch.Tensor:
         picked = self._pick(logits, codebook)
         if codebook == 0:
-            self.picked = picked
+            self._picked = picked
         return picked
+
+    @property
+    def picked(self) -> torch.Tensor:
+        """int64 `[B]`: what was picked for codebook 0."""
+        return torch.zeros_like(self._slots) if self._picked is None else self._picked
 
     @property
     def finite(self) -> torch.Tensor:
         """bool `[B]`: False where a row's logits held NaN or +inf, or nothing but -inf."""
+        if self._finite is None:
+            self._finite = torch.ones_like(self._slots, dtype=torch.bool)
         if not self._largest:
             return self._finite
         return self._finite & torch.stack(self._largest, 1).isfinite().all(1)
@@ -179,7 +183,9 @@ class RowSampler:
     def _pick_by_kernel(self, logits: torch.Tensor, codebook: int) -> torch.Tensor:
         from vox_serve.nn import triton_sampler
 
-        state = self._state
+        state, first = self._state, self._finite is None
+        if self._finite is None:
+            self._finite = torch.empty_like(self._slots, dtype=torch.bool)
         return triton_sampler.pick(
             logits,
             self._slots,
@@ -193,6 +199,7 @@ class RowSampler:
             seed=state.seed,
             frame=state.frame,
             finite=self._finite,
+            first=first,
         )
 
     def _penalised(self, logits: torch.Tensor) -> torch.Tensor:

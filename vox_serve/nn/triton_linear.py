@@ -55,7 +55,7 @@ def _residual(
 
 
 @triton.jit(do_not_specialize=["rows"])
-def _linear(  # noqa: PLR0915  # one kernel
+def _linear(
     x_ptr,
     ids_ptr,
     parts_ptr,

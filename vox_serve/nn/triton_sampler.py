@@ -84,6 +84,7 @@ def _pick(
     size,
     codebook,
     penalise: tl.constexpr,
+    first: tl.constexpr,
     window: tl.constexpr,
     block: tl.constexpr,
     overlaps: tl.constexpr,
@@ -100,8 +101,10 @@ def _pick(
     # NaN and +inf spoil a row; -inf alone is a code that the model ruled out.
     spoiled = tl.max((~(logits < infinity)).to(tl.int32), axis=0)
     usable = tl.max((logits > -infinity).to(tl.int32), axis=0)
-    finite = tl.load(finite_ptr + row).to(tl.int32)
-    tl.store(finite_ptr + row, (finite * usable * (1 - spoiled)) != 0)
+    finite = usable * (1 - spoiled)
+    if not first:
+        finite *= tl.load(finite_ptr + row).to(tl.int32)
+    tl.store(finite_ptr + row, finite != 0)
 
     if penalise:
         penalty = tl.load(penalty_ptr + slot)
@@ -156,6 +159,7 @@ def pick(
     seed: torch.Tensor,
     frame: torch.Tensor,
     finite: torch.Tensor,
+    first: bool = False,
 ) -> torch.Tensor:
     """Pick a code per row as `sampler.RowSampler` does; one launch, no host read.
 
@@ -176,6 +180,7 @@ def pick(
         recent: int64 `[S, W]`; code + 1, and 0 is empty.
         finite: bool `[B]`; turned False where a row holds NaN, +inf or nothing but -inf.  Such
             a row's code means nothing.
+        first: of the frame's: `finite` holds nothing yet.
 
     Returns:
         int64 `[B]`.
@@ -207,6 +212,7 @@ def pick(
             size,
             codebook,
             penalise=codebook == 0,
+            first=first,
             window=recent.shape[1],
             block=block,
             num_warps=min(max(block // 512, 1), 8),

@@ -110,7 +110,7 @@ def test_the_runners_steps_could_be_captured(make_engine: MakeEngine) -> None:
     slots = torch.tensor([0, runner.num_slots, runner.num_slots])
     frames, length = int(runner.sampler.frame[0]), int(runner.kv.lengths[0])
     with torch.inference_mode():
-        for step in (runner._advance, runner._emit, runner._sound):
+        for step in (runner._advance, runner._emit, runner._take, runner._sound):
             no_host_read(step)(slots, None)
     assert runner.sampler.frame[0] == frames + 1
     assert runner.kv.lengths[0] == length + 1
@@ -123,6 +123,6 @@ def test_the_runners_steps_stay_on_the_models_device(checkpoint: Checkpoint) -> 
     runner = ModelRunner(model, 3)
     slots = torch.empty(2, dtype=torch.int64, device="meta")
     with torch.inference_mode():
-        for step in (runner._advance, runner._emit, runner._sound):
+        for step in (runner._advance, runner._emit, runner._take, runner._sound):
             step(slots, None)
-    assert {t.device.type for t in (runner.hidden, runner.codes, runner.pcm)} == {"meta"}
+    assert {t.device.type for t in (runner.hidden, runner.picked, runner.pcm)} == {"meta"}

@@ -113,7 +113,7 @@ class CsmModel:
 
     def advance(self, codes: torch.Tensor, slots: torch.Tensor, kv: KVCache) -> torch.Tensor:
         embedded = self.network.audio_embedding(codes + self._offsets)
-        x = embedded.sum(dim=1, dtype=torch.float32).to(self.dtype)
+        x = embedded.sum(dim=1)  # in float32, and rounded once
         return self.network.backbone.advance(x, slots, kv)
 
     @torch.no_grad()
