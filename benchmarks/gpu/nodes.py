@@ -47,12 +47,15 @@ class Nodes:
     """What one step launches, by name."""
 
     launches: Counter[str] = attrs.Factory(Counter)
+    overlapped_products: int = 0
     products: int = 0
     """Of the launches, matrix products."""
     overlapped: int = 0
     """Of the launches, those that may start before the one before has ended."""
     bytes: int = 0
     flops: int = 0
+    float32_flops: int = 0
+    """Of these, products of float32, which the tensor cores do not take."""
 
     @property
     def count(self) -> int:
@@ -83,6 +86,8 @@ class _Counting(TorchDispatchMode):
             nodes.products += 1
             weight = _tensors(args)[-1 if kind is not aten.linear else 1]
             nodes.flops += 2 * made[0].numel() * weight[0].numel()
+            if weight.dtype == torch.float32:
+                nodes.float32_flops += 2 * made[0].numel() * weight[0].numel()
         return result
 
 
@@ -115,6 +120,7 @@ def counting(context: int) -> Iterator[Nodes]:
         weight = given.get("weight_ptr")
         if weight is not None and weight.dim() == 2:
             nodes.products += 1
+            nodes.overlapped_products += bool(options.get("launch_pdl"))
             nodes.flops += 2 * weight.numel() * given["rows"]
 
     with (
@@ -145,8 +151,8 @@ def steps(model: Model, batch: int, context: int = 500) -> dict[str, Nodes]:
     runs: dict[str, Callable[..., None]] = {
         "advance": runner._advance,
         "emit": runner._emit,
-        "codec": runner._sound,
         "take": runner._take,
+        "codec": runner._sound,
     }
     with torch.inference_mode():
         for name, run in runs.items():

@@ -158,9 +158,12 @@ def test_a_row_depends_on_no_other(device, dtype):
 
 @on_device
 @DTYPES
-@pytest.mark.parametrize("rows", [2, 17])
+@pytest.mark.parametrize("rows", [2, 9])
 def test_a_frame_through_a_stack(device, dtype, rows, one_by_one):
-    """Two positions at once, then one by one, each with its head: kernels against operations."""
+    """Two positions at once, then one by one, each with its head: kernels against operations.
+
+    Of nine rows the first pass has eighteen, which are too many for the kernel.
+    """
     like = dtype, device
     config = LlamaConfig(2, 64, 96, 4, 2, 32, 1e-5, 8, RopeConfig(500.0))
     stack = Llama(config).requires_grad_(False).to(device, dtype)

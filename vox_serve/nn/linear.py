@@ -129,12 +129,12 @@ class Fp8Linear(nn.Module):
 
     def _of_fp8(self, x: torch.Tensor) -> torch.Tensor:
         rows, scale = fp8_rows(x.flatten(0, -2))
-        if x.is_cuda:
+        if x.device.type == "cpu":
+            y = (rows.float() @ self.weight.float().t() * scale * self.scale).to(x.dtype)
+        else:
             # torch's only fp8 product; a scale per row of both sides.
             scales = scale, self.scale[None]
             y = torch._scaled_mm(rows, self.weight.t(), *scales, out_dtype=x.dtype)
-        else:
-            y = (rows.float() @ self.weight.float().t() * scale * self.scale).to(x.dtype)
         return y[:, : self.width].reshape(*x.shape[:-1], self.width)
 
 

@@ -157,6 +157,8 @@ def read(
     gates: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`residual.read` over `x` `[..., H]`, or over the rows `ids` of a table."""
+    if added is not None and added.dim() == x.dim():
+        added = added[None]  # left by more rows than are read here
     rows = x.reshape(-1, x.shape[-1])
     shape = (*x.shape[:-1], x.shape[-1]) if ids is None else (len(ids), 1, x.shape[-1])
     width = weights.width // (2 if gates else 1)

@@ -1,0 +1,62 @@
+"""How many nodes a frame of the full-size models has, held to what was reached."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.triton_device import HAS_TRITON
+
+if not HAS_TRITON:
+    pytest.skip("Triton is not installed; Linux has it", allow_module_level=True)
+
+from benchmarks.gpu import estimate, full_size
+from benchmarks.gpu.nodes import Nodes, counting, steps
+
+BUDGET = {
+    ("csm", 1): {"advance": 105, "emit": 693, "take": 17, "codec": 231},
+    ("csm", 64): {"advance": 153, "emit": 1126, "take": 17, "codec": 231},
+    ("orpheus", 1): {"advance": 176, "emit": 119, "take": 17, "codec": 288},
+    ("orpheus", 64): {"advance": 260, "emit": 119, "take": 17, "codec": 288},
+}
+
+
+@pytest.fixture(scope="module")
+def models():
+    return {"csm": full_size.csm(), "orpheus": full_size.orpheus()}
+
+
+@pytest.mark.parametrize(("name", "batch"), BUDGET)
+def test_a_frame_has_no_more_nodes_than_it_had(name: str, batch: int, models):
+    found = {step: nodes.count for step, nodes in steps(models[name], batch).items()}
+    assert found == BUDGET[name, batch], "fewer are welcome: write them down"
+
+
+def test_fp8_has_no_node_of_its_own_over_few_rows(models):
+    of = steps(full_size.csm(fp8=True), 8)
+    assert {step: nodes.count for step, nodes in of.items()} == BUDGET["csm", 1]
+    assert "_scaled_mm" not in of["emit"].launches
+    assert of["emit"].bytes < 0.6 * steps(models["csm"], 8)["emit"].bytes
+
+
+def test_what_is_counted():
+    with counting(context=5) as nodes:
+        x = torch.empty(2, 8, device="meta")
+        (x.view(16).view(2, 8) + 1).t()
+        torch.nn.functional.linear(x, torch.empty(4, 8, device="meta"))
+        x.to(torch.bfloat16)
+    assert nodes.launches == {"add": 1, "linear": 1, "to": 1}
+    assert nodes.products == 1
+    assert nodes.flops == nodes.float32_flops == 2 * 2 * 8 * 4
+    assert nodes.bytes == (64 + 64) + (64 + 128 + 32) + (64 + 32)
+
+
+def test_the_estimate_adds_up(capsys: pytest.CaptureFixture[str]):
+    nodes = Nodes(bytes=int(estimate.H200 * 0.78 * 7))
+    nodes.launches["add"] = 10
+    assert estimate.LIKELY.of(nodes) == pytest.approx(10 * 2.3 + 7)
+    assert estimate.BEST.of(nodes) < estimate.LIKELY.of(nodes) < estimate.WORST.of(nodes)
+    assert estimate.main(["--batches", "1"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 5
+    assert lines[2].startswith("| csm, bfloat16 | 1 | 105 + 693 + 17 + 231 |")
