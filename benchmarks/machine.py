@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from vox_serve.nn import Linear
-from vox_serve.nn.linear import held_bytes, hold
+from vox_serve.nn.linear import held_bytes, pack
 
 ALL_THREADS = torch.get_num_threads()
 
@@ -56,7 +56,7 @@ def bandwidth(form: str, gigabytes: float = 0.5, repeats: int = 5) -> float:
     held = 0
     while held < gigabytes * 1e9:
         matrix: Any = Linear(columns, rows).to(dtype)
-        matrices.append(matrix if form == "bfloat16" else hold(matrix, form))
+        matrices.append(matrix if form == "bfloat16" else pack(matrix, form))
         held += held_bytes(matrices[-1])
     x = torch.rand(1, columns, dtype=dtype)
     best = float("inf")

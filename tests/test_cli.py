@@ -69,7 +69,7 @@ def test_say_refuses_an_ending_that_is_no_format_before_it_loads(
     output = tmp_path / "out.wma"
     assert cli.main(["say", "5", "-o", str(output), "--model", "nothing"]) == 2
     error = capsys.readouterr().err
-    assert "'wma' is no audio format; there are wav, pcm, flac" in error
+    assert "'wma' is not an audio format; choose from wav, pcm, flac" in error
     assert error.count("\n") == 1
     assert not output.exists()
 

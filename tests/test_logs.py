@@ -86,7 +86,7 @@ def test_an_exception_of_nobodys_request_shows_all() -> None:
     assert "RuntimeError: secret" in as_json(record("it failed", caught()))["traceback"]
 
 
-def test_a_process_logs_as_it_is_told() -> None:
+def test_a_process_logs_as_it_is_reported() -> None:
     script = """
 import logging, threading, warnings
 from vox_serve import logs

@@ -44,8 +44,8 @@ class Codec(Protocol):
 
         Args:
             codes: int64 `[B, K, R]`.
-            slots: int64 `[B]`, distinct but for the last one of all, which is nobody's: it fills a
-                batch up, and what becomes of it means nothing.
+            slots: int64 `[B]`, distinct, except the spare last slot, which pads the batch: its
+                output is ignored.
             reset: bool `[B]`; True where the row starts a new utterance.
 
         Returns:

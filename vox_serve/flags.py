@@ -41,10 +41,10 @@ def add_flags(
         numbers = several and kind is not str  # they may stand side by side: --rate 1 2
         action = "append" if several or field.name in repeated else "store"
         shown = "" if field.default is None or several else f" (default: {field.default})"
-        told = field.metadata["help"] + shown
+        text = field.metadata["help"] + shown
         if kind is bool:
             parser.add_argument(
-                *names, dest=field.name, action="store_true", default=None, help=told
+                *names, dest=field.name, action="store_true", default=None, help=text
             )
             continue
         parser.add_argument(
@@ -56,7 +56,7 @@ def add_flags(
             choices=field.metadata["choices"],
             default=None,
             metavar=field.name.upper() if field.metadata["choices"] is None else None,
-            help=told,
+            help=text,
         )
 
 

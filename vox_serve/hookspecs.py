@@ -28,5 +28,5 @@ def vox_serve_models() -> Sequence[ModelSpec]:  # type: ignore[empty-body]  # a 
 
 
 @hookspec
-def vox_serve_checkpoints() -> Sequence[CheckpointSpec]:  # type: ignore[empty-body]  # likewise
+def vox_serve_checkpoints() -> Sequence[CheckpointSpec]:  # type: ignore[empty-body]  # a specification
     """Named checkpoints: each alias can be given to --model."""

@@ -164,7 +164,7 @@ Event = Started | Audio | Finished | Failed | Done
 
 @attrs.frozen
 class EngineInfo:
-    """What the server tells about a loaded model."""
+    """What the server reports about a loaded model."""
 
     model: str
     kind: str
@@ -206,7 +206,7 @@ class Stats:
         prefilled, restored: prompt positions that were run, and that came from kept prefixes.
         hits, misses: prompts whose beginning was, and was not, among the kept prefixes.
         prefixes, prefix_bytes: how many are kept, and the memory that they take.
-        device_memory: bytes in use and free on the GPU; None if nobody looked in this step.
+        device_memory: bytes in use and free on the GPU; None if this step did not look.
     """
 
     running: int = 0

@@ -84,7 +84,7 @@ class Registry:
 class Processes(Collector):
     """What prometheus_client tells of a process, with the labels `model` and `process`.
 
-    It reads /proc, so there are no such series where that is missing, nor of a process that ended.
+    It reads /proc: where that is missing, or once a process has ended, there are no series.
     """
 
     def __init__(self) -> None:
@@ -159,7 +159,7 @@ class Row(Generic[M]):
 
 
 class OpenRow(Generic[M]):
-    """A line whose labels have values that nobody knows beforehand: a series comes with the first.
+    """A row whose label values are not known beforehand: a series appears with its first value.
 
     It gives the family itself: call `labels` with the model and the values.
     """

@@ -118,8 +118,8 @@ class Model(Protocol):
 
         Every segment has codes.  A prompt must begin as the one before it in a conversation
         did, and go on with one position for each frame that was generated then, as `advance`
-        fed it: what is cached of it then need not be run again.  If it does not, nothing is
-        lost but time.
+        fed it: what is cached of it is then not run again.  If it does not, only
+        time is lost.
 
         Raises:
             UnspeakableText: the tokenizer or the voice cannot render the text.
@@ -203,7 +203,7 @@ class CheckpointSpec:
         source: a directory or a hub id.
         summary: one line; shown by `vox-serve models` and in the start-up banner.
         max_characters: of one piece of text; the server cuts longer ones at sentence borders.
-        max_words: likewise.
+        max_words: the same, in words.
         normalise: any text to what the checkpoint was trained on, before it is counted; twice is
             as once.  Raises UnspeakableText.  Light: the server calls it too.
         takes_context: False for a voice that was never trained with earlier turns; requests

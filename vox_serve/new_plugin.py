@@ -18,13 +18,13 @@ def new_plugin(name: str, parent: Path) -> Path:
     """Write the distribution `vox-serve-NAME` into a new directory under `parent`.
 
     Raises:
-        ConfigError: the name is no plain lower-case identifier, or the directory is there.
+        ConfigError: the name is not a plain lower-case identifier, or the directory exists.
     """
     if not NAME.fullmatch(name):
         raise ConfigError(f"{name!r}: a plugin's name has lower-case letters, digits and _ only")
     target = parent / f"vox-serve-{name}"
     if target.exists():
-        raise ConfigError(f"{target} is there already")
+        raise ConfigError(f"{target} exists already")
     for path, text in rendered(name).items():
         (target / path).parent.mkdir(parents=True, exist_ok=True)
         (target / path).write_text(text, encoding="utf-8")

@@ -57,7 +57,8 @@ def format_of(output: Path) -> AudioFormat:
     name = output.suffix.lower().removeprefix(".") or "wav"
     audio_format = FORMATS.get(ENDINGS.get(name, name))
     if audio_format is None:
-        raise ConfigError(f"{output}: {name!r} is no audio format; there are {', '.join(FORMATS)}")
+        names = ", ".join(FORMATS)
+        raise ConfigError(f"{output}: {name!r} is not an audio format; choose from {names}")
     return audio_format
 
 

@@ -93,7 +93,7 @@ def is_440_hz(samples: np.ndarray, rate: int) -> bool:
     return bool(abs(spectrum.argmax() * rate / len(middle) - 440) < 2 and 0.9 < loudness < 1.1)
 
 
-def test_what_clients_are_told() -> None:
+def test_what_clients_are_reported() -> None:
     assert {name: one.media_type for name, one in FORMATS.items()} == {
         "wav": "audio/wav",
         "pcm": "audio/pcm",

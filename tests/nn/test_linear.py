@@ -13,7 +13,6 @@ from vox_serve.nn.linear import (
     PackedLinear,
     PaddedLinear,
     held_bytes,
-    hold,
     holds_halves,
 )
 
@@ -43,7 +42,7 @@ def error(layer: torch.nn.Module, plain: Linear, x: torch.Tensor) -> float:
 def test_float16_is_close_and_exact_for_bfloat16_weights(shape: tuple[int, ...]) -> None:
     plain = filled(50, 64)
     x = inputs(*shape)
-    assert 1e-6 < error(hold(filled(50, 64), "float16"), plain, x) < 5e-4
+    assert 1e-6 < error(pack(filled(50, 64), "float16"), plain, x) < 5e-4
     plain.weight.copy_(plain.weight.bfloat16())
     assert error(HalfLinear(plain.weight), plain, x) < 1e-6
 
@@ -51,7 +50,7 @@ def test_float16_is_close_and_exact_for_bfloat16_weights(shape: tuple[int, ...])
 @needs_fbgemm
 @pytest.mark.parametrize("shape", [(1, 64), (5, 64), (2, 3, 64)])
 def test_int8_is_near(shape: tuple[int, ...]) -> None:
-    assert 1e-3 < error(hold(filled(50, 64), "int8"), filled(50, 64), inputs(*shape)) < 0.03
+    assert 1e-3 < error(pack(filled(50, 64), "int8"), filled(50, 64), inputs(*shape)) < 0.03
 
 
 def test_fp8_is_near_in_its_plain_form() -> None:
@@ -103,7 +102,7 @@ def test_a_row_has_a_scale_of_its_own(make: type[Int8Linear] | type[Fp8Linear]) 
 def test_a_table_is_held_short_and_handed_out_long() -> None:
     table = Embedding(10, 4).requires_grad_(False)
     rows = table(torch.tensor([3, 5]))
-    held = hold(table, "float16")
+    held = pack(table, "float16")
     assert held.weight.dtype is torch.float16
     got = held(torch.tensor([3, 5]))
     assert got.dtype is torch.float32
@@ -114,10 +113,10 @@ def test_a_table_is_held_short_and_handed_out_long() -> None:
 def test_held_bytes_counts_what_is_packed() -> None:
     stack = torch.nn.Sequential(filled(64, 32), torch.nn.LayerNorm(64))
     assert held_bytes(stack) == 4 * (64 * 32 + 2 * 64)
-    stack[0] = hold(stack[0], "float16")
+    stack[0] = pack(stack[0], "float16")
     assert held_bytes(stack) == 2 * 64 * 32 + 4 * 2 * 64
 
 
 def test_a_form_needs_its_device() -> None:
     with pytest.raises(ConfigError, match="fp8 weights need a device of the kind cuda"):
-        hold(filled(4, 4), "fp8")
+        pack(filled(4, 4), "fp8")

@@ -187,7 +187,7 @@ def is_still(server: RunningServer) -> bool:
     return value(server, "frames_total") == made
 
 
-def test_who_does_not_read_a_long_text_holds_back_its_parts(
+def test_a_client_that_does_not_read_a_long_text_holds_back_its_parts(
     start_server: StartServer, long_frames: None
 ) -> None:
     """Neither its slot nor memory for all of its audio is taken; when it reads, it goes on."""

@@ -51,7 +51,7 @@ def test_a_player_may_take_as_long_as_it_plays(client: EngineClient, tone_engine
 
 
 @pytest.mark.parametrize(("mode", "pause"), [("stream", 0.15), ("whole", 0.05)])
-def test_who_falls_behind_is_cut(
+def test_a_client_that_falls_behind_is_cut(
     client: EngineClient, tone_engine: Engine, mode: str, pause: float
 ) -> None:
     with pytest.raises(TimedOut, match=r"longer than 0\.2 seconds"):

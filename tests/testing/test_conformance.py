@@ -184,7 +184,7 @@ class CountsOnTheHost(Tone):
 
 
 WRONG = {
-    "test_sizes_are_told_and_agree": WrongSizes,
+    "test_sizes_are_positive_and_agree": WrongSizes,
     "test_a_text_that_cannot_fit_is_refused_in_one_line": TakesAnyLength,
     "test_a_batch_speaks_as_each_would_alone": LooksAtItsNeighbours,
     "test_joining_and_leaving_between_frames_changes_nothing": ForgetsItsPosition,

@@ -74,7 +74,7 @@ def test_answers_find_their_request() -> None:
     asyncio.run(main())
 
 
-def test_states_are_told() -> None:
+def test_states_are_reported() -> None:
     seen = []
 
     async def main() -> None:

@@ -45,7 +45,7 @@ def read_audio(
                 count += len(block)
                 if count > limit:
                     raise AudioUnreadable(f"audio is longer than {max_seconds:g} seconds")
-                with np.errstate(over="ignore"):  # told below
+                with np.errstate(over="ignore"):  # reported below
                     blocks.append(block.mean(axis=1, dtype=np.float32))
             rate = clip.samplerate
     except soundfile.LibsndfileError as error:

@@ -21,7 +21,7 @@ from vox_serve.errors import ConfigError
 DETAIL_CHARACTERS = 300
 """How much of an error's text is kept."""
 FACTS_TIMEOUT = 5.0
-"""Seconds that a server has to tell of itself."""
+"""Seconds that a server has to describe itself."""
 
 
 class SpeechClient:
@@ -29,7 +29,7 @@ class SpeechClient:
 
     Args:
         transport: in place of sockets, for tests.
-        clock: seconds, ever rising.
+        clock: seconds, monotonic.
 
     Raises:
         ConfigError: the URL or OPENAI_API_KEY cannot be sent.
@@ -45,7 +45,7 @@ class SpeechClient:
         try:
             httpx.URL(target.url)
         except httpx.InvalidURL as error:
-            raise ConfigError(f"{target.url!r} is no URL: {error}") from None
+            raise ConfigError(f"{target.url!r} is not a URL: {error}") from None
         self.clock = clock
         self._target = target
         self._config = config
@@ -105,13 +105,13 @@ class SpeechClient:
         if self._config.format == "wav":
             return Wav()
         rate = self._config.sample_rate or PCM_RATE
-        told = response.headers.get("x-sample-rate", str(rate))
-        if told != str(rate):
-            raise NotAudio(f"sample rate {told}, not {rate}")
+        stated = response.headers.get("x-sample-rate", str(rate))
+        if stated != str(rate):
+            raise NotAudio(f"sample rate {stated}, not {rate}")
         return Pcm(rate)
 
     async def facts(self) -> dict[str, Any] | None:
-        """What /health and /models of a vox_serve tell; None if it is another server."""
+        """What /health and /models of a vox_serve say; None if it is another server."""
         found = {}
         for route in ("health", "models"):
             url = f"{self._target.base}/{route}"
@@ -155,7 +155,7 @@ def headers(api: str) -> dict[str, str]:
 
 
 def _cause(error: BaseException) -> str:
-    """What lies at the root of a failed connection: nobody listens, or this client lacks files."""
+    """The root cause of a failed connection, such as a closed port or too few file descriptors."""
     while error.__cause__ or error.__context__:
         error = error.__cause__ or error.__context__ or error
     if isinstance(error, BaseExceptionGroup):  # one for each address of the host

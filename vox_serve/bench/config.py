@@ -35,12 +35,12 @@ class BenchConfig:
         (), "open loop: requests per second, at random times (Poisson); each is a run of its own"
     )
     concurrency: tuple[int, ...] = setting(
-        (), "closed loop: so many clients, each of which asks again when its answer has ended"
+        (), "closed loop: this many clients, each of which asks again when its answer has ended"
     )
     duration: float | None = setting(
         None, "seconds in which requests begin, for each run (default: 30)"
     )
-    requests: int | None = setting(None, "so many requests for each run, instead of --duration")
+    requests: int | None = setting(None, "number of requests for each run, instead of --duration")
     warmup: int = setting(1, "requests before the first run, one by one, which are not counted")
     seed: int = setting(0, "of the arrival times")
     timeout: float = setting(60.0, "seconds after which a request that is not done has failed")
@@ -52,7 +52,7 @@ class BenchConfig:
     speaker: int | None = setting(None, "the field `speaker`, of generate only (default: 0)")
     format: str = setting("wav", "format of the audio", FORMATS)
     sample_rate: int | None = setting(
-        None, f"of pcm, in Hz (default: {PCM_RATE}); the header of a wav tells its own"
+        None, f"of pcm, in Hz (default: {PCM_RATE}); a wav states its own"
     )
     body: str | None = setting(None, "a JSON object of more fields for each request")
     texts: Path | None = setting(None, "file with a text on each line (default: our own texts)")
@@ -121,18 +121,18 @@ def find_target(url: str, api: str | None) -> Target:
     """The route that a URL names; the server's root gets the route of `api`, else /generate.
 
     Raises:
-        ConfigError: no http URL, or it names the route of the other API.
+        ConfigError: not an http URL, or it names the route of the other API.
     """
     try:
         parts = urlsplit(url)
-        parts.port  # noqa: B018  # raises for a port that is none
+        parts.port  # noqa: B018  # raises for a bad port
     except ValueError as error:
-        raise ConfigError(f"{url!r} is no URL: {error}") from None
+        raise ConfigError(f"{url!r} is not a URL: {error}") from None
     _require(
-        parts.scheme in ("http", "https") and bool(parts.hostname), f"{url!r} is no http(s) URL"
+        parts.scheme in ("http", "https") and bool(parts.hostname), f"{url!r} is not an http(s) URL"
     )
-    _require("@" not in parts.netloc, "the URL must hold no user or password")
-    _require(not parts.query and not parts.fragment, "the URL must hold no ? and no #")
+    _require("@" not in parts.netloc, "the URL must not contain a user or password")
+    _require(not parts.query and not parts.fragment, "the URL must not contain ? or #")
     url = url.rstrip("/")
     if url.endswith("/v1"):  # as OpenAI's clients name a server
         url += "/audio/speech"
@@ -148,7 +148,7 @@ def read_texts(path: Path | None) -> list[str]:
     """The texts of a file, a line each, or those that come with vox_serve.
 
     Raises:
-        ConfigError: the file cannot be read, or holds no text.
+        ConfigError: the file cannot be read, or has no text.
     """
     source = files("vox_serve.bench") / "texts.txt" if path is None else path
     try:
@@ -156,5 +156,5 @@ def read_texts(path: Path | None) -> list[str]:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"texts: {source} cannot be read: {error}") from None
     texts = [line.strip() for line in lines if line.strip()]
-    _require(bool(texts), f"texts: {source} holds no text")
+    _require(bool(texts), f"texts: {source} has no text")
     return texts

@@ -62,7 +62,7 @@ class Recording:
 
     @property
     def first_audio(self) -> float | None:
-        """From when it was due to the first sound; a header alone is no sound."""
+        """From when it was due to the first sound; a header alone does not count."""
         return self.chunks[0].at - self.scheduled if self.chunks else None
 
     @property
@@ -108,7 +108,7 @@ class Recording:
 def lateness(chunks: list[Chunk]) -> list[float]:
     """Per chunk: its arrival, less the first arrival, less the audio received before it.
 
-    Above 0 means that playback which began with the first sound had nothing to play for so long.
+    Above 0, playback that began with the first sound had nothing to play for that long.
     """
     received, late = 0.0, []
     for chunk in chunks:
@@ -125,7 +125,7 @@ class Run:
         load: requests per second, or clients.
         arrivals: when requests are due, in seconds after `began`; empty in a closed loop.
         began: on the client's clock.
-        ended: likewise; None while it runs.
+        ended: on the client's clock; None while it runs.
         stall: the longest that the client's own event loop was late, in seconds.
     """
 

@@ -49,10 +49,10 @@ class Wav:
         self._bytes_per_second = 0
 
     def seconds(self, data: bytes) -> float:
-        """Seconds of sound in these bytes of the stream; the header is none.
+        """Seconds of sound in these bytes of the stream; the header does not count.
 
         Raises:
-            NotAudio: this is no wav.
+            NotAudio: this is not a wav.
         """
         if not self._bytes_per_second:
             self._header += data
@@ -68,7 +68,7 @@ def read_header(data: bytes) -> tuple[int, int] | None:
     """Bytes per second, and where the samples begin; None if `data` ends before that.
 
     Raises:
-        NotAudio: this is no wav.
+        NotAudio: this is not a wav.
     """
     if not b"RIFF".startswith(data[:4]) or not b"WAVE".startswith(data[8:12]):
         raise NotAudio("no wav")

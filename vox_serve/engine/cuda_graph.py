@@ -1,7 +1,7 @@
 """A step function over slots: called plainly on a CPU, captured and replayed on CUDA.
 
 It is one function either way.  A graph has a fixed batch, so batches are filled up to a bucket
-with the slot that is nobody's.
+with the spare slot.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def bucket_sizes(num_slots: int, device: torch.device, deterministic: bool) -> l
     """Batch sizes that occur, ascending: on a CPU all, on a GPU powers of two, then steps of 64.
 
     Args:
-        deterministic: one size alone, because a row's rounding hangs on its matrix's height.
+        deterministic: one batch size, because a row's rounding depends on the height of its matrix.
     """
     if deterministic:
         return [num_slots]
@@ -66,13 +66,13 @@ class Stream:
         if self._cuda:
             self._device = device
             make = torch.cuda.Stream
-            # Nothing can be captured on torch's own stream: the main one has another to do it.
+            # Nothing can be captured on torch's default stream: the main one captures on another.
             # What it captures goes first where both streams have something to run.
             priority = -1 if main else 0
-            self._capturing = make(device, priority)  # type: ignore[no-untyped-call]  # torch's own
+            self._capturing = make(device, priority)  # type: ignore[no-untyped-call]  # torch ships no types for it
             self._own = None if main else make(device)  # type: ignore[no-untyped-call]
             self._pool = torch.cuda.graph_pool_handle()
-            self._mark = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch's own
+            self._mark = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch ships no types for it
 
     @contextmanager
     def beside(self) -> Iterator[None]:
@@ -92,7 +92,7 @@ class Stream:
     def mark(self) -> None:
         """Remember how far this stream has got, for `join_mark`."""
         if self._cuda and self._own is not None:
-            self._mark.record(self._own)  # type: ignore[no-untyped-call]  # torch's own
+            self._mark.record(self._own)  # type: ignore[no-untyped-call]  # torch ships no types for it
 
     def join_mark(self) -> None:
         """As `join`, but for what was launched beside it before the last `mark` alone."""
@@ -145,7 +145,7 @@ class StepFunction:
         run: takes slots `[B]` on the device and the same numbers on the host; in a captured step
             the numbers are None, because they will be others when it is replayed.
         sizes: buckets, ascending.
-        idle: the slot that is nobody's.
+        idle: the spare slot.
         stream: where it is called; None: call it plainly, replay no CUDA graphs.
     """
 

@@ -49,14 +49,14 @@ def prepare(device: torch.device) -> None:
     if device.type != "cuda":
         return
     # cuDNN's attention builds a plan for each new shape, so for each length of prompt: half a
-    # second in which nobody hears anything.
+    # second in which every stream is silent.
     torch.backends.cuda.enable_cudnn_sdp(False)
     _require_compiler()
     torch.cuda.set_device(device)  # streams, events and kernels are made on the current one
 
 
 def require_room(model: Model, slots: int) -> None:
-    """Raise ConfigError unless so many slots fit beside the loaded weights."""
+    """Raise ConfigError unless this many slots fit beside the loaded weights."""
     free = free_bytes(model.device)
     if free is None:
         return

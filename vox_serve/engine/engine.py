@@ -134,7 +134,7 @@ class Engine:
                     raise EngineError(f"the warm-up failed: {event.error.message}")
 
     def info(self, name: str, kind: str, load_seconds: float) -> EngineInfo:
-        """What the server tells about this engine."""
+        """What the server reports about this engine."""
         model, codec, checkpoint = self.model, self.model.codec, self.checkpoint
         return EngineInfo(
             model=name,
@@ -238,7 +238,7 @@ class Engine:
 
     def _deliver(self, sequence: Sequence, pcm: bytes) -> None:
         if pcm and sequence.pacing is not None:
-            # A codec that takes several frames at once sounds once in so many steps.
+            # A codec that takes R frames at once gives sound in every R-th step.
             pace = self._step_seconds * self.model.codec.frames_per_step
             sounded = sequence.pacing.add(pcm, time.monotonic(), pace)
             if sounded:

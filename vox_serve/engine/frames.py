@@ -44,7 +44,7 @@ class FrameReader:
         self._due = due
         self._done: Any = None
         if rows.is_cuda:
-            self._done = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch's own
+            self._done = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch ships no types for it
             self._done.record()
 
     def frames(self) -> list[Frame]:
@@ -60,7 +60,7 @@ class FrameReader:
                 Frame(
                     b"" if heard is None else heard[number, :valid].astype("<i2").tobytes(),
                     bool(end),
-                    # What comes with the end is not sounded, so it need not be finite.
+                    # What comes with the end is not sounded, so it may be non-finite.
                     bool(finite) and bool(end or sounding or heard is None),
                     reserved,
                     tuple(codes),

@@ -74,7 +74,7 @@ class SlotView:
 
     @cached_property
     def _index(self) -> tuple[torch.Tensor, torch.Tensor]:
-        # Padding may point past the end of the cache; its writes land where nobody looks yet.
+        # Padding may point past the end of the cache; its writes land in positions not yet read.
         return self._slots[:, None], self._positions.clamp(max=self._cache.max_positions - 1)
 
     @cached_property

@@ -1,6 +1,7 @@
 """How much sound goes to the client at once.
 
-Decoding is per frame; handing over each frame by itself costs both processes a wake-up that nobody
+Decoding is per frame; handing over each frame by itself costs both processes a wake-up that no
+client
 hears once the client has some sound in hand.
 """
 

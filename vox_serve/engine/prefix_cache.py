@@ -1,8 +1,8 @@
-"""Prefixes of prompts whose keys and values are kept, so that they need not be run again.
+"""Prefixes of prompts whose keys and values are kept, so that they are not run again.
 
 What a voice or a conversation begins with comes again with every text.  A prefix is found by
 comparing prompts row by row, so it serves whoever begins alike, and a part of it serves too:
-position n of the cache hangs on positions 0 .. n alone.
+position n of the cache depends on positions 0 .. n alone.
 """
 
 from __future__ import annotations

@@ -198,7 +198,7 @@ class ModelRunner:
         codes = self.picked[rows][:, : self.model.num_codebooks]
         self.hidden[rows] = self.model.advance(codes, slots, self.kv)
         self.kv.lengths.index_add_(0, slots, self._ones[: len(slots)])
-        self.kv.lengths[self.num_slots].zero_()  # a row that is nobody's must not grow longer
+        self.kv.lengths[self.num_slots].zero_()  # the spare row must not grow longer
 
     def _emit(self, slots: torch.Tensor, numbers: Rows[int] | None) -> None:
         sampler = self.sampler.rows(numbers, slots)
@@ -211,7 +211,7 @@ class ModelRunner:
     def _take(self, slots: torch.Tensor, numbers: Rows[int] | None) -> None:
         picked, books = self.picked[slots], self.model.num_codebooks
         codes, facts = picked[:, :books], picked[:, books:]
-        # Reserved ids may be sampled, as in the reference, but are no sounds: code 0 is heard.
+        # Reserved ids may be sampled, as in the reference, but have no sound: code 0 is heard.
         reserved = (codes < 0) | (codes >= self.model.codec.codebook_size)
         place = self.sampler.frame[slots] % self.pending.shape[2]
         self.pending[slots, :, place] = torch.where(reserved, 0, codes)
@@ -265,7 +265,7 @@ def run_isolated(
     a function that may be run again over the same rows.  Returns the rows that failed.
 
     Raises:
-        EngineError: the device is not what it was; nobody's steps can go on.
+        EngineError: the device is in an unknown state; no step can go on.
     """
     error = _attempt(run, rows) if rows else None
     if error is None:

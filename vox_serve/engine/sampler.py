@@ -32,7 +32,7 @@ _MIX_2 = _signed(0x94D049BB133111EB)
 
 
 def _shift(x: torch.Tensor, bits: int) -> torch.Tensor:
-    """Logical right shift; torch's own keeps the sign."""
+    """Logical right shift; torch's `>>` keeps the sign."""
     return (x >> bits) & ((1 << (64 - bits)) - 1)
 
 
@@ -116,7 +116,7 @@ class RowSampler:
         self._draws = every or bool(drawing)
         self._filters = every or any(p.top_k > 0 or p.top_p < 1 or p.min_p > 0 for p in drawing)
         self._penalises = every or any(p.repetition_penalty != 1 for p in params)
-        # Without top-p nothing hangs on the order of more codes than the largest top-k.
+        # Without top-p, only the order of the largest top-k codes matters.
         ordered = every or any(p.top_p < 1 for p in drawing)
         self._most = None if ordered else max((p.top_k for p in drawing), default=0)
         self._state, self._slots = state, slots

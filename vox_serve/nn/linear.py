@@ -5,7 +5,7 @@ plugin builds its network of `Linear` and `Embedding`; `WeightLoader.build` puts
 their place as it fills them, and nothing else of the model changes.
 
 float16 on a CPU: FBGEMM's packed matrices with float32 sums.  A CPU without bfloat16 products
-    reads them faster than torch's own bfloat16, and a checkpoint's bfloat16 weights are
+    reads them faster than torch's bfloat16, and a checkpoint's bfloat16 weights are
     held exactly, but for those below 6e-5, which lose digits.
 int8 on a CPU: symmetric, a scale per output channel; inputs are rounded with a scale of their own
     per row, so that a row does not depend on its neighbours (LLM.int8(), Dettmers et al. 2022,
@@ -139,7 +139,7 @@ class Fp8Linear(nn.Module):
 
 
 class PaddedLinear(nn.Module):
-    """A layer whose outputs are no multiple of 64, with rows of zeros up to one.
+    """A layer whose number of outputs is not a multiple of 64, with rows of zeros up to one.
 
     cuBLAS takes slower kernels where the rows of a result do not begin at aligned addresses.
     """
@@ -166,7 +166,7 @@ class PackedLinear(nn.Module):
     Args:
         weight: `[out, in]`.
         bias: `[out]`.
-        rows: N as it mostly is; the order hangs on it, not the result.
+        rows: the usual N; it decides the order in memory, not the result.
     """
 
     def __init__(
@@ -223,7 +223,7 @@ _FORMS: dict[str, tuple[str, type[HalfLinear | Int8Linear | Fp8Linear | PaddedLi
 }
 
 
-def hold(layer: nn.Module, form: str) -> nn.Module:
+def pack(layer: nn.Module, form: str) -> nn.Module:
     """A filled layer in this form: `Linear` and `Embedding` become smaller, others stay.
 
     Args:
@@ -260,7 +260,7 @@ def holds_halves() -> bool:
 
 
 def _has_onednn() -> bool:
-    return bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]  # torch's own
+    return bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]  # torch ships no types for it
 
 
 def _quantized() -> Any:

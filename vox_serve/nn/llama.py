@@ -95,7 +95,7 @@ class Tables:
     signed_sin: torch.Tensor
 
 
-class Turn:
+class Rotation:
     """RoPE's tables `[P, D]`, and what they say of `positions` `[B, T]`: `[B, T, 1, D]`.
 
     The latter is looked up when it is first asked for: the attention kernels read the tables.
@@ -131,12 +131,12 @@ class Attention(nn.Module):
         self.qkv = Linear(config.hidden_size, width)
         self.output = Linear(self.heads * self.head_dim, config.hidden_size)
 
-    def forward(self, qkv: torch.Tensor, turn: Turn, kv: KVView) -> torch.Tensor:
+    def forward(self, qkv: torch.Tensor, rotation: Rotation, kv: KVView) -> torch.Tensor:
         """Queries, keys and values `[B, T, ...]` to what `output` takes, `[B, T, ...]`."""
         batch, time, _ = qkv.shape
         heads, kv_heads = self.heads, self.kv_heads
         if use_triton(qkv) and self.head_dim in HEAD_DIMS:
-            tables = turn.tables.cos, turn.tables.sin
+            tables = rotation.tables.cos, rotation.tables.sin
             if time == 1:
                 place = kv.place(self.layer)
                 return decode_attention(qkv[:, 0], *tables, *place, heads, kv_heads)[:, None]
@@ -146,7 +146,7 @@ class Attention(nn.Module):
                 keys, values = kv.place(self.layer)[:2]
                 return pair_attention(qkv, *tables, keys, values, heads, kv_heads)
         qkv = qkv.view(batch, time, heads + 2 * kv_heads, self.head_dim)
-        rotated = rotate(qkv[:, :, : heads + kv_heads], turn.cos, turn.signed_sin)
+        rotated = rotate(qkv[:, :, : heads + kv_heads], rotation.cos, rotation.signed_sin)
         keys, values = kv.extend(self.layer, rotated[:, :, heads:], qkv[:, :, heads + kv_heads :])
         # The query heads of a group look at the same keys: they are stacked along time.
         group = heads // kv_heads
@@ -180,12 +180,12 @@ class Layer(nn.Module):
         self.feed_forward = FeedForward(config)
 
     def forward(
-        self, x: torch.Tensor | Rows, added: torch.Tensor | None, turn: Turn, kv: KVView
+        self, x: torch.Tensor | Rows, added: torch.Tensor | None, rotation: Rotation, kv: KVView
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The residual, and what is to be added to it; see `vox_serve.nn.residual`."""
         attention, feed_forward = self.attention, self.feed_forward
         qkv, x = read(self.attention_norm, attention.qkv, x, added)
-        added = left_by(attention.output, attention(qkv, turn, kv))
+        added = left_by(attention.output, attention(qkv, rotation, kv))
         inner, x = read(self.feed_forward_norm, feed_forward.gate_up, x, added, gates=True)
         return x, left_by(feed_forward.down, inner)
 
@@ -217,10 +217,10 @@ class Llama(nn.Module):
         kv: KVView,
         head: nn.Module | None = None,
     ) -> torch.Tensor:
-        turn = Turn(self.tables, positions)
+        rotation = Rotation(self.tables, positions)
         added: torch.Tensor | None = None
         for layer in self.layers:
-            x, added = layer(x, added, turn, kv)
+            x, added = layer(x, added, rotation, kv)
         assert isinstance(x, torch.Tensor)  # a stack has layers
         assert added is not None
         if head is None:

@@ -39,7 +39,7 @@ def _gumbel(key, tokens):
 
 @triton.jit
 def _ordered(x):
-    """An int32 per float32 that orders as the floats do; x holds no negative zero."""
+    """An int32 per float32 that orders as the floats do; x has no negative zero."""
     bits = x.to(tl.int32, bitcast=True)
     return bits ^ ((bits >> 31) & 0x7FFFFFFF)
 

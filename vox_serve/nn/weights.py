@@ -17,7 +17,7 @@ from torch import nn
 from tqdm import tqdm
 
 from vox_serve.errors import CheckpointError
-from vox_serve.nn.linear import hold
+from vox_serve.nn.linear import pack
 
 
 class WeightFiles:
@@ -60,7 +60,9 @@ class WeightFiles:
                 name: path.parent / Path(file).name for name, file in index["weight_map"].items()
             }
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise CheckpointError(f"{path}: is no index of safetensors shards ({error})") from error
+            raise CheckpointError(
+                f"{path}: not an index of safetensors shards ({error})"
+            ) from error
         for shard in sorted(set(shards.values())):
             held = self._names(shard)
             lost = [name for name, file in shards.items() if file == shard and name not in held]
@@ -79,7 +81,7 @@ class WeightFiles:
                 return set(file.keys())
         except (SafetensorError, OSError) as error:
             raise CheckpointError(
-                f"{path}: truncated, or no safetensors file ({error}); download it again"
+                f"{path}: truncated, or not a safetensors file ({error}); download it again"
             ) from error
 
 
@@ -179,7 +181,7 @@ class WeightLoader:
                 else:
                     self.fill(parameter, source)
             if form and name:
-                network.set_submodule(name, hold(layer, form))
+                network.set_submodule(name, pack(layer, form))
 
     def finish(self) -> None:
         """Raise CheckpointError if tensors are left that nothing asked for."""

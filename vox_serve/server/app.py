@@ -61,7 +61,7 @@ def create_app(engines: Engines) -> Litestar:
             await engines.stop()
 
     async def count(message: Message, scope: Scope) -> None:
-        """Count a response when it is complete: a stream that is cut is no 200."""
+        """Count a response when it is complete: a stream that is cut does not count as a 200."""
         if message["type"] == "http.response.start":
             scope["state"]["status"] = message["status"]
             if not any(name == b"x-request-id" for name, _ in message["headers"]):

@@ -1,7 +1,7 @@
 """One answer's PCM to the bytes that its client asked for, without holding up others.
 
 Encoding is work for a processor.  A frame at a time takes about a millisecond and is done in the
-event loop; longer pieces are encoded in a thread, so that they delay nobody else's sound.
+event loop; longer pieces are encoded in a thread, so that they do not delay other streams.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import asyncio
 from vox_serve.audio.formats import SAMPLE_BYTES, AudioFormat
 
 INLINE_SECONDS = 0.25
-"""Sound that is encoded in the event loop: at most 5 ms, in the dearest format."""
+"""Sound that is encoded in the event loop: at most 5 ms in the most costly format."""
 
 
 class Encoding:
@@ -53,5 +53,5 @@ class Encoding:
 
     def _free(self, thread: asyncio.Future[bytes] | None = None) -> None:
         if thread is not None and not thread.cancelled():
-            thread.exception()  # nobody waits for it any more
+            thread.exception()  # its result is no longer wanted
         self._encoder.close()

@@ -58,7 +58,7 @@ class GoingAway(Unavailable):
 
 
 class InternalError(SequenceFailed):
-    """An error that nobody expected."""
+    """An unexpected error."""
 
     code = "internal_error"
 

@@ -18,7 +18,7 @@ from vox_serve.sampling import RANGES
 CONVERSATION = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 CONVERSATION_RULE = "1 to 128 letters, digits, '_', '-', '.' or ':'"
 Integer = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1, extra={"rule": "from -2^63 to 2^63 - 1"})]
-"""JSON bounds no integer; one of 400 digits is no speaker, and overflows a float."""
+"""JSON does not bound integers; one of 400 digits would overflow a float."""
 NOT_BLANK = r"[^\s\x1c-\x1f\x85]"
 """What is left of a text by `str.strip`; JavaScript's idea of space is narrower than Python's."""
 

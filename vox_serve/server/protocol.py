@@ -1,10 +1,10 @@
-"""How connections are served: uvicorn's HTTP protocol with a deadline for what clients send.
+"""uvicorn's HTTP protocol with deadlines, bounded headers and our error shape.
 
-uvicorn waits for ever for headers and bodies.  Here the headers must be there `read_timeout`
-seconds after a connection is made (or, on one that is kept open, after their first byte), and the
-body as long after them.  Who reads a body answers a slow one with 408 (see `body.py`); this closes
-the connections on which nobody can be answered, or nobody reads.  Nor does it bound headers, or
-answer what is no HTTP in our error's shape.
+uvicorn waits for ever for headers and bodies.  Here the headers must arrive within `read_timeout`
+seconds after a connection is made (or, on a connection that is kept open, after their first byte),
+and the body within as long again.  A route that reads a body answers a slow one with 408 (see
+`body.py`); this class closes the connections on which no request arrives.  uvicorn also sets no
+limit on headers and answers malformed HTTP in plain text; both are handled here.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class TimedProtocol(HttpToolsProtocol):
             )
 
     def send_400_response(self, msg: str) -> None:
-        """uvicorn calls this where what came is no HTTP."""
+        """uvicorn calls this for malformed HTTP."""
         self._refuse(HTTPStatus.BAD_REQUEST, msg)
 
     def _refuse(self, status: HTTPStatus, message: str) -> None:

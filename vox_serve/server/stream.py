@@ -39,7 +39,7 @@ class AudioStream:
     """The audio of one request, in pieces as they are made.
 
     The next part of a long text is asked for when the end of the last one has been read, so a
-    client that does not read holds back nobody but itself.
+    client that does not read holds back only itself.
 
     Args:
         client: the engine.

@@ -1,4 +1,4 @@
-"""OpenTelemetry traces: what became of a request, as spans, told once at its end.
+"""OpenTelemetry traces: what became of a request, as spans, reported once at its end.
 
 Needs the extra `otel`; where the spans go is said by the environment, as OpenTelemetry defines it
 (OTEL_EXPORTER_OTLP_ENDPOINT and others).

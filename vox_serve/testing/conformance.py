@@ -69,7 +69,7 @@ class ModelConformance:
         done = subprocess.run([sys.executable, "-c", code], check=False)
         assert done.returncode == 0, f"{self.plugin_module} must not import torch"
 
-    def test_sizes_are_told_and_agree(self) -> None:
+    def test_sizes_are_positive_and_agree(self) -> None:
         model = self.load("cpu")
         codec = model.codec
         for name in ("num_codebooks", "hidden_size", "max_positions"):
@@ -170,7 +170,7 @@ class ModelConformance:
                 asked.append(codebook)
                 return pick(logits, codebook)
 
-            sampler._pick = picking  # type: ignore[method-assign]  # to watch it
+            sampler._pick = picking  # type: ignore[method-assign]  # a test double
             return sampler
 
         sampler: Any = engine.runner.sampler
@@ -193,12 +193,12 @@ class ModelConformance:
                 hidden[poisoned] = torch.nan
             return emit(hidden, sampler)
 
-        engine.model.emit = poison  # type: ignore[method-assign]  # to watch it
+        engine.model.emit = poison  # type: ignore[method-assign]  # a test double
         spoken = _record(engine)
         for number, text in enumerate(self.texts):
             engine.add(self._request(str(number), text))
         _step(engine, spoken)
-        engine.model.emit = emit  # type: ignore[method-assign]  # to watch it
+        engine.model.emit = emit  # type: ignore[method-assign]  # a test double
         while engine.has_work:
             _step(engine, spoken)
         for number, beside in enumerate(healthy):
@@ -271,7 +271,7 @@ class ModelConformance:
             assert spoken.end in ("stop", "length"), "a host read inside the model (see the log)"
 
     def test_replayed_operations_equal_eager(self) -> None:
-        """What a step function does hangs on its tensors alone: played back, it does the same.
+        """A step function depends on its tensors alone: played back, it does the same.
 
         So it is fit for a CUDA graph; this is shown on the CPU.
         """
@@ -366,10 +366,10 @@ def watch_frames(engine: Engine, see: Callable[[Sequence, Frame], None]) -> None
                     see(sequence, frame)
             return found
 
-        reader.frames = frames  # type: ignore[method-assign]  # to watch it
+        reader.frames = frames  # type: ignore[method-assign]  # a test double
         return reader
 
-    engine.runner.collect = watched  # type: ignore[method-assign]  # to watch it
+    engine.runner.collect = watched  # type: ignore[method-assign]  # a test double
 
 
 def _record(engine: Engine) -> dict[str, Utterance]:

@@ -17,7 +17,7 @@ class _Recorder(TorchDispatchMode):
     """Keeps every operation with its arguments and results."""
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]  # torch's own has no types
+        super().__init__()  # type: ignore[no-untyped-call]  # torch ships no types for it
         self.calls: list[tuple[Any, tuple[Any, ...], dict[str, Any], Any]] = []
 
     def __torch_dispatch__(
@@ -63,7 +63,7 @@ def created(function: Callable[[], Any]) -> list[torch.Tensor]:
 
 def cuda_graph(function: Step) -> Step:
     """Capture a function of static tensors; what is returned replays it into the same outputs."""
-    side = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # torch's own has no types
+    side = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # torch ships no types for it
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):  # what is made on the first call must not be captured
         function()
@@ -110,7 +110,7 @@ class _NoRead(TorchDispatchMode):
     """Refuses operations whose result, or its shape, the host must wait for."""
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]  # torch's own has no types
+        super().__init__()  # type: ignore[no-untyped-call]  # torch ships no types for it
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None

@@ -93,7 +93,7 @@ def pieces(text: str, max_characters: int | None = None, max_words: int | None =
     neighbour unless no cut within the limits allows it.  Nothing is lost but surplus whitespace.
 
     Args:
-        text: anything; if there is only whitespace in it there are no pieces.
+        text: anything; only whitespace gives no pieces.
         max_characters: length of a piece at most, its spaces included; None is no limit.
         max_words: words of a piece at most, as `str.split` counts them; None is no limit.
 

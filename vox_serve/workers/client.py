@@ -259,7 +259,7 @@ class EngineClient:
             self._record(message.stats)
 
     async def _prepare(self) -> None:
-        """Do what comes before the first request; what fails there is no reason to take none."""
+        """Do what comes before the first request; the engine still starts if it fails."""
         try:
             if self.before_ready is not None:
                 await self.before_ready(self)

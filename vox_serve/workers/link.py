@@ -111,7 +111,7 @@ class Link:
                 message = connection.recv()
             except (EOFError, OSError):
                 break
-            except Exception:  # errors of a plugin's own come through here
+            except Exception:  # a plugin may define errors of its own
                 log.exception("a message of the engine worker cannot be read")
                 reason = "a message of the engine worker cannot be read"
                 break
@@ -119,7 +119,7 @@ class Link:
         self._call(self._ended, reason)
 
     def _call(self, listener: Callable[[M], None], message: M) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody listens any more
+        with contextlib.suppress(RuntimeError):  # the loop is closed
             self._loop.call_soon_threadsafe(listener, message)
 
 

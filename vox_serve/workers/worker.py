@@ -104,7 +104,7 @@ class Worker:
             self._wake_writer.close()
 
     def _drain(self, seconds: float) -> bool:
-        """Take what has come in, waiting so long for the first; False after `Shutdown`."""
+        """Handle messages, waiting up to `seconds` for the first; False after `Shutdown`."""
         while ready := wait([self._connection, self._wake_reader], seconds):
             seconds = 0.0
             if self._wake_reader in ready:

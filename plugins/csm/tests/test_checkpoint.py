@@ -194,14 +194,14 @@ def missing_shard(directory: Path) -> None:
     (directory / SECOND_SHARD).unlink()
 
 
-@damage(f"{SECOND_SHARD}: truncated, or no safetensors file")
+@damage(f"{SECOND_SHARD}: truncated, or not a safetensors file")
 def truncated_shard(directory: Path) -> None:
     to_hub_layout(directory)
     shard = directory / SECOND_SHARD
     shard.write_bytes(shard.read_bytes()[:-100])
 
 
-@damage(r"model\.safetensors: truncated, or no safetensors file")
+@damage(r"model\.safetensors: truncated, or not a safetensors file")
 def empty_weights(directory: Path) -> None:
     (directory / "model.safetensors").write_bytes(b"")
 
@@ -215,7 +215,7 @@ def tensor_missing_from_its_shard(directory: Path) -> None:
     write_json(directory / INDEX, index)
 
 
-@damage(rf"{INDEX}: is no index of safetensors shards")
+@damage(rf"{INDEX}: not an index of safetensors shards")
 def index_of_something_else(directory: Path) -> None:
     to_hub_layout(directory)
     write_json(directory / INDEX, {"metadata": {}})

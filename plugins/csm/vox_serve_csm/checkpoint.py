@@ -1,6 +1,6 @@
 """A checkpoint directory to a loaded model.
 
-Two layouts are told apart: the transformers one, which is read, and Sesame's original one,
+It tells two layouts apart: the transformers one, which is read, and Sesame's original one,
 which may lie beside it under `model.safetensors` and interleaves its RoPE pairs.
 """
 
@@ -114,7 +114,7 @@ def read_sampling(directory: Path) -> SamplingParams:
     """Defaults of `generation_config.json` where it has any, else Sesame's 0.9 and 50.
 
     Raises:
-        CheckpointError: the file is no JSON object, or a value in it is out of its range.
+        CheckpointError: the file is not a JSON object, or a value in it is out of its range.
     """
     path = directory / "generation_config.json"
     if not path.is_file():

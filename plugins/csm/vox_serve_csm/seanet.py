@@ -119,6 +119,6 @@ class _Stages:
 def _elu(x: torch.Tensor) -> torch.Tensor:
     if x.device.type != "cpu":
         return F.elu(x)
-    # On a CPU torch's own takes twice as long, nearly all of it for exp; exp2 is another function.
+    # On a CPU torch's version takes twice as long, nearly all of it for exp; this one uses exp2.
     y = x.clamp_max(0.0).mul_(LOG2_E).exp2_().sub_(1.0)
     return torch.maximum(x, y, out=y)

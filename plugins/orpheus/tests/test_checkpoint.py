@@ -123,9 +123,9 @@ def write(name: str, text: str) -> Callable[[Path], object]:
         (drop(SNAC_FILE), "SNAC is missing; `python -m vox_serve_orpheus.convert_snac"),
         (drop("snac/config.json"), "SNAC is missing"),
         (write("snac/config.json", "["), "config.json: cannot be used"),
-        (write("snac/config.json", "[]"), "holds no JSON object"),
+        (write("snac/config.json", "[]"), "does not hold a JSON object"),
         (write("snac/config.json", "{}"), "vq_strides None is not supported"),
-        (write(SNAC_FILE, "x"), "truncated, or no safetensors file"),
+        (write(SNAC_FILE, "x"), "truncated, or not a safetensors file"),
         (
             tensors(SNAC_FILE, quantizer__quantizers__0__codebook__weight=None),
             "tensor quantizer.quantizers.0.codebook.weight is missing",

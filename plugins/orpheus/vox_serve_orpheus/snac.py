@@ -139,7 +139,7 @@ class SlotSnac:
     def _decode(self, window: torch.Tensor, first: torch.Tensor) -> torch.Tensor:
         """Windows `[B, 4, 7]` to pcm `[B, N]`; `first` `[B]` chooses the rows of the noise."""
         codes = window - self._offsets
-        # A token out of its place in the frame is no code of its level: code 0 is heard.
+        # A token out of place in the frame is not a code of its level: code 0 is heard instead.
         codes = torch.where((codes < 0) | (codes >= self._level_size), 0, codes)
         numbers = first[:, None] + self._numbers
         for block in self._noise:

@@ -74,7 +74,7 @@ def test_whole_wav_has_true_sizes_and_headers(tone_server: RunningServer) -> Non
     assert int.from_bytes(response.content[40:44], "little") == data
 
 
-def test_a_length_finish_is_told(tone_server: RunningServer) -> None:
+def test_a_length_finish_is_reported(tone_server: RunningServer) -> None:
     fields = {"text": "50 frames", "max_seconds": 0.4}
     response = tone_server.http.post("/generate", json=fields)
     assert response.headers["x-finish-reason"] == "length"
@@ -149,7 +149,7 @@ def test_sox_reads_all_of_it(tone_server: RunningServer, streaming: bool) -> Non
     assert done.stdout == content[44:]
 
 
-def test_an_end_at_frame_0_is_told(tone_server: RunningServer) -> None:
+def test_an_end_at_frame_0_is_reported(tone_server: RunningServer) -> None:
     response = tone_server.http.post("/generate", json={"text": "0 frames"})
     assert response.headers["x-finish-reason"] == "stop"
     assert int.from_bytes(response.content[40:44], "little") == 0

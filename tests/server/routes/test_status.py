@@ -119,7 +119,9 @@ def test_draining(start_server: StartServer) -> None:
     assert value(server, "engine_up") == 1
 
 
-def test_a_load_error_is_told(start_server: StartServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_load_error_is_reported(
+    start_server: StartServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("TONE_LOAD_ERROR", "1")
     server = start_server(wait=False)
     until(lambda: server.http.get("/health").status_code == 503)
@@ -131,7 +133,9 @@ def test_a_load_error_is_told(start_server: StartServer, monkeypatch: pytest.Mon
     assert "out of tune" in check_error(refused, 503, code="unavailable")
 
 
-def test_any_load_error_is_told(start_server: StartServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_any_load_error_is_reported(
+    start_server: StartServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def broken(options):
         raise KeyError("a bug in load")
 
@@ -174,7 +178,7 @@ def test_a_dead_engine(
     assert value(server, "requests_total", mode="stream", outcome="error") == 1
 
 
-def test_a_broken_plugin_is_told_and_not_fatal(start_server: StartServer) -> None:
+def test_a_broken_plugin_is_reported_and_not_fatal(start_server: StartServer) -> None:
     server = start_server(engine=attrs.evolve(TONE, plugins=("tests.tone", "no.such.module")))
     broken = server.http.get("/health").json()["broken_plugins"]
     assert list(broken) == ["no.such.module"]

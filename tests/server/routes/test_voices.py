@@ -489,17 +489,17 @@ def spoil(directory: Path) -> dict[str, str]:
         "hum_a.wav": "model itself",
         "large.wav": "larger than",
         "wordy.wav": "the limit is 2000",
-        "lonely.txt": "no lonely.wav",
-        "dumb.wav": "no transcript",
+        "lonely.txt": "lonely.wav is missing",
+        "dumb.wav": "transcript is missing",
         "escape.wav": "leads out",
         "circle.wav": "cannot be opened",
-        "folder.wav": "no regular file",
-        "pipe.wav": "no regular file",
+        "folder.wav": "not a regular file",
+        "pipe.wav": "not a regular file",
         "\\udcff.txt": "1 to 64",
     }
 
 
-def test_what_is_no_voice_is_told_and_not_fatal(
+def test_unusable_voices_are_reported_and_not_fatal(
     start_server: StartServer, directory: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     expected = spoil(directory)
@@ -610,7 +610,7 @@ def test_files_that_cannot_be_deleted(server: RunningServer, directory: Path) ->
 def test_the_store_builds_no_path_from_another_name(directory: Path) -> None:
     store = VoiceStore(directory)
     for work in (store.remove, lambda name: store.read(name, RATE)):
-        with pytest.raises(ValueError, match="no voice name"):
+        with pytest.raises(ValueError, match="not a voice name"):
             work("../anna")
     with pytest.raises(VoiceUnusable, match="cannot be opened"):
         store.read("anna", RATE)

@@ -19,7 +19,7 @@ POLICY = (
     "connect-src 'self'; media-src blob:; base-uri 'none'; form-action 'none'; "
     "frame-ancestors 'none'"
 )
-"""The page loads nothing from elsewhere, and tells nobody else anything."""
+"""The page loads nothing from elsewhere and sends nothing elsewhere."""
 
 
 @get(

@@ -75,7 +75,7 @@ class Voices:
 
     def __init__(self, engines: Engines) -> None:
         self.broken: dict[str, str] = {}
-        """Files of the directory that are no voice here, and why."""
+        """Files of the directory that cannot be used as voices, and why."""
         self._engines = engines
         self._registered: dict[str, RegisteredVoice] = {}
         self._stored: dict[str, VoiceRecord] = {}
@@ -264,7 +264,7 @@ class Voices:
             )
 
     def _report(self, file: str, reason: str) -> None:
-        log.error("%s in the directory of voices is no voice: %s", file, reason)
+        log.error("%s in the voices directory cannot be used: %s", file, reason)
         self.broken[file] = reason
 
 

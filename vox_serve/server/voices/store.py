@@ -93,7 +93,7 @@ class VoiceStore:
                 _check_name(name, records)
                 records[name] = self._record(name, found)
             except VoiceUnusable as error:
-                # A file name need not be text; what tells of it is.
+                # A file name may not be text; the report must be.
                 problems[file.encode(errors="backslashreplace").decode()] = str(error)
         return records, problems
 
@@ -145,15 +145,15 @@ class VoiceStore:
 
     def _path(self, name: str, suffix: str) -> Path:
         if not NAME.fullmatch(name):  # callers have checked it; a path is not built on trust
-            raise ValueError(f"{name!r} is no voice name")
+            raise ValueError(f"{name!r} is not a voice name")
         return self._directory / f"{name}{suffix}"
 
     def _record(self, name: str, suffixes: Collection[str]) -> VoiceRecord:
         if AUDIO not in suffixes:
-            raise VoiceUnusable(f"there is no {name}{AUDIO} beside it")
+            raise VoiceUnusable(f"{name}{AUDIO} is missing beside it")
         suffix = next((each for each in TRANSCRIPTS if each in suffixes), None)
         if suffix is None:
-            raise VoiceUnusable(f"there is no transcript beside it: {name}.json or {name}.txt")
+            raise VoiceUnusable(f"its transcript is missing: {name}.json or {name}.txt")
         with self._open(self._path(name, AUDIO)) as file:
             changed = int(os.fstat(file.fileno()).st_mtime)
         try:
@@ -186,7 +186,7 @@ class VoiceStore:
             raise VoiceUnusable(f"{path.name} cannot be opened: {reason}") from error
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             os.close(descriptor)
-            raise VoiceUnusable(f"{path.name} is no regular file")
+            raise VoiceUnusable(f"{path.name} is not a regular file")
         return os.fdopen(descriptor, "rb")
 
     def _put(self, path: Path, content: bytes) -> None:
@@ -207,7 +207,7 @@ class VoiceStore:
 
 def _check_name(name: str, others: Collection[str]) -> None:
     if not NAME.fullmatch(name):
-        raise VoiceUnusable(f"this is no name of a voice: {NAME_RULE}")
+        raise VoiceUnusable(f"its name must be {NAME_RULE}")
     alike = next((other for other in others if other.casefold() == name.casefold()), None)
     if alike is not None:
         raise VoiceUnusable(f"its name differs from {alike!r} in case only")

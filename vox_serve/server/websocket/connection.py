@@ -120,11 +120,10 @@ class Connection:
 
 
 class DrainingProtocol(uvicorn_websockets.WebSocketsSansIOProtocol):
-    """uvicorn's WebSocket, which at shutdown lets a session come to its end.
+    """uvicorn's WebSocket, which lets a session finish at shutdown.
 
-    uvicorn's own closes the connection on the spot.  Here the session is only told, in the way
-    in which uvicorn tells it, and closes the connection itself; uvicorn waits for that as long
-    as for HTTP responses.
+    uvicorn's protocol closes the connection at once.  This one only notifies the session, which
+    closes the connection itself; uvicorn waits for that as long as for HTTP responses.
     """
 
     def shutdown(self) -> None:

@@ -139,7 +139,7 @@ async def _begin(connection: Connection, engines: Engines, opened: OpenRequests)
     """The session that the first message asks for.
 
     Raises:
-        RequestError: it is no `start`, or one that cannot be served.
+        RequestError: it is not a `start`, or it cannot be served.
         ClientGone: none came.
     """
     account = Account("", engines.metrics, "stream")

@@ -3,7 +3,7 @@
 A session is a queue of sentences and marks, and at most one task, which works on the head of it.
 Messages are taken in between, in one loop: so nothing needs a lock, and no audio can follow a
 `cancelled`.  The next text goes to the engine when the last one's audio has been handed to the
-connection: a slow reader holds up nobody but itself, and costs the audio of one text.
+connection: a slow reader holds up only itself, and costs the audio of one text.
 """
 
 from __future__ import annotations
@@ -282,7 +282,7 @@ class Session:
         return first
 
     async def _speak(self, text: str) -> None:
-        """Speak a text; one that cannot be spoken is told and left out."""
+        """Speak a text; one that cannot be spoken is reported and left out."""
         segment = self._segments
         self._segments += 1
         try:
