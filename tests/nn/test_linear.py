@@ -14,6 +14,7 @@ from vox_serve.nn.linear import (
     PaddedLinear,
     held_bytes,
     holds_halves,
+    pack,
 )
 
 needs_fbgemm = pytest.mark.skipif(not holds_halves(), reason="this CPU's torch has no FBGEMM")
