@@ -310,12 +310,15 @@ def test_native_resources_are_freed_at_once(name: str) -> None:
 
 @pytest.mark.skipif(not TASKS.exists(), reason="counts threads in /proc")
 @pytest.mark.parametrize("name", ALL)
-def test_no_threads(name: str) -> None:
+def test_threads_end_with_the_encoder(name: str) -> None:
+    """PyAV's resampler, before all but wav and pcm, starts some; the codecs start none."""
     before = len(list(TASKS.iterdir()))
     encoder = FORMATS[name].encoder(RATE)
     encoder.encode(speech(RATE).tobytes())
-    assert len(list(TASKS.iterdir())) == before
+    extra = len(list(TASKS.iterdir())) - before
+    assert extra <= (0 if name in ("wav", "pcm") else 16)
     encoder.close()
+    assert len(list(TASKS.iterdir())) == before
 
 
 @pytest.mark.parametrize("name", ALL)

@@ -110,6 +110,7 @@ class Encoder:
             audio_format.codec, rate=rate, layout="mono", options=dict(audio_format.codec_options)
         )
         assert isinstance(stream, AudioStream)
+        # The codec starts no threads.  PyAV's resampler before it does, and takes no setting.
         stream.codec_context.thread_count = 1
         self._stream = stream
         self._container.start_encoding()
