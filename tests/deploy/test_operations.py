@@ -13,7 +13,7 @@ from vox_serve.launch import parser
 
 ROOT = DEPLOY.parent
 PAGES = {name: (ROOT / "docs" / name).read_text() for name in ("operations.md", "runbook.md")}
-FOREIGN = {"--pid", "--require-hashes", "--now"}
+FOREIGN = {"--format", "--now", "--pid", "--require-hashes"}
 """Flags of other programs."""
 
 
