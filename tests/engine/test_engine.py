@@ -418,3 +418,25 @@ def test_the_stats_count_conversations():
 
 def test_a_cpu_has_no_device_memory_to_tell_of():
     assert fresh_engine().step().stats.device_memory is None
+
+
+def test_the_next_frame_may_be_made_before_the_codec_has_begun():
+    """On a GPU the codec runs beside it: it must need nothing that the next frame overwrites."""
+
+    def second_frame(ahead: bool):
+        engine = fresh_engine()
+        engine.add(SpeechRequest("a", "9 hums", sampling={"repetition_penalty": 1.5}))
+        engine.add(SpeechRequest("b", "7 hums and more"))
+        engine.step()
+        rows, runner = engine.scheduler.speaking(), engine.runner
+        runner.advance(rows)
+        runner.emit(rows)
+        if ahead:
+            slots = [row.slot for row in rows]
+            with torch.inference_mode():
+                runner._advance_step(slots)
+                runner._emit_step(slots)
+        runner.decode(rows)
+        return runner.collect(rows).frames()
+
+    assert second_frame(ahead=True) == second_frame(ahead=False)

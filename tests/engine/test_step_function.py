@@ -51,15 +51,23 @@ class Torch:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.captures: list[dict[str, object]] = []
-        monkeypatch.setattr(torch.cuda, "Stream", lambda device: self)
+        monkeypatch.setattr(torch.cuda, "Stream", lambda *_: self)
         monkeypatch.setattr(torch.cuda, "current_stream", lambda device: self)
         monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
         monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 0))
         monkeypatch.setattr(torch.cuda, "CUDAGraph", object)
         monkeypatch.setattr(torch.cuda, "graph", self.graph)
+        monkeypatch.setattr(torch.cuda, "Event", lambda: self)
+        self.waits: list[str] = []
 
     def wait_stream(self, stream: object) -> None:
-        pass
+        self.waits.append("stream")
+
+    def wait_event(self, event: object) -> None:
+        self.waits.append("event")
+
+    def record(self, stream: object) -> None:
+        self.waits.append("record")
 
     @contextmanager
     def graph(self, graph: object, **options: object) -> Iterator[None]:
@@ -75,6 +83,19 @@ def test_a_capture_bears_other_threads_and_frees_nothing(monkeypatch: pytest.Mon
     (options,) = cuda.captures
     assert options["capture_error_mode"] == "thread_local"
     assert gc.isenabled()
+
+
+def test_a_mark_is_waited_for_without_what_comes_after_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda = Torch(monkeypatch)
+    side = Stream(torch.device("cuda"))
+    with side.beside():
+        side.mark()
+    side.join_mark()
+    assert cuda.waits == ["stream", "record", "event"]
+    main = Stream(torch.device("cuda"), main=True)
+    main.mark()
+    main.join_mark()
+    assert len(cuda.waits) == 3
 
 
 def test_a_failed_capture_ends_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,6 +29,7 @@ REGISTERS = {
     "_linear": 128,
     "_pair_attention": 48,
     "_pick": 128,
+    "_pick_wide": 64,
     "_rms_norm": 40,
     "_silu_mul": 40,
 }

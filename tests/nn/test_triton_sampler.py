@@ -19,7 +19,7 @@ from vox_serve.engine.sampler import SlotSampler
 from vox_serve.sampling import SamplingParams
 
 if HAS_TRITON:
-    from vox_serve.nn import triton_sampler
+    from vox_serve.nn import triton_sampler, triton_wide_sampler
 
 pytestmark = INTERPRETER_WARNINGS
 
@@ -99,7 +99,17 @@ def mixed(count: int, seed: int) -> list[SamplingParams]:
     ]
 
 
+@pytest.fixture(params=[False, True], ids=["narrow", "wide"])
+def wide(request, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """By the kernel for rows that are one block, and by the one for wider rows, in many blocks."""
+    if request.param:
+        monkeypatch.setattr(triton_sampler, "MAX_CODES", 0)
+        monkeypatch.setattr(triton_wide_sampler, "BLOCK", 512)
+    return request.param
+
+
 @on_device
+@pytest.mark.usefixtures("wide")
 @pytest.mark.parametrize("codebook", [0, 7])
 @pytest.mark.parametrize(
     ("count", "size", "dtype"),
@@ -174,6 +184,7 @@ def test_rows_with_gaps_between_them(device: torch.device):
 
 
 @on_device
+@pytest.mark.usefixtures("wide")
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_ties_go_to_the_lowest_code_and_zeros_have_no_sign(
     device: torch.device, temperature: float
@@ -188,6 +199,7 @@ def test_ties_go_to_the_lowest_code_and_zeros_have_no_sign(
 
 
 @on_device
+@pytest.mark.usefixtures("wide")
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
 @pytest.mark.parametrize("size", [97, 128])
 def test_a_bad_row_is_flagged_and_harms_no_other(device: torch.device, bad: float, size: int):

@@ -17,7 +17,7 @@ from functools import cached_property
 
 import torch
 
-from vox_serve.nn.kernels import MAX_CODES, use_triton
+from vox_serve.nn.kernels import use_triton
 from vox_serve.sampling import REPETITION_WINDOW, SamplingParams
 
 
@@ -160,7 +160,7 @@ class RowSampler:
         return _mix(seeded + self._state.frame[self._slots])
 
     def _pick(self, logits: torch.Tensor, codebook: int) -> torch.Tensor:
-        if use_triton(logits) and logits.shape[-1] <= MAX_CODES:
+        if use_triton(logits):
             return self._pick_by_kernel(logits, codebook)
         # NaN spreads through the maximum; -inf alone is a code that the model ruled out.
         largest, likeliest = logits.float().max(dim=-1)

@@ -25,7 +25,7 @@ DEVICES = ("cuda",)
 HEAD_DIMS = (32, 64, 128)
 """What the attention kernel takes; the plain version takes any."""
 MAX_CODES = 8192
-"""The widest row of logits that the sampling kernel takes: a row is one block."""
+"""The widest row of logits that is one block of the sampling kernel; another takes wider ones."""
 
 
 @cache

@@ -5,7 +5,7 @@ Imported only where it is used: Triton exists on Linux alone.
 # A kernel's arguments are pointers and numbers of the device, for which Python has no types.
 # mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
 # mypy: disallow-untyped-decorators=False
-# ruff: noqa: ANN001, ANN202
+# ruff: noqa: ANN001, ANN201, ANN202
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _mix(x):
 
 
 @triton.jit
-def _gumbel(key, tokens):
+def gumbel(key, tokens):
     """`sampler.gumbel_noise` of these tokens."""
     bits = (_mix(key + (tokens + 1).to(tl.uint64) * _GAMMA) >> 41).to(tl.int32)
     uniform = (bits.to(tl.float32) + 0.5) * (2.0**-23)
@@ -38,10 +38,28 @@ def _gumbel(key, tokens):
 
 
 @triton.jit
-def _ordered(x):
+def ordered(x):
     """An int32 per float32 that orders as the floats do; x has no negative zero."""
     bits = x.to(tl.int32, bitcast=True)
     return bits ^ ((bits >> 31) & 0x7FFFFFFF)
+
+
+@triton.jit
+def noise_key(seed_at, frame_at, codebook):
+    """What a row's noise is made of."""
+    key = _mix(tl.load(seed_at).to(tl.uint64) + _GAMMA)
+    key = _mix(key + tl.load(frame_at).to(tl.uint64))
+    return _mix(key + codebook.to(tl.uint64))
+
+
+@triton.jit
+def penalised(logits, tokens, ring, penalty, window: tl.constexpr):
+    """The logits, lowered where the token is in the ring."""
+    seen = tokens < 0
+    for place in tl.static_range(window):
+        seen = seen | (tokens + 1 == tl.load(ring + place).to(tl.int32))
+    lowered = tl.where(logits > 0, tl.div_rn(logits, penalty), logits * penalty)
+    return tl.where(seen, lowered, logits)
 
 
 @triton.jit
@@ -109,19 +127,14 @@ def _pick(
     if penalise:
         penalty = tl.load(penalty_ptr + slot)
         if penalty != 1.0:
-            seen = tokens < 0
-            marks, ring = tokens + 1, recent_ptr + slot * window
-            for place in tl.static_range(window):
-                seen = seen | (marks == tl.load(ring + place).to(tl.int32))
-            lowered = tl.where(logits > 0, tl.div_rn(logits, penalty), logits * penalty)
-            logits = tl.where(seen, lowered, logits)
+            logits = penalised(logits, tokens, recent_ptr + slot * window, penalty, window)
 
     temperature = tl.load(temperature_ptr + slot)
     scores = logits
     if temperature != 0:
         scaled = tl.div_rn(logits, temperature)
         scaled = tl.where(scaled == 0, 0.0, scaled)
-        images = tl.where(inside, _ordered(scaled), -(2**31))
+        images = tl.where(inside, ordered(scaled), -(2**31))
         maximum = tl.max(scaled, axis=0)
         highest = tl.max(images, axis=0)
         lowest = tl.min(tl.where(inside, images, 2**31 - 1), axis=0)
@@ -135,10 +148,8 @@ def _pick(
             lowest = _nucleus(images, shares, lowest, highest, mass)
         floor = maximum + tl.log(tl.load(min_p_ptr + slot))
         kept = inside & (images >= lowest) & (scaled >= floor)
-        key = _mix(tl.load(seed_ptr + slot).to(tl.uint64) + _GAMMA)
-        key = _mix(key + tl.load(frame_ptr + slot).to(tl.uint64))
-        key = _mix(key + codebook.to(tl.uint64))
-        scores = tl.where(kept, scaled + _gumbel(key, tokens), -infinity)
+        key = noise_key(seed_ptr + slot, frame_ptr + slot, codebook)
+        scores = tl.where(kept, scaled + gumbel(key, tokens), -infinity)
 
     # A spoiled row may find nothing; its code must still be one.
     picked = tl.minimum(tl.argmax(scores, axis=0), size - 1)
@@ -172,7 +183,7 @@ def pick(
     which order as these do, so a bisection of at most 32 steps is exact.
 
     Args:
-        logits: `[B, V]`, any float dtype, V at most `MAX_CODES`.
+        logits: `[B, V]`, any float dtype.
         slots: int64 `[B]`.
         codebook: the number of the codebook; keys the noise, and 0 is penalised.
         temperature, top_p, min_p, penalty: float32 `[S]`.
@@ -184,17 +195,18 @@ def pick(
 
     Returns:
         int64 `[B]`.
-
-    Raises:
-        ValueError: V is larger than `MAX_CODES`.
     """
     batch, size = logits.shape
-    if size > MAX_CODES:
-        raise ValueError(f"{size} codes are more than the sampling kernel's {MAX_CODES}")
     logits = logits if logits.stride(1) == 1 else logits.contiguous()
     picked = torch.empty(batch, dtype=torch.int64, device=logits.device)
     block = triton.next_power_of_2(size)
-    if batch:
+    if batch and size > MAX_CODES:
+        from vox_serve.nn import triton_wide_sampler
+
+        state = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
+        state |= {"penalty": penalty, "recent": recent, "seed": seed, "frame": frame}
+        triton_wide_sampler.pick(logits, slots, codebook, first, picked, finite, **state)
+    elif batch:
         _pick[(batch,)](
             logits,
             slots,
