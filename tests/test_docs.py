@@ -16,8 +16,9 @@ from vox_serve.audio.formats import FORMATS
 from vox_serve.config import EngineConfig
 from vox_serve.metrics import Metrics
 from vox_serve.server.routes.generate import GenerateRequest
-from vox_serve.server.routes.openai import VOICES, SpeechBody
+from vox_serve.server.routes.openai import SpeechBody
 from vox_serve.server.speech import CommonFields
+from vox_serve.server.voices.aliases import VOICES
 
 ROOT = Path(__file__).parents[1]
 

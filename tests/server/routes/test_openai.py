@@ -27,7 +27,7 @@ from tests.server.test_life import is_idle
 from vox_serve.audio.formats import FORMATS, Encoder
 from vox_serve.config import ServerConfig
 from vox_serve.errors import ConfigError
-from vox_serve.server.routes.openai import VOICES
+from vox_serve.server.voices.aliases import VOICES
 
 StartServer = Callable[..., RunningServer]
 SPEECH: dict[str, Any] = {"model": "tts-1", "voice": "alloy", "input": "20 frames"}
