@@ -6,17 +6,16 @@ conversation of their own: each goes on as the last one sounded.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import attrs
 
 from vox_serve.messages import EngineInfo, Finished, FinishReason, SpeechRequest
-from vox_serve.text import likely_seconds, pieces
+from vox_serve.text import FrontEnd, Normalize, likely_seconds, pieces
 
 PART_CHARACTERS = 400
 """Half a minute of speech: longer texts are cut also where the model names no limit."""
 CONTEXT_SHARE = 0.5
 """How much of the context a part's sound may take."""
+_AS_WRITTEN = FrontEnd(language=None)
 
 
 def private_conversation(request_id: str) -> str:
@@ -33,19 +32,33 @@ def cut(text: str, info: EngineInfo) -> list[str]:
     return texts if len(texts) > 1 else [text]
 
 
+def as_read(request: SpeechRequest, front_end: FrontEnd | None) -> SpeechRequest:
+    """The request with its text as the model is to read it.
+
+    Raises:
+        UnspeakableText, InvalidRequest: as `FrontEnd.read`.
+    """
+    how = request.normalize
+    if front_end is None:  # the model's own business, but for what the client spells out
+        if not request.pronunciations:
+            return request
+        front_end, how = _AS_WRITTEN, Normalize.OFF
+    spoken = front_end.read(request.text, how, request.pronunciations)
+    return attrs.evolve(request, text=spoken.text, dropped=spoken.dropped, read=True)
+
+
 def in_parts(
-    request: SpeechRequest, info: EngineInfo, normalise: Callable[[str], str] | None = None
+    request: SpeechRequest, info: EngineInfo, front_end: FrontEnd | None = None
 ) -> SpeechRequest:
     """The request for the first part of its text, with the others in `following`.
 
     Args:
-        normalise: the checkpoint's own, whose result is what its limits count.
+        front_end: the model's, whose result is what its limits count.
 
     Raises:
-        UnspeakableText: it cannot be normalised.
+        UnspeakableText, InvalidRequest: as `FrontEnd.read`.
     """
-    if normalise is not None:
-        request = attrs.evolve(request, text=normalise(request.text))
+    request = as_read(request, front_end)
     text, *following = cut(request.text, info)
     conversation = request.conversation
     if following and conversation is None and info.takes_context:

@@ -118,14 +118,19 @@ class Prompts:
         return self.voices.pop(name, None) is not None
 
     def _normalised(self, request: SpeechRequest) -> SpeechRequest:
-        normalise = self.checkpoint and self.checkpoint.normalise
-        if not normalise or not request.text.strip():  # which is refused as it is
+        front_end = self.checkpoint and self.checkpoint.front_end
+        if not front_end or not request.text.strip():  # which is refused as it is
             return request
+
+        def read(text: str) -> str:
+            return front_end.read(text).text
+
+        context = tuple(attrs.evolve(s, text=read(s.text)) for s in request.context)
+        if request.read:
+            return attrs.evolve(request, context=context)
+        following = tuple(map(read, request.following))
         return attrs.evolve(
-            request,
-            text=normalise(request.text),
-            following=tuple(map(normalise, request.following)),
-            context=tuple(attrs.evolve(s, text=normalise(s.text)) for s in request.context),
+            request, text=read(request.text), following=following, context=context, read=True
         )
 
     def _takes_context(self) -> bool:

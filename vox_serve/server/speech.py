@@ -10,7 +10,7 @@ import re
 import uuid
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import attrs
 import msgspec
@@ -28,6 +28,7 @@ from vox_serve.server.fields import sampling
 from vox_serve.server.requests import request_id
 from vox_serve.server.response import AudioResponse, EncodedStream, Framing
 from vox_serve.server.stream import AudioStream, unless_gone
+from vox_serve.text import Normalize, check_pronunciations
 from vox_serve.workers.client import EngineClient
 from vox_serve.workers.engines import Engines
 
@@ -48,6 +49,21 @@ class CommonFields(msgspec.Struct, kw_only=True):
                 description="the turns spoken under this id come before this one",
                 extra_json_schema={"pattern": f"^{CONVERSATION.pattern}$"},
             ),
+        ]
+        | None
+    ) = None
+    normalize: Annotated[
+        Literal["auto", "strict", "off"],
+        msgspec.Meta(
+            description="write numbers, signs and markup out; `strict` refuses what cannot be "
+            "spoken instead of leaving it out; `off` leaves the text as it is",
+            extra={"rule": "auto, strict or off"},
+        ),
+    ] = "auto"
+    pronunciations: (
+        Annotated[
+            dict[str, str],
+            msgspec.Meta(description="words, and how to spell them so that they are said right"),
         ]
         | None
     ) = None
@@ -75,8 +91,17 @@ def given_sampling(body: CommonFields) -> dict[str, Any]:
     return {name: getattr(body, name) for name in RANGES if getattr(body, name) is not None}
 
 
+def given_reading(body: CommonFields) -> dict[str, Any]:
+    """How the request wants its text read."""
+    return {
+        "normalize": Normalize(body.normalize),
+        "pronunciations": body.pronunciations or {},
+    }
+
+
 def check_common(body: CommonFields) -> None:
     """Check what msgspec did not, and needs no model.  Raises InvalidRequest."""
+    check_pronunciations(body.pronunciations or {})
     if body.conversation is not None and not CONVERSATION.fullmatch(body.conversation):
         raise InvalidRequest(f"conversation must be {CONVERSATION_RULE}", "conversation")
 
@@ -157,7 +182,7 @@ async def _cut(order: Order, request: AnyRequest) -> SpeechRequest:
         RequestError: there is no reserve, or it cannot be normalised.
         ClientGone: the client left.
     """
-    work = (order.speech, order.info, order.client.normalise)
+    work = (order.speech, order.info, order.client.front_end)
     with order.client.reserve():
         if order.speech.characters <= LONG_TEXT_CHARACTERS:
             return in_parts(*work)
@@ -204,6 +229,8 @@ def _headers(stream: AudioStream, order: Order) -> dict[str, str]:
         "X-Sample-Rate": str(order.audio_format.rate(order.info.sample_rate)),
         "X-Channels": "1",
     }
+    if stream.request.dropped:
+        headers["X-Text-Dropped"] = str(stream.request.dropped)
     if stream.finished is not None:  # a stream is seldom at its end by now
         headers["X-Finish-Reason"] = stream.finished.reason.value
         headers["X-Seed"] = str(stream.finished.seed)

@@ -5,7 +5,7 @@ needs them.
 """
 
 from vox_serve.text.front import FrontEnd, Normalize, Spoken
-from vox_serve.text.lexicon import Lexicon, read_lexicon
+from vox_serve.text.lexicon import Lexicon, check_pronunciations, read_lexicon
 from vox_serve.text.markup import Part
 from vox_serve.text.packing import speakable
 from vox_serve.text.sentences import Sentences, likely_seconds, pieces
@@ -17,6 +17,7 @@ __all__ = [
     "Part",
     "Sentences",
     "Spoken",
+    "check_pronunciations",
     "likely_seconds",
     "pieces",
     "read_lexicon",

@@ -12,7 +12,7 @@ A voice declares a `FrontEnd`; a request steers it by `Normalize`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from enum import StrEnum
 
 import attrs
@@ -24,7 +24,6 @@ from vox_serve.text.markup import Part
 from vox_serve.text.packing import speakable
 
 _LANGUAGES: dict[str, Callable[[str, bool], str]] = {"en": english.words}
-_NO_WORDS = Lexicon()
 
 
 class Normalize(StrEnum):
@@ -67,24 +66,24 @@ class FrontEnd:
     """What one voice needs done to a text.
 
     Args:
-        language: whose numbers and addresses are written out; None leaves them to the model.
+        language: whose numbers and addresses are written out (`en`); None leaves them as they are.
         alphabet: all characters that the voice knows, the space among them; None: any.
         finish: the voice's own spelling, last; what it returns is what the voice reads.
         kept_tags: tags that the model itself knows, e.g. `laugh`.
+        lexicon: the server's dictionary.
     """
 
-    language: str | None = attrs.field(
-        default="en", validator=attrs.validators.optional(attrs.validators.in_(_LANGUAGES))
-    )
+    language: str | None = "en"
     alphabet: frozenset[str] | None = None
     finish: Callable[[str], str] = _unchanged
     kept_tags: frozenset[str] = frozenset()
+    lexicon: Lexicon = attrs.field(factory=Lexicon)
 
     def read(
         self,
         text: str,
         normalize: Normalize = Normalize.AUTO,
-        pronunciations: Lexicon = _NO_WORDS,
+        pronunciations: Mapping[str, str] | None = None,
     ) -> Spoken:
         """Takes time and memory that grow as the text's length, no faster.
 
@@ -92,13 +91,14 @@ class FrontEnd:
             UnspeakableText: nothing or too little of it can be spoken.
             InvalidRequest: broken SSML, or a pause that is too long.
         """
+        lexicon = self.lexicon.with_more(pronunciations or {})
         if normalize is Normalize.OFF:
             found = markup.Plain([Part(text)], frozenset())
         else:
             found = markup.plain(_mended(text), self.kept_tags)
         parts, dropped = [], 0
         for written, pause in found.parts:
-            said = pronunciations.apply(written)
+            said = lexicon.apply(written)
             if self.language is not None and normalize is not Normalize.OFF:
                 said = _LANGUAGES[self.language](said, self.alphabet is not None)
             if self.alphabet is not None:

@@ -39,25 +39,8 @@ class Lexicon:
         return bool(self.entries)
 
     def with_more(self, entries: Mapping[str, str]) -> Lexicon:
-        """This one and more entries, which go before its own.
-
-        Raises:
-            InvalidRequest: too many, too long or empty.
-        """
-        if not entries:
-            return self
-        if len(entries) > MOST_ENTRIES:
-            raise InvalidRequest(
-                f"pronunciations holds {len(entries)} words; the limit is {MOST_ENTRIES}",
-                "pronunciations",
-            )
-        for word, spelling in entries.items():
-            if not word.strip() or max(len(word), len(spelling)) > LONGEST_ENTRY:
-                raise InvalidRequest(
-                    f"pronunciations: a word and its spelling have 1 to {LONGEST_ENTRY} characters",
-                    "pronunciations",
-                )
-        return Lexicon({**self.entries, **entries})
+        """This one and more entries, which go before its own."""
+        return Lexicon({**self.entries, **entries}) if entries else self
 
     def apply(self, text: str) -> str:
         if not self:
@@ -75,6 +58,21 @@ class Lexicon:
             else:
                 yield tokens[at]
                 at += 1
+
+
+def check_pronunciations(entries: Mapping[str, str]) -> None:
+    """Check what a request brings.  Raises InvalidRequest."""
+    if len(entries) > MOST_ENTRIES:
+        raise InvalidRequest(
+            f"pronunciations holds {len(entries)} words; the limit is {MOST_ENTRIES}",
+            "pronunciations",
+        )
+    for word, spelling in entries.items():
+        if not word.strip() or max(len(word), len(spelling)) > LONGEST_ENTRY:
+            raise InvalidRequest(
+                f"pronunciations: a word and its spelling have 1 to {LONGEST_ENTRY} characters",
+                "pronunciations",
+            )
 
 
 def read_lexicon(path: Path) -> Lexicon:
@@ -104,7 +102,6 @@ def _same(word: list[str], tokens: list[str]) -> bool:
     return all(
         mine == theirs
         or (mine.islower() and mine == theirs.lower())
-        or mine.isspace()
-        and theirs.isspace()
+        or (mine.isspace() and theirs.isspace())
         for mine, theirs in zip(word, tokens, strict=True)
     )

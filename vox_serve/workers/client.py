@@ -33,6 +33,7 @@ from vox_serve.messages import (
     ToWorker,
 )
 from vox_serve.metrics import Metrics
+from vox_serve.text import FrontEnd
 from vox_serve.voice import Segment
 from vox_serve.workers.link import Link
 
@@ -55,7 +56,7 @@ class EngineClient:
         engine: what the worker is to run.
         server: queue bound and time limits.
         metrics: where the worker's figures go.
-        normalise: the checkpoint's, for those who cut long texts.
+        front_end: what is done to a text before it is cut and spoken.
         in_thread: run the worker in a thread of this process; for tests.
     """
 
@@ -65,13 +66,13 @@ class EngineClient:
         server: ServerConfig,
         metrics: Metrics,
         *,
-        normalise: Callable[[str], str] | None = None,
+        front_end: FrontEnd | None = None,
         in_thread: bool = False,
     ) -> None:
         self.config = engine
         self.server = server
         self.metrics = metrics
-        self.normalise = normalise
+        self.front_end = front_end
         self.state = EngineState.STARTING
         self.info: EngineInfo | None = None
         self.stats = Stats()

@@ -19,8 +19,34 @@ ALPHABET = " !',.:;?" + LETTERS
 _NAMES = dict(
     zip(
         LETTERS,
-        "ay,bee,see,dee,ee,eff,gee,aitch,eye,jay,kay,ell,em,en,oh,pee,queue,are,ess,tee,you,"
-        "vee,double you,ex,why,zee".split(","),
+        [
+            "ay",
+            "bee",
+            "see",
+            "dee",
+            "ee",
+            "eff",
+            "gee",
+            "aitch",
+            "eye",
+            "jay",
+            "kay",
+            "ell",
+            "em",
+            "en",
+            "oh",
+            "pee",
+            "queue",
+            "are",
+            "ess",
+            "tee",
+            "you",
+            "veee",
+            "double you",
+            "ex",
+            "why",
+            "zee",
+        ],
         strict=True,
     )
 )

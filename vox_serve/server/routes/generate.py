@@ -23,6 +23,7 @@ from vox_serve.server.speech import (
     Order,
     answer,
     check_common,
+    given_reading,
     given_sampling,
 )
 from vox_serve.server.voices.store import MAX_SPEAKER
@@ -96,6 +97,7 @@ async def _take(call: Call) -> Order:
         voice=body.voice,
         context=context,
         sampling=given_sampling(body),
+        **given_reading(body),
         max_seconds=body.max_seconds,
         conversation=body.conversation,
         arrival=call.account.arrival,

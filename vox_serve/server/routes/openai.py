@@ -20,7 +20,15 @@ from vox_serve.server.body import read_body
 from vox_serve.server.errors import described
 from vox_serve.server.fields import one_of, words
 from vox_serve.server.response import Framing
-from vox_serve.server.speech import Call, CommonFields, Order, answer, check_common, given_sampling
+from vox_serve.server.speech import (
+    Call,
+    CommonFields,
+    Order,
+    answer,
+    check_common,
+    given_reading,
+    given_sampling,
+)
 from vox_serve.server.stream import AudioStream
 from vox_serve.workers.client import EngineClient
 from vox_serve.workers.engines import Engines
@@ -141,6 +149,7 @@ async def _take(call: Call) -> Order:
         text=body.input,
         voice=voice_of(client, wanted),
         sampling=given_sampling(body),
+        **given_reading(body),
         max_seconds=body.max_seconds,
         conversation=body.conversation,
         arrival=call.account.arrival,

@@ -34,7 +34,7 @@ from vox_serve.server.errors import (
 from vox_serve.server.requests import OpenRequests
 from vox_serve.server.routes.generate import GenerateRequest, check
 from vox_serve.server.routes.openai import voice_of
-from vox_serve.server.speech import given_sampling
+from vox_serve.server.speech import given_reading, given_sampling
 from vox_serve.server.websocket.connection import Connection, ServerEnds, Start
 from vox_serve.server.websocket.session import Session
 from vox_serve.workers.client import EngineClient, EngineState
@@ -173,6 +173,7 @@ def read(start: Start) -> tuple[AudioFormat, SpeechRequest]:
         speaker=body.speaker or 0,
         voice=body.voice,
         sampling=given_sampling(body),
+        **given_reading(body),
         max_seconds=body.max_seconds,
         conversation=body.conversation,
     )
