@@ -6,6 +6,7 @@ Latin letters.
 
 from __future__ import annotations
 
+# ruff: noqa: RUF001 - look-alikes are the subject here
 import unicodedata
 from typing import NamedTuple
 
@@ -35,32 +36,41 @@ def fit(text: str, alphabet: frozenset[str], strict: bool = False) -> Fitted:
         UnspeakableText: most of its letters are of other scripts, or `strict` found one.
     """
     written: list[str] = []
-    dropped = letters = foreign = 0
-    stranger = ""
+    dropped = foreign = 0
+    stranger, after = "", " "
     for character in text:
-        letters += character.isalpha()
         if character in alphabet:
             written.append(character)
+            after = character
             continue
         reading = _folded(character, alphabet)
         if reading is None:
             if strict:
                 raise _refusal(character)
             stranger = stranger or (character if character.isalpha() else "")
-            foreign += character.isalpha()
+            foreign += _weight(character, after)
             reading = _transliterated(character, alphabet)
             dropped += not reading
         written.append(reading)
-    if foreign * 2 > letters:
+        after = character
+    familiar = len([word for word in text.split() if any(c in alphabet for c in word)])
+    if foreign > familiar:
         raise _refusal(stranger)
     return Fitted("".join(written), dropped)
+
+
+def _weight(letter: str, after: str) -> int:
+    """How much of a foreign text a letter is: a word's first counts, or each if it has no case."""
+    if not letter.isalpha():
+        return 0
+    return int(unicodedata.category(letter) == "Lo" or not after.isalpha())
 
 
 def _refusal(character: str) -> UnspeakableText:
     return UnspeakableText(f"text holds {character!r}, which this voice cannot speak", "text")
 
 
-def _folded(character: str, alphabet: frozenset[str]) -> str | None:
+def _folded(character: str, alphabet: frozenset[str]) -> str | None:  # noqa: PLR0911 - a table
     """The character in the alphabet, if all that is lost is how it looks."""
     if character.isspace():
         return " "

@@ -13,7 +13,7 @@ MOST_ENTRIES = 1000
 LONGEST_ENTRY = 200
 """Of what one request brings: entries, and characters of a word or of its spelling."""
 
-_TOKENS = re.compile(r"\w+(?:['’]\w+)*|\s+|[^\w\s]")
+_TOKENS = re.compile(r"\w+(?:['’]\w+)*|\s+|[^\w\s]")  # noqa: RUF001 - apostrophes
 
 
 class Lexicon:

@@ -7,6 +7,7 @@ comma.  A line that was only wrapped goes on.  Marks, links' addresses and comme
 
 from __future__ import annotations
 
+# ruff: noqa: RUF001 - quotation marks of all kinds
 import re
 from collections.abc import Callable, Mapping
 from functools import lru_cache
@@ -36,96 +37,17 @@ _STRENGTHS = {
 }
 
 _BLOCKS = frozenset(
-    [
-        "address",
-        "article",
-        "aside",
-        "blockquote",
-        "body",
-        "caption",
-        "center",
-        "dd",
-        "details",
-        "div",
-        "dl",
-        "dt",
-        "fieldset",
-        "figcaption",
-        "figure",
-        "footer",
-        "form",
-        "h1",
-        "h2",
-        "h3",
-        "h4",
-        "h5",
-        "h6",
-        "header",
-        "hr",
-        "html",
-        "legend",
-        "li",
-        "main",
-        "nav",
-        "ol",
-        "p",
-        "pre",
-        "section",
-        "sentence",
-        "speak",
-        "summary",
-        "table",
-        "tbody",
-        "tfoot",
-        "thead",
-        "title",
-        "tr",
-        "ul",
-    ]
+    "address article aside blockquote body caption center dd details div dl dt fieldset "
+    "figcaption figure footer form h1 h2 h3 h4 h5 h6 header hr html legend li main nav ol p "
+    "pre section sentence speak summary table tbody tfoot thead title tr ul".split()
 )
-_COMMAS = frozenset(["br", "td", "th"])
+_COMMAS = frozenset("br td th".split())
 _INLINE = frozenset(
-    [
-        "a",
-        "abbr",
-        "acronym",
-        "b",
-        "bdi",
-        "bdo",
-        "big",
-        "cite",
-        "code",
-        "data",
-        "del",
-        "dfn",
-        "em",
-        "font",
-        "i",
-        "ins",
-        "kbd",
-        "label",
-        "mark",
-        "q",
-        "rp",
-        "rt",
-        "ruby",
-        "s",
-        "samp",
-        "small",
-        "span",
-        "strike",
-        "strong",
-        "sub",
-        "sup",
-        "time",
-        "tt",
-        "u",
-        "var",
-        "wbr",
-    ]
+    "a abbr acronym b bdi bdo big cite code data del dfn em font i ins kbd label mark q rp rt "
+    "ruby s samp small span strike strong sub sup time tt u var wbr".split()
 )
-_SILENT = frozenset(["script", "style", "template", "head", "svg", "math", "iframe"])
-_SPELLED = frozenset(["characters", "spell-out", "verbatim", "digits", "telephone"])
+_SILENT = frozenset("script style template head svg math iframe".split())
+_SPELLED = frozenset("characters spell-out verbatim digits telephone".split())
 _CLOSERS = "\"'”’»)]} "
 _SHORT_LINE = 60
 """Characters: where text is wrapped, lines are longer."""

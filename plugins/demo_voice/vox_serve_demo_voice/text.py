@@ -16,40 +16,11 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz"
 ALPHABET = " !',.:;?" + LETTERS
 """Every character that the voice reads."""
 
-_NAMES = dict(
-    zip(
-        LETTERS,
-        [
-            "ay",
-            "bee",
-            "see",
-            "dee",
-            "ee",
-            "eff",
-            "gee",
-            "aitch",
-            "eye",
-            "jay",
-            "kay",
-            "ell",
-            "em",
-            "en",
-            "oh",
-            "pee",
-            "queue",
-            "are",
-            "ess",
-            "tee",
-            "you",
-            "veee",
-            "double you",
-            "ex",
-            "why",
-            "zee",
-        ],
-        strict=True,
-    )
-)
+_NAMES = dict(  # noqa: C408 - shorter, and read more easily
+    a="ay", b="bee", c="see", d="dee", e="ee", f="eff", g="gee", h="aitch", i="eye",
+    j="jay", k="kay", l="ell", m="em", n="en", o="oh", p="pee", q="queue", r="are",
+    s="ess", t="tee", u="you", v="veee", w="double you", x="ex", y="why", z="zee",
+)  # fmt: skip
 _MARKS = ",.;:!?"
 _WORD = re.compile(r"[A-Za-z]+(?:'[A-Za-z]+)*'?")
 
@@ -61,14 +32,15 @@ def spell(text: str) -> str:
 
 def _spelled(words: list[str]) -> list[str]:
     spelled = []
-    for before, word, after in zip(["."] + words[:-1], words, [*words[1:], "."], strict=True):
-        first = before[-1] in ".!?"
-        among_letters = _is_capital(before) or (
-            _is_capital(word) and _is_capital(after.rstrip(_MARKS))
-        )
-        is_word = word in ("a", "i", "I") or (word == "A" and first)  # not the name of a letter
-        named = among_letters or not is_word
-        spelled.append((_WORD.sub(_named, word) if named else word).lower())
+    for before, word, after in zip([".", *words[:-1]], words, [*words[1:], "."], strict=True):
+        following = after.rstrip(_MARKS)
+        if word in ("a", "I", "i"):
+            is_word = not (word == "a" and following == "m") and not (
+                word == "I" and _is_capital(before)
+            )
+        else:  # an article, or the name of the letter
+            is_word = word == "A" and before[-1] in ".!?" and not _is_capital(following)
+        spelled.append((word if is_word else _WORD.sub(_named, word)).lower())
     return spelled
 
 
