@@ -53,7 +53,9 @@ def fit(text: str, alphabet: frozenset[str], strict: bool = False) -> Fitted:
             dropped += not reading
         written.append(reading)
         after = character
-    familiar = len([word for word in text.split() if any(c in alphabet for c in word)])
+    familiar = len(
+        [word for word in text.split() if any(c.isalnum() and c in alphabet for c in word)]
+    )
     if foreign > familiar:
         raise _refusal(stranger)
     return Fitted("".join(written), dropped)

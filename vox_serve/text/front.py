@@ -103,7 +103,7 @@ class FrontEnd:
                 said = _LANGUAGES[self.language](said, self.alphabet is not None)
             if self.alphabet is not None:
                 fitted = alphabet.fit(said, self.alphabet, normalize is not Normalize.AUTO)
-                said, dropped = fitted.text, dropped + fitted.dropped
+                said, dropped = " ".join(fitted.text.split()), dropped + fitted.dropped
             parts.append(Part(self.finish(said) if speakable(said) else "", pause))
         if not any(part.text for part in parts):
             raise UnspeakableText("text holds nothing that this voice can speak", "text")

@@ -8,6 +8,7 @@ comma.  A line that was only wrapped goes on.  Marks, links' addresses and comme
 from __future__ import annotations
 
 # ruff: noqa: RUF001 - quotation marks of all kinds
+# ruff: noqa: SIM905 - lists of names read best as words
 import re
 from collections.abc import Callable, Mapping
 from functools import lru_cache

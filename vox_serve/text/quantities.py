@@ -92,6 +92,7 @@ _ABBREVIATIONS = {  # before a name or a number, beside those that damga reads
     "pp": "pages",
     "p": "page",
 }
+_MONEY = {"$": "dollar", "€": "euro", "£": "pound"}
 _units = "|".join(sorted(map(re.escape, _UNITS), key=len, reverse=True))
 _quantity = r"\d[\d,]*(?:\.\d+)?"
 _Rewriting = tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]
@@ -154,6 +155,7 @@ def _month_first(match: re.Match[str]) -> str:
 
 _REWRITINGS: tuple[_Rewriting, ...] = (
     (re.compile(r"\bhttps?://"), ""),
+    (re.compile(r"#(?=\d)"), "number "),
     (re.compile(r"\+\d[\d ().-]{6,18}\d|(?<![\d-])\d{1,9}(?:-\d{1,9}){3,5}(?![\d-])"), _spaced),
     (re.compile(r"\b0\d{2,4}(?: \d{3,6}){1,2}\b"), _spaced),
     (
@@ -177,10 +179,8 @@ _REWRITINGS: tuple[_Rewriting, ...] = (
     (re.compile(rf"({_quantity}) (USD|EUR|GBP|CHF|JPY|INR)\b"), r"\2 \1"),
     (re.compile(rf"([$€£₹])({_quantity}) ?[-–] ?(?=\d)"), r"\1\2 to \1"),
     (
-        re.compile(
-            rf"\b([Aa]n?) \$({_quantity})((?: (?:thousand|million|billion|trillion))?)(?= [a-z])"
-        ),
-        r"\1 \2\3 dollar",
+        re.compile(rf"\b([Aa]n?) ([$€£])({_quantity})((?: (?:thousand|[mbtr]+illion))?)(?= [a-z])"),
+        lambda match: f"{match[1]} {match[3]}{match[4]} {_MONEY[match[2]]}",
     ),
     (re.compile(rf"\b([Aa]n?) ({_quantity})[ -]?([A-Za-zµΩ°²³/]{{1,6}})(?=[ )]|$)"), _single),
     (
