@@ -10,7 +10,7 @@ import re
 import uuid
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import attrs
 import msgspec
@@ -24,7 +24,7 @@ from vox_serve.parts import in_parts
 from vox_serve.sampling import RANGES
 from vox_serve.server.account import Account
 from vox_serve.server.encoding import Encoding
-from vox_serve.server.fields import sampling
+from vox_serve.server.fields import one_of, sampling
 from vox_serve.server.requests import request_id
 from vox_serve.server.response import AudioResponse, EncodedStream, Framing
 from vox_serve.server.stream import AudioStream, unless_gone
@@ -53,11 +53,11 @@ class CommonFields(msgspec.Struct, kw_only=True):
         | None
     ) = None
     normalize: Annotated[
-        Literal["auto", "strict", "off"],
-        msgspec.Meta(
-            description="write numbers, signs and markup out; `strict` refuses what cannot be "
-            "spoken instead of leaving it out; `off` leaves the text as it is",
-            extra={"rule": "auto, strict or off"},
+        str,
+        one_of(
+            [*Normalize],
+            "write numbers, signs and markup out; `strict` refuses what cannot be spoken instead "
+            "of leaving it out; `off` leaves the text as it is",
         ),
     ] = "auto"
     pronunciations: (
@@ -101,6 +101,10 @@ def given_reading(body: CommonFields) -> dict[str, Any]:
 
 def check_common(body: CommonFields) -> None:
     """Check what msgspec did not, and needs no model.  Raises InvalidRequest."""
+    if body.normalize not in [*Normalize]:
+        raise InvalidRequest(
+            f"normalize must be auto, strict or off, not {body.normalize[:200]!r}", "normalize"
+        )
     check_pronunciations(body.pronunciations or {})
     if body.conversation is not None and not CONVERSATION.fullmatch(body.conversation):
         raise InvalidRequest(f"conversation must be {CONVERSATION_RULE}", "conversation")
