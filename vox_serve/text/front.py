@@ -17,7 +17,7 @@ from enum import StrEnum
 
 import attrs
 
-from vox_serve.errors import UnspeakableText
+from vox_serve.errors import NothingToSpeak
 from vox_serve.text import alphabet, english, markup
 from vox_serve.text.lexicon import Lexicon
 from vox_serve.text.markup import Part
@@ -88,7 +88,8 @@ class FrontEnd:
         """Takes time and memory that grow as the text's length, no faster.
 
         Raises:
-            UnspeakableText: nothing or too little of it can be spoken.
+            NothingToSpeak: there is nothing to say.
+            UnspeakableText: too little of it can be spoken.
             InvalidRequest: broken SSML, or a pause that is too long.
         """
         lexicon = self.lexicon.with_more(pronunciations or {})
@@ -106,7 +107,7 @@ class FrontEnd:
                 said, dropped = " ".join(fitted.text.split()), dropped + fitted.dropped
             parts.append(Part(self.finish(said) if speakable(said) else "", pause))
         if not any(part.text for part in parts):
-            raise UnspeakableText("text holds nothing that this voice can speak", "text")
+            raise NothingToSpeak("text holds nothing that this voice can speak", "text")
         return Spoken(tuple(parts), dropped, found.ignored)
 
 

@@ -76,6 +76,13 @@ def test_the_servers_dictionary_counts_after_the_requests(server: RunningServer)
     assert told == spoken(server, text="en jinx runs.", normalize="off").content != own
 
 
+@pytest.mark.parametrize("text", ["😀", "...", "—", "***"])
+def test_a_text_without_a_word_has_a_code_of_its_own(server: RunningServer, text: str) -> None:
+    answer = spoken(server, text=text)
+    assert answer.status_code == 422
+    assert answer.json()["error"]["code"] == "nothing_to_speak"
+
+
 @pytest.mark.parametrize(
     ("fields", "says"),
     [
