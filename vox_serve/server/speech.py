@@ -35,8 +35,9 @@ from vox_serve.workers.engines import Engines
 AnyRequest = Request[Any, Any, Any]
 CONVERSATION = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 CONVERSATION_RULE = "1 to 128 letters, digits, '_', '-', '.' or ':'"
-_cutter = ThreadPoolExecutor(1, thread_name_prefix="cut")
-"""Cuts long texts.  One thread: more of them would only hold up the event loop more often."""
+_cutter = ThreadPoolExecutor(2, thread_name_prefix="cut")
+"""Reads and cuts texts.  Two threads, so that a long text does not hold up all others; more of
+them would only hold up the event loop more often."""
 
 
 class CommonFields(msgspec.Struct, kw_only=True):
@@ -188,7 +189,7 @@ async def _cut(order: Order, request: AnyRequest) -> SpeechRequest:
     """
     work = (order.speech, order.info, order.client.front_end)
     with order.client.reserve():
-        if order.speech.characters <= LONG_TEXT_CHARACTERS:
+        if order.client.front_end is None and order.speech.characters <= LONG_TEXT_CHARACTERS:
             return in_parts(*work)
         cutting = asyncio.get_running_loop().run_in_executor(_cutter, in_parts, *work)
         return await unless_gone(request.receive, cutting)
