@@ -302,7 +302,7 @@ def test_limits_count_what_is_spoken_and_clients_see_what_they_wrote(
 ) -> None:
     server = start_server()
     server.client.front_end = FrontEnd(
-        language=None, finish=lambda text: text.replace("fee", "3 " + "words " * 12)
+        language=None, finish=lambda text: text.rstrip(".").replace("fee", "3 " + "words " * 12)
     )
     speaker = spoken_whole(server, ["fee fee "])
     assert [text for text, _ in speaker.segments] == ["fee fee"]
