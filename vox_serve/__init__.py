@@ -25,6 +25,7 @@ from vox_serve.model import (
     Prompt,
 )
 from vox_serve.sampling import Sampler, SamplingParams
+from vox_serve.text import FrontEnd
 from vox_serve.voice import Segment, Voice
 
 __version__ = "0.1.0"
@@ -34,6 +35,7 @@ __all__ = [
     "CheckpointSpec",
     "Codec",
     "EncodingCodec",
+    "FrontEnd",
     "InvalidRequest",
     "KVCache",
     "KVLayout",

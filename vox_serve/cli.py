@@ -16,8 +16,12 @@ from vox_serve.bench.config import BenchConfig
 from vox_serve.config import EngineConfig
 from vox_serve.errors import ConfigError, VoxServeError
 from vox_serve.flags import Parser, add_flags, read_flags
+from vox_serve.messages import SpeechRequest
 from vox_serve.new_plugin import new_plugin
 from vox_serve.plugins import load_plugins
+from vox_serve.text import Lexicon, Normalize, read_lexicon
+
+NORMALIZE = "write numbers, signs and markup out, refuse what cannot be spoken, or leave the text"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -50,6 +54,8 @@ def _parser() -> Parser:
     say.add_argument("-o", "--output", type=Path, required=True, help=output)
     say.add_argument("--speaker", type=int, default=None, help="speaker id (default: 0)")
     say.add_argument("--voice", default=None, help="a voice by name, instead of --speaker")
+    say.add_argument("--normalize", choices=[*Normalize], default="auto", help=NORMALIZE)
+    say.add_argument("--lexicon", type=Path, default=None, help="a JSON file of pronunciations")
     add_flags(say, EngineConfig)
     say.set_defaults(run=_say)
 
@@ -80,8 +86,15 @@ def _say(arguments: argparse.Namespace) -> int:
     config = read_flags(arguments, EngineConfig)
     if arguments.voice is not None and arguments.speaker is not None:
         raise ConfigError("give --voice or --speaker, not both")
-    line = say(config, arguments.text, arguments.speaker or 0, arguments.voice, arguments.output)
-    print(line)
+    request = SpeechRequest(
+        "say",
+        arguments.text,
+        arguments.speaker or 0,
+        arguments.voice,
+        normalize=Normalize(arguments.normalize),
+    )
+    lexicon = read_lexicon(arguments.lexicon) if arguments.lexicon else Lexicon()
+    print(say(config, request, arguments.output, lexicon))
     return 0
 
 

@@ -104,6 +104,9 @@ class ServerConfig:
     shutdown_timeout: float = setting(30.0, "seconds that running requests have to end on SIGTERM")
     stall_timeout: float = setting(120.0, "seconds without an engine step until it counts as hung")
     max_body_bytes: int = setting(32 * 2**20, "the largest request body")
+    lexicon: str | None = setting(
+        None, "a JSON file of words and how to spell them so that they are said right"
+    )
     voices_dir: str | None = setting(
         None, "directory that keeps registered voices; without one they end with the server"
     )

@@ -13,6 +13,7 @@
         ├── Conflict           the conversation's last turn is still being spoken
         ├── AlreadyExists      the name is taken
         ├── UnspeakableText    well formed, but this model cannot speak it
+        │   ├── NothingToSpeak no letter, digit or sign in it that has a reading
         │   └── PromptTooLong  text and context do not fit the model's context
         ├── QueueFull          try again later
         ├── Unavailable        the engine is starting, draining or dead
@@ -96,6 +97,10 @@ class AlreadyExists(RequestError):
 
 class UnspeakableText(RequestError):
     code = "unspeakable_text"
+
+
+class NothingToSpeak(UnspeakableText):
+    code = "nothing_to_speak"
 
 
 class PromptTooLong(UnspeakableText):

@@ -16,6 +16,7 @@ import attrs
 
 from vox_serve.errors import RequestError
 from vox_serve.sampling import SamplingParams
+from vox_serve.text import Normalize
 from vox_serve.voice import Segment
 
 LONG_TEXT_CHARACTERS = 1000
@@ -50,6 +51,9 @@ class SpeechRequest:
             place at the head of the queue is kept for a moment.
         continues: follows one of this id, or what its client hears already: goes to the head of
             the queue.
+        normalize: how much the text front end may do.
+        pronunciations: spellings that go before the server's.
+        dropped: the number of characters that the front end left out.
         arrival: when it came in, by `time.monotonic`.
     """
 
@@ -64,6 +68,9 @@ class SpeechRequest:
     following: tuple[str, ...] = ()
     more: bool = False
     continues: bool = False
+    normalize: Normalize = Normalize.AUTO
+    pronunciations: Mapping[str, str] = attrs.field(factory=dict)
+    dropped: int = 0
     arrival: float = attrs.field(factory=time.monotonic)
 
     @property

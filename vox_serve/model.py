@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 import attrs
 
 from vox_serve.sampling import Sampler, SamplingParams
+from vox_serve.text import FrontEnd
 from vox_serve.voice import Segment, Voice
 
 if TYPE_CHECKING:
@@ -182,6 +183,7 @@ class ModelSpec:
         matches: does a checkpoint's `config.json` describe such a model?
         files: given `config.json`, glob patterns of what a download from the hub needs.
         load: makes the model.  Raises CheckpointError.
+        front_end: what its voices need done to a text; None: they read it as it is written.
         api_version: of the plugin interface that the plugin was written for.
     """
 
@@ -191,6 +193,7 @@ class ModelSpec:
     matches: Callable[[Mapping[str, Any]], bool]
     files: Callable[[Mapping[str, Any]], Sequence[str]]
     load: Callable[[LoadOptions], Model]
+    front_end: FrontEnd | None = None
     api_version: int = 1
 
 
@@ -204,8 +207,8 @@ class CheckpointSpec:
         summary: one line; shown by `vox-serve models` and in the start-up banner.
         max_characters: of one piece of text; the server cuts longer ones at sentence borders.
         max_words: the same, in words.
-        normalise: any text to what the checkpoint was trained on, before it is counted; twice is
-            as once.  Raises UnspeakableText.  Light: the server calls it too.
+        front_end: what the voice needs done to a text, before it is counted; None: what its
+            model's has.
         takes_context: False for a voice that was never trained with earlier turns; requests
             that bring some are refused.
     """
@@ -216,4 +219,4 @@ class CheckpointSpec:
     max_characters: int | None = None
     max_words: int | None = None
     takes_context: bool = True
-    normalise: Callable[[str], str] | None = None
+    front_end: FrontEnd | None = None

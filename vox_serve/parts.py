@@ -6,17 +6,16 @@ conversation of their own: each goes on as the last one sounded.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import attrs
 
 from vox_serve.messages import EngineInfo, Finished, FinishReason, SpeechRequest
-from vox_serve.text import likely_seconds, pieces
+from vox_serve.text import FrontEnd, Normalize, likely_seconds, pieces
 
 PART_CHARACTERS = 400
 """Half a minute of speech: longer texts are cut also where the model names no limit."""
 CONTEXT_SHARE = 0.5
 """How much of the context a part's sound may take."""
+_AS_WRITTEN = FrontEnd(language=None)
 
 
 def private_conversation(request_id: str) -> str:
@@ -33,20 +32,36 @@ def cut(text: str, info: EngineInfo) -> list[str]:
     return texts if len(texts) > 1 else [text]
 
 
+def as_read(request: SpeechRequest, front_end: FrontEnd | None) -> SpeechRequest:
+    """The request with its text as the model is to read it.
+
+    Raises:
+        UnspeakableText, InvalidRequest: as `FrontEnd.read`.
+    """
+    how = request.normalize
+    if front_end is None:  # the model's own business, but for what the client spells out
+        if not request.pronunciations:
+            return request
+        front_end, how = _AS_WRITTEN, Normalize.OFF
+    if not request.text.strip():  # refused as it is
+        return request
+    spoken = front_end.read(request.text, how, request.pronunciations)
+    context = tuple(attrs.evolve(s, text=front_end.read(s.text, how).text) for s in request.context)
+    return attrs.evolve(request, text=spoken.text, dropped=spoken.dropped, context=context)
+
+
 def in_parts(
-    request: SpeechRequest, info: EngineInfo, normalise: Callable[[str], str] | None = None
+    request: SpeechRequest, info: EngineInfo, front_end: FrontEnd | None = None
 ) -> SpeechRequest:
     """The request for the first part of its text, with the others in `following`.
 
     Args:
-        normalise: the checkpoint's own; its limits count the result, and the engine gets it.
+        front_end: the model's; its limits count the result, and the engine gets it.
 
     Raises:
-        UnspeakableText: it cannot be normalised.
+        UnspeakableText, InvalidRequest: as `FrontEnd.read`.
     """
-    if normalise is not None and request.text.strip():  # blank text is refused as it is
-        context = tuple(attrs.evolve(s, text=normalise(s.text)) for s in request.context)
-        request = attrs.evolve(request, text=normalise(request.text), context=context)
+    request = as_read(request, front_end)
     text, *following = cut(request.text, info)
     conversation = request.conversation
     if following and conversation is None and info.takes_context:

@@ -21,6 +21,7 @@ import pluggy
 from vox_serve import hookspecs, hub
 from vox_serve.errors import PluginError, UnknownModel
 from vox_serve.model import API_VERSION, CheckpointSpec, ModelSpec
+from vox_serve.text import FrontEnd
 
 GROUP = "vox_serve"
 log = logging.getLogger("vox_serve.plugins")
@@ -48,6 +49,12 @@ class ResolvedModel:
     spec: ModelSpec
     source: str
     checkpoint: CheckpointSpec | None = None
+
+    @property
+    def front_end(self) -> FrontEnd | None:
+        """What is done to a text before it is spoken."""
+        own = self.checkpoint.front_end if self.checkpoint is not None else None
+        return own or self.spec.front_end
 
     def directory(self) -> Path:
         """The checkpoint on disk; downloads it if it is on the hub.  Raises CheckpointError."""

@@ -16,13 +16,20 @@ from vox_serve.errors import ConfigError
 from vox_serve.messages import Audio, Failed, Finished, SpeechRequest
 from vox_serve.parts import Parts, in_parts
 from vox_serve.plugins import load_plugins
+from vox_serve.text import Lexicon
 
+_NO_WORDS = Lexicon()
 ENDINGS = {"ogg": "opus", "raw": "pcm"}
 """Endings of file names that are not the name of their format."""
 
 
-def say(config: EngineConfig, text: str, speaker: int, voice: str | None, output: Path) -> str:
-    """Speak `text` into the file `output`; returns a line that says how it went.
+def say(
+    config: EngineConfig, request: SpeechRequest, output: Path, lexicon: Lexicon = _NO_WORDS
+) -> str:
+    """Speak a request into the file `output`; returns a line that says how it went.
+
+    Args:
+        lexicon: how words are to be spelled so that they are said right.
 
     Raises:
         ConfigError: the file's ending names no format, or it cannot be written.
@@ -33,11 +40,12 @@ def say(config: EngineConfig, text: str, speaker: int, voice: str | None, output
     _write(output, "ab", b"")  # before the work, so that none is lost
     try:
         config = attrs.evolve(config, max_batch_size=1)
-        engine, info = load_engine(config, load_plugins(config.plugins))
+        plugins = load_plugins(config.plugins)
+        front_end = plugins.resolve(config.model).front_end
+        engine, info = load_engine(config, plugins)
         start = time.monotonic()
-        checkpoint = engine.checkpoint
-        normalise = checkpoint.normalise if checkpoint is not None else None
-        request = in_parts(SpeechRequest("say", text, speaker, voice), info, normalise)
+        front_end = front_end and attrs.evolve(front_end, lexicon=lexicon)
+        request = in_parts(request, info, front_end)
         pcm, reason = _speak(engine, request)
     except BaseException:
         if not existed:
@@ -45,7 +53,8 @@ def say(config: EngineConfig, text: str, speaker: int, voice: str | None, output
         raise
     _write(output, "wb", audio_format.whole(info.sample_rate, pcm))
     seconds, spent = len(pcm) / 2 / info.sample_rate, time.monotonic() - start
-    return f"{output}: {seconds:.2f} s of audio in {spent:.2f} s, finish {reason}"
+    dropped = f", {request.dropped} characters left out" if request.dropped else ""
+    return f"{output}: {seconds:.2f} s of audio in {spent:.2f} s, finish {reason}{dropped}"
 
 
 def format_of(output: Path) -> AudioFormat:

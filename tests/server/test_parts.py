@@ -20,6 +20,7 @@ from vox_serve.engine.sequence import Sequence
 from vox_serve.errors import UnspeakableText
 from vox_serve.messages import LONG_TEXT_CHARACTERS, EngineInfo, SpeechRequest
 from vox_serve.parts import in_parts, private_conversation
+from vox_serve.text import FrontEnd
 
 StartServer = Callable[..., RunningServer]
 LONG = "This says 9 things to you all. " * 8
@@ -73,7 +74,8 @@ def test_the_clients_conversation_goes_before_ours(info: EngineInfo) -> None:
 
 def test_what_is_normalised_is_what_is_counted(info: EngineInfo) -> None:
     limited = attrs.evolve(info, max_characters=40)
-    made = in_parts(SpeechRequest("a", "ab"), limited, lambda text: "a. " * 20)
+    front_end = FrontEnd(language=None, finish=lambda text: "a. " * 20)
+    made = in_parts(SpeechRequest("a", "ab"), limited, front_end)
     assert len(made.following) == 1
 
 
@@ -257,7 +259,8 @@ def narrow(start_server: StartServer) -> RunningServer:
 
 @pytest.mark.parametrize("end", ["spoken", "refused", "left"])
 def test_a_long_text_is_cut_beside_the_others(narrow: RunningServer, end: str) -> None:
-    cutter = narrow.client.normalise = Cutter()
+    cutter = Cutter()
+    narrow.client.front_end = FrontEnd(language=None, finish=cutter)
     text = LATER + "unsayable" * (end == "refused")
     with post_raw(narrow, text=text, streaming=True, max_seconds=1) as long:
         assert cutter.at_work.wait(5)
@@ -275,7 +278,8 @@ def test_a_long_text_is_cut_beside_the_others(narrow: RunningServer, end: str) -
 
 
 def test_a_full_queue_is_told_before_anything_is_cut(gate: Gate, narrow: RunningServer) -> None:
-    cutter = narrow.client.normalise = Cutter()
+    cutter = Cutter()
+    narrow.client.front_end = FrontEnd(language=None, finish=cutter)
     gate.close()
     waiting = [post_raw(narrow, text="5 frames")]
     until(lambda: narrow.client.open_requests == 1)

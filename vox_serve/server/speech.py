@@ -22,10 +22,11 @@ from vox_serve.parts import in_parts
 from vox_serve.sampling import RANGES
 from vox_serve.server.account import Account
 from vox_serve.server.encoding import Encoding
-from vox_serve.server.fields import CONVERSATION, CONVERSATION_RULE, Integer, sampling
+from vox_serve.server.fields import CONVERSATION, CONVERSATION_RULE, Integer, one_of, sampling
 from vox_serve.server.requests import OpenRequests, request_id
 from vox_serve.server.response import AudioResponse, EncodedStream, Framing
 from vox_serve.server.stream import AudioStream, unless_gone
+from vox_serve.text import Normalize, check_pronunciations
 from vox_serve.workers.client import EngineClient
 from vox_serve.workers.engines import Engines
 
@@ -33,8 +34,9 @@ AnyRequest = Request[Any, Any, Any]
 SPEAKER = "speaker id; GET /voices lists the model's; 0 if neither it nor `voice` is given"
 VOICE = "a voice by name, instead of `speaker`; GET /voices lists them"
 MODEL = "a name out of GET /models; required if there are several"
-_cutter = ThreadPoolExecutor(1, thread_name_prefix="cut")
-"""Cuts long texts.  One thread: more of them would only hold up the event loop more often."""
+_cutter = ThreadPoolExecutor(2, thread_name_prefix="cut")
+"""Reads and cuts texts.  Two threads, so that a long text does not hold up all others; more of
+them would only hold up the event loop more often."""
 
 
 class CommonFields(msgspec.Struct, kw_only=True):
@@ -47,6 +49,21 @@ class CommonFields(msgspec.Struct, kw_only=True):
                 description="the turns spoken under this id come before this one",
                 extra_json_schema={"pattern": f"^{CONVERSATION.pattern}$"},
             ),
+        ]
+        | None
+    ) = None
+    normalize: Annotated[
+        str,
+        one_of(
+            [*Normalize],
+            "write numbers, signs and markup out; `strict` refuses what cannot be spoken instead "
+            "of leaving it out; `off` leaves the text as it is",
+        ),
+    ] = "auto"
+    pronunciations: (
+        Annotated[
+            dict[str, str],
+            msgspec.Meta(description="words, and how to spell them so that they are said right"),
         ]
         | None
     ) = None
@@ -82,8 +99,21 @@ def given_sampling(body: CommonFields) -> dict[str, Any]:
     return {name: getattr(body, name) for name in RANGES if getattr(body, name) is not None}
 
 
+def given_reading(body: CommonFields) -> dict[str, Any]:
+    """How the request wants its text read."""
+    return {
+        "normalize": Normalize(body.normalize),
+        "pronunciations": body.pronunciations or {},
+    }
+
+
 def check_common(body: CommonFields) -> None:
     """Check what msgspec did not, and needs no model.  Raises InvalidRequest."""
+    if body.normalize not in [*Normalize]:
+        raise InvalidRequest(
+            f"normalize must be auto, strict or off, not {body.normalize[:200]!r}", "normalize"
+        )
+    check_pronunciations(body.pronunciations or {})
     if body.conversation is not None and not CONVERSATION.fullmatch(body.conversation):
         raise InvalidRequest(f"conversation must be {CONVERSATION_RULE}", "conversation")
 
@@ -173,9 +203,9 @@ async def _split(order: SpeechOrder, request: AnyRequest) -> SpeechRequest:
         RequestError: the queue is full, or it cannot be normalised.
         ClientGone: the client left.
     """
-    work = (order.speech, order.info, order.client.normalise)
+    work = (order.speech, order.info, order.client.front_end)
     with order.client.reserve():
-        if order.speech.characters <= LONG_TEXT_CHARACTERS:
+        if order.client.front_end is None and order.speech.characters <= LONG_TEXT_CHARACTERS:
             return in_parts(*work)
         cutting = asyncio.get_running_loop().run_in_executor(_cutter, in_parts, *work)
         return await unless_gone(request.receive, cutting)
@@ -223,6 +253,8 @@ def _headers(stream: AudioStream, order: SpeechOrder) -> dict[str, str]:
         "X-Sample-Rate": str(order.audio_format.rate(order.info.sample_rate)),
         "X-Channels": "1",
     }
+    if stream.request.dropped:
+        headers["X-Text-Dropped"] = str(stream.request.dropped)
     if stream.finished is not None:  # a stream is seldom at its end by now
         headers["X-Finish-Reason"] = stream.finished.reason.value
         headers["X-Seed"] = str(stream.finished.seed)

@@ -35,6 +35,7 @@ from vox_serve.messages import (
     ToWorker,
 )
 from vox_serve.metrics import Metrics
+from vox_serve.text import FrontEnd
 from vox_serve.voice import Segment
 from vox_serve.workers.link import Link
 
@@ -57,7 +58,7 @@ class EngineClient:
         engine: what the worker is to run.
         server: queue bound and time limits.
         metrics: where the worker's figures go.
-        normalise: the checkpoint's; the engine gets texts that have been through it.
+        front_end: what is done to a text before it is cut and spoken.
         in_thread: run the worker in a thread of this process; for tests.
     """
 
@@ -67,13 +68,13 @@ class EngineClient:
         server: ServerConfig,
         metrics: Metrics,
         *,
-        normalise: Callable[[str], str] | None = None,
+        front_end: FrontEnd | None = None,
         in_thread: bool = False,
     ) -> None:
         self.config = engine
         self.server = server
         self.metrics = metrics
-        self.normalise = normalise
+        self.front_end = front_end
         self.state = EngineState.STARTING
         self.info: EngineInfo | None = None
         self.stats = Stats()
@@ -195,8 +196,9 @@ class EngineClient:
         if self.info is None or self.state is not EngineState.STARTING:
             self.admit()
         request_id = uuid.uuid4().hex
-        if self.normalise is not None:
-            segments = tuple(attrs.evolve(s, text=self.normalise(s.text)) for s in segments)
+        if self.front_end is not None:
+            read = self.front_end.read
+            segments = tuple(attrs.evolve(s, text=read(s.text).text) for s in segments)
         await self._done(request_id, AddVoice(request_id, name, speaker, segments))
 
     async def remove_voice(self, name: str) -> bool:

@@ -6,11 +6,15 @@ import asyncio
 import os
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from pathlib import Path
+
+import attrs
 
 from vox_serve.config import EngineConfig, ServerConfig
 from vox_serve.errors import ConfigError, InvalidRequest, NotFound
 from vox_serve.metrics import Metrics, Registry
 from vox_serve.plugins import Plugins
+from vox_serve.text import Lexicon, read_lexicon
 from vox_serve.workers.client import EngineClient, EngineState
 
 
@@ -41,9 +45,10 @@ class Engines:
         self.plugins = plugins
         self.registry = Registry()
         self._clients: dict[str, EngineClient] = {}
+        lexicon = read_lexicon(Path(server.lexicon)) if server.lexicon else Lexicon()
         for config in configs:
             resolved = plugins.resolve(config.model)
-            name, checkpoint = resolved.name, resolved.checkpoint
+            name, front_end = resolved.name, resolved.front_end
             if name in self._clients:
                 raise ConfigError(f"two models would be called {name!r}: {config.model} is one")
             metrics = Metrics(name, self.registry)
@@ -51,7 +56,7 @@ class Engines:
                 config,
                 server,
                 metrics,
-                normalise=checkpoint.normalise if checkpoint else None,
+                front_end=front_end and attrs.evolve(front_end, lexicon=lexicon),
                 in_thread=in_thread,
             )
         (only, *others) = self._clients.values()

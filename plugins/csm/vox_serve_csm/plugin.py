@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vox_serve import CheckpointSpec, LoadOptions, Model, ModelSpec, hookimpl
+from vox_serve import CheckpointSpec, FrontEnd, LoadOptions, Model, ModelSpec, hookimpl
 
 HUB_ID = "sesame/csm-1b"
 
@@ -36,6 +36,8 @@ def vox_serve_models() -> Sequence[ModelSpec]:
             matches=_matches,
             files=_files,
             load=_load,
+            # Trained on transcripts: capitals, accents and everyday signs are left to it.
+            front_end=FrontEnd(language="en"),
         )
     ]
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vox_serve import CheckpointSpec, hookimpl
-from vox_serve_demo_voice.text import normalise
+from vox_serve_demo_voice.text import FRONT_END
 
 CHECKPOINT = Path(__file__).parent / "checkpoint"
 
@@ -22,6 +22,6 @@ def vox_serve_checkpoints() -> Sequence[CheckpointSpec]:
             ),
             max_characters=160,
             max_words=25,
-            normalise=normalise,
+            front_end=FRONT_END,
         )
     ]

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vox_serve import CheckpointSpec, LoadOptions, Model, ModelSpec, hookimpl
+from vox_serve import CheckpointSpec, FrontEnd, LoadOptions, Model, ModelSpec, hookimpl
 
+TAGS = frozenset(["laugh", "chuckle", "sigh", "cough", "sniffle", "groan", "yawn", "gasp"])
+"""Sounds that it was trained to make."""
 HUB_ID = "canopylabs/orpheus-3b-0.1-ft"
 MARK = "vox_serve_model"
 """A key of `config.json` that names the model kind, where the vocabulary's size does not."""
@@ -43,6 +45,8 @@ def vox_serve_models() -> Sequence[ModelSpec]:
             matches=_matches,
             files=_files,
             load=_load,
+            # Trained on transcripts: capitals, accents and everyday signs are left to it.
+            front_end=FrontEnd(language="en", kept_tags=TAGS),
         )
     ]
 

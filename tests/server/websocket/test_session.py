@@ -32,6 +32,7 @@ from vox_serve.errors import Unavailable
 from vox_serve.messages import SpeechRequest
 from vox_serve.server.websocket.connection import MAX_MESSAGE_BYTES
 from vox_serve.server.websocket.session import MAX_WAITING_CHARACTERS, Session
+from vox_serve.text import FrontEnd
 from vox_serve.workers.client import EngineClient
 
 StartServer = Callable[..., RunningServer]
@@ -300,7 +301,9 @@ def test_limits_count_what_is_spoken_and_clients_see_what_they_wrote(
     start_server: StartServer,
 ) -> None:
     server = start_server()
-    server.client.normalise = lambda text: text.replace("fee", "3 " + "words " * 12)
+    server.client.front_end = FrontEnd(
+        language=None, finish=lambda text: text.rstrip(".").replace("fee", "3 " + "words " * 12)
+    )
     speaker = spoken_whole(server, ["fee fee "])
     assert [text for text, _ in speaker.segments] == ["fee fee"]
     assert len(speaker.audio) == 2 * 3 * FRAME_BYTES, "in two parts"

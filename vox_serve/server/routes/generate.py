@@ -32,6 +32,7 @@ from vox_serve.server.speech import (
     VoiceFields,
     answer,
     check_voice,
+    given_reading,
     given_sampling,
 )
 from vox_serve.server.voices.store import MAX_SPEAKER
@@ -124,6 +125,7 @@ async def _parse(incoming: IncomingRequest) -> SpeechOrder:
         voice=body.voice,
         context=context,
         sampling=given_sampling(body),
+        **given_reading(body),
         max_seconds=body.max_seconds,
         conversation=body.conversation,
         arrival=incoming.account.arrival,

@@ -37,6 +37,7 @@ from vox_serve.server.speech import (
     SpeechOrder,
     answer,
     check_common,
+    given_reading,
     given_sampling,
 )
 from vox_serve.server.stream import AudioStream
@@ -162,6 +163,7 @@ async def _parse(incoming: IncomingRequest) -> SpeechOrder:
         text=body.input,
         voice=voice_of(client, wanted),
         sampling=given_sampling(body),
+        **given_reading(body),
         max_seconds=body.max_seconds,
         conversation=body.conversation,
         arrival=incoming.account.arrival,

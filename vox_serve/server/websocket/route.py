@@ -33,7 +33,7 @@ from vox_serve.server.errors import (
     meaning,
 )
 from vox_serve.server.requests import OpenRequests, request_id
-from vox_serve.server.speech import check_voice, given_sampling
+from vox_serve.server.speech import check_voice, given_reading, given_sampling
 from vox_serve.server.voices.aliases import voice_of
 from vox_serve.server.websocket.connection import Connection, ServerEnds, Start
 from vox_serve.server.websocket.session import Session
@@ -184,6 +184,7 @@ def parse_start(start: Start) -> tuple[AudioFormat, SpeechRequest]:
         speaker=start.speaker or 0,
         voice=start.voice,
         sampling=given_sampling(start),
+        **given_reading(start),
         max_seconds=start.max_seconds,
         conversation=start.conversation,
     )

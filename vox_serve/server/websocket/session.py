@@ -310,7 +310,7 @@ class Session:
             arrival=account.arrival,
         )
         try:
-            speech = in_parts(request, self._info, self._client.normalise)
+            speech = in_parts(request, self._info, self._client.front_end)
             return AudioStream(self._client, self._info, speech, account)
         except RequestError as error:
             account.end(error)
@@ -320,8 +320,9 @@ class Session:
         """Send the audio of a segment, before its first piece what it says."""
         pcm = await stream.next()
         self._segment = segment
+        dropped = {"dropped": stream.request.dropped} if stream.request.dropped else {}
         await self._connection.send_event(
-            "segment", segment=segment, text=text, start_seconds=self._seconds
+            "segment", segment=segment, text=text, start_seconds=self._seconds, **dropped
         )
         if self._encoding is None:
             self._encoding = Encoding(self._audio_format, self._info.sample_rate)

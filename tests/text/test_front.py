@@ -1,0 +1,130 @@
+"""The front end's order and its switch."""
+
+from __future__ import annotations
+
+import string
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pytest
+
+from vox_serve.errors import UnspeakableText
+from vox_serve.text import FrontEnd, Normalize, Part, grammar
+
+LETTERS = FrontEnd(alphabet=frozenset(" !',.:;?" + string.ascii_letters))
+WRITTEN = FrontEnd()
+
+
+@pytest.mark.parametrize(
+    ("written", "heard", "dropped"),
+    [
+        ("Well done 😀 all.", "Well done all.", 1),
+        ("Well done \ud83d", "Well done", 1),
+        ("\ude00 well done", "well done.", 1),
+        ("A \x1b[31mred\x1b[0m word.", "A red word.", 0),
+        ("It\u2019s donâ€™t", "It's don't.", 0),
+        ("co\u00adoperate,\u200b now\ufeff", "cooperate, now.", 0),
+        ("Her name is Анна, she said.", "Her name is Anna, she said.", 0),
+        ("👍🏾 fine", "fine.", 1),
+    ],
+)
+def test_one_odd_sign_never_costs_the_whole_text(written: str, heard: str, dropped: int) -> None:
+    spoken = LETTERS.read(written)
+    assert spoken.text.lstrip(" .") == heard
+    assert spoken.dropped == dropped
+
+
+@pytest.mark.parametrize("text", ["😀", "...", "—", "***", "", "[pause 1s]", "\ud83d"])
+def test_nothing_to_speak_is_refused(text: str) -> None:
+    with pytest.raises(UnspeakableText, match="nothing that this voice can speak"):
+        LETTERS.read(text)
+
+
+@pytest.mark.parametrize("text", ["你好", "привет", "hello שלום", "Это слово hello"])
+def test_a_text_of_another_script_is_refused(text: str) -> None:
+    with pytest.raises(UnspeakableText, match="which this voice cannot speak"):
+        LETTERS.read(text)
+
+
+@pytest.mark.parametrize("text", ["Well 😀 done", "The word 你好 means hello."])
+def test_strict_refuses_what_auto_leaves_out(text: str) -> None:
+    with pytest.raises(UnspeakableText, match="which this voice cannot speak"):
+        LETTERS.read(text, Normalize.STRICT)
+    assert LETTERS.read("It costs $5.", Normalize.STRICT).text == "It costs five dollars."
+
+
+def test_off_leaves_the_text_but_for_the_dictionary() -> None:
+    written = "# Not a *heading* & 5 kg"
+    assert WRITTEN.read(written, Normalize.OFF).text == written
+    assert WRITTEN.read("a GIF", Normalize.OFF, {"GIF": "jif"}).text == "a jif"
+    with pytest.raises(UnspeakableText, match="'5'"):
+        LETTERS.read("5 kg", Normalize.OFF)
+
+
+def test_a_voice_of_written_text_keeps_what_its_model_knows() -> None:
+    written = "The BBC said “café” & DO NOT wait ≥ 5 min."
+    said = "The BBC said “café” & DO NOT wait at least five minutes."
+    assert WRITTEN.read(written).text == said
+
+
+def test_pauses_are_data() -> None:
+    assert LETTERS.read("One [pause 0.5s] 2").parts == (Part("One", 0.5), Part("two."))
+
+
+def test_pronunciations_go_before_all_else() -> None:
+    assert LETTERS.read("an SQL file", pronunciations={"SQL": "sequel"}).text == "an sequel file."
+
+
+KINDS = [
+    "7", "7 ", "a", "A ", "The quick brown fox. ", "$5.30 ", "1,", "a.", "555-", "(", "[", "![",
+    "*", "`", "<b>", "<", "&amp;", "a\n", "- a\n", "|a", "π", "é", "😀", "'", "#", "a@b.co ",
+    "http://a.b/c ", "[pause 0s]", "- ", "--", "+1 555 ", "½", "\x1b[31m", "\ud83d", "U.S.", "2^2",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_work_grows_no_faster_than_the_text(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counted: Python's calls, and the characters that the grammars read in stretches."""
+    read: list[int] = []
+    through = grammar._grammar()
+    monkeypatch.setattr(
+        grammar, "_grammar", lambda: lambda text: (read.append(len(text)), through(text))[1]
+    )
+
+    def work(size: int) -> int:
+        read.clear()
+        text = (kind * size)[:size]
+        return _calls(lambda: LETTERS.read(text)) + sum(read)
+
+    work(100)  # imports
+    small, large = work(400), work(800)
+    assert large < 2.5 * small + 500
+    assert max(read, default=0) < 4000
+
+
+def _calls(do: Callable[[], object]) -> int:
+    count = 0
+
+    def profile(*_: object) -> None:
+        nonlocal count
+        count += 1
+
+    sys.setprofile(profile)
+    try:
+        do()
+    except UnspeakableText:
+        pass
+    finally:
+        sys.setprofile(None)
+    return count
+
+
+def test_the_libraries_are_imported_when_a_text_needs_them() -> None:
+    code = (
+        "import sys, vox_serve.text;"
+        "print([m for m in ('damga', 'spellchecker', 'ftfy', 'anyascii', 'markdown_it', 'torch')"
+        " if m in sys.modules])"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == "[]"

@@ -1,0 +1,81 @@
+"""Written English to words: numbers, money, units, dates, addresses, signs and capitals.
+
+damga's grammars do most of it.  What stands here is data and the few rewritings that lead to what
+damga reads well, or mend what it leaves: each has an example in the tests.
+"""
+
+from __future__ import annotations
+
+# ruff: noqa: RUF001 - quotation marks of all kinds
+import re
+
+from vox_serve.text.capitals import capitals
+from vox_serve.text.grammar import number, read
+from vox_serve.text.quantities import rewritten
+from vox_serve.text.sentences import Sentences
+from vox_serve.text.signs import without_signs
+
+_LONGEST = 400
+"""Characters that damga gets at once: it holds the interpreter meanwhile."""
+
+_AROUND = "\"'“”‘’()[]*"
+_PLAIN_WORD = re.compile(r"[A-Za-z]?[a-z]*(?:['’-][a-z]+)*[,;:]?")
+_INITIALISM = re.compile(r"\W*(?:[^\W\d]\.)+[^\W\d]?\W*")
+_INNER_DOT = re.compile(r"(?<=[^\W\d])\.(?=\w)|(?<=\w)\.(?=[^\W\d])")
+_DIGITS = re.compile(r"\d[\d,.]*\d|\d")
+
+
+def words(text: str, spells: bool) -> str:
+    """Write out what is not words; lines stay.
+
+    Args:
+        spells: signs, capitals and abbreviations too, for a voice that knows letters only;
+            otherwise these are left to the model.
+    """
+    return "\n".join(
+        " ".join(_sentence(sentence, spells) for sentence in _sentences(line))
+        for line in text.split("\n")
+    )
+
+
+def _sentences(line: str) -> list[str]:
+    reader = Sentences(_LONGEST)
+    return [*reader.feed(line), *reader.flush()]
+
+
+def _sentence(sentence: str, spells: bool) -> str:
+    if _is_plain(sentence):
+        return sentence
+    spoken = read(rewritten(sentence))
+    if sentence.endswith("."):
+        spoken = re.sub(r" dot\.?$", ".", spoken)  # of an address at the end
+    spoken = " ".join(map(_mended, spoken.split()))
+    return without_signs(capitals(spoken) if spells else spoken, spells)
+
+
+def _is_plain(sentence: str) -> bool:
+    """Nothing to write out: words in small letters, or with a capital at their beginning.
+
+    A single capital may be a numeral (World War I) or a letter (Plan B), but `I` after a word in
+    small letters, and `A` and `I` at the beginning, are words.
+    """
+    *others, last = sentence.split()
+    previous_small = True
+    for word in [*others, last.rstrip(".!?…")]:
+        bare = word.strip(_AROUND)
+        if not _PLAIN_WORD.fullmatch(bare):
+            return False
+        single = bare[:1].isupper() and len(bare.rstrip(",;:")) == 1
+        if single and (not previous_small or bare[0] not in "AI"):
+            return False
+        previous_small = not bare[:1].isupper()
+    return True
+
+
+def _mended(word: str) -> str:
+    """What the grammars left of an address, a version, a ratio or a code."""
+    if word.isalpha() or _INITIALISM.fullmatch(word):
+        return word
+    word = _INNER_DOT.sub(lambda m: " point " if m.string[m.end()].isdecimal() else " dot ", word)
+    word = re.sub(r"(?<=\d):(?=\d)", " to ", word)
+    return _DIGITS.sub(lambda match: f" {number(match[0])} ", word).strip()

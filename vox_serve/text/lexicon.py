@@ -1,0 +1,107 @@
+"""How words are to be pronounced: a dictionary of spellings."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from vox_serve.errors import ConfigError, InvalidRequest
+
+MOST_ENTRIES = 1000
+LONGEST_ENTRY = 200
+"""Of what one request brings: entries, and characters of a word or of its spelling."""
+
+_TOKENS = re.compile(r"\w+(?:['’]\w+)*|\s+|[^\w\s]")  # noqa: RUF001 - apostrophes
+
+
+class Lexicon:
+    """Spellings in place of words.
+
+    Whole words only, so `cat` leaves `cats` alone; a word may hold spaces and signs (`C++`,
+    `New York`).  A word in lower case stands for any case, any other for itself alone.  Where
+    several fit, the longest counts.
+
+    Args:
+        entries: each word and the spelling to read instead of it.
+    """
+
+    def __init__(self, entries: Mapping[str, str] | None = None) -> None:
+        self.entries = dict(entries or {})
+        self._by_first: dict[str, list[tuple[list[str], str]]] = {}
+        for word, spelling in sorted(self.entries.items(), key=lambda e: -len(e[0])):
+            tokens = _tokens(word)
+            if tokens:
+                self._by_first.setdefault(tokens[0].lower(), []).append((tokens, spelling))
+
+    def __bool__(self) -> bool:
+        return bool(self.entries)
+
+    def with_more(self, entries: Mapping[str, str]) -> Lexicon:
+        """This one and more entries, which go before its own."""
+        return Lexicon({**self.entries, **entries}) if entries else self
+
+    def apply(self, text: str) -> str:
+        if not self:
+            return text
+        return "".join(self._spelled(_tokens(text)))
+
+    def _spelled(self, tokens: list[str]) -> Iterator[str]:
+        at = 0
+        while at < len(tokens):
+            for word, spelling in self._by_first.get(tokens[at].lower(), ()):
+                if _same(word, tokens[at : at + len(word)]):
+                    yield spelling
+                    at += len(word)
+                    break
+            else:
+                yield tokens[at]
+                at += 1
+
+
+def check_pronunciations(entries: Mapping[str, str]) -> None:
+    """Check what a request brings.  Raises InvalidRequest."""
+    if len(entries) > MOST_ENTRIES:
+        raise InvalidRequest(
+            f"pronunciations holds {len(entries)} words; the limit is {MOST_ENTRIES}",
+            "pronunciations",
+        )
+    for word, spelling in entries.items():
+        if not word.strip() or max(len(word), len(spelling)) > LONGEST_ENTRY:
+            raise InvalidRequest(
+                f"pronunciations: a word and its spelling have 1 to {LONGEST_ENTRY} characters",
+                "pronunciations",
+            )
+
+
+def read_lexicon(path: Path) -> Lexicon:
+    """The dictionary of a server: a file with a JSON object, `{"nginx": "engine x"}`.
+
+    Raises:
+        ConfigError: it cannot be read, or holds something else.
+    """
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise ConfigError(f"{path} does not hold JSON: {error}") from error
+    if not isinstance(entries, dict) or not all(isinstance(s, str) for s in entries.values()):
+        raise ConfigError(f'{path} must hold an object of spellings, e.g. {{"nginx": "engine x"}}')
+    return Lexicon(entries)
+
+
+def _tokens(text: str) -> list[str]:
+    return _TOKENS.findall(text)
+
+
+def _same(word: list[str], tokens: list[str]) -> bool:
+    if len(word) != len(tokens):
+        return False
+    return all(
+        mine == theirs
+        or (mine.islower() and mine == theirs.lower())
+        or (mine.isspace() and theirs.isspace())
+        for mine, theirs in zip(word, tokens, strict=True)
+    )

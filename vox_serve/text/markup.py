@@ -1,0 +1,357 @@
+"""Markup to what a person would read: Markdown, HTML, SSML and `[pause 0.5s]`.
+
+markdown-it, `html.parser` and expat do the parsing; what is ours is the meaning.  A heading, a
+paragraph, a row and a long item end a sentence; a short item, a cell and a short line end with a
+comma.  A line that was only wrapped goes on.  Marks, links' addresses and comments are not read.
+"""
+
+from __future__ import annotations
+
+# ruff: noqa: RUF001 - quotation marks of all kinds
+# ruff: noqa: SIM905 - lists of names read best as words
+import re
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from html.parser import HTMLParser
+from typing import TYPE_CHECKING, NamedTuple
+from xml.parsers import expat
+
+from vox_serve.errors import InvalidRequest
+
+if TYPE_CHECKING:
+    from markdown_it import MarkdownIt
+    from markdown_it.token import Token
+
+LONGEST_PAUSE = 10.0
+MOST_SILENCE = 60.0
+"""Seconds: of one pause, and of all pauses of a text."""
+
+_PAUSE = re.compile(r"\[pause (\d{1,6}(?:\.\d{1,6})?)(ms|s)\]")
+_TIME = re.compile(r"\+?(\d{0,6}(?:\.\d{1,6})?)(ms|s)")
+_STRENGTHS = {
+    "none": 0.0,
+    "x-weak": 0.1,
+    "weak": 0.2,
+    "medium": 0.4,
+    "strong": 0.7,
+    "x-strong": 1.0,
+}
+
+_BLOCKS = frozenset(
+    "address article aside blockquote body caption center dd details div dl dt fieldset "
+    "figcaption figure footer form h1 h2 h3 h4 h5 h6 header hr html legend li main nav ol p "
+    "pre section sentence speak summary table tbody tfoot thead title tr ul".split()
+)
+_COMMAS = frozenset("br td th".split())
+_INLINE = frozenset(
+    "a abbr acronym b bdi bdo big cite code data del dfn em font i ins kbd label mark q rp rt "
+    "ruby s samp small span strike strong sub sup time tt u var wbr".split()
+)
+_SILENT = frozenset("script style template head svg math iframe".split())
+_SPELLED = frozenset("characters spell-out verbatim digits telephone".split())
+_CLOSERS = "\"'”’»)]} "
+_SHORT_LINE = 60
+"""Characters: where text is wrapped, lines are longer."""
+_SHORT_ITEM = 5
+"""Words: a longer item is a sentence of its own."""
+
+
+class Part(NamedTuple):
+    """A stretch of text, and the seconds of silence after it; either may be nothing."""
+
+    text: str
+    pause: float = 0.0
+
+
+class Plain(NamedTuple):
+    """What is left of marked-up text: parts, and the names of the tags that changed nothing."""
+
+    parts: list[Part]
+    ignored: frozenset[str]
+
+
+def plain(text: str, kept_tags: frozenset[str] = frozenset()) -> Plain:
+    """Read Markdown with HTML in it, or SSML if the text begins with `<speak` or `<?xml`.
+
+    Args:
+        kept_tags: names that the model itself knows, e.g. `laugh`; such tags stay in the text.
+
+    Raises:
+        InvalidRequest: SSML that is not well formed, or a pause that is too long.
+    """
+    lowered = text.lower()
+    reader = _Reader(kept_tags, frozenset(tag for tag in _SILENT if f"</{tag}" in lowered))
+    if text.lstrip("\ufeff \t\r\n").startswith(("<speak", "<?xml")):
+        _read_ssml(text.strip("\ufeff \t\r\n"), reader)
+    else:
+        _read_markdown(text, reader)
+    return reader.finish()
+
+
+class _Reader:
+    """Text, tags and line ends to parts.
+
+    Args:
+        kept_tags: stay in the text.
+        closed: of the tags whose content is left out, those that are closed somewhere.
+    """
+
+    def __init__(self, kept_tags: frozenset[str], closed: frozenset[str]) -> None:
+        self._kept = kept_tags
+        self._parts: list[Part] = []
+        self._ignored: set[str] = set()
+        self._lines: list[str] = []
+        self._line: list[str] = []
+        self._said_as: list[tuple[str, list[str]]] = []  # how, and the line around it
+        self._silent = ""  # the tag whose content is left out
+        self._closed = closed
+        self._raised = False  # the next digit is an exponent
+        self._silence = 0.0
+
+    def text(self, text: str) -> None:
+        if self._silent:
+            return
+        if self._raised and text[:1].isdigit() and self._line and self._line[-1][-1:].isalnum():
+            text = f"^{text}"
+        self._raised = False
+        read = 0
+        for match in _PAUSE.finditer(text):
+            self._line.append(text[read : match.start()])
+            self.pause(float(match[1]) / (1000 if match[2] == "ms" else 1))
+            read = match.end()
+        self._line.append(text[read:])
+
+    def end(self, mark: str) -> None:
+        """End a line; if no mark ends it already, this one does."""
+        line = " ".join("".join(self._line).split())
+        self._line.clear()
+        if not line:
+            return
+        bare = line.rstrip(_CLOSERS)
+        if bare and (bare[-1].isalnum() or bare[-1] in "%°²³$€£"):
+            line = f"{line}{mark}"
+        elif mark == "." and bare[-1:] in (",", ";"):
+            line = f"{bare[:-1]}."
+        self._lines.append(line)
+
+    def end_item(self) -> None:
+        self.end("," if len("".join(self._line).split()) <= _SHORT_ITEM else ".")
+
+    def end_list(self) -> None:
+        """After the last item: what follows is not part of the enumeration."""
+        if self._lines and self._lines[-1].endswith(","):
+            self._lines[-1] = f"{self._lines[-1][:-1]}."
+
+    def pause(self, seconds: float) -> None:
+        """Raises InvalidRequest."""
+        self._silence += seconds
+        if seconds > LONGEST_PAUSE or self._silence > MOST_SILENCE:
+            raise InvalidRequest(
+                f"text holds a pause of {seconds:g} s; one may last {LONGEST_PAUSE:g} s,"
+                f" all together {MOST_SILENCE:g} s",
+                "text",
+            )
+        if seconds > 0 and not self._said_as:
+            self._cut(seconds)
+
+    def start_tag(self, tag: str, attributes: Mapping[str, str | None], written: str) -> None:
+        if self._silent:
+            return
+        if tag in self._kept:
+            self.text(written)
+        elif tag in self._closed:
+            self._silent = tag
+        elif tag == "break":
+            self.pause(_break_seconds(attributes))
+        elif tag == "img":
+            self.text(attributes.get("alt") or "")
+        elif tag == "sub" and attributes.get("alias"):
+            self.text(attributes["alias"] or "")
+            self._silent = tag
+        elif tag == "say-as":
+            self._said_as.append((attributes.get("interpret-as") or "", self._line))
+            self._line = []
+        elif tag in _COMMAS:
+            self.end(",")
+        elif tag in _BLOCKS:
+            self.end(".")
+        elif None in attributes.values():
+            self.text(written)  # `a <b and c> d` compares
+        elif tag == "sup":
+            self._raised = True
+        elif tag not in _INLINE:
+            self._ignored.add(tag)
+
+    def end_tag(self, tag: str) -> None:
+        if self._silent:
+            self._silent = "" if tag == self._silent else self._silent
+        elif tag in self._kept:
+            self.text(f"</{tag}>")
+        elif tag == "say-as" and self._said_as:
+            how, around = self._said_as.pop()
+            self._line = [*around, _said_as("".join(self._line), how)]
+        elif tag == "li":
+            self.end_item()
+        elif tag in ("ul", "ol"):
+            self.end_list()
+        elif tag in _COMMAS:
+            self.end(",")
+        elif tag in _BLOCKS:
+            self.end(".")
+
+    def finish(self) -> Plain:
+        while self._said_as:
+            self.end_tag("say-as")
+        self._cut(0.0)
+        return Plain(self._parts, frozenset(self._ignored))
+
+    def _cut(self, seconds: float) -> None:
+        """End a part, with this much silence after it."""
+        lines = [*self._lines, " ".join("".join(self._line).split())]
+        text = "\n".join(filter(None, lines))
+        self._lines, self._line = [], []
+        if text or seconds:
+            self._parts.append(Part(text, seconds))
+
+
+def _break_seconds(attributes: Mapping[str, str | None]) -> float:
+    """How long a `<break>` lasts.  Raises InvalidRequest."""
+    time, strength = attributes.get("time"), attributes.get("strength") or "medium"
+    if time is None:
+        if strength not in _STRENGTHS:
+            known = ", ".join(_STRENGTHS)
+            raise InvalidRequest(f"text: a break is not {strength!r}; it may be {known}", "text")
+        return _STRENGTHS[strength]
+    match = _TIME.fullmatch(time.strip())
+    if match is None or not match[1]:
+        raise InvalidRequest(f"text: a break lasts 0.5s or 500ms, not {time!r}", "text")
+    return float(match[1]) / (1000 if match[2] == "ms" else 1)
+
+
+def _said_as(text: str, how: str) -> str:
+    """Content of `<say-as>`, written so that it is read as asked."""
+    if how in _SPELLED:
+        return " ".join("".join(text.split()))
+    if how == "ordinal" and text.strip().isdecimal():
+        number = text.strip()
+        teen = number[-2:-1] == "1"
+        return number + ("th" if teen else {"1": "st", "2": "nd", "3": "rd"}.get(number[-1], "th"))
+    if how in ("cardinal", "number") and text.strip().isdecimal() and len(text.strip()) < 19:
+        return f"{int(text):,}"
+    return text
+
+
+def _read_ssml(text: str, reader: _Reader) -> None:
+    """Raises InvalidRequest."""
+
+    def refuse(name: str, *_: object) -> None:
+        raise InvalidRequest("text: SSML may not declare a document type", "text")
+
+    def local(tag: str) -> str:
+        name = tag.rpartition(":")[2].lower()
+        return "sentence" if name == "s" else name  # HTML strikes through what is in an `s`
+
+    parser = expat.ParserCreate()
+    parser.StartDoctypeDeclHandler = refuse
+    parser.buffer_text = True
+    parser.StartElementHandler = lambda tag, attributes: reader.start_tag(
+        local(tag), attributes, f"<{tag}>"
+    )
+    parser.EndElementHandler = lambda tag: reader.end_tag(local(tag))
+    parser.CharacterDataHandler = reader.text
+    try:
+        parser.Parse(text.encode("utf-8", "replace"), True)
+    except expat.ExpatError as error:
+        raise InvalidRequest(f"text: SSML is not well formed: {error}", "text") from error
+
+
+@lru_cache(1)
+def _markdown() -> MarkdownIt:
+    from markdown_it import MarkdownIt
+
+    # Indented text is not code to most people, and `[Note]: this` is not a link's address.
+    # Blocks of HTML are read tag by tag, like those inside a line.
+    rules = MarkdownIt("commonmark").enable(["table", "strikethrough"])
+    return rules.disable(["code", "reference", "html_block"])
+
+
+class _Tag(HTMLParser):
+    """Hands one tag to the reader."""
+
+    def __init__(self, reader: _Reader) -> None:
+        super().__init__()
+        self._reader = reader
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self._reader.start_tag(tag, dict(attrs), self.get_starttag_text() or "")
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        self._reader.end_tag(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        self._reader.end_tag(tag)
+
+
+def _read_markdown(text: str, reader: _Reader) -> None:
+    for token in _markdown().parse(text):
+        if token.type == "inline":
+            _read_inline(token.children or [], reader)
+        elif token.type in ("fence", "code_block"):
+            for line in token.content.splitlines():
+                reader.text(line)
+                reader.end(",")
+            reader.end_list()
+        elif token.type == "list_item_open" and token.info:
+            reader.text(f"{token.info}, ")
+        elif token.type in _AT_CLOSE:
+            _AT_CLOSE[token.type](reader)
+        elif token.type == "paragraph_close":
+            reader.end_item() if token.hidden else reader.end(".")
+
+
+_AT_CLOSE: dict[str, Callable[[_Reader], None]] = {
+    "heading_close": lambda reader: reader.end("."),
+    "bullet_list_close": _Reader.end_list,
+    "ordered_list_close": _Reader.end_list,
+    "td_close": lambda reader: reader.end(","),
+    "th_close": lambda reader: reader.end(","),
+    "tr_close": _Reader.end_list,
+}
+
+
+def _read_inline(tokens: list[Token], reader: _Reader) -> None:
+    lines = _lines(tokens)
+    listed = len(lines) > 1 and all(len(line.split()) <= 3 for line in lines)
+    number = 0
+    for token in tokens:
+        if token.type in ("text", "code_inline", "image"):
+            reader.text(token.content)
+        elif token.type == "html_inline":
+            tag = _Tag(reader)
+            tag.feed(token.content)
+        elif token.type == "hardbreak":
+            reader.end(",")
+            number += 1
+        elif token.type == "softbreak":
+            if listed or _ends_line(lines[number], lines[number + 1]):
+                reader.end(",")
+            else:
+                reader.text(" ")
+            number += 1
+
+
+def _lines(tokens: list[Token]) -> list[str]:
+    lines = [[""]]
+    for token in tokens:
+        if token.type in ("softbreak", "hardbreak"):
+            lines.append([""])
+        elif token.type != "html_inline":
+            lines[-1].append(token.content)
+    return ["".join(line).strip() for line in lines]
+
+
+def _ends_line(line: str, following: str) -> bool:
+    """Whether the end of a line is meant: a short one, and the next begins anew."""
+    first = following.lstrip("\"'“‘([")[:1]
+    return bool(line) and len(line) < _SHORT_LINE and not first.islower()
