@@ -17,16 +17,17 @@ SAMPLE_RATE = 24000
 FRAME_SIZE = 1920
 LABELS_PER_FRAME = 4
 """Phoneme labels are 20 ms apart, frames 80 ms."""
-TEACHERS = ("slt", "rms")
-"""flite's voices, by speaker id."""
+PITCHES_PER_FRAME = 8
+"""Pitch is known every 10 ms."""
+SPEAKERS = 2
 
 
 @attrs.frozen
 class DataConfig:
-    """Args: sentences (11,000 are ten hours), held-out ones included, which are skipped;
+    """Args: sentences (1,000 are over an hour), held-out ones included, which are skipped;
     sentences of one shard; one sentence in so many is held out."""
 
-    sentences: int = 11000
+    sentences: int = 48000
     shard_sentences: int = 200
     held_out_one_in: int = 40
     seed: int = 1

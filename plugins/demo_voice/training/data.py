@@ -1,7 +1,8 @@
-"""Stage 1: sentences, read by the teachers, as shards of sound with phoneme labels.
+"""Stage 1: sentences, read by the teachers, as shards of sound with phonemes and pitch.
 
-A shard is `data/NNNNN.npy` (int16, its utterances end to end) and `data/NNNNN.json`.  Shards
-that are there are left alone, so a run that was broken off goes on where it was.
+A shard is `data/NNNNN.npy` (int16, its utterances end to end), `data/NNNNN.pitch.npy` (F0 in Hz
+every 10 ms, 0 where unvoiced) and `data/NNNNN.json`.  Shards that are there are left alone, so a
+run that was broken off goes on where it was.
 """
 
 from __future__ import annotations
@@ -21,14 +22,16 @@ from tqdm import tqdm
 from plugins.demo_voice.training.config import (
     FRAME_SIZE,
     LABELS_PER_FRAME,
+    PITCHES_PER_FRAME,
     SAMPLE_RATE,
-    TEACHERS,
+    SPEAKERS,
     Array,
     DataConfig,
 )
+from plugins.demo_voice.training.ask import pitch
 from plugins.demo_voice.training.run import Run, begin, parser
 from plugins.demo_voice.training.sentences import held_out, sentence
-from plugins.demo_voice.training.teacher import PHONES, render
+from plugins.demo_voice.training.teacher import PHONES, render_all
 from vox_serve_demo_voice.text import normalise
 
 _PHONE_IDS = {name: i for i, name in enumerate(PHONES)}
@@ -57,12 +60,17 @@ class Corpus:
     def __init__(self, folder: Path) -> None:
         self.utterances: list[Utterance] = []
         self._shards: list[Array] = []
+        self._pitches: list[Array] = []
+        self._pitch_starts: list[int] = []
         self._shard_of: list[int] = []
         for index in sorted(folder.glob("*.json")):
             entries = json.loads(index.read_text(encoding="utf-8"))
             self.utterances += [Utterance(**entry) for entry in entries]
             self._shard_of += [len(self._shards)] * len(entries)
+            counts = [_pitch_count(entry["samples"]) for entry in entries]
+            self._pitch_starts += np.cumsum([0, *counts])[:-1].tolist()
             self._shards.append(np.load(index.with_suffix(".npy"), mmap_mode="r"))
+            self._pitches.append(np.load(index.with_suffix(".pitch.npy"), mmap_mode="r"))
         if not self.utterances:
             raise SystemExit(f"{folder}: no data; run plugins.demo_voice.training.data first")
 
@@ -83,6 +91,15 @@ class Corpus:
         sound = torch.from_numpy(pcm.astype(np.float32) / 32768)
         return torch.nn.functional.pad(sound, (0, wanted - len(sound)))
 
+    def pitch(self, number: int, first: int, frames: int) -> torch.Tensor:
+        """F0 in Hz, 0 where unvoiced, `[frames * 8]` from a frame on."""
+        start = self._pitch_starts[number]
+        end = start + _pitch_count(self.utterances[number].samples)
+        begin_at, wanted = start + first * PITCHES_PER_FRAME, frames * PITCHES_PER_FRAME
+        hertz = self._pitches[self._shard_of[number]][begin_at : min(end, begin_at + wanted)]
+        found = torch.from_numpy(hertz.astype(np.float32))
+        return torch.nn.functional.pad(found, (0, wanted - len(found)))
+
     def labels(self, number: int) -> torch.Tensor:
         """Phoneme ids `[frames, 4]`, one for each 20 ms."""
         u = self.utterances[number]
@@ -94,27 +111,31 @@ class Corpus:
         return torch.from_numpy(labels).view(u.frames, LABELS_PER_FRAME)
 
 
+def _pitch_count(samples: int) -> int:
+    return samples * PITCHES_PER_FRAME // FRAME_SIZE + 1
+
+
 def make_shard(shard: int, config: DataConfig, folder: Path) -> float:
     """Render one shard if it is not there; returns its seconds of sound."""
     index = folder / f"{shard:05d}.json"
     if index.is_file():
         return sum(int(e["samples"]) for e in json.loads(index.read_text("utf-8"))) / SAMPLE_RATE
-    entries: list[dict[str, Any]] = []
-    parts: list[Array] = []
-    at = 0
     first = shard * config.shard_sentences
-    for number in range(first, min(first + config.shard_sentences, config.sentences)):
-        written = sentence(number, config.seed)
-        if held_out(written, config.held_out_one_in):
-            continue
-        text, speaker = normalise(written), number % len(TEACHERS)
-        rendering = render(text, speaker)
-        entries.append(
-            attrs.asdict(Utterance(text, speaker, at, len(rendering.pcm), rendering.phones))
-        )
-        parts.append(rendering.pcm)
-        at += len(rendering.pcm)
-    np.save(index.with_suffix(".npy"), np.concatenate(parts))
+    numbers = range(first, min(first + config.shard_sentences, config.sentences))
+    written = ((n, sentence(n, config.seed)) for n in numbers)
+    kept = [(n, normalise(s)) for n, s in written if not held_out(s, config.held_out_one_in)]
+    entries: list[dict[str, Any]] = []
+    sounds: list[Array] = []
+    at = 0
+    for speaker in range(SPEAKERS):
+        texts = [text for n, text in kept if n % SPEAKERS == speaker]
+        for text, read in zip(texts, render_all(texts, speaker), strict=True):
+            entries.append(attrs.asdict(Utterance(text, speaker, at, len(read.pcm), read.phones)))
+            sounds.append(read.pcm)
+            at += len(read.pcm)
+    pitches = [pitch(x / 32768)[: _pitch_count(len(x))].astype(np.float16) for x in sounds]
+    np.save(index.with_suffix(".npy"), np.concatenate(sounds))
+    np.save(index.with_suffix(".pitch.npy"), np.concatenate(pitches))
     partial_index = index.with_suffix(".partial")
     partial_index.write_text(json.dumps(entries), encoding="utf-8")
     os.replace(partial_index, index)  # noqa: PTH105
