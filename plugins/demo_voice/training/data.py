@@ -59,17 +59,20 @@ class Corpus:
 
     def __init__(self, folder: Path) -> None:
         self.utterances: list[Utterance] = []
-        self._shards: list[Array] = []
+        self.shards: list[range] = []
+        """The numbers of each shard's utterances."""
+        self._sounds: list[Array] = []
         self._pitches: list[Array] = []
         self._pitch_starts: list[int] = []
         self._shard_of: list[int] = []
         for index in sorted(folder.glob("*.json")):
             entries = json.loads(index.read_text(encoding="utf-8"))
+            self.shards.append(range(len(self), len(self) + len(entries)))
             self.utterances += [Utterance(**entry) for entry in entries]
-            self._shard_of += [len(self._shards)] * len(entries)
+            self._shard_of += [len(self._sounds)] * len(entries)
             counts = [_pitch_count(entry["samples"]) for entry in entries]
             self._pitch_starts += np.cumsum([0, *counts])[:-1].tolist()
-            self._shards.append(np.load(index.with_suffix(".npy"), mmap_mode="r"))
+            self._sounds.append(np.load(index.with_suffix(".npy"), mmap_mode="r"))
             self._pitches.append(np.load(index.with_suffix(".pitch.npy"), mmap_mode="r"))
         if not self.utterances:
             raise SystemExit(f"{folder}: no data; run plugins.demo_voice.training.data first")
@@ -87,7 +90,7 @@ class Corpus:
         count = u.frames - first if frames is None else frames
         begin_at, wanted = first * FRAME_SIZE, count * FRAME_SIZE
         stop = min(u.samples, begin_at + wanted)
-        pcm = self._shards[self._shard_of[number]][u.start + begin_at : u.start + stop]
+        pcm = self._sounds[self._shard_of[number]][u.start + begin_at : u.start + stop]
         sound = torch.from_numpy(pcm.astype(np.float32) / 32768)
         return torch.nn.functional.pad(sound, (0, wanted - len(sound)))
 
