@@ -12,9 +12,9 @@ import pyworld
 from plugins.demo_voice.training.config import SAMPLE_RATE, Array
 from plugins.demo_voice.training.words import words
 
-RISE_S = 0.5
-"""The pitch begins to rise so long before the last phoneme ends."""
-RISE, RISE_AFTER_A_QUESTION_WORD = 6.0, 2.0
+RISE_S, TOP_S = 0.5, 0.1
+"""The pitch begins to rise, and is at its highest, so long before the last phoneme ends."""
+RISE, RISE_AFTER_A_QUESTION_WORD = 7.0, 3.0
 """Semitones over the sentence's median at its end; `where is it?` asks by its first word, too."""
 QUESTION_WORDS = frozenset(words("who whose whom what why where when how which"))
 PITCH_PERIOD_MS = 10.0
@@ -46,7 +46,8 @@ def ask(sentence: str, sound: Array, last_s: float) -> Array:
     times = np.arange(len(f0)) * _PERIOD_MS / 1000
     envelope = pyworld.cheaptrick(tail, f0, times, SAMPLE_RATE)
     noise = pyworld.d4c(tail, f0, times, SAMPLE_RATE)
-    progress = np.clip((times + first / SAMPLE_RATE - last_s + RISE_S) / RISE_S, 0, 1)
+    begun = times + first / SAMPLE_RATE - (last_s - RISE_S)
+    progress = np.clip(begun / (RISE_S - TOP_S), 0, 1)
     raised = pyworld.synthesize(
         f0 ** (1 - progress) * np.where(f0 > 0, goal, 0) ** progress,
         envelope,

@@ -19,7 +19,8 @@ LABELS_PER_FRAME = 4
 """Phoneme labels are 20 ms apart, frames 80 ms."""
 PITCHES_PER_FRAME = 8
 """Pitch is known every 10 ms."""
-SPEAKERS = 2
+TEACHERS = ("hts", "rms")
+"""Who teaches speaker 0 and 1, of those in `teacher.py`."""
 
 
 @attrs.frozen

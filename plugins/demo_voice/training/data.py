@@ -24,7 +24,7 @@ from plugins.demo_voice.training.config import (
     LABELS_PER_FRAME,
     PITCHES_PER_FRAME,
     SAMPLE_RATE,
-    SPEAKERS,
+    TEACHERS,
     Array,
     DataConfig,
 )
@@ -130,9 +130,9 @@ def make_shard(shard: int, config: DataConfig, folder: Path) -> float:
     entries: list[dict[str, Any]] = []
     sounds: list[Array] = []
     at = 0
-    for speaker in range(SPEAKERS):
-        texts = [text for n, text in kept if n % SPEAKERS == speaker]
-        for text, read in zip(texts, render_all(texts, speaker), strict=True):
+    for speaker, teacher in enumerate(TEACHERS):
+        texts = [text for n, text in kept if n % len(TEACHERS) == speaker]
+        for text, read in zip(texts, render_all(texts, teacher), strict=True):
             entries.append(attrs.asdict(Utterance(text, speaker, at, len(read.pcm), read.phones)))
             sounds.append(read.pcm)
             at += len(read.pcm)

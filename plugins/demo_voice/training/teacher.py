@@ -1,8 +1,8 @@
 """The teachers: normalised text to sound at 24 kHz and the times of its phonemes.
 
-Speaker 0 is festival's HTS voice slt, speaker 1 flite's rms; both name phonemes alike.  Each
+`hts` is festival's HTS voice slt, `rms` and `slt` are flite's; all name phonemes alike.  Each
 sentence of a text is read by itself and cut to the same silence before and after, so that the
-pause between sentences is `LEAD_S + TAIL_S` everywhere.  Neither teacher asks: where a sentence
+pause between sentences is `LEAD_S + TAIL_S` everywhere.  None of them asks: where a sentence
 ends with `?`, a vocoder raises its last half second (`ask.py`).
 """
 
@@ -28,8 +28,8 @@ PHONES = words(
     "pau aa ae ah ao aw ax axr ay b ch d dh dx eh el em en er ey f g hh hv ih iy jh k l m n ng nx "
     "ow oy p r s sh t th uh uw v w y z zh"
 )
-GAINS = (1.7, 1.6)
-"""By speaker, so that both peak near 0.7 of full scale."""
+GAINS = {"hts": 1.7, "rms": 1.6, "slt": 1.0}
+"""So that all peak near 0.7 of full scale."""
 LEAD_S, TAIL_S = 0.06, 0.26
 """Silence left before a sentence's first and after its last phoneme; the teachers' own varies."""
 _BORDER = re.compile(r"(?<=[.!?]) ")
@@ -50,16 +50,16 @@ class Rendering:
     phones: list[tuple[str, float]]
 
 
-def render(text: str, speaker: int) -> Rendering:
-    """Let the teacher of this speaker read a normalised text.
+def render(text: str, teacher: str) -> Rendering:
+    """Let a teacher read a normalised text.
 
     Raises:
         RuntimeError: the teacher is not installed, or failed.
     """
-    return render_all([text], speaker)[0]
+    return render_all([text], teacher)[0]
 
 
-def render_all(texts: Sequence[str], speaker: int) -> list[Rendering]:
+def render_all(texts: Sequence[str], teacher: str) -> list[Rendering]:
     """Several texts at once, which festival reads faster: it starts up once.
 
     Raises:
@@ -68,9 +68,10 @@ def render_all(texts: Sequence[str], speaker: int) -> list[Rendering]:
     split = [_BORDER.split(text) for text in texts]
     pieces = [piece for parts in split for piece in parts]
     with tempfile.TemporaryDirectory() as folder:
-        read = (_festival, _flite)[speaker](pieces, Path(folder))
+        where = Path(folder)
+        read = _festival(pieces, where) if teacher == "hts" else _flite(pieces, where, teacher)
     made = iter(
-        _finish(piece, GAINS[speaker] * sound, phones)
+        _finish(piece, GAINS[teacher] * sound, phones)
         for piece, (sound, phones) in zip(pieces, read, strict=True)
     )
     return [_join([next(made) for _ in parts]) for parts in split]
@@ -108,10 +109,10 @@ def _festival(pieces: Sequence[str], folder: Path) -> _Read:
     return read
 
 
-def _flite(pieces: Sequence[str], folder: Path) -> _Read:
+def _flite(pieces: Sequence[str], folder: Path, voice: str) -> _Read:
     wave, read = folder / "teacher.wav", []
     for piece in pieces:
-        command = [_program("flite"), "-voice", "rms", "-psdur", "-t", f"{piece} ", "-o", str(wave)]
+        command = [_program("flite"), "-voice", voice, "-psdur", "-t", f"{piece} ", "-o", str(wave)]
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
         if done.returncode or not wave.is_file():
             raise RuntimeError(f"flite could not read {piece!r}: {done.stderr.strip()}")
