@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import pyworld
 
-from plugins.demo_voice.training.config import SAMPLE_RATE, Array
+from plugins.demo_voice.training.config import PITCH_PERIOD_MS, SAMPLE_RATE, Array
 from plugins.demo_voice.training.words import words
 
 RISE_S, TOP_S = 0.5, 0.1
@@ -17,7 +17,6 @@ RISE_S, TOP_S = 0.5, 0.1
 RISE, RISE_AFTER_A_QUESTION_WORD = 7.0, 3.0
 """Semitones over the sentence's median at its end; `where is it?` asks by its first word, too."""
 QUESTION_WORDS = frozenset(words("who whose whom what why where when how which"))
-PITCH_PERIOD_MS = 10.0
 LOWEST_HZ, HIGHEST_HZ = 60.0, 400.0
 _FADE = 480
 _PERIOD_MS = 5.0
@@ -35,7 +34,9 @@ def pitch(sound: Array, period_ms: float = PITCH_PERIOD_MS) -> Array:
 
 def ask(sentence: str, sound: Array, last_s: float) -> Array:
     """Let a statement's sound rise as a question; `last_s` is where its last phoneme ends."""
-    semitones = RISE_AFTER_A_QUESTION_WORD if sentence.split()[0] in QUESTION_WORDS else RISE
+    semitones = (
+        RISE_AFTER_A_QUESTION_WORD if sentence.split(maxsplit=1)[0] in QUESTION_WORDS else RISE
+    )
     whole = pitch(sound)
     if not whole.any():
         return sound
@@ -61,4 +62,5 @@ def ask(sentence: str, sound: Array, last_s: float) -> Array:
     at = int(powers.argmin()) if len(powers) else 0
     share = np.clip((np.arange(len(tail)) - at) / _FADE, 0, 1)
     mixed = (1 - share) * tail + share * raised
-    return np.concatenate([sound[:first], mixed]).astype(np.float32)
+    asked: Array = np.concatenate([sound[:first], mixed]).astype(np.float32)
+    return asked

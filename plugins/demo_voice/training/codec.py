@@ -1,9 +1,9 @@
 """Stage 2: the codec, in three parts that follow each other.
 
 encoder   Encoder and quantiser, with no waveform decoder: small heads predict the log-mel and the
-          pitch of each frame, codebook 0 also predicts the teacher's phonemes.  First the latents carry
-          noise and a bound on their information in place of quantisation; then the codebooks
-          start by k-means and learn by moving averages.
+          pitch of each frame, codebook 0 also predicts the teacher's phonemes.  First the
+          latents carry noise and a bound on their information in place of quantisation; then
+          the codebooks start by k-means and learn by moving averages.
 codes     All utterances to codes, under `codes/`; the language model needs no more than these.
 decoder   The waveform decoder on the frozen codes, by spectra and then also by judges that learn
           to tell its sound from the teacher's.
@@ -30,7 +30,7 @@ from plugins.demo_voice.training.codec_model import (
     trapezoid,
 )
 from plugins.demo_voice.training.config import FRAME_SIZE
-from plugins.demo_voice.training.data import IGNORED, Corpus
+from plugins.demo_voice.training.corpus import IGNORED, Corpus
 from plugins.demo_voice.training.judges import Judges
 from plugins.demo_voice.training.quantise import Codebook, quantise
 from plugins.demo_voice.training.run import Log, Run, batches, begin, load, parser, save
@@ -157,8 +157,10 @@ def train_encoder(run: Run, corpus: Corpus, model: CodecModel) -> None:
     def given(step: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         frames = config.crop_frames
         drawn = draw(lengths, step, config.seed, config.batch, frames)
-        return crops(corpus, drawn, frames), labels(corpus, drawn, frames), pitches(
-            corpus, drawn, frames
+        return (
+            crops(corpus, drawn, frames),
+            labels(corpus, drawn, frames),
+            pitches(corpus, drawn, frames),
         )
 
     model.train()

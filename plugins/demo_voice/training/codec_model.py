@@ -11,11 +11,11 @@ from transformers import MimiConfig, MimiModel
 from plugins.demo_voice.training.config import (
     FRAME_SIZE,
     LABELS_PER_FRAME,
+    PHONES,
     PITCHES_PER_FRAME,
     CodecConfig,
 )
 from plugins.demo_voice.training.quantise import Codebook, quantise
-from plugins.demo_voice.training.teacher import PHONES
 
 MEL_BANDS, MEL_HOPS = 80, 8
 """What the encoder's throw-away head predicts of a frame: 80 bands, every 10 ms."""

@@ -11,16 +11,22 @@ from typing import Any
 import attrs
 import numpy.typing as npt
 
+from plugins.demo_voice.training.words import words
+
 Array = npt.NDArray[Any]
 
 SAMPLE_RATE = 24000
 FRAME_SIZE = 1920
 LABELS_PER_FRAME = 4
 """Phoneme labels are 20 ms apart, frames 80 ms."""
-PITCHES_PER_FRAME = 8
-"""Pitch is known every 10 ms."""
+PITCHES_PER_FRAME, PITCH_PERIOD_MS = 8, 10.0
 TEACHERS = ("hts", "rms")
 """Who teaches speaker 0 and 1, of those in `teacher.py`."""
+PHONES = words(
+    "pau aa ae ah ao aw ax axr ay b ch d dh dx eh el em en er ey f g hh hv ih iy jh k l m n ng nx "
+    "ow oy p r s sh t th uh uw v w y z zh"
+)
+"""As all teachers name them."""
 
 
 @attrs.frozen
@@ -177,7 +183,6 @@ RECIPES = {
         "gpu",
         data=DataConfig(),
         codec=CodecConfig(
-            num_filters=20,
             crop_frames=25,
             decoder_crop_frames=25,
             batch=64,
@@ -185,11 +190,7 @@ RECIPES = {
             decoder_steps=12000,
             judge_channels=32,
         ),
-        lm=LmConfig(
-            backbone=Stack(layers=8, width=256, heads=4, kv_heads=2, feed_forward=768),
-            steps=15000,
-            tokens=24000,
-        ),
+        lm=LmConfig(steps=15000, tokens=24000),
         save_every=500,
     ),
     "tiny": Recipe(

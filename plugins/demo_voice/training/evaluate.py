@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,12 +22,12 @@ from tqdm import tqdm
 from plugins.demo_voice.training import hearing
 from plugins.demo_voice.training.config import SAMPLE_RATE, TEACHERS, Array
 from plugins.demo_voice.training.measure import cepstra, listen, warped_distance
+from plugins.demo_voice.training.speaking import speak, through_codec
 from plugins.demo_voice.training.teacher import GAINS, render_all
-from vox_serve import Codec, LoadOptions
+from vox_serve import LoadOptions
 from vox_serve.config import DTYPES, EngineConfig
 from vox_serve.engine.engine import Engine
 from vox_serve.engine.load import number_formats
-from vox_serve.messages import Audio, Finished, FinishReason, SpeechRequest
 from vox_serve_csm.checkpoint import load_model
 from vox_serve_demo_voice.plugin import CHECKPOINT
 from vox_serve_demo_voice.text import normalise
@@ -47,14 +46,6 @@ class Sentence:
     text: str
 
 
-@attrs.frozen(eq=False)
-class Utterance:
-    sound: Array
-    ended: bool
-    seconds: float
-    first_audio_seconds: float
-
-
 def sentences() -> list[Sentence]:
     """Those of `heard.txt`; of a pair, first the statement, then the question."""
     found: list[Sentence] = []
@@ -64,48 +55,6 @@ def sentences() -> list[Sentence]:
             marks = (".", "?") if kind == "pair" else ("",)
             found += [Sentence(kind, text + mark) for mark in marks]
     return found
-
-
-def speak(
-    engine: Engine, texts: Sequence[tuple[str, int]], temperature: float, at_once: int
-) -> list[Utterance]:
-    """Speak texts with their speakers, `at_once` at a time; times are only fair one by one."""
-    made: list[Utterance] = []
-    bar = tqdm(total=len(texts), desc=f"speaking, {at_once} at a time")
-    for first in range(0, len(texts), at_once):
-        some = texts[first : first + at_once]
-        start = time.perf_counter()
-        for i, (text, speaker) in enumerate(some):
-            sampling = {"temperature": temperature, "seed": first + i}
-            engine.add(SpeechRequest(str(i), text, speaker, sampling=sampling))
-        pcm = [b""] * len(some)
-        ended = [False] * len(some)
-        heard = [0.0] * len(some)
-        while engine.has_work:
-            for event in engine.step().events:
-                i = int(event.request_id)
-                if isinstance(event, Audio):
-                    heard[i] = heard[i] or time.perf_counter() - start
-                    pcm[i] += event.pcm
-                elif isinstance(event, Finished):
-                    ended[i] = event.reason is FinishReason.STOP
-        spent = time.perf_counter() - start
-        for i in range(len(some)):
-            sound = np.frombuffer(pcm[i], "<i2").astype(np.float32) / 32767
-            made.append(Utterance(sound, ended[i], spent, heard[i]))
-        bar.update(len(some))
-    return made
-
-
-def through_codec(codec: Codec, sound: Array) -> Array:
-    """Encoded and decoded again, frame by frame as a stream is."""
-    codes = codec.encode(torch.from_numpy(sound))
-    slot = torch.zeros(1, dtype=torch.long)
-    parts = [
-        codec.step(codes[None, :, t : t + 1], slot, torch.tensor([t == 0]))[0][0]
-        for t in range(codes.shape[1])
-    ]
-    return torch.cat(parts).numpy()[: len(sound)]
 
 
 def measure(
@@ -252,7 +201,10 @@ def table(result: Mapping[str, Any]) -> str:
     lines = [f"| {title} | {' | '.join(heads)} |", "|---|" + "---|" * len(heads)]
     for name, key, form in ROWS:
         cells = [
-            " / ".join(format(s["systems"][x][key], form) if key in s["systems"][x] else "-" for x in SYSTEMS)
+            " / ".join(
+                format(s["systems"][x][key], form) if key in s["systems"][x] else "-"
+                for x in SYSTEMS
+            )
             for s in speakers
         ]
         lines.append(f"| {name} | {' | '.join(cells)} |")
@@ -269,7 +221,11 @@ def flags() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(description=__doc__)
     made.add_argument("--checkpoint", default=str(CHECKPOINT), help="directory (the shipped one)")
     made.add_argument(
-        "--teachers", nargs=2, choices=sorted(GAINS), default=list(TEACHERS), metavar="NAME",
+        "--teachers",
+        nargs=2,
+        choices=sorted(GAINS),
+        default=list(TEACHERS),
+        metavar="NAME",
         help="of speaker 0 and 1: hts, rms or slt (%(default)s)",
     )
     made.add_argument("--every", type=int, default=1, help="every Nth sentence only")

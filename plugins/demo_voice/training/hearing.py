@@ -1,7 +1,8 @@
 """What a listener would hear of a voice: words, quality, pitch, hiss and lines, as figures.
 
 Its recogniser (Whisper tiny.en) and its judge of quality (DNSMOS) come from packages that ship
-their weights: the extra `voice`.  A recogniser guesses from context, so its error compares
+their weights, the extra `voice`; what needs that extra is imported where it is used, so that the
+rest can be tested without.  A recogniser guesses from context, so its error compares
 recordings and is not what a person would miss.
 """
 
@@ -11,14 +12,10 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-import librosa
 import numpy as np
 import soxr
-from scipy.signal import butter, sosfilt
 
-from plugins.demo_voice.training import ask
-from plugins.demo_voice.training.ask import PITCH_PERIOD_MS
-from plugins.demo_voice.training.config import SAMPLE_RATE, Array
+from plugins.demo_voice.training.config import PITCH_PERIOD_MS, SAMPLE_RATE, Array
 
 _SPELLED = re.compile(r"(?<=\b\w) (?=\w\b)|(?<=\d) (?=\d)")
 FAINT_DB = -35
@@ -80,6 +77,8 @@ def quality(sound: Array) -> tuple[float, float]:
 
 def pitch(sound: Array) -> Array:
     """F0 in Hz every 10 ms, 0 where unvoiced or `FAINT_DB` under the loudest."""
+    from plugins.demo_voice.training import ask
+
     f0 = ask.pitch(sound)
     powers = np.convolve(sound.astype(np.float64) ** 2, np.ones(960) / 960, "same")
     powers = powers[(np.arange(len(f0)) * 240).clip(max=len(sound) - 1)]
@@ -123,7 +122,9 @@ def hiss(sound: Array) -> list[float]:
     The highest autocorrelation at 2 to 29 ms where most of the energy lies above 3 kHz.
     """
     size = 1440
-    high = sosfilt(butter(6, 3000, "highpass", fs=SAMPLE_RATE, output="sos"), sound)
+    spectrum = np.fft.rfft(sound)
+    spectrum[: 3000 * len(sound) // SAMPLE_RATE] = 0
+    high = np.fft.irfft(spectrum, len(sound))
     taper = np.hanning(size)
     own = np.maximum(np.correlate(taper, taper, "full")[size - 1 :], 1)
     found: list[float] = []
@@ -163,6 +164,8 @@ def pitch_correlation(cepstra: Sequence[Array], pitches: Sequence[Array]) -> flo
         cepstra: of both, every 10 ms (`measure.cepstra`).
         pitches: of both, as `pitch` gives them.
     """
+    import librosa
+
     _, path = librosa.sequence.dtw(cepstra[0].T, cepstra[1].T)
     a, b = (f0[path[:, i].clip(max=len(f0) - 1)] for i, f0 in enumerate(pitches))
     both = (a > 0) & (b > 0)

@@ -7,6 +7,8 @@ Both are small: they are to be followed on two cores.
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -64,12 +66,10 @@ class _Folded(nn.Module):
         super().__init__()
         self.period = period
         widths = [1, channels, 4 * channels, 8 * channels, 8 * channels]
-        layers = [
-            _norm(nn.Conv2d(a, b, (5, 1), (3, 1), (2, 0)))
-            for a, b in zip(widths, widths[1:], strict=False)
-        ]
+        layers = [_norm(nn.Conv2d(a, b, (5, 1), (3, 1), (2, 0))) for a, b in pairwise(widths)]
         self.layers = nn.ModuleList([*layers, _norm(nn.Conv2d(widths[-1], 1, (3, 1), 1, (1, 0)))])
 
     def forward(self, sound: torch.Tensor) -> Opinion:
-        whole = sound[:, : sound.shape[1] // self.period * self.period]
-        return _judge(self.layers, whole.unflatten(1, (-1, self.period))[:, None])
+        rows = sound.shape[1] // self.period
+        folded = sound[:, : rows * self.period].reshape(len(sound), 1, rows, self.period)
+        return _judge(self.layers, folded)

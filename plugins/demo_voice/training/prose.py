@@ -28,11 +28,12 @@ _BARRED = re.compile(
 @cache
 def prose() -> tuple[str, ...]:
     """All of them in a fixed order, without doubles; empty where no package is installed."""
-    found = dict.fromkeys(s for s in (*_wordnet(), *_dictionaries()) if _fits(s))
+    found = dict.fromkeys(s for s in (*_wordnet(), *_dictionaries()) if fits(s))
     return tuple(found)
 
 
-def _fits(sentence: str) -> bool:
+def fits(sentence: str) -> bool:
+    """Is it a sentence that the teachers can read, of a length that the voice may be asked?"""
     return (
         len(sentence) <= MOST_CHARACTERS
         and LEAST_WORDS <= len(sentence.split()) <= MOST_WORDS
@@ -57,7 +58,7 @@ def _dictionaries() -> Iterator[str]:
         text = gzip.decompress(path.read_bytes()).decode("utf-8") if path.is_file() else ""
         for paragraph in re.split(r"\n\s*\n", text):
             plain = re.sub(r"[{}]|\[[^\]]*\]", "", " ".join(paragraph.split()))
-            plain = plain.replace("’", "'")
+            plain = plain.replace("\u2019", "'")
             for piece in re.split(r"(?<=[.!?])\s+(?=[A-Z])", plain):
                 # The first word of an entry is its headword, and a piece of verse has no end.
                 if piece[:1].isupper() and piece[-1:] in ".!?":

@@ -22,12 +22,7 @@ import soxr
 
 from plugins.demo_voice.training.ask import ask
 from plugins.demo_voice.training.config import SAMPLE_RATE, Array
-from plugins.demo_voice.training.words import words
 
-PHONES = words(
-    "pau aa ae ah ao aw ax axr ay b ch d dh dx eh el em en er ey f g hh hv ih iy jh k l m n ng nx "
-    "ow oy p r s sh t th uh uw v w y z zh"
-)
 GAINS = {"hts": 1.7, "rms": 1.6, "slt": 1.0}
 """So that all peak near 0.7 of full scale."""
 LEAD_S, TAIL_S = 0.06, 0.26
@@ -101,7 +96,8 @@ def _festival(pieces: Sequence[str], folder: Path) -> _Read:
     for piece, (wave, labels) in zip(pieces, files, strict=True):
         if done.returncode or not labels.is_file():
             raise RuntimeError(
-                f"festival could not read {piece!r}: {done.stderr.strip()} (it needs festvox-us-slt-hts)"
+                f"festival (which needs festvox-us-slt-hts) could not read {piece!r}: "
+                f"{done.stderr.strip()}"
             )
         lines = labels.read_text(encoding="utf-8").split("#\n", 1)[1].splitlines()
         phones = [(name, float(end)) for end, _, name in (line.split() for line in lines)]
