@@ -67,7 +67,7 @@ class CodecConfig:
     crop_frames: int = 24
     batch: int = 8
     encoder_steps: int = 6000
-    decoder_steps: int = 14000
+    decoder_steps: int = 12000
     decoder_crop_frames: int = 16
     learning_rate: float = 1e-3
     rate_nats: float = 23.0
@@ -142,7 +142,7 @@ class LmConfig:
             of the steps.
     """
 
-    backbone: Stack = Stack(layers=7, width=256, heads=4, kv_heads=2, feed_forward=768)
+    backbone: Stack = Stack(layers=6, width=256, heads=4, kv_heads=2, feed_forward=1024)
     depth: Stack = Stack(layers=2, width=192, heads=3, kv_heads=1, feed_forward=512)
     positions: int = 2048
     steps: int = 6000
