@@ -167,7 +167,7 @@ class Recipe:
     data: DataConfig = DataConfig()
     codec: CodecConfig = CodecConfig()
     lm: LmConfig = LmConfig()
-    save_every: int = 200
+    save_every: int = 100
 
 
 RECIPES = {
