@@ -10,6 +10,7 @@ from plugins.demo_voice.training.hearing import (
     harmonics_to_noise,
     hiss,
     line,
+    longest_pause,
     pause_spectrum,
     wrong,
 )
@@ -69,3 +70,10 @@ def test_a_tone_in_pauses_is_found_with_its_frequency() -> None:
     strength, hertz = line([pause_spectrum(speech + hum + tone)])
     assert strength > 15
     assert hertz == 6000
+
+
+def test_the_longest_silence_between_sounds_is_a_pause() -> None:
+    loud, silent = 0.2 * noise(6), 0.0001 * noise(7)
+    said = [silent[:9600], loud[:7200], silent[:2400], loud[:4800], silent[:7680], loud]
+    assert longest_pause(np.concatenate([*said, silent])) == pytest.approx(320, abs=10)
+    assert longest_pause(loud) == 0

@@ -67,6 +67,7 @@ def measure(
     """The figures of one system and speaker: means over the sentences, pairs apart."""
     rows: list[dict[str, float]] = []
     endings: list[float] = []
+    breaths: list[float] = []
     fricatives: list[float] = []
     pauses: list[Array] = []
     words: dict[str, list[int]] = {"all": [], "long": []}
@@ -86,6 +87,8 @@ def measure(
         overall, p808 = hearing.quality(sound)
         fricatives += hearing.hiss(sound)
         pauses.append(hearing.pause_spectrum(sound))
+        if sentence.kind == "two":
+            breaths.append(hearing.longest_pause(sound))
         heard = listen(sound)
         row = {
             "dnsmos": overall,
@@ -109,6 +112,7 @@ def measure(
         "word_errors": 100 * sum(errors["all"]) / sum(words["all"]),
         "word_errors_long": 100 * sum(errors["long"]) / sum(words["long"]),
         "repetition": float(np.mean(fricatives)) if fricatives else float("nan"),
+        "pause_ms": float(np.mean(breaths)) if breaths else float("nan"),
         "line_db": strongest,
         "line_hertz": hertz,
         "asks": int((apart > 3).sum()),
@@ -181,6 +185,7 @@ ROWS = (
     ("F0 correlation with the teacher", "pitch_correlation", ".2f"),
     ("`?` over `.`, semitones", "ask_semitones", "+.1f"),
     ("`?` 3 semitones over `.`, of 8", "asks", "d"),
+    ("pause between two sentences, ms", "pause_ms", ".0f"),
     ("harmonics to noise, dB", "harmonics_db", ".1f"),
     ("fricatives' repetition (noise: 0.3)", "repetition", ".2f"),
     ("strongest line in pauses, dB", "line_db", ".0f"),

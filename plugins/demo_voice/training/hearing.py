@@ -138,6 +138,14 @@ def hiss(sound: Array) -> list[float]:
     return found
 
 
+def longest_pause(sound: Array) -> float:
+    """ms of the longest silence (`FAINT_DB` under the loudest 10 ms) between two sounds."""
+    size = SAMPLE_RATE // 100
+    powers = (sound[: len(sound) // size * size].reshape(-1, size) ** 2).mean(1)
+    loud = np.flatnonzero(powers > powers.max() * 10 ** (FAINT_DB / 10))
+    return float(10 * (np.diff(loud).max(initial=1) - 1))
+
+
 def pause_spectrum(sound: Array) -> Array:
     """Mean magnitudes of the quietest tenth of the windows of 40 ms; bins are 25 Hz apart."""
     size = SAMPLE_RATE // 25
