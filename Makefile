@@ -18,7 +18,7 @@ help:
 	@echo "make check    ruff, mypy, import contract"
 	@echo "make test-slow  the tests that take minutes (full-size model; some 8 GB of memory)"
 	@echo "make test-oldest  the tests on the oldest versions of what is needed, in $(OLDEST)"
-	@echo "make voice    train the demo voice anew (SIZE=cpu or gpu; hours)"
+	@echo "make voice    train the demo voice anew (SIZE=cpu or gpu, WORK=folder; hours)"
 	@echo "make bench    measure against the reference implementation (ARGS=--help)"
 	@echo "make dist     wheels and sdists of everything, into dist/"
 	@echo "make lock     what the container holds: deploy/container/lock*.txt"
@@ -88,13 +88,18 @@ dashboard: $(VENV)/.dev
 # The demo voice's recipe: plugins/demo_voice/training/README.md says what it needs and how long it takes.
 SIZE ?= cpu
 TRAIN := $(BIN)/python -m plugins.demo_voice.training
-voice: $(VENV)/.dev
-	$(TRAIN).data --size $(SIZE)
-	$(TRAIN).codec --size $(SIZE) $(ARGS)
-	$(TRAIN).lm --size $(SIZE) $(ARGS)
-	$(TRAIN).export --size $(SIZE)
+RUN = --size $(SIZE) $(if $(WORK),--work $(WORK))
+$(VENV)/.voice: $(VENV)/.dev
+	$(BIN)/python -m pip install -e '.[dev,voice]' $(PROJECTS)
+	@touch $@
 
-voice-eval: $(VENV)/.dev
+voice: $(VENV)/.voice
+	$(TRAIN).data $(RUN)
+	$(TRAIN).codec $(RUN) $(ARGS)
+	$(TRAIN).lm $(RUN) $(ARGS)
+	$(TRAIN).export $(RUN)
+
+voice-eval: $(VENV)/.voice
 	$(TRAIN).evaluate $(ARGS)
 
 clean:

@@ -12,10 +12,10 @@ from transformers import CsmForConditionalGeneration
 
 from plugins.demo_voice.training.codec_model import CodecModel
 from plugins.demo_voice.training.config import RECIPES
-from plugins.demo_voice.training.evaluate import through_codec
 from plugins.demo_voice.training.export import language_tensors, write
 from plugins.demo_voice.training.lm import Learner, Whole
 from plugins.demo_voice.training.run import Run
+from plugins.demo_voice.training.speaking import through_codec
 from plugins.demo_voice.training.tokenizer import encode
 from vox_serve import LoadOptions
 from vox_serve_csm.checkpoint import load_model
@@ -79,9 +79,9 @@ def test_transformers_gives_the_trained_networks_logits(exported: Exported) -> N
         exported.directory, dtype=torch.float32
     ).eval()
     ids = encode(TEXT, 1)
-    tokens = torch.full((1, len(ids), 5), -1)
-    tokens[0, :, -1] = torch.tensor(ids)
     learner = exported.learner
+    tokens = torch.full((1, len(ids), learner.csm.num_codebooks + 1), -1)
+    tokens[0, :, -1] = torch.tensor(ids)
     with torch.no_grad():
         expected = reference(torch.tensor([ids])).logits[0, -1]
         embedded = learner._embed(tokens, 0.0)

@@ -1,11 +1,12 @@
 """Stage 2: the codec, in three parts that follow each other.
 
-encoder   Encoder and quantiser, with no waveform decoder: a small head predicts the log-mel of
-          each frame, codebook 0 also predicts the teacher's phonemes.  First the latents carry
-          noise and a bound on their information in place of quantisation; then the codebooks
-          start by k-means and learn by moving averages.
+encoder   Encoder and quantiser, with no waveform decoder: small heads predict the log-mel and the
+          pitch of each frame, codebook 0 also predicts the teacher's phonemes.  First the
+          latents carry noise and a bound on their information in place of quantisation; then
+          the codebooks start by k-means and learn by moving averages.
 codes     All utterances to codes, under `codes/`; the language model needs no more than these.
-decoder   The waveform decoder on the frozen codes, by spectra and (size gpu) a discriminator.
+decoder   The waveform decoder on the frozen codes, by spectra and then also by judges that learn
+          to tell its sound from the teacher's.
 
 Each part saves its state and goes on from it.
 """
@@ -22,18 +23,23 @@ from tqdm import tqdm
 from plugins.demo_voice.training.codec_model import (
     MEL_BANDS,
     MEL_HOPS,
+    OCTAVE_SHARE,
     CodecModel,
     rate,
+    scaled_pitch,
     trapezoid,
 )
 from plugins.demo_voice.training.config import FRAME_SIZE
-from plugins.demo_voice.training.data import IGNORED, Corpus
+from plugins.demo_voice.training.corpus import IGNORED, Corpus
+from plugins.demo_voice.training.judges import Judges
 from plugins.demo_voice.training.quantise import Codebook, quantise
 from plugins.demo_voice.training.run import Log, Run, batches, begin, load, parser, save
-from plugins.demo_voice.training.spectra import Discriminator, log_mel, spectral_loss
+from plugins.demo_voice.training.spectra import log_mel, spectral_loss
 
 KMEANS_VECTORS = 16000
-CODES_PER_FILE = 500
+JUDGED_FRAMES = 8
+"""The judges look at so much of a crop's end: they cost four times what the decoder does."""
+SEMITONES = 12 * OCTAVE_SHARE
 
 
 def draw(
@@ -54,6 +60,10 @@ def crops(corpus: Corpus, chosen: list[tuple[int, int]], frames: int) -> torch.T
     return torch.stack([corpus.sound(n, first, frames) for n, first in chosen])
 
 
+def pitches(corpus: Corpus, chosen: list[tuple[int, int]], frames: int) -> torch.Tensor:
+    return torch.stack([corpus.pitch(n, first, frames) for n, first in chosen])
+
+
 def labels(corpus: Corpus, chosen: list[tuple[int, int]], frames: int) -> torch.Tensor:
     out = torch.full((len(chosen), frames, 4), IGNORED)
     for row, (number, first) in zip(out, chosen, strict=True):
@@ -63,9 +73,16 @@ def labels(corpus: Corpus, chosen: list[tuple[int, int]], frames: int) -> torch.
 
 
 def encoder_loss(
-    model: CodecModel, sound: torch.Tensor, phones: torch.Tensor, quantised: bool
+    model: CodecModel,
+    sound: torch.Tensor,
+    phones: torch.Tensor,
+    hertz: torch.Tensor,
+    quantised: bool,
 ) -> dict[str, torch.Tensor]:
-    """The encoder's losses on crops `[B, N]` with labels `[B, F, 4]`; `total` is to be followed."""
+    """The encoder's losses on crops `[B, N]` with labels `[B, F, 4]` and pitch `[B, F * 8]`.
+
+    `total` is to be followed.
+    """
     semantic, acoustic = model.latents(sound)
     config = model.config
     # A book of N entries can carry log N nats.
@@ -84,15 +101,22 @@ def encoder_loss(
     s, a = model.project(s, a)
     target = log_mel(sound, 1024, FRAME_SIZE // MEL_HOPS, MEL_BANDS)[..., :-1]
     mel = (model.predict_mel(s + a) - target).abs().mean()
+    height, voicing = model.predict_pitch(s + a)
+    voiced = hertz > 0
+    off = (height - scaled_pitch(hertz)).abs()[voiced].mean() if voiced.any() else height.sum() * 0
+    voice = F.binary_cross_entropy_with_logits(voicing, voiced.float())
     logits = model.predict_phones(s)
     phone = F.cross_entropy(logits, phones, ignore_index=IGNORED)
-    total = mel + config.phone_weight * phone + 0.02 * torch.as_tensor(commitment)
+    total = mel + config.phone_weight * phone + config.pitch_weight * (off + 0.3 * voice)
+    total = total + 0.02 * torch.as_tensor(commitment)
     error = (logits.argmax(1) != phones)[phones != IGNORED].float().mean()
     return {
         "total": total,
         "mel": mel.detach(),
         "phone": phone.detach(),
         "phone_error": error,
+        "semitones": SEMITONES * off.detach(),
+        "voicing_error": ((voicing > 0) != voiced).float().mean(),
         "rate": rate(acoustic).detach(),
         "commitment": torch.as_tensor(commitment).detach(),
     }
@@ -117,7 +141,8 @@ def train_encoder(run: Run, corpus: Corpus, model: CodecModel) -> None:
     config, path = run.recipe.codec, run.path("codec", "encoder.pt")
     parts = ("encoder", "encoder_transformer", "downsample", "quantizer")
     learning = [p for part in parts for p in getattr(model.mimi, part).parameters()]
-    learning += [*model.mel_head.parameters(), *model.phone_head.parameters()]
+    for head in (model.mel_head, model.pitch_head, model.phone_head):
+        learning += head.parameters()
     optimizer = torch.optim.AdamW(learning, config.learning_rate, (0.9, 0.98), weight_decay=1e-2)
     state = load(path, run.device)
     start = 0
@@ -129,21 +154,22 @@ def train_encoder(run: Run, corpus: Corpus, model: CodecModel) -> None:
     lengths = [u.frames for u in corpus.utterances]
     quantise_from = int(config.quantise_at * config.encoder_steps)
 
-    def given(step: int) -> tuple[torch.Tensor, torch.Tensor]:
-        drawn = draw(lengths, step, config.seed, config.batch, config.crop_frames)
+    def given(step: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        frames = config.crop_frames
+        drawn = draw(lengths, step, config.seed, config.batch, frames)
         return (
-            crops(corpus, drawn, config.crop_frames),
-            labels(corpus, drawn, config.crop_frames),
+            crops(corpus, drawn, frames),
+            labels(corpus, drawn, frames),
+            pitches(corpus, drawn, frames),
         )
 
     model.train()
-    for step, (sound, phones) in batches(run, given, start, config.encoder_steps, "encoder"):
+    for step, batch in batches(run, given, start, config.encoder_steps, "encoder"):
         torch.manual_seed(config.seed * 7919 + step)
         if step == quantise_from:
             start_codebooks(model, lambda number: given(number)[0].to(run.device))
-        losses = encoder_loss(
-            model, sound.to(run.device), phones.to(run.device), quantised=step >= quantise_from
-        )
+        sound, phones, hertz = (x.to(run.device) for x in batch)
+        losses = encoder_loss(model, sound, phones, hertz, quantised=step >= quantise_from)
         follow(
             optimizer, losses["total"], config.learning_rate * trapezoid(step, config.encoder_steps)
         )
@@ -179,14 +205,13 @@ def load_encoder(run: Run, model: CodecModel) -> None:
 
 
 def make_codes(run: Run, corpus: Corpus, model: CodecModel) -> None:
-    """`codes/NNNNN.pt`: int16 codes `[K, F]` of 500 utterances each, in the corpus's order."""
+    """`codes/NNNNN.pt`: int16 codes `[K, F]` of a shard's utterances, in the corpus's order."""
     load_encoder(run, model)
     model.eval()
-    for first in tqdm(range(0, len(corpus), CODES_PER_FILE), desc="codes"):
-        path = run.path("codes", f"{first // CODES_PER_FILE:05d}.pt")
+    for shard, numbers in enumerate(tqdm(corpus.shards, desc="codes")):
+        path = run.path("codes", f"{shard:05d}.pt")
         if path.is_file():
             continue
-        numbers = range(first, min(first + CODES_PER_FILE, len(corpus)))
         made: dict[int, torch.Tensor] = {}
         # Of like length together: what is padded is thrown away, for the encoder is causal.
         ordered = sorted(numbers, key=lambda n: corpus.utterances[n].frames)
@@ -222,7 +247,7 @@ def train_decoder(run: Run, corpus: Corpus, model: CodecModel) -> None:
     parts = ("upsample", "decoder_transformer", "decoder")
     learning = [p for part in parts for p in getattr(model.mimi, part).parameters()]
     optimizer = torch.optim.AdamW(learning, config.learning_rate, (0.9, 0.98), weight_decay=1e-2)
-    judge = Discriminator(config.discriminator_channels).to(run.device)
+    judge = Judges(config.judge_channels).to(run.device)
     judge_optimizer = torch.optim.AdamW(judge.parameters(), 3e-4, (0.8, 0.99))
     holders: dict[str, Any] = {"model": model, "judge": judge}
     holders |= {"optimizer": optimizer, "judge_optimizer": judge_optimizer}
@@ -243,7 +268,7 @@ def train_decoder(run: Run, corpus: Corpus, model: CodecModel) -> None:
             some = codes[number][:, first : first + frames]
             some_codes[row, :, : some.shape[1]] = some
             known[row, some.shape[1] * FRAME_SIZE :] = 0
-            # What sounds in a crop's first frame hangs on frames that the decoder was not shown.
+            # What sounds in a crop's first frame depends on frames that the decoder was not shown.
             known[row, : FRAME_SIZE * (first > 0)] = 0
         return some_codes, crops(corpus, drawn, frames), known
 
@@ -254,8 +279,10 @@ def train_decoder(run: Run, corpus: Corpus, model: CodecModel) -> None:
         losses = {"total": spectral_loss(made, target)}
         losses["spectral"] = losses["total"].detach()
         if step >= judged_from:
-            losses |= adversarial(judge, judge_optimizer, made, target, losses["total"])
-        factor = trapezoid(step, config.decoder_steps, cold=cold)
+            part = slice(-JUDGED_FRAMES * FRAME_SIZE, None)
+            shown = made[:, part], target[:, part]
+            losses |= adversarial(judge, judge_optimizer, *shown, losses["total"])
+        factor = trapezoid(step, config.decoder_steps, fall=config.decoder_fall, cold=cold)
         follow(optimizer, losses["total"], config.learning_rate * factor)
         log.add(step, losses)
         if (step + 1) % run.recipe.save_every == 0 or step + 1 == config.decoder_steps:
@@ -263,7 +290,7 @@ def train_decoder(run: Run, corpus: Corpus, model: CodecModel) -> None:
 
 
 def adversarial(
-    judge: Discriminator,
+    judge: Judges,
     optimizer: torch.optim.Optimizer,
     made: torch.Tensor,
     target: torch.Tensor,
@@ -282,7 +309,7 @@ def adversarial(
     fooled = -torch.stack([score.mean() for score in scores]).mean()
     apart = [(a - b).abs().mean() / b.abs().mean() for a, b in zip(ours, theirs, strict=True)]
     features = torch.stack(apart).mean()
-    total = spectral + 0.1 * fooled + 0.5 * features
+    total = spectral + 0.1 * fooled + features
     return {"total": total, "judge": doubt.detach(), "features": features.detach()}
 
 

@@ -8,12 +8,19 @@ import torch
 from torch import nn
 from transformers import MimiConfig, MimiModel
 
-from plugins.demo_voice.training.config import FRAME_SIZE, LABELS_PER_FRAME, CodecConfig
+from plugins.demo_voice.training.config import (
+    FRAME_SIZE,
+    LABELS_PER_FRAME,
+    PHONES,
+    PITCHES_PER_FRAME,
+    CodecConfig,
+)
 from plugins.demo_voice.training.quantise import Codebook, quantise
-from plugins.demo_voice.training.teacher import PHONES
 
 MEL_BANDS, MEL_HOPS = 80, 8
 """What the encoder's throw-away head predicts of a frame: 80 bands, every 10 ms."""
+MIDDLE_HZ, OCTAVE_SHARE = 130.0, 0.5
+"""Pitch is predicted as octaves over this, in units of half an octave."""
 
 
 def window_mask(length: int, window: int, device: torch.device) -> torch.Tensor:
@@ -43,6 +50,9 @@ class CodecModel(nn.Module):
         # Heads of the encoder's step, thrown away afterwards.
         self.mel_head = nn.Sequential(
             nn.Conv1d(width, 2 * width, 3), nn.GELU(), nn.Conv1d(2 * width, MEL_BANDS * MEL_HOPS, 1)
+        )
+        self.pitch_head = nn.Sequential(
+            nn.Conv1d(width, width, 3), nn.GELU(), nn.Conv1d(width, 2 * PITCHES_PER_FRAME, 1)
         )
         self.phone_head = nn.Conv1d(width, len(PHONES) * LABELS_PER_FRAME, 1)
 
@@ -78,6 +88,12 @@ class CodecModel(nn.Module):
         y: torch.Tensor = self.mel_head(nn.functional.pad(x, (2, 0)))
         bands = y.view(len(y), MEL_BANDS, MEL_HOPS, -1)
         return bands.transpose(2, 3).flatten(2)
+
+    def predict_pitch(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """`[B, H, F]` to scaled log F0 and logits of voicing, `[B, F * 8]` each."""
+        y = self.pitch_head(nn.functional.pad(x, (2, 0)))
+        values = y.view(len(y), 2, PITCHES_PER_FRAME, -1).transpose(2, 3).flatten(2)
+        return values[:, 0], values[:, 1]
 
     def predict_phones(self, semantic: torch.Tensor) -> torch.Tensor:
         """`[B, H, F]` to logits `[B, phones, F, 4]`."""
@@ -154,6 +170,11 @@ class CodecModel(nn.Module):
         for ours, theirs in pairs:
             found += [(b, layer.codebook) for b, layer in zip(ours, theirs, strict=True)]
         return found
+
+
+def scaled_pitch(hertz: torch.Tensor) -> torch.Tensor:
+    """What `predict_pitch` says of voiced places."""
+    return (hertz.clamp(min=1) / MIDDLE_HZ).log2() / OCTAVE_SHARE
 
 
 def rate(latent: torch.Tensor) -> torch.Tensor:

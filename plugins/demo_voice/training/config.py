@@ -11,22 +11,30 @@ from typing import Any
 import attrs
 import numpy.typing as npt
 
+from plugins.demo_voice.training.words import words
+
 Array = npt.NDArray[Any]
 
 SAMPLE_RATE = 24000
 FRAME_SIZE = 1920
 LABELS_PER_FRAME = 4
 """Phoneme labels are 20 ms apart, frames 80 ms."""
-TEACHERS = ("slt", "rms")
-"""flite's voices, by speaker id."""
+PITCHES_PER_FRAME, PITCH_PERIOD_MS = 8, 10.0
+TEACHERS = ("hts", "rms")
+"""Who teaches speaker 0 and 1, of those in `teacher.py`."""
+PHONES = words(
+    "pau aa ae ah ao aw ax axr ay b ch d dh dx eh el em en er ey f g hh hv ih iy jh k l m n ng nx "
+    "ow oy p r s sh t th uh uw v w y z zh"
+)
+"""As all teachers name them."""
 
 
 @attrs.frozen
 class DataConfig:
-    """Args: sentences (11,000 are ten hours), held-out ones included, which are skipped;
+    """Args: sentences (1,000 are over an hour), held-out ones included, which are skipped;
     sentences of one shard; one sentence in so many is held out."""
 
-    sentences: int = 11000
+    sentences: int = 48000
     shard_sentences: int = 200
     held_out_one_in: int = 40
     seed: int = 1
@@ -40,9 +48,11 @@ class CodecConfig:
         rate_nats: information that a frame's acoustic latent may carry before it is quantised,
             a little below what the acoustic codebooks can (nine bits each are 6.2 nats).
         phone_weight: of the phonemes' cross entropy beside the mel distance.
+        pitch_weight: of the distance in half octaves beside the mel distance.
         quantise_at: share of the encoder's steps after which the codebooks are made.
-        adversarial_at: share of the decoder's steps after which a discriminator joins in;
-            1 leaves it out.
+        adversarial_at: share of the decoder's steps after which judges join in;
+            1 leaves them out.
+        decoder_fall: the decoder's learning rate falls in this last share of its steps.
     """
 
     num_filters: int = 16
@@ -51,20 +61,22 @@ class CodecConfig:
     num_layers: int = 2
     num_heads: int = 4
     window: int = 50
-    num_codebooks: int = 4
+    num_codebooks: int = 5
     codebook_size: int = 512
     codebook_dim: int = 64
     crop_frames: int = 24
     batch: int = 8
-    encoder_steps: int = 4500
-    decoder_steps: int = 16000
+    encoder_steps: int = 6000
+    decoder_steps: int = 12000
     decoder_crop_frames: int = 16
     learning_rate: float = 1e-3
-    rate_nats: float = 17.0
+    rate_nats: float = 23.0
     phone_weight: float = 1.0
+    pitch_weight: float = 1.0
     quantise_at: float = 0.3
-    adversarial_at: float = 1.0
-    discriminator_channels: int = 16
+    adversarial_at: float = 0.6
+    decoder_fall: float = 0.4
+    judge_channels: int = 8
     seed: int = 2
 
     def mimi(self) -> dict[str, Any]:
@@ -130,10 +142,10 @@ class LmConfig:
             of the steps.
     """
 
-    backbone: Stack = Stack(layers=6, width=256, heads=4, kv_heads=2, feed_forward=768)
-    depth: Stack = Stack(layers=3, width=192, heads=3, kv_heads=1, feed_forward=512)
+    backbone: Stack = Stack(layers=6, width=256, heads=4, kv_heads=2, feed_forward=1024)
+    depth: Stack = Stack(layers=2, width=192, heads=3, kv_heads=1, feed_forward=512)
     positions: int = 2048
-    steps: int = 3000
+    steps: int = 6000
     tokens: int = 2500
     muon_rate: float = 4e-3
     adam_rate: float = 2e-3
@@ -155,35 +167,30 @@ class Recipe:
     data: DataConfig = DataConfig()
     codec: CodecConfig = CodecConfig()
     lm: LmConfig = LmConfig()
-    save_every: int = 200
+    save_every: int = 100
 
 
 RECIPES = {
     "cpu": Recipe("cpu"),
     "quick": Recipe(
         "quick",
-        codec=CodecConfig(encoder_steps=2000, decoder_steps=2000, phone_weight=0.3),
+        data=DataConfig(sentences=11000),
+        codec=CodecConfig(encoder_steps=2000, decoder_steps=2000, adversarial_at=1),
         lm=LmConfig(steps=1500),
         save_every=50,
     ),
     "gpu": Recipe(
         "gpu",
-        data=DataConfig(sentences=66000),
+        data=DataConfig(),
         codec=CodecConfig(
-            num_filters=24,
             crop_frames=25,
             decoder_crop_frames=25,
             batch=64,
             encoder_steps=8000,
             decoder_steps=12000,
-            adversarial_at=0.6,
-            discriminator_channels=32,
+            judge_channels=32,
         ),
-        lm=LmConfig(
-            backbone=Stack(layers=8, width=256, heads=4, kv_heads=2, feed_forward=768),
-            steps=15000,
-            tokens=24000,
-        ),
+        lm=LmConfig(steps=15000, tokens=24000),
         save_every=500,
     ),
     "tiny": Recipe(
@@ -203,7 +210,7 @@ RECIPES = {
             decoder_steps=10,
             decoder_crop_frames=8,
             adversarial_at=0.5,
-            discriminator_channels=4,
+            judge_channels=4,
         ),
         lm=LmConfig(
             backbone=Stack(layers=2, width=64, heads=2, kv_heads=1, feed_forward=128),

@@ -1,7 +1,8 @@
-"""Stage 1: sentences, read by the teachers, as shards of sound with phoneme labels.
+"""Stage 1: sentences, read by the teachers, as shards of sound with phonemes and pitch.
 
-A shard is `data/NNNNN.npy` (int16, its utterances end to end) and `data/NNNNN.json`.  Shards
-that are there are left alone, so a run that was broken off goes on where it was.
+A shard is `data/NNNNN.npy` (int16, its utterances end to end), `data/NNNNN.pitch.npy` (F0 in Hz
+every 10 ms, 0 where unvoiced) and `data/NNNNN.json`.  Shards that are there are left alone, so a
+run that was broken off goes on where it was.
 """
 
 from __future__ import annotations
@@ -15,83 +16,15 @@ from typing import Any
 
 import attrs
 import numpy as np
-import torch
 from tqdm import tqdm
 
-from plugins.demo_voice.training.config import (
-    FRAME_SIZE,
-    LABELS_PER_FRAME,
-    SAMPLE_RATE,
-    TEACHERS,
-    Array,
-    DataConfig,
-)
+from plugins.demo_voice.training.ask import pitch
+from plugins.demo_voice.training.config import SAMPLE_RATE, TEACHERS, Array, DataConfig
+from plugins.demo_voice.training.corpus import Utterance, pitch_count
 from plugins.demo_voice.training.run import Run, begin, parser
 from plugins.demo_voice.training.sentences import held_out, sentence
-from plugins.demo_voice.training.teacher import PHONES, render
+from plugins.demo_voice.training.teacher import render_all
 from vox_serve_demo_voice.text import normalise
-
-_PHONE_IDS = {name: i for i, name in enumerate(PHONES)}
-IGNORED = -100
-"""The label of what lies after the teacher's last phoneme; torch's cross entropy skips it."""
-
-
-@attrs.frozen
-class Utterance:
-    """Where a training utterance lies in its shard, and what it says."""
-
-    text: str
-    speaker: int
-    start: int
-    samples: int
-    phones: list[tuple[str, float]]
-
-    @property
-    def frames(self) -> int:
-        return -(-self.samples // FRAME_SIZE)
-
-
-class Corpus:
-    """The rendered shards, mapped, not read."""
-
-    def __init__(self, folder: Path) -> None:
-        self.utterances: list[Utterance] = []
-        self._shards: list[Array] = []
-        self._shard_of: list[int] = []
-        for index in sorted(folder.glob("*.json")):
-            entries = json.loads(index.read_text(encoding="utf-8"))
-            self.utterances += [Utterance(**entry) for entry in entries]
-            self._shard_of += [len(self._shards)] * len(entries)
-            self._shards.append(np.load(index.with_suffix(".npy"), mmap_mode="r"))
-        if not self.utterances:
-            raise SystemExit(f"{folder}: no data; run plugins.demo_voice.training.data first")
-
-    def __len__(self) -> int:
-        return len(self.utterances)
-
-    @property
-    def hours(self) -> float:
-        return sum(u.samples for u in self.utterances) / SAMPLE_RATE / 3600
-
-    def sound(self, number: int, first: int = 0, frames: int | None = None) -> torch.Tensor:
-        """Float32 `[frames * 1920]` from a frame on; silence fills what is missing."""
-        u = self.utterances[number]
-        count = u.frames - first if frames is None else frames
-        begin_at, wanted = first * FRAME_SIZE, count * FRAME_SIZE
-        stop = min(u.samples, begin_at + wanted)
-        pcm = self._shards[self._shard_of[number]][u.start + begin_at : u.start + stop]
-        sound = torch.from_numpy(pcm.astype(np.float32) / 32768)
-        return torch.nn.functional.pad(sound, (0, wanted - len(sound)))
-
-    def labels(self, number: int) -> torch.Tensor:
-        """Phoneme ids `[frames, 4]`, one for each 20 ms."""
-        u = self.utterances[number]
-        ends = np.array([end for _, end in u.phones])
-        names = [_PHONE_IDS[name] for name, _ in u.phones]
-        times = (np.arange(u.frames * LABELS_PER_FRAME) + 0.5) * FRAME_SIZE / LABELS_PER_FRAME
-        found = np.searchsorted(ends, times / SAMPLE_RATE)
-        labels = np.array([*names, IGNORED])[found]
-        return torch.from_numpy(labels).view(u.frames, LABELS_PER_FRAME)
 
 
 def make_shard(shard: int, config: DataConfig, folder: Path) -> float:
@@ -99,22 +32,22 @@ def make_shard(shard: int, config: DataConfig, folder: Path) -> float:
     index = folder / f"{shard:05d}.json"
     if index.is_file():
         return sum(int(e["samples"]) for e in json.loads(index.read_text("utf-8"))) / SAMPLE_RATE
-    entries: list[dict[str, Any]] = []
-    parts: list[Array] = []
-    at = 0
     first = shard * config.shard_sentences
-    for number in range(first, min(first + config.shard_sentences, config.sentences)):
-        written = sentence(number, config.seed)
-        if held_out(written, config.held_out_one_in):
-            continue
-        text, speaker = normalise(written), number % len(TEACHERS)
-        rendering = render(text, speaker)
-        entries.append(
-            attrs.asdict(Utterance(text, speaker, at, len(rendering.pcm), rendering.phones))
-        )
-        parts.append(rendering.pcm)
-        at += len(rendering.pcm)
-    np.save(index.with_suffix(".npy"), np.concatenate(parts))
+    numbers = range(first, min(first + config.shard_sentences, config.sentences))
+    written = ((n, sentence(n, config.seed)) for n in numbers)
+    kept = [(n, normalise(s)) for n, s in written if not held_out(s, config.held_out_one_in)]
+    entries: list[dict[str, Any]] = []
+    sounds: list[Array] = []
+    at = 0
+    for speaker, teacher in enumerate(TEACHERS):
+        texts = [text for n, text in kept if n % len(TEACHERS) == speaker]
+        for text, read in zip(texts, render_all(texts, teacher), strict=True):
+            entries.append(attrs.asdict(Utterance(text, speaker, at, len(read.pcm), read.phones)))
+            sounds.append(read.pcm)
+            at += len(read.pcm)
+    pitches = [pitch(x / 32768)[: pitch_count(len(x))].astype(np.float16) for x in sounds]
+    np.save(index.with_suffix(".npy"), np.concatenate(sounds))
+    np.save(index.with_suffix(".pitch.npy"), np.concatenate(pitches))
     partial_index = index.with_suffix(".partial")
     partial_index.write_text(json.dumps(entries), encoding="utf-8")
     os.replace(partial_index, index)  # noqa: PTH105

@@ -69,6 +69,11 @@ def _dtype(name: str) -> torch.dtype:
     )
 
 
+def megabytes(tensors: Mapping[str, torch.Tensor]) -> float:
+    """What they take as they are shipped."""
+    return sum(t.numel() * _dtype(name).itemsize for name, t in tensors.items()) / 1e6
+
+
 def shipped_language(checkpoint: Path) -> dict[str, torch.Tensor]:
     """What a checkpoint holds beside the codec."""
     tensors = load_file(checkpoint / "model.safetensors")

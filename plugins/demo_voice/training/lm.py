@@ -14,11 +14,10 @@ from torch.nn import functional as F
 
 from plugins.demo_voice.training.codec import read_codes
 from plugins.demo_voice.training.codec_model import trapezoid
-from plugins.demo_voice.training.config import LABELS_PER_FRAME, LmConfig, Recipe
+from plugins.demo_voice.training.config import LABELS_PER_FRAME, PHONES, LmConfig, Recipe
+from plugins.demo_voice.training.corpus import IGNORED, Corpus
 from plugins.demo_voice.training.csm_json import csm_json
-from plugins.demo_voice.training.data import IGNORED, Corpus
 from plugins.demo_voice.training.run import Log, Run, batches, begin, load, parser, save
-from plugins.demo_voice.training.teacher import PHONES
 from plugins.demo_voice.training.turns import Batch, Turns
 from vox_serve.model import Place
 from vox_serve_csm.config import CsmConfig

@@ -7,6 +7,7 @@ checkpoint does not hold: the optimizer's moments, the heads that are thrown awa
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import torch
@@ -19,7 +20,14 @@ from vox_serve_demo_voice.plugin import CHECKPOINT
 
 
 def read_codec(model: CodecModel, checkpoint: Path) -> None:
-    """Fill the codec from a checkpoint of the same size; the inverse of `export`."""
+    """Fill the codec from a checkpoint of the same size; the inverse of `export`.
+
+    Exits if it has another size.
+    """
+    theirs = json.loads((checkpoint / "config.json").read_text("utf-8"))["codec_config"]
+    for key, ours in model.config.mimi().items():
+        if theirs.get(key) != ours:
+            raise SystemExit(f"{checkpoint}: its codec has {key} {theirs.get(key)}, not {ours}")
     tensors = load_file(checkpoint / "model.safetensors")
     model.mimi.load_state_dict(
         {

@@ -1,9 +1,11 @@
-"""Sentence number n of the training text: ours, or letters to sounds from a free word list.
+"""Sentence number n of the training text: prose, our own grammar, lists of names and letters.
 
-A small grammar over the words of `words` makes most of a sentence; where Debian's
-`wamerican-small` is installed (SCOWL, free for any purpose), one slot in three holds a word of
-that list whose ending gives its part of speech away.  The n-th sentence depends on n and the
-seed alone.  At most 25 words and 160 characters before numbers are written out.
+Half is prose that others wrote (`prose`), where its packages are installed.  A small grammar over
+the words of `words` makes the rest; where Debian's `wamerican-small` is installed (SCOWL, free
+for any purpose), one slot in three holds a word of that list whose ending gives its part of
+speech away, and its names are listed, too.  The n-th sentence depends on n, the seed and the
+packages alone.  At most 32 words and 190 characters before numbers are written out: more than
+the voice is asked for at once, so that the longest it is asked for are not at the edge.
 """
 
 from __future__ import annotations
@@ -15,9 +17,9 @@ from functools import cache
 from pathlib import Path
 
 from plugins.demo_voice.training import words as w
+from plugins.demo_voice.training.prose import MOST_CHARACTERS, MOST_WORDS, prose
 
 WORD_LIST = Path("/usr/share/dict/american-english-small")
-MOST_WORDS, MOST_CHARACTERS = 25, 160
 _ENDINGS = {
     "noun": ("ness", "ment", "tion", "ity", "ance", "ence", "ship", "hood", "ism", "er", "or"),
     "adjective": ("ful", "ous", "able", "ible", "ic", "ive", "less", "ish", "al"),
@@ -44,14 +46,15 @@ def held_out(text: str, one_in: int) -> bool:
 
 @cache
 def rare_words() -> dict[str, tuple[str, ...]]:
-    """Words of the list by part of speech; `any` holds all of them."""
+    """Words of the list by part of speech; `any` holds all but names, `name` those."""
     listed = WORD_LIST.read_text(encoding="utf-8").split() if WORD_LIST.is_file() else []
     plain = [x for x in listed if x.isascii() and x.isalpha() and x.islower() and 3 <= len(x) <= 12]
     by_part = {
         part: tuple(x for x in plain if x.endswith(ends) and len(x) > 5)
         for part, ends in _ENDINGS.items()
     }
-    return by_part | {"any": tuple(plain)}
+    names = [x for x in listed if x.isascii() and x.isalpha() and x.istitle() and 3 <= len(x) <= 12]
+    return by_part | {"any": tuple(plain), "name": tuple(names)}
 
 
 class _Grammar:
@@ -60,15 +63,29 @@ class _Grammar:
 
     def text(self) -> str:
         kinds: dict[Callable[[], str], float] = {
-            self.short: 0.04,
-            self.letters: 0.08,
-            self.two: 0.08,
-            self.question: 0.16,
-            self.exclamation: 0.08,
-            self.with_number: 0.12,
-            self.statement: 0.44,
+            self.short: 0.03,
+            self.letters: 0.06,
+            self.spelled: 0.05,
+            self.names: 0.04,
+            self.two: 0.03,
+            self.question: 0.09,
+            self.asked: 0.03,
+            self.exclamation: 0.05,
+            self.with_number: 0.07,
+            self.statement: 0.13,
         }
+        if prose():
+            kinds |= {self.written: 0.38, self.two_written: 0.06}
         return self.rng.choices(list(kinds), list(kinds.values()))[0]()
+
+    def written(self) -> str:
+        """Prose; now and then with another mark at its end, for prose seldom asks."""
+        found = self.pick(prose())
+        mark = self.rng.choices((found[-1], "?", "!"), (0.86, 0.09, 0.05))[0]
+        return found[:-1] + mark
+
+    def two_written(self) -> str:
+        return f"{self.written()} {self.written()}"
 
     def short(self) -> str:
         return self.pick(w.SHORT)
@@ -180,6 +197,9 @@ class _Grammar:
         asked = self.pick(["What is the price of", "Have you seen", "What do you think of"])
         return f"{asked} {phrase}?"
 
+    def asked(self) -> str:
+        return f"{self.capital(self.clause())}?"
+
     def exclamation(self) -> str:
         if self.rng.random() < 0.4:
             adjective = self.adjective()
@@ -212,3 +232,29 @@ class _Grammar:
         chosen = [self.pick(listed) for _ in range(self.rng.randint(2, 7))]
         marks = [self.pick(("", "", ",")) for _ in chosen[:-1]] + [self.pick(("", ".", "?", "!"))]
         return self.capital(" ".join(x + mark for x, mark in zip(chosen, marks, strict=True)))
+
+    def spelled(self) -> str:
+        """Letters one by one, beside words and digits."""
+        alone = self.rng.choices("ABCDEFGHIJKLMNOPQRSTUVWXYZ", k=self.rng.randint(2, 6))
+        if self.rng.random() < 0.4:
+            alone.insert(self.rng.randrange(len(alone) + 1), str(self.rng.randrange(100)))
+        said = self.pick(("", ", ")).join(alone)
+        kind = self.rng.randrange(4)
+        if kind == 0:
+            return f"The {said} {self.verb(w.TRANSITIVE, 2)} {self.noun_phrase()}."
+        if kind == 1:
+            return f"{self.capital(self.noun_phrase())} is called {said}."
+        if kind == 2:
+            return f"The code is {said}, {self.clause()}."
+        return f"Is {said} {self.place()}?"
+
+    def names(self) -> str:
+        listed = rare_words()["name"] or w.NAMES
+        chosen = [self.pick(listed) for _ in range(self.rng.randint(1, 4))]
+        said = " and ".join([", ".join(chosen[:-1]), chosen[-1]] if len(chosen) > 1 else chosen)
+        kind = self.rng.randrange(3)
+        if kind == 0:
+            return f"{said} {self.verb(w.TRANSITIVE, 2)} {self.noun_phrase()}{self.ending()}."
+        if kind == 1:
+            return f"{self.capital(self.clause())} with {said}."
+        return f"From {said} to {self.pick(listed)}{self.pick(('.', '.', '?'))}"

@@ -5,7 +5,6 @@ from __future__ import annotations
 from functools import cache
 
 import torch
-from torch import nn
 
 from plugins.demo_voice.training.config import SAMPLE_RATE
 
@@ -54,6 +53,9 @@ def log_mel(sound: torch.Tensor, window: int, hop: int, bands: int) -> torch.Ten
 
 RESOLUTIONS = ((256, 24), (512, 40), (1024, 80), (2048, 120))
 """Windows and bands of the waveform decoder's loss."""
+FINE_WINDOWS, FINE_FLOOR = (1024, 2048), 1e-5
+"""Where the loss also looks at each bin: at harmonics, and at lines in hiss and pauses, all of
+which mel bands hide."""
 
 
 CEPSTRAL_WINDOW, COEFFICIENTS = 1024, 13
@@ -72,7 +74,7 @@ def spectral_loss(made: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """Mean log-mel distance of `[B, N]` over the resolutions, with a share for loud peaks.
 
     One resolution adds the distance of its mel cepstra: of the same error, what changes the
-    envelope counts for more.
+    envelope counts for more.  The longest windows add the distance of their bins.
     """
     total = made.new_zeros(())
     for window, bands in RESOLUTIONS:
@@ -81,44 +83,12 @@ def spectral_loss(made: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         a, b = (filters @ x for x in (ours, theirs))
         apart = a.clamp(min=FLOOR).log() - b.clamp(min=FLOOR).log()
         total = total + apart.abs().mean()
+        if window in FINE_WINDOWS:
+            fine = ours.clamp(min=FINE_FLOOR).log() - theirs.clamp(min=FINE_FLOOR).log()
+            total = total + 0.5 * fine.abs().mean()
         if window == CEPSTRAL_WINDOW:
             envelope = cepstral_basis(bands, made.device) @ apart
             # The root of zero has no gradient.
             total = total + 0.6 * (envelope.square().sum(1) + 1e-6).sqrt().mean()
         total = total + 0.5 * (a - b).abs().mean() / b.mean().clamp(min=FLOOR)
     return total / len(RESOLUTIONS)
-
-
-class Discriminator(nn.Module):
-    """Real or made, seen through STFTs of three resolutions (after Encodec, 2210.13438)."""
-
-    WINDOWS = (512, 1024, 2048)
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.scales = nn.ModuleList(self._scale(channels) for _ in self.WINDOWS)
-
-    @staticmethod
-    def _scale(channels: int) -> nn.ModuleList:
-        norm = nn.utils.parametrizations.weight_norm
-        layers = [norm(nn.Conv2d(2, channels, (9, 3), padding=(4, 1)))]
-        layers += [
-            norm(nn.Conv2d(channels, channels, (9, 3), (2, 1), (4, d), dilation=(1, d)))
-            for d in (1, 2, 4)
-        ]
-        return nn.ModuleList([*layers, norm(nn.Conv2d(channels, 1, 3, padding=1))])
-
-    def forward(self, sound: torch.Tensor) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        """Of `[B, N]`: a score map for each resolution, and the features on the way."""
-        scores: list[torch.Tensor] = []
-        features: list[torch.Tensor] = []
-        for window, layers in zip(self.WINDOWS, self.scales, strict=True):
-            taper = torch.hann_window(window, device=sound.device)
-            x = torch.stft(sound, window, window // 4, window=taper, return_complex=True)
-            x = torch.view_as_real(x).permute(0, 3, 1, 2) / taper.square().sum().sqrt()
-            assert isinstance(layers, nn.ModuleList)
-            for layer in layers[:-1]:
-                x = nn.functional.leaky_relu(layer(x), 0.2)
-                features.append(x)
-            scores.append(layers[-1](x))
-        return scores, features

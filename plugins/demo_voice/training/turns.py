@@ -13,7 +13,7 @@ import attrs
 import torch
 
 from plugins.demo_voice.training.config import LABELS_PER_FRAME, LmConfig
-from plugins.demo_voice.training.data import IGNORED, Corpus
+from plugins.demo_voice.training.corpus import IGNORED, Corpus
 from plugins.demo_voice.training.tokenizer import encode
 
 EMPTY = -1
