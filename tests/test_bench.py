@@ -535,7 +535,7 @@ def test_the_route_of_a_url(url: str, api: str | None, expected: tuple[str, str]
         (["h:8000", "--rate", "1"], "not an http(s) URL"),
         (["http://h:99999", "--rate", "1"], "is not a URL"),
         (["http://h\x01", "--rate", "1", "--warmup", "0"], "is not a URL"),
-        (["http://u:p@h", "--rate", "1"], "no user or password"),
+        (["http://u:p@h", "--rate", "1"], "not contain a user or password"),
         (["http://h?a=b", "--rate", "1"], "must not contain ?"),
         (["http://h"], "one of --rate and --concurrency"),
         (["http://h", "--rate", "1", "--concurrency", "1"], "one of --rate and --concurrency"),

@@ -56,27 +56,29 @@ def test_the_requests_run_as_they_stand(document, demo_server, tmp_path):
             file.unlink()
 
 
-def test_the_plugin_tutorial_makes_a_plugin_that_beeps(tmp_path):
-    package = tmp_path / "vox_serve_beep"
+def test_the_plugin_tutorial_makes_a_plugin_that_hums(tmp_path):
+    package = tmp_path / "vox_serve_hum"
     package.mkdir()
     (package / "__init__.py").touch()
     for listing in listings("docs/writing-a-plugin.md", "python"):
         path = re.match(r"# (\S+)", listing)
         assert path
+        if path[1].startswith("vox_serve_words"):  # see test_guide.py
+            continue
         (tmp_path / path[1]).parent.mkdir(exist_ok=True)
         (tmp_path / path[1]).write_text(listing)
     commands = listings("docs/writing-a-plugin.md", "sh")[-1]
     # Installing needs the registry; the development flag loads the same module.
     commands = re.sub(r"pip install.*\n|vox-serve plugins\n", "", commands)
     commands = commands.replace(
-        "vox-serve say", f"{sys.executable} -m vox_serve.cli say --plugins vox_serve_beep.plugin"
+        "vox-serve say", f"{sys.executable} -m vox_serve.cli say --plugins vox_serve_hum.plugin"
     )
     path = {"PYTHONPATH": str(tmp_path)}
     subprocess.run(["bash", "-ec", commands], cwd=tmp_path, check=True, timeout=100)
-    suite = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_beep.py"]
+    suite = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_hum.py"]
     subprocess.run(suite, cwd=tmp_path, check=True, timeout=100, env=os.environ | path)
-    audio, rate = soundfile.read(tmp_path / "beep.wav")
-    assert len(audio) / rate == pytest.approx(len("apluginthatbeeps") * 0.08)
+    audio, rate = soundfile.read(tmp_path / "hum.wav")
+    assert len(audio) / rate == pytest.approx(len("apluginthathums") * 0.08)
 
 
 def section(heading: str) -> str:

@@ -17,6 +17,8 @@ from vox_serve.server.errors import BodyTooSlow, ClientGone
 from vox_serve.server.fields import rule
 
 MULTIPART = "multipart/form-data"
+JSON_FIELDS = {"context", "pronunciations"}
+"""Lists and objects have no spelling of their own in a form: they come as JSON."""
 S = TypeVar("S", bound=msgspec.Struct)
 T = TypeVar("T")
 BOUND = re.compile(r"Expected `[^`]*` ([<>]=? |of length |matching )|Number out of range")
@@ -101,11 +103,11 @@ async def _form(request: Request[Any, Any, Any], timeout: float) -> dict[str, ob
     form = await read_form(request, timeout)
     refuse_files(form)
     fields: dict[str, object] = {**form}
-    if "context" in fields:  # a list has no spelling of its own in a form: it comes as JSON
+    for name in JSON_FIELDS & fields.keys():
         try:
-            fields["context"] = msgspec.json.decode(str(fields["context"]))
+            fields[name] = msgspec.json.decode(str(fields[name]))
         except msgspec.DecodeError as error:
-            raise InvalidRequest(f"context is not JSON: {error}", "context") from error
+            raise InvalidRequest(f"{name} is not JSON: {error}", name) from error
     return fields
 
 

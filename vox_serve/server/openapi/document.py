@@ -18,6 +18,7 @@ from litestar.types import ControllerRouterHandler
 
 import vox_serve
 from vox_serve.server import replies
+from vox_serve.server.body import JSON_FIELDS
 from vox_serve.server.openapi.operation import ERRORS, JSON
 from vox_serve.server.requests import REQUEST_ID
 from vox_serve.server.routes.generate import GenerateRequest
@@ -175,16 +176,17 @@ def _generate_form(body: Json) -> Json:
     """The schema of the same fields in a form."""
     form = copy.deepcopy(body)
     form["title"] = "GenerateForm"
-    form["description"] += "  `context` is a JSON text."
+    form["description"] += "  `context` and `pronunciations` are JSON texts."
     for field in form["properties"].values():
         _as_in_a_form(field)
-    context = form["properties"]["context"]
-    form["properties"]["context"] = {
-        "type": "string",
-        "contentMediaType": JSON,
-        "contentSchema": {name: context[name] for name in ("type", "items", "maxItems")},
-        "description": context["description"],
-    }
+    for name in JSON_FIELDS:
+        field = form["properties"][name]
+        form["properties"][name] = {
+            "type": "string",
+            "contentMediaType": JSON,
+            "contentSchema": {key: field[key] for key in field if key != "description"},
+            "description": field["description"],
+        }
     form["not"] = {"required": ["voice", "speaker"]}
     return form
 
