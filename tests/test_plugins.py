@@ -133,6 +133,33 @@ def test_a_misspelt_hook_is_reported() -> None:
     assert "vox_serve_model" in plugins.broken[0].error
 
 
+def test_a_hook_with_the_wrong_arguments_is_reported_and_not_fatal() -> None:
+    @hookimpl
+    def vox_serve_models(options):
+        return []
+
+    plugins = found(SimpleNamespace(vox_serve_models=vox_serve_models), plugin(model("a", "a")))
+    assert [info.name for info in plugins.broken] == ["p0"]
+    assert "options" in plugins.broken[0].error
+    assert list(plugins.models) == ["a"]
+
+
+def test_distributions_may_give_their_entry_points_the_same_name() -> None:
+    LOADS.clear()
+    LOADS.update({"one": plugin(model("a", "a")), "two": plugin(model("b", "b"))})
+    plugins = load_plugins(points=[Point("speech", value, GROUP) for value in LOADS])
+    assert plugins.broken == []
+    assert list(plugins.models) == ["a", "b"]
+
+
+def test_a_plugin_that_is_loaded_twice_works_once() -> None:
+    """It is installed, and named by --plugins as well."""
+    plugins = load_plugins(["tests.tone"], points=[TONE])
+    assert [info.name for info in plugins.broken] == ["tests.tone"]
+    assert "'tone'" in plugins.broken[0].error
+    assert list(plugins.models) == ["tone"]
+
+
 def test_a_name_is_given_once() -> None:
     first, second = model("a", "x"), model("a", "y")
     plugins = found(plugin(first), plugin(second, model("b", "z")))

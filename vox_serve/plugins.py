@@ -173,7 +173,12 @@ def _load(found: Plugins, name: str, version: str | None, load: Callable[[], Any
 def _inspect(
     found: Plugins, name: str, version: str | None, module: Any
 ) -> tuple[PluginInfo, list[ModelSpec], list[CheckpointSpec]]:
-    """Ask one plugin what it offers, with a manager of its own so that others don't matter."""
+    """Ask one plugin what it offers.
+
+    Each has a manager of its own.  A call of one manager's hook asks all plugins and raises what
+    the first broken one raises, and it refuses a second distribution with the same entry point
+    name.
+    """
     manager = pluggy.PluginManager("vox_serve")
     manager.add_hookspecs(hookspecs)
     manager.register(module, name)

@@ -177,6 +177,29 @@ def pickled(checkpoint: Checkpoint, tmp_path: Path) -> Path:
     return source
 
 
+def test_snac_is_put_where_the_server_downloads_a_checkpoint(
+    directory: Path, pickled: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.rmtree(directory / "snac")
+
+    def download(repo: str, allow_patterns: list[str]) -> str:
+        assert (repo, allow_patterns) == ("org/orpheus", ["config.json"])
+        return str(directory)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    assert convert_snac.main(["org/orpheus", "--source", str(pickled)]) == 0
+    assert (directory / SNAC_FILE).is_file()
+
+
+def test_snac_is_not_put_into_a_directory_that_is_not_there(
+    pickled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    missing = tmp_path / "mistyped"
+    assert convert_snac.main([str(missing), "--source", str(pickled)]) == 1
+    assert capsys.readouterr().err == f"{missing}: no such directory, and not a hub id\n"
+    assert not missing.exists()
+
+
 def test_snac_is_converted(
     directory: Path, pickled: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,4 +1,4 @@
-"""Put SNAC beside an Orpheus checkpoint: `python -m vox_serve_orpheus.convert_snac DIRECTORY`.
+"""Put SNAC beside an Orpheus checkpoint: `python -m vox_serve_orpheus.convert_snac CHECKPOINT`.
 
 The hub has SNAC as a pickle only, which the server never reads.  This reads it with
 `weights_only=True`, which runs no code, and writes safetensors.
@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from snac import SNAC
 
 from vox_serve import CheckpointError
-from vox_serve.hub import fetch, read_config
+from vox_serve.hub import fetch, is_hub_id, read_config
 
 HUB_ID = "hubertsiuzdak/snac_24khz"
 
@@ -46,13 +46,24 @@ def convert(source: str, directory: Path) -> Path:
     return target
 
 
+def find_directory(checkpoint: str) -> Path:
+    """The directory of an Orpheus checkpoint; that of a hub id is where the server downloads it.
+
+    Raises:
+        CheckpointError: there is no such directory, or the hub does not give it.
+    """
+    if not Path(checkpoint).is_dir() and not is_hub_id(checkpoint):
+        raise CheckpointError(f"{checkpoint}: no such directory, and not a hub id")
+    return fetch(checkpoint, ["config.json"])
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser("vox_serve_orpheus.convert_snac", description=__doc__)
-    parser.add_argument("directory", type=Path, help="the Orpheus checkpoint's directory")
+    parser.add_argument("checkpoint", help="the Orpheus checkpoint: its directory or hub id")
     parser.add_argument("--source", default=HUB_ID, help="directory or hub id (%(default)s)")
     options = parser.parse_args(arguments)
     try:
-        print(f"wrote {convert(options.source, options.directory)}")
+        print(f"wrote {convert(options.source, find_directory(options.checkpoint))}")
     except CheckpointError as error:
         print(error, file=sys.stderr)
         return 1
