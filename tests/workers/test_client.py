@@ -291,3 +291,16 @@ def test_a_place_is_kept_and_given_back() -> None:
                 pass
 
     asyncio.run(main())
+
+
+def test_a_voice_is_listed_even_if_nobody_waited_for_it() -> None:
+    async def main() -> None:
+        async with started() as client:
+            await client.wait_ready()
+            adding = asyncio.create_task(client.add_voice("ann", 0, ()))
+            await asyncio.sleep(0)
+            adding.cancel()
+            while ("ann", 0) not in client.voices:
+                await asyncio.sleep(0.01)
+
+    asyncio.run(asyncio.wait_for(main(), 20))

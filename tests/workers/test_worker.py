@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from multiprocessing import Pipe
+
 import pytest
 
 from tests.conftest import TONE
+from tests.tone import ToneModel
+from vox_serve.engine.engine import Engine
 from vox_serve.logs import LogSettings
+from vox_serve.messages import AddVoice, RemoveVoice, Shutdown
 from vox_serve.workers import worker
 
 
@@ -26,3 +31,20 @@ def test_an_exception_that_ends_it_is_in_the_log_and_not_beside_it(
     assert record.levelname == "CRITICAL"
     assert record.exc_info[0] is ZeroDivisionError
     assert capsys.readouterr().err == ""
+
+
+def test_the_last_list_of_voices_is_the_newest() -> None:
+    """One voice is removed after another has been added, but before that is reported."""
+    engine = Engine(ToneModel(), TONE)
+    engine.prompts.voices.add("bob", 0, ())
+    server, end = Pipe()
+    with server, end:
+        body = worker.Worker(end, engine)
+        report = body._add_voice(AddVoice("add", "ann", 0, ()))
+        body._handle(RemoveVoice("remove", "bob"))
+        report()
+        server.send(Shutdown())
+        body.serve()
+        lists = [server.recv().events[0].voices for _ in range(2)]
+    assert lists[-1] == engine.prompts.voices.names
+    assert ("bob", 0) not in lists[-1]

@@ -20,8 +20,8 @@ class Voices:
         self._added: dict[str, Voice] = {}
 
     def __iter__(self) -> Iterator[Voice]:
-        yield from self._model.voices
-        yield from self._added.values()
+        # A copy: one thread may add a voice while another looks for one.
+        return iter((*self._model.voices, *self._added.values()))
 
     @property
     def names(self) -> tuple[tuple[str, int], ...]:

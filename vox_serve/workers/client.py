@@ -279,11 +279,11 @@ class EngineClient:
         ).set(1)
 
     def _route(self, event: Event) -> None:
+        if isinstance(event, Done) and event.voices is not None:
+            self.voices = event.voices  # also if nobody waits for it any longer
         events = self._open.get(event.request_id)
         if events is None:  # aborted here, while the worker was still speaking it
             return
-        if isinstance(event, Done) and event.voices is not None:
-            self.voices = event.voices
         if isinstance(event, Failed | Done) or (isinstance(event, Finished) and not event.more):
             del self._open[event.request_id]
         events.put_nowait(event)

@@ -129,8 +129,7 @@ class Worker:
         elif isinstance(message, AddVoice):
             self._pool.submit(self._run_job, partial(self._add_voice, message))
         elif isinstance(message, RemoveVoice):
-            found = engine.prompts.voices.remove(message.name)
-            self._post(Done(message.request_id, found, voices=engine.prompts.voices.names))
+            self._report_voices(message.request_id, engine.prompts.voices.remove(message.name))
         elif isinstance(message, Forget):
             found = engine.prompts.conversations.forget(message.conversation)
             self._post(Done(message.request_id, found))
@@ -176,15 +175,19 @@ class Worker:
     def _add_voice(self, message: AddVoice) -> Callable[[], None]:
         prompts = self._engine.prompts
 
-        def add() -> Done:
+        def add() -> bool:
             prompts.require_context("voice")
             prompts.voices.add(message.name, message.speaker, message.segments)
-            return Done(message.request_id, True, voices=prompts.voices.names)
+            return True
 
         added = _attempt(add, "the voice could not be encoded", message.request_id)
         if isinstance(added, RequestError):
-            added = Done(message.request_id, False, added)
-        return partial(self._post, added)
+            return partial(self._post, Done(message.request_id, False, added))
+        return partial(self._report_voices, message.request_id, added)
+
+    def _report_voices(self, request_id: str, found: bool) -> None:
+        """Runs on the loop's thread, so that the last list that is sent is the newest."""
+        self._post(Done(request_id, found, voices=self._engine.prompts.voices.names))
 
     def _post(self, event: Event) -> None:
         self._connection.send(StepOutput((event,), self._engine.stats))
