@@ -110,7 +110,7 @@ def write(name: str, text: str) -> Callable[[Path], object]:
     [
         (drop(MODEL), "no weights; one of"),
         (drop("tokenizer.json"), "tokenizer.json: this file is missing"),
-        (drop("tokenizer_config.json"), "cannot be read"),
+        (drop("tokenizer_config.json"), "tokenizer_config.json: this file is missing"),
         (write("tokenizer.json", "{"), "tokenizer.json: cannot be read"),
         (write("tokenizer_config.json", "{}"), "names no bos_token"),
         (tokens(added_tokens=[]), "does not know the token '<|begin_of_text|>'"),
@@ -122,7 +122,7 @@ def write(name: str, text: str) -> Callable[[Path], object]:
         (tensors(spare=torch.zeros(1)), "1 tensors have no place"),
         (drop(SNAC_FILE), "SNAC is missing; `python -m vox_serve_orpheus.convert_snac"),
         (drop("snac/config.json"), "SNAC is missing"),
-        (write("snac/config.json", "["), "config.json: cannot be used"),
+        (write("snac/config.json", "["), "config.json: cannot be read as JSON"),
         (write("snac/config.json", "[]"), "does not hold a JSON object"),
         (write("snac/config.json", "{}"), "vq_strides None is not supported"),
         (write(SNAC_FILE, "x"), "truncated, or not a safetensors file"),
