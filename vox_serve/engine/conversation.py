@@ -12,7 +12,7 @@ import time
 import attrs
 
 from vox_serve.errors import Conflict
-from vox_serve.voice import Segment
+from vox_serve.voice import Segment, Voice
 
 
 @attrs.define(eq=False)
@@ -24,6 +24,8 @@ class Conversation:
     speaking: bool = False
     kept_for: str | None = None
     """The request whose next part is expected; until then no other may speak."""
+    voice: Voice | None = None
+    """The last turn's."""
     last_used: float = attrs.field(factory=time.monotonic)
 
 
@@ -78,6 +80,14 @@ class Conversations:
             # One that was forgotten may have a successor of its name.
             elif not (kept_for or conversation.turns) and self._is_open(conversation):
                 del self._open[conversation.id]
+
+    def kept_voice(self, request_id: str) -> Voice | None:
+        """The voice of the part before, for the request that speaks the next one."""
+        with self._lock:
+            for conversation in self._open.values():
+                if conversation.kept_for == request_id:
+                    return conversation.voice
+        return None
 
     def release(self, request_id: str) -> None:
         """Expect no next part of this request any longer."""

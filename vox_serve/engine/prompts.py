@@ -57,7 +57,9 @@ class Prompts:
         """
         for text in (request.text, *request.following):
             self._check_text(text)
-        voice = self.voices.choose(request.voice, request.speaker)
+        # A long text keeps the voice that it began in, also if that is removed or replaced.
+        kept = self.conversations.kept_voice(request.id) if request.continues else None
+        voice = kept or self.voices.choose(request.voice, request.speaker)
         sampling = self.defaults.merged(request.sampling)
         if request.context or request.conversation is not None:
             self.require_context("context" if request.context else "conversation")
@@ -76,6 +78,7 @@ class Prompts:
             except BaseException:
                 self.conversations.end(conversation)
                 raise
+            conversation.voice = voice
             turn = Turn(conversation, request.text, voice, context)
         return Sequence(
             request.id,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import attrs
 import pytest
 import torch
 
@@ -13,6 +14,7 @@ from tests.conftest import run_engine
 from vox_serve.engine.engine import Engine
 from vox_serve.errors import Conflict, NotFound, PromptTooLong, RequestError
 from vox_serve.messages import Finished, SpeechRequest
+from vox_serve.parts import Parts
 from vox_serve.voice import Segment
 
 TURNS = [
@@ -248,18 +250,34 @@ def test_a_long_text_keeps_its_voice(make_engine: MakeEngine) -> None:
     for gone in (False, True):
         engine.prompts.voices.add("ann", 0, (Segment(0, "hello there", audio=clip(6).numpy()),))
         frames = record(engine)
-        greedy = {"temperature": 0.0}
-        engine.add(SpeechRequest("x", "hi", voice="ann", later=("so long",), sampling=greedy))
+        first = SpeechRequest(
+            "x", "hi", voice="ann", conversation="~x", following=("so long",), more=True,
+            sampling={"temperature": 0.0},
+        )  # fmt: skip
+        engine.add(first)
         engine.step()
         if gone:
             engine.prompts.voices.remove("ann")
-        end = run_engine(engine)["x"].end
+        parts = Parts(first, engine.model.codec.frame_rate)
+        following = parts.after(ended(engine))
+        assert isinstance(following, SpeechRequest)
+        engine.add(following)
+        end = parts.after(ended(engine))
         assert isinstance(end, Finished)
         assert end.frames == 2 * FRAMES
         heard.append(list(frames["x"]))
+        engine.prompts.conversations.forget("~x")
     assert heard[0] == heard[1]
+    with pytest.raises(NotFound, match="ann"):
+        engine.add(attrs.evolve(first, following=(), more=False))
+
+
+def ended(engine: Engine) -> Finished:
+    end = run_engine(engine)["x"].end
+    assert isinstance(end, Finished)
+    return end
 
 
 def test_a_later_part_that_cannot_fit_is_told_at_once(make_engine: MakeEngine) -> None:
     with pytest.raises(PromptTooLong):
-        make_engine().add(SpeechRequest("long", "hi", later=("so long " * 40,)))
+        make_engine().add(SpeechRequest("long", "hi", following=("so long " * 40,)))
