@@ -24,7 +24,7 @@ from vox_serve.config import EngineConfig
 from vox_serve.engine.device import choose
 from vox_serve.engine.engine import Engine
 from vox_serve.engine.load import number_formats
-from vox_serve.engine.pacing import Delivery
+from vox_serve.engine.pacing import Pacing
 from vox_serve.engine.sequence import Sequence
 from vox_serve.messages import SpeechRequest
 from vox_serve.model import LoadOptions, Prompt
@@ -227,7 +227,7 @@ def speaking(engine: Engine, count: int, context: int, frames: int) -> list[Sequ
     rows = engine.scheduler.schedule()
     assert [row.slot for row in rows] == list(range(count)), "somebody speaks already"
     for row in rows:
-        row.delivery = Delivery(1 / codec.frame_rate)
+        row.delivery = Pacing(1 / codec.frame_rate)
         runner.assign(row)
         row.prefilled = context
     for cache in (runner.kv.keys, runner.kv.values):
