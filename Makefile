@@ -50,7 +50,7 @@ check: $(VENV)/.dev
 	$(BIN)/lint-imports
 
 test: check
-	$(BIN)/pytest -m "not slow" $(ARGS)
+	$(BIN)/pytest -n auto -m "not slow" $(ARGS)
 
 test-slow: $(VENV)/.dev
 	$(BIN)/pytest -m slow $(ARGS)
@@ -65,7 +65,7 @@ $(OLDEST)/.dev: $(PYPROJECTS)
 	@touch $@
 
 test-oldest: $(OLDEST)/.dev
-	$(OLDEST)/bin/pytest -m "not slow" $(ARGS)
+	$(OLDEST)/bin/pytest -n auto -m "not slow" $(ARGS)
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.csm $(ARGS)
