@@ -27,7 +27,7 @@ NORMALIZE = "write numbers, signs and markup out, refuse what cannot be spoken, 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if arguments[:1] == ["launch"]:  # has a parser of its own, shared with `-m vox_serve.launch`
+    if arguments[:1] == ["launch"]:  # its parser is shared with `-m vox_serve.launch`
         return launch.main(arguments[1:], "vox-serve launch")
     parsed = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
@@ -81,7 +81,7 @@ def _say(arguments: argparse.Namespace) -> int:
     from vox_serve.workers.threads import let_threads_sleep
 
     let_threads_sleep()
-    from vox_serve.say import say  # brings torch in
+    from vox_serve.say import say  # imports torch
 
     config = read_flags(arguments, EngineConfig)
     if arguments.voice is not None and arguments.speaker is not None:
@@ -99,7 +99,7 @@ def _say(arguments: argparse.Namespace) -> int:
 
 
 def _bench(arguments: argparse.Namespace) -> int:
-    from vox_serve.bench.command import bench  # brings tqdm in
+    from vox_serve.bench.command import bench  # imports tqdm
 
     return bench(arguments.url, read_flags(arguments, BenchConfig))
 

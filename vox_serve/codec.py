@@ -2,7 +2,7 @@
 
 A codec plugin implements `Codec`.  The core allocates one state row per slot and
 calls `step` once per frame for the slots that are running.  This module knows
-nothing of models, requests or HTTP.
+nothing about models, requests or HTTP.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ class Codec(Protocol):
     """Codes are 0 .. codebook_size - 1; the core lets nothing else reach `step`."""
     frames_per_step: int
     """R: frames that one `step` takes; 1 unless the model flattens what the codec takes at once.
-    A rest of fewer than R frames at the end of an utterance is not sounded."""
+    Fewer than R frames left over at the end of an utterance are not decoded."""
 
     def allocate(self, num_slots: int) -> int:
-        """Make state rows for slots 0 .. num_slots - 1, before `step`; returns their bytes."""
+        """Allocate state rows for slots 0 .. num_slots - 1, before `step`; returns their bytes."""
         ...
 
     def step(
@@ -51,21 +51,21 @@ class Codec(Protocol):
         Returns:
             pcm: float32 `[B, N]` in -1 .. 1 (not clipped).
             valid: int64 `[B]`, how many leading samples of each row are audio.  0 is
-                allowed: a codec may need several steps before it sounds.
+                allowed: a codec may need several steps before it outputs audio.
         """
         ...
 
     def clear(self, slot: int) -> None:
-        """Make a slot's state row as `allocate` made it, whatever it holds.
+        """Restore a slot's state row to what `allocate` made, whatever it holds now.
 
-        Called when a sequence has failed: where its state holds NaN, `reset` may not be enough,
+        Called when a sequence has failed: if its state holds NaN, `reset` may not be enough,
         because 0 x NaN is NaN even under a mask.
         """
         ...
 
 
 class EncodingCodec(Codec, Protocol):
-    """A codec that also encodes, as the codec of a model that takes context must."""
+    """A codec that also encodes; a model that takes context needs one."""
 
     def encode(self, pcm: torch.Tensor) -> torch.Tensor:
         """Encode a whole clip, without touching any slot.

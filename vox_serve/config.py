@@ -1,4 +1,4 @@
-"""Every setting and its default, once; the command line reads these classes.
+"""All settings with their defaults, defined once; the command line reads these classes.
 
 A field's metadata holds its help text; `vox_serve.flags` turns fields into flags.
 """
@@ -143,5 +143,5 @@ class ServerConfig:
 
     @property
     def voice_aliases(self) -> dict[str, str]:
-        """From other names to voices; the last of a name counts."""
+        """Voices by alias; the last entry for an alias wins."""
         return dict(alias.split("=", 1) for alias in self.voice_alias)

@@ -6,7 +6,7 @@
     ├── UnknownModel           --model names nothing that an installed plugin serves
     ├── CheckpointError        the files of a model cannot be used; says what to do
     ├── EngineError            the engine could not start, or died
-    ├── BenchError             the server that is to be measured gives no sound
+    ├── BenchError             the server being measured returns no audio
     └── RequestError           one request cannot be served; the others go on
         ├── InvalidRequest     malformed, or a field out of range
         ├── NotFound           no such voice, speaker, model, request or conversation
@@ -18,7 +18,7 @@
         ├── QueueFull          try again later
         ├── Unavailable        the engine is starting, draining or dead
         ├── TimedOut           the request took longer than the server allows
-        ├── Cancelled          somebody else ended it: DELETE /requests/{id}
+        ├── Cancelled          another connection ended it: DELETE /requests/{id}
         └── SequenceFailed     the engine gave up on this request
 
 The server alone turns the `code` of a `RequestError` into an HTTP status.
@@ -28,7 +28,7 @@ from __future__ import annotations
 
 
 class VoxServeError(Exception):
-    """Root of the tree; its text is one line, made to be shown to a person."""
+    """Root of the tree; its message is one line that can be shown to a person."""
 
 
 class ConfigError(VoxServeError):
@@ -71,7 +71,7 @@ class RequestError(VoxServeError):
         self.param = param
 
     def plain(self) -> RequestError:
-        """This error as a class of this module: a plugin's own does not cross processes."""
+        """This error as a class of this module: a plugin's own class cannot cross processes."""
         kind: type[RequestError] = next(c for c in type(self).__mro__ if c.__module__ == __name__)
         return kind(self.message, self.param)
 

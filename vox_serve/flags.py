@@ -1,6 +1,6 @@
-"""Configuration classes to command-line flags: each field of `config.py` is one flag.
+"""Turns configuration classes into command-line flags, one for each field.
 
-A flag has both spellings, `--top-p` and `--top_p`; its default is the field's.
+A flag has both spellings, `--top-p` and `--top_p`, and the field's default.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ C = TypeVar("C")
 
 
 class Parser(argparse.ArgumentParser):
-    """Refuses bad values with one line, and takes no abbreviations."""
+    """Rejects bad values with one line, and accepts no abbreviations."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**{"allow_abbrev": False, **settings})
@@ -31,14 +31,14 @@ def add_flags(
     """Add a flag for every field of an attrs class made with `config.setting`.
 
     Args:
-        repeated: fields whose flag may be given more than once; the caller takes the list apart.
+        repeated: fields whose flag may be given more than once; the caller splits the list.
     """
     hints = get_type_hints(config)
     for field in attrs.fields(config):
         names = dict.fromkeys((f"--{field.name.replace('_', '-')}", f"--{field.name}"))
         several = isinstance(field.default, tuple)
         kind = _plain_type(hints[field.name])
-        numbers = several and kind is not str  # they may stand side by side: --rate 1 2
+        numbers = several and kind is not str  # one flag may take several: --rate 1 2
         action = "append" if several or field.name in repeated else "store"
         shown = "" if field.default is None or several else f" (default: {field.default})"
         text = field.metadata["help"] + shown

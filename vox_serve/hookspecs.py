@@ -6,8 +6,8 @@ named by an entry point of its distribution:
     [project.entry-points.vox_serve]
     my_model = "my_package.plugin"
 
-The module must be light: what it imports is imported by every command, `vox-serve --help`
-included.  Import torch inside `ModelSpec.load`, not at the top.
+The module must be light: every command imports it and everything it imports, even
+`vox-serve --help`.  Import torch inside `ModelSpec.load`, not at the top.
 """
 
 from __future__ import annotations

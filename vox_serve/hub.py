@@ -1,7 +1,7 @@
-"""From the name of a checkpoint to a directory on disk; imports no tensor library.
+"""Finds the directory of a checkpoint by its name; imports no tensor library.
 
-A source is a local directory or a Hugging Face hub id (`org/name`).  Everything that can
-go wrong on the way gets a one-line `CheckpointError` that says what to do.
+A source is a local directory or a Hugging Face hub id (`org/name`).  Every failure raises a
+one-line `CheckpointError` that says what to do.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def fetch(source: str, patterns: Sequence[str]) -> Path:
         patterns: glob patterns of the files to download.
 
     Raises:
-        CheckpointError: gate, no network, wrong name; says what to do.
+        CheckpointError: it is gated, the network is down or the name is wrong; says what to do.
     """
     if Path(source).is_dir():
         return Path(source)

@@ -1,4 +1,4 @@
-"""python -m vox_serve.launch: flags to configuration to a running server."""
+"""python -m vox_serve.launch: reads flags and runs a server."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ log = logging.getLogger("vox_serve.launch")
 
 
 class Server(uvicorn.Server):
-    """uvicorn that drains the engines first, and ends when one of them does."""
+    """A uvicorn server that drains the engines before shutdown, and exits when one dies."""
 
     def __init__(self, config: uvicorn.Config, engines: Engines, address: str) -> None:
         super().__init__(config)
@@ -58,7 +58,7 @@ class Server(uvicorn.Server):
             asyncio.get_running_loop().call_later(notice, self._exit)
 
     def _announce(self) -> None:
-        """Say where the server is: to a person, or to the machine that reads its log."""
+        """Announce the server's address, to a person or in the JSON log."""
         if self._engines.server.log_format == "json":
             log.info("ready", extra={"fields": {"address": self._address}})
         else:
@@ -127,7 +127,7 @@ def run(configs: Sequence[EngineConfig], server: ServerConfig) -> int:
     # ends in our exit code instead of death by signal.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _ignore)
-    # What is there now stays: looking through all of it held up every client for some 50 ms.
+    # Keep the collector from scanning what stays: that delayed every client by about 50 ms.
     gc.collect()
     gc.freeze()
     uvicorn_server.run(sockets=[listener])
@@ -141,8 +141,8 @@ def listen(server: ServerConfig) -> socket.socket:
         listener = socket.create_server((server.host, server.port), family=family, backlog=2048)
     except OSError as error:
         raise ConfigError(f"cannot listen on {server.host}:{server.port}: {error}") from error
-    # Accepted sockets inherit it.  asyncio sets it too, but not where, as here, a socket's protocol
-    # is 0; without it sound waits, 40 ms at a time, for what was sent before to be acknowledged.
+    # Accepted sockets inherit this.  asyncio sets it too, but not if the socket's protocol is 0, as
+    # here.  Without it, audio waits up to 40 ms at a time for earlier data to be acknowledged.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     if hasattr(socket, "TCP_USER_TIMEOUT"):
         # Accepted sockets inherit it: the kernel drops a client that never reads.

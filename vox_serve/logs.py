@@ -1,7 +1,7 @@
-"""What the log looks like: lines for people, or one JSON object per line for machines.
+"""The log's format: lines for people, or one JSON object per line for machines.
 
-A record that is made on behalf of a request carries the request's id, wherever it is made: `extra`
-may name it as `request_id`, else it is the one that `begin` was last called with in this context.
+Every record about a request carries the request's id: the `request_id` in `extra`, or else the id
+last passed to `begin` in this context.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class LogSettings:
     Args:
         level: one of LEVELS.
         format: one of FORMATS.
-        text: may what clients send be in the log?
+        text: whether text from clients may be logged.
     """
 
     level: str = "info"
@@ -39,7 +39,7 @@ class LogSettings:
 
 
 def configure(settings: LogSettings) -> None:
-    """Log to stderr so, warnings and uncaught exceptions too; for a whole process."""
+    """Set up this process to log to stderr, including warnings and uncaught exceptions."""
     handler = logging.StreamHandler()
     handler.setFormatter(JSONLines(settings) if settings.format == "json" else Lines(settings))
     logging.basicConfig(level=settings.level.upper(), handlers=[handler])
@@ -54,12 +54,12 @@ def _log_uncaught(*raised: Any) -> None:
 
 
 def begin(request_id: str) -> None:
-    """What is logged from here on in this context (a task, a thread) is about this request."""
+    """Mark later records in this context (a task, a thread) as being about this request."""
     _request.set(request_id)
 
 
 class Lines(logging.Formatter):
-    """A line of text for each record, and below it where an exception came from.
+    """A line of text for each record, followed by an exception's traceback.
 
     Args:
         settings: without `text`, an exception on behalf of a request shows its type and where it
@@ -87,7 +87,7 @@ class Lines(logging.Formatter):
 
 
 class JSONLines(Lines):
-    """An object for each record: time, level, logger, message, what `extra` has under `fields`."""
+    """An object per record: time, level, logger, message and the `fields` of `extra`."""
 
     def format(self, record: logging.LogRecord) -> str:
         fields: Mapping[str, Any] = getattr(record, "fields", {})

@@ -1,4 +1,4 @@
-"""What crosses the border between the server and the engine worker.  Imports no torch.
+"""The messages between the server and the engine worker.  Imports no torch.
 
 To the worker: `Add`, `Abort`, `Forget`, `AddVoice`, `RemoveVoice`, `Shutdown`.  From it:
 `Ready` or `LoadFailed` once, then one `StepOutput` per engine step (or heartbeat), with the events
@@ -34,7 +34,7 @@ class FinishReason(StrEnum):
 
 @attrs.frozen(eq=False)
 class SpeechRequest:
-    """A request as the engine takes it.
+    """A request in the form the engine takes.
 
     Args:
         id: unique among open requests.
@@ -47,12 +47,12 @@ class SpeechRequest:
         conversation: its turns come before `context`, and this one is remembered in it.
         following: texts that will come next under this id.  They are checked now, so that one
             that cannot be spoken is refused before the first sound.
-        more: another request of this id follows: its conversation stays busy in between, and its
+        more: another request with this id follows: its conversation stays busy in between, and its
             place at the head of the queue is kept for a moment.
-        continues: follows one of this id, or what its client hears already: goes to the head of
-            the queue.
+        continues: it follows a request with this id, or audio that its client already hears, so
+            it goes to the head of the queue.
         normalize: how much the text front end may do.
-        pronunciations: spellings that go before the server's.
+        pronunciations: spellings that take precedence over the server's.
         dropped: the number of characters that the front end left out.
         arrival: when it came in, by `time.monotonic`.
     """
@@ -75,7 +75,7 @@ class SpeechRequest:
 
     @property
     def characters(self) -> int:
-        """Of its text and those that follow."""
+        """The number of characters in its text and those that follow."""
         return len(self.text) + sum(map(len, self.following))
 
 
@@ -99,7 +99,7 @@ class Forget:
 
 @attrs.frozen(eq=False)
 class AddVoice:
-    """Make a voice known, in the place of one of its name; answered by `Done`."""
+    """Add a voice, replacing one of the same name; answered by `Done`."""
 
     request_id: str
     name: str
@@ -143,7 +143,7 @@ class Finished:
     frames: int
     seed: int
     more: bool = False
-    """Another request of this id follows."""
+    """Another request with this id follows."""
 
 
 @attrs.frozen
@@ -154,9 +154,9 @@ class Failed:
 
 @attrs.frozen
 class Done:
-    """What was asked is done, unless there is an error.
+    """The requested action is done, unless there is an error.
 
-    `found` is False if there was nothing to do it to.
+    `found` is False if its target does not exist.
     """
 
     request_id: str
@@ -235,7 +235,7 @@ class Stats:
 
 @attrs.frozen
 class StepOutput:
-    """Everything that one engine step (or an idle heartbeat) has to say."""
+    """Everything that one engine step (or an idle heartbeat) reports."""
 
     events: tuple[Event, ...] = ()
     stats: Stats = Stats()

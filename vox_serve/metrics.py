@@ -1,7 +1,7 @@
-"""Every Prometheus metric as a row of a table, on a registry of its own; one process owns it.
+"""All Prometheus metrics as rows of a table, in a separate registry owned by one process.
 
 No label ever holds a voice, request id, text, path or key.  docs/metrics.md lists the same
-names; a test holds the two together.
+names; a test checks that the two agree.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ M = TypeVar("M", Counter, Gauge, Histogram)
 
 
 class Registry:
-    """The metrics of one server: every model's series lie in the same families."""
+    """The metrics of one server; all models share the same families."""
 
     def __init__(self) -> None:
         self.collector = CollectorRegistry()
@@ -73,7 +73,7 @@ class Registry:
         return found
 
     def watch_process(self, model: str, process: str, pid: int | None) -> None:
-        """Show memory, descriptors and start of a process; the new one in the place of the old."""
+        """Report a process's memory, descriptors and start time, replacing an earlier process."""
         self._processes.watch(model, process, pid)
 
     def exposition(self) -> bytes:
@@ -82,9 +82,9 @@ class Registry:
 
 
 class Processes(Collector):
-    """What prometheus_client tells of a process, with the labels `model` and `process`.
+    """prometheus_client's process metrics, with the labels `model` and `process`.
 
-    It reads /proc: where that is missing, or once a process has ended, there are no series.
+    They are read from /proc: without it, or once a process has ended, there are no series.
     """
 
     def __init__(self) -> None:
@@ -129,7 +129,7 @@ class Series(Generic[M]):
 
 
 class Row(Generic[M]):
-    """A line of the table: what kind of metric, its help, and all values of its labels."""
+    """A row of the table: the kind of metric, its help, and all values of its labels."""
 
     def __init__(
         self,

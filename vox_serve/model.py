@@ -1,4 +1,4 @@
-"""What a model plugin writes: `Model`, and the light `ModelSpec` that announces it.
+"""What a model plugin implements: `Model`, and the light `ModelSpec` that announces it.
 
 Importing this module does not import torch, so that listing models stays fast.
 """
@@ -27,9 +27,9 @@ API_VERSION = 1
 
 @attrs.frozen(eq=False)
 class Prompt:
-    """A request made ready for prefill.
+    """A request prepared for prefill.
 
-    `inputs` are CPU tensors `[T, ...]` under names of the model's own; the runner pads
+    `inputs` are CPU tensors `[T, ...]` under names the model chooses; the runner pads
     them with zeros along T, stacks them to `[B, T, ...]` and moves them to the device.
     """
 
@@ -78,7 +78,7 @@ class KVCache(Protocol):
     """Keys and values with a row per slot, owned by the core."""
 
     lengths: torch.Tensor
-    """int64 `[S]`, positions filled per slot.  The runner moves it on, after the model ran."""
+    """int64 `[S]`, positions filled per slot.  The runner advances it after the model has run."""
 
     def view(self, slots: torch.Tensor, positions: torch.Tensor) -> KVView:
         """The rows of `slots` `[B]` for queries at `positions` `[B, T]`."""
@@ -91,8 +91,8 @@ class Model(Protocol):
     `prefill`, `emit` and `advance` are pure in the sense that matters on a GPU: static
     shapes, no `.item()`, no host branch on device data.  One implementation then runs
     eagerly on a CPU and captured in a CUDA graph.  What a row computes must not depend
-    on the other rows, and nothing is written to but the cache: `hidden` and `codes` may be
-    the runner's own.
+    on the other rows, and only the cache may be written to: `hidden` and `codes` may be
+    the runner's own buffers.
 
     Shapes: B rows of the batch, K codebooks, H hidden size.
     """
@@ -106,8 +106,8 @@ class Model(Protocol):
     """Context: prompt positions plus one per frame must fit."""
     kv_layout: KVLayout
     takes_context: bool
-    """Can it speak after earlier turns?  Then its codec encodes their sound; otherwise `prompt`
-    gets no context, and its voices have no segments."""
+    """Can it follow earlier turns?  If so, its codec encodes their audio; if not, `prompt` gets
+    no context, and its voices have no segments."""
     voices: Sequence[Voice]
     """The first voice of a speaker id is what a request's `speaker` means."""
     default_sampling: SamplingParams
@@ -118,9 +118,8 @@ class Model(Protocol):
         """Build the prompt: the voice's segments, then `context`, then `text`.
 
         Every segment has codes.  A prompt must begin as the one before it in a conversation
-        did, and go on with one position for each frame that was generated then, as `advance`
-        fed it: what is cached of it is then not run again.  If it does not, only
-        time is lost.
+        did, and continue with one position for each frame generated then, as `advance` fed it,
+        so that the cached part is not run again.  If it does not, only time is lost.
 
         Raises:
             UnspeakableText: the tokenizer or the voice cannot render the text.
@@ -151,7 +150,7 @@ class Model(Protocol):
     def emit(self, hidden: torch.Tensor, sampler: Sampler) -> tuple[torch.Tensor, torch.Tensor]:
         """Hidden `[B, H]` to one frame: codes int64 `[B, K]` and end bool `[B]`.
 
-        A frame with `end` set is not sounded.
+        A frame with `end` set is not decoded to audio.
         """
         ...
 
@@ -162,7 +161,7 @@ class Model(Protocol):
 
 @attrs.frozen
 class LoadOptions:
-    """Where a model's weights lie and how they are to be held."""
+    """Where a model's weights are and how to hold them in memory."""
 
     directory: Path
     device: str
@@ -183,7 +182,7 @@ class ModelSpec:
         matches: does a checkpoint's `config.json` describe such a model?
         files: given `config.json`, glob patterns of what a download from the hub needs.
         load: makes the model.  Raises CheckpointError.
-        front_end: what its voices need done to a text; None: they read it as it is written.
+        front_end: normalizes text for its voices; None: they read it as it is written.
         api_version: of the plugin interface that the plugin was written for.
     """
 
@@ -207,10 +206,10 @@ class CheckpointSpec:
         summary: one line; shown by `vox-serve models` and in the start-up banner.
         max_characters: of one piece of text; the server cuts longer ones at sentence borders.
         max_words: the same, in words.
-        front_end: what the voice needs done to a text, before it is counted; None: what its
-            model's has.
+        front_end: normalizes text for the voice before it is counted; None: the model's own
+            front end is used.
         takes_context: False for a voice that was never trained with earlier turns; requests
-            that bring some are refused.
+            that contain any are rejected.
     """
 
     alias: str

@@ -1,6 +1,6 @@
 """vox-serve new-plugin: a working plugin distribution to begin from.
 
-The templates are the listings of docs/writing-a-plugin.md; a test holds the two together.
+The templates are the listings of docs/writing-a-plugin.md; a test checks that the two agree.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""A long text to parts that a model can speak one after the other.
+"""Cuts a long text into parts that a model can speak one after another.
 
-Text is cut at sentence borders.  Where the model follows context, the parts are turns of a
-conversation of their own: each goes on as the last one sounded.
+Text is cut at sentence borders.  If the model follows context, the parts are turns of a private
+conversation, so that each sounds like the one before.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from vox_serve.messages import EngineInfo, Finished, FinishReason, SpeechRequest
 from vox_serve.text import FrontEnd, Normalize, likely_seconds, pieces
 
 PART_CHARACTERS = 400
-"""Half a minute of speech: longer texts are cut also where the model names no limit."""
+"""Half a minute of speech; longer texts are cut even if the model sets no limit."""
 CONTEXT_SHARE = 0.5
 """How much of the context a part's sound may take."""
 _AS_WRITTEN = FrontEnd(language=None)
@@ -39,11 +39,11 @@ def as_read(request: SpeechRequest, front_end: FrontEnd | None) -> SpeechRequest
         UnspeakableText, InvalidRequest: as `FrontEnd.read`.
     """
     how = request.normalize
-    if front_end is None:  # the model's own business, but for what the client spells out
+    if front_end is None:  # apply only the client's pronunciations
         if not request.pronunciations:
             return request
         front_end, how = _AS_WRITTEN, Normalize.OFF
-    if not request.text.strip():  # refused as it is
+    if not request.text.strip():  # rejected later
         return request
     spoken = front_end.read(request.text, how, request.pronunciations)
     context = tuple(attrs.evolve(s, text=front_end.read(s.text, how).text) for s in request.context)
@@ -56,7 +56,7 @@ def in_parts(
     """The request for the first part of its text, with the others in `following`.
 
     Args:
-        front_end: the model's; its limits count the result, and the engine gets it.
+        front_end: the model's; its output is what the limits apply to and the engine receives.
 
     Raises:
         UnspeakableText, InvalidRequest: as `FrontEnd.read`.
@@ -76,7 +76,7 @@ def in_parts(
 
 
 class Parts:
-    """Where a request stands that is spoken part by part: what has ended, and what comes next.
+    """The progress of a request spoken in parts: what has ended and what comes next.
 
     Args:
         request: the first part, out of `in_parts`.
@@ -99,7 +99,7 @@ class Parts:
             left -= self._frames / self._frame_rate
         spent = left is not None and (self._capped or left * self._frame_rate < 1)
         if not ended.more or spent:
-            # A part that came to the cap that its own text suggests does not end the others.
+            # A part that reaches the cap derived from its own text does not end the others.
             reason = FinishReason.LENGTH if self._capped else ended.reason
             return attrs.evolve(ended, reason=reason, frames=self._frames, more=False)
         text, *self._texts = self._texts
@@ -110,7 +110,7 @@ class Parts:
             more=bool(self._texts),
             continues=True,
             context=(),  # the conversation remembers it
-            # One seed for all, so that the one that is reported repeats them all.
+            # All parts share one seed, so that the reported seed reproduces the whole.
             sampling={**self._request.sampling, "seed": ended.seed},
             max_seconds=left,
         )

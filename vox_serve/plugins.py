@@ -1,4 +1,4 @@
-"""Entry points to ModelSpecs: finds plugins, and finds the model that a name means.
+"""Finds the installed plugins, and the model that a name means.
 
 Plugins are loaded one by one.  A broken one is logged and listed with its error, and
 never keeps the others from working.
@@ -40,7 +40,7 @@ class PluginInfo:
 
 @attrs.frozen
 class ResolvedModel:
-    """What `--model NAME` came to.
+    """What `--model NAME` resolved to.
 
     `name` is what clients and metrics see: the alias, the hub id, or a directory's last part.
     """
@@ -52,7 +52,7 @@ class ResolvedModel:
 
     @property
     def front_end(self) -> FrontEnd | None:
-        """What is done to a text before it is spoken."""
+        """Normalizes a text before it is spoken."""
         own = self.checkpoint.front_end if self.checkpoint is not None else None
         return own or self.spec.front_end
 

@@ -1,4 +1,4 @@
-"""vox-serve say: one text into one file, with the engine in this process."""
+"""vox-serve say: speaks one text into one file, with the engine in this process."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def format_of(output: Path) -> AudioFormat:
     """The format that a file's ending names; WAV if there is no ending.
 
     Raises:
-        ConfigError: no format is called so.
+        ConfigError: there is no such format.
     """
     name = output.suffix.lower().removeprefix(".") or "wav"
     audio_format = FORMATS.get(ENDINGS.get(name, name))

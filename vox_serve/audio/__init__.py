@@ -1,4 +1,4 @@
-"""Audio files to samples, and samples to what a client asked for.  Loads no torch."""
+"""Reads audio files into samples, and encodes samples in a client's format.  Loads no torch."""
 
 from vox_serve.audio.read import AudioUnreadable, read_audio
 

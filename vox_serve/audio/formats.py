@@ -1,6 +1,6 @@
-"""16-bit mono PCM to the bytes that a client asked for, whole or while it is made.
+"""Encodes 16-bit mono PCM in the format a client asked for, whole or as a stream.
 
-PyAV, which is ffmpeg, encodes.  A format is one row of `FORMATS`.
+PyAV (ffmpeg) does the encoding.  Each format is one row of `FORMATS`.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ class AudioFormat:
         media_type: Content-Type.
         container: ffmpeg's name of the file format.
         codec: ffmpeg's name of the encoder.
-        lossless: the samples that a client decodes are those that went in.
-        rates: sample rates that the format knows, in Hz, ascending; none: any.
+        lossless: decoding gives back exactly the samples that were encoded.
+        rates: sample rates that the format supports, in Hz, ascending; empty: any.
         codec_options: for ffmpeg.
         container_options: for ffmpeg.
     """
@@ -49,21 +49,21 @@ class AudioFormat:
     container_options: Mapping[str, str] = attrs.field(factory=dict)
 
     def rate(self, sample_rate: int) -> int:
-        """The sample rate of what comes out, in Hz: the next that the format knows, or its last."""
+        """The output's sample rate in Hz: the next higher that is supported, else the highest."""
         if not self.rates:
             return sample_rate
         return min((r for r in self.rates if r >= sample_rate), default=self.rates[-1])
 
     def encoder(self, sample_rate: int, speed: float = 1.0) -> Encoder:
-        """For a stream whose length is not known yet.  See `Encoder`."""
+        """An encoder for a stream of unknown length; see `Encoder`."""
         return Encoder(self, sample_rate, speed)
 
     def whole(self, sample_rate: int, pcm: bytes, speed: float = 1.0) -> bytes:
-        """The complete file of `pcm`; wav, flac and mp3 name its true length.
+        """Encode `pcm` as a complete file; wav, flac and mp3 state its true length.
 
         Raises:
             InvalidRequest: the speed is out of range.
-            ValueError: half a sample.
+            ValueError: `pcm` ends within a sample.
         """
         with contextlib.closing(Encoder(self, sample_rate, speed, whole=True)) as encoder:
             second = sample_rate * SAMPLE_BYTES
@@ -73,17 +73,17 @@ class AudioFormat:
 
 
 class Encoder:
-    """Mono PCM to the bytes of one file.
+    """Encodes mono PCM as one file.
 
-    A stream never takes back what it gave out, so a header that should name the length says
-    "unknown".  No samples at all make a file of one silent sample, or of none where the format
-    can be empty (wav, pcm).  One thread at a time may use an encoder; the threads may differ.
+    A stream cannot change bytes that were already returned, so a header that should state the
+    length says "unknown".  Without any samples, the file has one silent sample, or none if the
+    format can be empty (wav, pcm).  Different threads may use an encoder, but one at a time.
 
     Args:
-        audio_format: of what comes out.
-        sample_rate: of the PCM, in Hz.  It is resampled where the format lacks this rate.
-        speed: how fast the speech is to be; the pitch stays.
-        whole: give nothing before `finish`, then the file with its true length.
+        audio_format: the output format.
+        sample_rate: of the PCM, in Hz.  It is resampled if the format lacks this rate.
+        speed: speaking rate; the pitch is unchanged.
+        whole: return nothing before `finish`, then the file with its true length.
 
     Raises:
         InvalidRequest: the speed is out of range.
@@ -99,7 +99,7 @@ class Encoder:
         self._count = 0  # samples written
         self._stretch = None if speed == 1 else Stretch(sample_rate, speed)
         self._file = io.BytesIO()
-        # ffmpeg goes back to the header of what it can seek in.
+        # ffmpeg rewrites the header if it can seek in its target.
         target: Any = self._file if whole else SimpleNamespace(write=self._file.write)
         options = {"flush_packets": "1", "fflags": "+bitexact", **audio_format.container_options}
         self._container: OutputContainer | None = av.open(
@@ -110,19 +110,19 @@ class Encoder:
             audio_format.codec, rate=rate, layout="mono", options=dict(audio_format.codec_options)
         )
         assert isinstance(stream, AudioStream)
-        # The codec starts no threads.  PyAV's resampler before it does, and takes no setting.
+        # Keep the codec from starting threads.  PyAV's resampler still does; that cannot be set.
         stream.codec_context.thread_count = 1
         self._stream = stream
         self._container.start_encoding()
         self._header_bytes = self._file.tell()
 
     def encode(self, pcm: bytes) -> bytes:
-        """Take 16-bit little-endian samples; give what is ready, which may be nothing.
+        """Encode 16-bit little-endian samples; returns what is ready, which may be nothing.
 
-        The first bytes given carry sound, not a header alone.
+        The first bytes returned contain audio, not just a header.
 
         Raises:
-            ValueError: half a sample, or the encoder is closed.
+            ValueError: `pcm` ends within a sample, or the encoder is closed.
         """
         if len(pcm) % SAMPLE_BYTES:
             raise ValueError(f"{len(pcm)} bytes are not a whole number of 16-bit samples")
@@ -133,7 +133,7 @@ class Encoder:
         return self._take()
 
     def finish(self) -> bytes:
-        """The rest; closes the encoder.
+        """Return the remaining bytes and close the encoder.
 
         Raises:
             ValueError: the encoder is closed.
@@ -143,7 +143,7 @@ class Encoder:
             if self._stretch is not None:
                 self._write(self._stretch.finish())
             if not self._count:
-                if not self._whole:  # nothing has left, so the header can still be true
+                if not self._whole:  # nothing was returned yet, so the header can still be right
                     return self._format.whole(self._sample_rate, b"")
                 if not self._format.codec.startswith("pcm_"):
                     self._write(np.zeros(1, np.int16))
@@ -153,11 +153,11 @@ class Encoder:
         return self._take()
 
     def close(self) -> None:
-        """Free what it holds, also in the middle of a stream.  May be called again."""
+        """Free the encoder, even in mid-stream.  May be called more than once."""
         if self._container is not None:
-            self._container.close()  # and writes what ends the file
+            self._container.close()  # also writes the end of the file
             self._container = self._stretch = None
-            del self._stream  # the codec lives as long as this
+            del self._stream  # frees the codec
 
     def _opened(self) -> OutputContainer:
         if self._container is None:
@@ -173,11 +173,11 @@ class Encoder:
             container.mux(self._stream.encode(frame))
 
     def _take(self) -> bytes:
-        """All that was written since the last call."""
+        """Everything written since the last call."""
         content = self._file.getvalue()
         self._file.seek(0)
         self._file.truncate()
-        self._header_bytes = 0  # has left
+        self._header_bytes = 0  # it has been returned
         return content
 
 
@@ -229,7 +229,7 @@ FORMATS = {
     )
 }
 PCM_24K = attrs.evolve(FORMATS["pcm"], lossless=False, rates=(24_000,))
-"""The `pcm` of OpenAI's API, whose clients take for granted that it is 24 kHz."""
+"""The `pcm` of OpenAI's API, whose clients assume 24 kHz."""
 
 
 def find_format(name: str, field: str) -> AudioFormat:

@@ -1,4 +1,4 @@
-"""Audio files to samples, bounded while they are read.  Imports no torch."""
+"""Reads audio files into samples, within limits checked while reading.  Imports no torch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MAX_CHANNELS = 32
 
 
 class AudioUnreadable(ValueError):
-    """The audio cannot be used; the text says why."""
+    """The audio cannot be used; the message says why."""
 
 
 def read_audio(
@@ -29,7 +29,7 @@ def read_audio(
     says.  Channels are averaged.
 
     Raises:
-        AudioUnreadable: no audio that libsndfile reads, empty, not finite or too long.
+        AudioUnreadable: libsndfile cannot read it, or it is empty, not finite or too long.
     """
     try:
         with soundfile.SoundFile(file) as clip:
@@ -55,7 +55,7 @@ def read_audio(
     samples = np.concatenate(blocks) if blocks else np.empty(0, np.float32)
     if rate != sample_rate:
         samples = soxr.resample(samples, rate, sample_rate)
-    if not np.isfinite(samples).all():  # after all sums, in which large ones overflow
+    if not np.isfinite(samples).all():  # after all sums, which may overflow
         raise AudioUnreadable("audio holds samples that are not finite")
     if not len(samples):
         raise AudioUnreadable("audio is empty")

@@ -1,4 +1,4 @@
-"""Speech faster or slower at the same pitch, while it is made."""
+"""Makes streamed speech faster or slower at the same pitch."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from vox_serve.errors import InvalidRequest
 MIN_SPEED = 0.25
 MAX_SPEED = 4.0
 BLOCK_SECONDS = 0.01
-"""The sound that `atempo` gets at once.  Fixed, because its output depends on it slightly."""
+"""The length of each block fed to `atempo`.  Fixed, because its output depends on it slightly."""
 TAIL_SECONDS = 1.0
-"""Silence after the end, because `atempo` keeps its last windows to itself: as much as 0.4
-seconds, at 8 kHz and speed 4."""
+"""Silence added at the end, because `atempo` does not output its last windows: up to 0.4 seconds,
+at 8 kHz and speed 4."""
 
 
 def check_speed(speed: float) -> None:
@@ -28,7 +28,7 @@ def check_speed(speed: float) -> None:
 
 
 def frame_of(samples: npt.NDArray[np.int16], sample_rate: int) -> av.AudioFrame:
-    """One frame for ffmpeg of at least one mono sample `[T]`."""
+    """An ffmpeg frame of mono samples `[T]`, at least one."""
     frame = av.AudioFrame.from_ndarray(samples[None], format="s16", layout="mono")
     frame.sample_rate = sample_rate
     return frame
@@ -37,8 +37,8 @@ def frame_of(samples: npt.NDArray[np.int16], sample_rate: int) -> av.AudioFrame:
 class Stretch:
     """Mono samples in, the same speech at another speed out.
 
-    The output lasts 1 / speed as long.  It does not depend on the pieces in which the samples
-    come.  The work is done by ffmpeg's `atempo` (waveform similarity overlap-add).
+    The output lasts 1 / speed as long, and does not depend on how the samples are divided into
+    pieces.  ffmpeg's `atempo` (waveform similarity overlap-add) does the work.
 
     Args:
         sample_rate: in Hz.
@@ -64,7 +64,7 @@ class Stretch:
         ).configure()
 
     def feed(self, samples: npt.NDArray[np.int16]) -> npt.NDArray[np.int16]:
-        """Take samples `[T]`; give what is ready, which may be nothing."""
+        """Process samples `[T]`; returns what is ready, which may be nothing."""
         if not len(samples):
             return samples
         self._fed += len(samples)
@@ -74,7 +74,7 @@ class Stretch:
         return out
 
     def finish(self) -> npt.NDArray[np.int16]:
-        """The rest."""
+        """The remaining samples."""
         self._graph.push(None)
         return self._pull()[: max(0, round(self._fed / self._speed) - self._given)]
 
@@ -90,6 +90,6 @@ class Stretch:
 
 
 def tempos(speed: float) -> list[float]:
-    """Factors from 0.5 to 2 whose product is `speed`: below, `atempo` refuses; above, it skips."""
+    """Factors from 0.5 to 2 with the product `speed`; `atempo` refuses less and skips above."""
     first = min(2.0, max(0.5, speed))
     return [first] if first == speed else [first, speed / first]

@@ -1,4 +1,4 @@
-"""vox-serve bench: how fast and how steadily a server speaks, measured at its client.
+"""vox-serve bench: measures from the client how fast and how steadily a server speaks.
 
-Knows HTTP and any server that answers one of two routes; knows no engine and loads no torch.
+Works over HTTP with any server that has one of two routes; uses no engine and loads no torch.
 """

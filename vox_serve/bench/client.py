@@ -21,15 +21,15 @@ from vox_serve.errors import ConfigError
 DETAIL_CHARACTERS = 300
 """How much of an error's text is kept."""
 FACTS_TIMEOUT = 5.0
-"""Seconds that a server has to describe itself."""
+"""Seconds allowed for a server to describe itself."""
 
 
 class SpeechClient:
-    """Asks one route for speech.  Each request has a connection of its own, as from a new user.
+    """Asks one route for speech.  Each request opens a new connection, like a new user.
 
     Args:
-        transport: in place of sockets, for tests.
-        clock: seconds, monotonic.
+        transport: replaces sockets in tests.
+        clock: monotonic, in seconds.
 
     Raises:
         ConfigError: the URL or OPENAI_API_KEY cannot be sent.
@@ -66,7 +66,7 @@ class SpeechClient:
         await self._http.aclose()
 
     async def speak(self, recording: Recording) -> None:
-        """Send the request now and fill in what comes; a failure is recorded, not raised."""
+        """Send the request now and record the response; a failure is recorded, not raised."""
         recording.started = self.clock()
         try:
             async with asyncio.timeout(self._config.timeout):
@@ -125,7 +125,7 @@ class SpeechClient:
 
 
 def fields(api: str, config: BenchConfig) -> dict[str, Any]:
-    """The body of every request, but for its text.  Raises ConfigError."""
+    """The body of every request, without its text.  Raises ConfigError."""
     if api == "openai":
         if config.speaker is not None:
             raise ConfigError("speaker is for --api generate; give a --voice")
@@ -164,7 +164,7 @@ def _cause(error: BaseException) -> str:
 
 
 async def _detail(response: httpx.Response) -> str:
-    """What an error's body says: its message if it has one, else its beginning."""
+    """The message in an error's body, or the beginning of the body if it has none."""
     content = b""
     async for data in response.aiter_raw():
         content += data

@@ -1,4 +1,4 @@
-"""vox-serve bench: from settings to a table, JSON and a picture."""
+"""vox-serve bench: measures, then writes a table, JSON and a picture."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ INTERRUPTED = 130
 
 @attrs.define
 class Bench:
-    """What is measured, and what was found so far: Ctrl-C leaves it whole.
+    """What is measured, and the results so far, which survive Ctrl-C.
 
     Args:
         runs: those that have begun.
-        server: what the server tells of itself, if it is a vox_serve.
+        server: the server's description of itself, if it is a vox_serve.
         interrupted: Ctrl-C ended it.
     """
 
@@ -42,7 +42,7 @@ class Bench:
     interrupted: bool = False
 
     async def measure(self, planned: Sequence[Run]) -> None:
-        """Warm the server up, then do one run after the other.  Raises BenchError."""
+        """Warm the server up, then do one run after another.  Raises BenchError."""
         async with SpeechClient(self.target, self.config) as client:
             await self._warm_up(client)
             self.server = await client.facts()
@@ -74,7 +74,7 @@ class Bench:
 def bench(url: str, config: BenchConfig) -> int:
     """Measure a server and print the table; returns the exit code.
 
-    0: some request was ok; 1: none was; 130: Ctrl-C, with the figures up to then.
+    0: at least one request was ok; 1: none was; 130: Ctrl-C, after printing the figures so far.
 
     Raises:
         ConfigError: a setting is wrong, or a file cannot be written.
@@ -117,7 +117,7 @@ def _report(found: Bench, client: dict[str, Any]) -> None:
 
 
 def _check_writable(path: Path) -> None:
-    """Before the work, so that none is lost.  Raises ConfigError."""
+    """Check before the work, so that no results are lost.  Raises ConfigError."""
     existed = path.exists()
     try:
         path.open("ab").close()

@@ -1,4 +1,4 @@
-"""Every setting of `vox-serve bench` and its default, and the route that a URL names."""
+"""All settings of `vox-serve bench` with their defaults, and the route that a URL names."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ class BenchConfig:
 
     @property
     def seconds(self) -> float:
-        """How long requests begin, in each run."""
+        """How long each run starts new requests."""
         return 30.0 if self.duration is None else self.duration
 
     @property
@@ -145,7 +145,7 @@ def find_target(url: str, api: str | None) -> Target:
 
 
 def read_texts(path: Path | None) -> list[str]:
-    """The texts of a file, a line each, or those that come with vox_serve.
+    """The texts in a file, one per line, or those that come with vox_serve.
 
     Raises:
         ConfigError: the file cannot be read, or has no text.

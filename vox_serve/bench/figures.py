@@ -1,4 +1,4 @@
-"""From recordings to the figures of a run."""
+"""Computes the figures of a run from its recordings."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from vox_serve.bench.recording import Outcome, Run
 
 
 def percentile(values: Sequence[float], percent: float) -> float | None:
-    """The least value that `percent` % of the values do not exceed (nearest rank); None of none."""
+    """The least value that `percent` % of the values do not exceed (nearest rank).
+
+    None if there are no values.
+    """
     ordered = sorted(values)
     rank = max(1, math.ceil(percent / 100 * len(ordered)))
     return ordered[rank - 1] if ordered else None
@@ -20,7 +23,7 @@ def percentile(values: Sequence[float], percent: float) -> float | None:
 
 @attrs.frozen
 class Percentiles:
-    """Of a figure over the requests that were ok; None if there were none."""
+    """Percentiles of a figure over the requests that were ok; None if there were none."""
 
     p50: float | None
     p95: float | None
@@ -36,8 +39,8 @@ class Percentiles:
 class Figures:
     """One run in numbers; docs/benchmarking.md says what each means.
 
-    Times are in seconds.  `viable_share` is of all requests that ended, the refused and failed
-    ones included; `goodput` is of the viable ones.
+    Times are in seconds.  `viable_share` is a share of all requests that ended, including refused
+    and failed ones; `goodput` counts only viable ones.
     """
 
     load: float

@@ -1,4 +1,4 @@
-"""When requests begin: at random times whatever the server does, or one after the other."""
+"""When requests begin: at random times whatever the server does, or one after another."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vox_serve.bench.recording import Outcome, Recording, Run
 from vox_serve.errors import ConfigError
 
 TICK = 0.05
-"""How often the client looks whether its own event loop is late, in seconds."""
+"""How often the client checks whether its own event loop is late, in seconds."""
 PAUSE = 1.0
 """How long a client of a closed loop waits after a refusal or failure, in seconds."""
 
@@ -25,7 +25,7 @@ Clock = Callable[[], float]
 def arrivals(rate: float, seed: int, duration: float, requests: int | None) -> list[float]:
     """Times of a Poisson process in seconds, ascending: `requests` of them, or up to `duration`.
 
-    They depend on rate and seed alone, not on which other rates are run.
+    They depend only on rate and seed, not on which other rates are run.
     """
     draws = random.Random(f"{seed} {rate:g}")
     times: list[float] = []
@@ -37,7 +37,7 @@ def arrivals(rate: float, seed: int, duration: float, requests: int | None) -> l
 
 
 def plan(config: BenchConfig) -> list[Run]:
-    """A run for each rate or number of clients, not begun yet.
+    """A run, not yet begun, for each rate or number of clients.
 
     Raises:
         ConfigError: a rate gives no request within the duration.
@@ -58,7 +58,7 @@ def plan(config: BenchConfig) -> list[Run]:
 async def execute(
     run: Run, config: BenchConfig, texts: Sequence[str], speak: Speak, clock: Clock
 ) -> None:
-    """Do one run; when this is cancelled, `run` holds what was recorded so far."""
+    """Do one run; if this is cancelled, `run` holds what was recorded so far."""
     run.began = clock()
     try:
         async with watched(run, clock):
@@ -104,7 +104,7 @@ async def closed_loop(
 
 @asynccontextmanager
 async def watched(run: Run, clock: Clock) -> AsyncIterator[None]:
-    """Note how late the event loop wakes a task meanwhile: that much may be the client's fault."""
+    """Record how late the event loop wakes a task: that much delay may be the client's fault."""
 
     async def watch() -> None:
         while True:

@@ -10,7 +10,7 @@ from vox_serve.errors import ConfigError
 
 
 def check_picture(path: Path) -> None:
-    """Before the work: raises ConfigError without matplotlib, or if it knows no such ending."""
+    """Check before the work that matplotlib is there and knows the ending.  Raises ConfigError."""
     try:
         from matplotlib.backend_bases import FigureCanvasBase
     except ImportError:

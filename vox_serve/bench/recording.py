@@ -8,9 +8,9 @@ from itertools import pairwise
 import attrs
 
 TOLERANCE = 0.010
-"""How late sound may come, in seconds, until a listener's player counts as run dry."""
+"""How late audio may be, in seconds, before a listener's player counts as run dry."""
 REFUSALS = (429, 503)
-"""Statuses with which a server says that it is busy."""
+"""The statuses of a busy server."""
 
 
 class Outcome(Enum):
@@ -62,12 +62,12 @@ class Recording:
 
     @property
     def first_audio(self) -> float | None:
-        """From when it was due to the first sound; a header alone does not count."""
+        """Time from when it was due to the first sound; a header alone does not count."""
         return self.chunks[0].at - self.scheduled if self.chunks else None
 
     @property
     def total(self) -> float | None:
-        """From when it was due to its end."""
+        """Time from when it was due to its end."""
         return None if self.ended is None else self.ended - self.scheduled
 
     @property
@@ -77,7 +77,7 @@ class Recording:
 
     @property
     def real_time_factor(self) -> float | None:
-        """Time over audio; below 1 is faster than real time."""
+        """Total time divided by audio length; below 1 is faster than real time."""
         return self.total / self.audio if self.total is not None and self.audio else None
 
     @property
@@ -101,7 +101,7 @@ class Recording:
 
     @property
     def viable(self) -> bool:
-        """Could it be listened to while it came: complete, and no underrun?"""
+        """Could it be played while it arrived: complete, and without an underrun?"""
         return self.outcome is Outcome.OK and self.worst_underrun <= TOLERANCE
 
 
@@ -126,7 +126,7 @@ class Run:
         arrivals: when requests are due, in seconds after `began`; empty in a closed loop.
         began: on the client's clock.
         ended: on the client's clock; None while it runs.
-        stall: the longest that the client's own event loop was late, in seconds.
+        stall: how late the client's own event loop was at worst, in seconds.
     """
 
     load: float

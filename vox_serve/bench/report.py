@@ -48,7 +48,7 @@ ROWS: tuple[tuple[str, Cell], ...] = (
 
 
 def table(runs: Sequence[Figures], unit: str) -> str:
-    """Figures as rows, runs as columns, and below them what went wrong."""
+    """Figures as rows and runs as columns, with the errors below."""
     lines = [_row(f"{unit}:", [f"{run.load:g}" for run in runs])]
     lines += [_row(name, [cell(run) for run in runs]) for name, cell in ROWS]
     if any(run.unfinished for run in runs):
@@ -82,7 +82,7 @@ def heading(target: Target, config: BenchConfig, client: dict[str, Any]) -> str:
 
 
 def describe_client() -> dict[str, Any]:
-    """The machine that measures, now."""
+    """The measuring machine, as it is now."""
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "vox_serve": __version__,
@@ -109,8 +109,10 @@ def document(
     texts: Sequence[str],
     runs: Sequence[Run],
 ) -> dict[str, Any]:
-    """What was asked and what came, for JSON.  `chunks` are [seconds since the run began, seconds
-    of audio]; `scheduled` is since then too.
+    """Settings and results for JSON.
+
+    `chunks` are [seconds since the run began, seconds of audio]; `scheduled` is also in seconds
+    since the run began.
     """
     settings = attrs.asdict(
         config, value_serializer=lambda _, __, v: str(v) if isinstance(v, Path) else v

@@ -1,4 +1,4 @@
-"""How many seconds of audio are in the bytes of an answer."""
+"""Computes the seconds of audio in the bytes of a response."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ MEDIA_TYPES = {"wav": WAV_TYPES, "pcm": PCM_TYPES}
 
 
 class NotAudio(VoxServeError):
-    """An answer that is not what was asked for; the text is a kind of failure."""
+    """A response that is not what was asked for; the message names the kind of failure."""
 
 
 class Pcm:

@@ -1,4 +1,4 @@
-"""What becomes of one request: measured on the way; counted, logged and traced once at its end."""
+"""Measures one request while it runs, then counts, logs and traces it once when it ends."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ log = logging.getLogger("vox_serve.requests")
 
 
 class Account:
-    """The account of one request, from its arrival to its end.
+    """Everything that is recorded about one request, from its arrival to its end.
 
     Args:
-        name: the id that its client knows.
-        metrics: those of the engine that speaks it; of no engine while none is chosen.
-        mode: `whole` or `stream`; known once the body is read.
-        arrival: when it came in, by `time.monotonic`.
+        name: the request id that the client sees.
+        metrics: of the engine that speaks it; the server's own until an engine is chosen.
+        mode: `whole` or `stream`; set once the body has been read.
+        arrival: when it arrived, by `time.monotonic`.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class Account:
         self._phase = "queued"
         self._admitted = False
         self._asked: dict[str, Any] = {}
-        """What the log may say of what was asked for."""
+        """The facts about the request that may be logged."""
         self._byte_rate = 1.0
         self._bytes = 0
         self._first_audio = 0.0
@@ -52,14 +52,14 @@ class Account:
 
     @property
     def audio_seconds(self) -> float:
-        """How long the sound so far takes to play."""
+        """Playing time of the audio so far."""
         return self._bytes / self._byte_rate
 
     def admitted(self, request: SpeechRequest, info: EngineInfo, log_text: bool = False) -> None:
-        """An engine has taken it.
+        """Record that an engine has accepted the request.
 
         Args:
-            log_text: let its text into the log.
+            log_text: whether its text may be logged.
         """
         self._admitted = True
         self._byte_rate = 2.0 * info.sample_rate
@@ -74,15 +74,16 @@ class Account:
         }
 
     def started(self, queue_seconds: float) -> None:
-        """It has a slot; the later parts of a long text do not count."""
+        """Record that it got a slot; the later parts of a long text are ignored."""
         if self._phase == "queued":
             self._phase = "first_audio"
             self.metrics.queue_seconds().observe(queue_seconds)
-            # By the engine's clock, which is ours: the event itself comes with the first sound.
+            # The event arrives only with the first audio, so use the duration that the engine
+            # measured; its clock is the same as ours.
             self._passed("queue", self.arrival, self.arrival + queue_seconds)
 
     def heard(self, count: int) -> None:
-        """`count` bytes of PCM are there."""
+        """Record that `count` bytes of PCM have arrived."""
         now = time.monotonic()
         if not self._bytes:
             self._phase = "stream"
@@ -100,7 +101,7 @@ class Account:
 
     @contextlib.contextmanager
     def busy(self, name: str) -> Iterator[None]:
-        """What is done inside is part of the phase `name`: `encode` or `send`."""
+        """Time the block as part of the phase `name`: `encode` or `send`."""
         start = time.monotonic()
         try:
             yield
@@ -111,11 +112,11 @@ class Account:
             phase.busy += end - start
 
     def end(self, error: BaseException | None = None, finished: Finished | None = None) -> None:
-        """Count how it ended; the first call counts.
+        """Record how it ended; calls after the first are ignored.
 
         Args:
-            error: why; None if all was sent.
-            finished: what the engine said last.
+            error: why it ended; None if everything was sent.
+            finished: the engine's last event.
         """
         if self.outcome is not None:
             return
@@ -136,7 +137,7 @@ class Account:
         self._tell(spent, reason, error)
 
     def _reason(self, error: BaseException | None, finished: Finished | None) -> str | None:
-        """Why the sound ended."""
+        """Why the audio ended."""
         if finished is not None:
             return finished.reason.value
         if self.outcome in ("cancelled", "timeout"):
@@ -155,7 +156,7 @@ class Account:
             metrics.stream_underrun_seconds().observe(self._underrun)
 
     def _tell(self, spent: float, reason: str | None, error: BaseException | None) -> None:
-        """To the log and to the trace."""
+        """Write the log line and the trace."""
         problem = None if error is None else str(getattr(error, "code", type(error).__name__))
         first = self._first_audio - self.arrival if self._bytes else None
         facts: dict[str, Any] = {
@@ -193,7 +194,7 @@ class Account:
 
 
 def _voice_class(request: SpeechRequest, info: EngineInfo) -> str:
-    """What kind of voice was asked for; its name may be a person's."""
+    """The kind of voice that was requested.  Its name is not logged: it may be a person's."""
     if request.voice is None:
         return "speaker"
     return "own" if request.voice in dict(info.voices) else "registered"

@@ -23,7 +23,7 @@ from vox_serve.server.websocket import route as websocket
 from vox_serve.workers.engines import Engines
 
 HANDLERS = (
-    voices.options,  # before all of the same paths, or Litestar adds its own
+    voices.options,  # before other handlers of the same paths, or Litestar adds its own
     generate,
     openai.speech,
     openai.models,
@@ -48,7 +48,7 @@ HANDLERS = (
 
 
 def create_app(engines: Engines) -> Litestar:
-    """The application of these engines; starting it starts them, ending it ends them."""
+    """The application that serves these engines; it starts and stops them with itself."""
 
     opened = OpenRequests()
 
@@ -61,7 +61,7 @@ def create_app(engines: Engines) -> Litestar:
             await engines.stop()
 
     async def count(message: Message, scope: Scope) -> None:
-        """Count a response when it is complete: a stream that is cut does not count as a 200."""
+        """Count a response once it is complete, so that a stream cut short is not a 200."""
         if message["type"] == "http.response.start":
             scope["state"]["status"] = message["status"]
             if not any(name == b"x-request-id" for name, _ in message["headers"]):

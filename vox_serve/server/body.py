@@ -1,4 +1,4 @@
-"""A request's body to the struct that describes it; what cannot be read names its field."""
+"""Decodes a request's body into its struct; errors name the field at fault."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ JSON_FIELDS = {"context", "pronunciations"}
 S = TypeVar("S", bound=msgspec.Struct)
 T = TypeVar("T")
 BOUND = re.compile(r"Expected `[^`]*` ([<>]=? |of length |matching )|Number out of range")
-"""How msgspec begins to tell that a value is of the right type, but not within its bounds."""
+"""How msgspec's messages begin when a value has the right type but is out of bounds."""
 
 
 class OutOfBounds(InvalidRequest):
-    """A field's value is of the right type, but may not be this one."""
+    """A field's value has the right type but is not allowed."""
 
 
 async def read_body(
@@ -35,14 +35,14 @@ async def read_body(
     """Decode the body.
 
     Args:
-        timeout: seconds within which the body must come.
-        form: a multipart form with the same fields will do as well as JSON.
+        timeout: seconds within which the body must arrive.
+        form: also accept a multipart form with the same fields.
 
     Raises:
         InvalidRequest: it is malformed; names the field.
-        BodyTooSlow: it was not there in time.
+        BodyTooSlow: it did not arrive in time.
         HTTPException: it is too large.
-        ClientGone: the client left before all of it was there.
+        ClientGone: the client left before all of it had arrived.
     """
     try:
         if form and request.headers.get("content-type", "").lower().startswith(MULTIPART):
@@ -50,7 +50,7 @@ async def read_body(
         return msgspec.json.decode(await _in_time(request.body(), timeout), type=kind)
     except msgspec.DecodeError as error:
         raise invalid(error, kind) from error
-    except InternalServerException:  # what Litestar makes of a client that left
+    except InternalServerException:  # Litestar raises this when the client has left
         raise ClientGone from None
     except RecursionError:
         raise InvalidRequest("the body is nested too deeply") from None
@@ -59,7 +59,7 @@ async def read_body(
 
 
 async def read_form(request: Request[Any, Any, Any], timeout: float) -> dict[str, str | UploadFile]:
-    """The fields and files of a multipart form; the files are the caller's to close.
+    """The fields and files of a multipart form; the caller closes the files.
 
     Raises:
         InvalidRequest, BodyTooSlow, HTTPException, ClientGone: as `read_body`.
@@ -114,7 +114,10 @@ async def _form(request: Request[Any, Any, Any], timeout: float) -> dict[str, ob
 def invalid(
     error: msgspec.DecodeError, kind: type[msgspec.Struct], form: bool = False
 ) -> InvalidRequest:
-    """Name the field of `kind`, which msgspec gives as a path at the end or in backquotes."""
+    """Convert a msgspec error to one that names the field of `kind`.
+
+    msgspec's message has the field as a path at its end, or in backquotes.
+    """
     message = str(error)
     if not isinstance(error, msgspec.ValidationError):
         return InvalidRequest(f"the body is not JSON: {message}")
@@ -123,6 +126,6 @@ def invalid(
     where = path.rstrip("`").removeprefix("$.")
     name = field[1] if field else None
     limits = rule(kind, where) if where else None
-    if BOUND.match(text) or (form and limits):  # the values of a form are all text
+    if BOUND.match(text) or (form and limits):  # in a form, every value is text
         return OutOfBounds(f"{where} must be {limits}" if limits else f"{where}: {text}", name)
     return InvalidRequest(f"{where}: {text}" if where else text, name)

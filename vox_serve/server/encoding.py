@@ -1,7 +1,7 @@
-"""One answer's PCM to the bytes that its client asked for, without holding up others.
+"""Encodes the PCM of one response in the format requested, without delaying other streams.
 
-Encoding is work for a processor.  A frame at a time takes about a millisecond and is done in the
-event loop; longer pieces are encoded in a thread, so that they do not delay other streams.
+Encoding is CPU work.  A single frame takes about a millisecond and is encoded in the event loop;
+longer pieces are encoded in a thread.
 """
 
 from __future__ import annotations
@@ -11,18 +11,18 @@ import asyncio
 from vox_serve.audio.formats import SAMPLE_BYTES, AudioFormat
 
 INLINE_SECONDS = 0.25
-"""Sound that is encoded in the event loop: at most 5 ms in the most costly format."""
+"""The longest audio that is encoded in the event loop; takes at most 5 ms in any format."""
 
 
 class Encoding:
-    """Takes the PCM of one stream, piece by piece.
+    """Encodes the PCM of one stream, piece by piece.
 
-    Lives in the event loop.  `close` may be called at any time, also while a thread encodes.
+    Call it from the event loop.  `close` may be called at any time, even while a thread encodes.
 
     Args:
-        audio_format: what comes out.
+        audio_format: the output format.
         sample_rate: of the PCM, in Hz.
-        speed: how fast the speech is to be; the pitch stays.
+        speed: speaking rate; the pitch is unchanged.
 
     Raises:
         InvalidRequest: the speed is out of range.
@@ -34,18 +34,18 @@ class Encoding:
         self._thread: asyncio.Future[bytes] | None = None
 
     async def encode(self, pcm: bytes) -> bytes:
-        """Take whole samples; give what is ready, which may be nothing."""
+        """Encode whole samples; returns what is ready, which may be nothing."""
         if len(pcm) <= self._inline_bytes:
             return self._encoder.encode(pcm)
         self._thread = asyncio.get_running_loop().run_in_executor(None, self._encoder.encode, pcm)
-        return await asyncio.shield(self._thread)  # cancelled or not, the thread goes on
+        return await asyncio.shield(self._thread)  # the thread runs on if this is cancelled
 
     def finish(self) -> bytes:
-        """The rest."""
+        """The remaining bytes."""
         return self._encoder.finish()
 
     def close(self) -> None:
-        """Free what it holds, as soon as no thread uses it.  May be called again."""
+        """Free the encoder as soon as no thread uses it.  May be called more than once."""
         if self._thread is None or self._thread.done():
             self._free()
         else:

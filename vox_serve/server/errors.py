@@ -1,4 +1,4 @@
-"""What each error means to a client, and every error answer, in one shape.
+"""What each error means to a client, and the one shape of all error responses.
 
 {"error": {"message", "type", "param", "code"}}
 """
@@ -66,15 +66,15 @@ class InternalError(SequenceFailed):
 
 @attrs.frozen
 class Meaning:
-    """What an error means outside the code that raised it.
+    """How an error is reported and counted.
 
     Args:
-        status: of an HTTP answer.
-        close: the code that a WebSocket closes with.
+        status: HTTP status.
+        close: WebSocket close code.
         outcome: what the request is counted as; `error` is the server's fault, and becomes
             `rejected` for a request that was not admitted.
-        retry_after: seconds after which it may work; None where waiting does not help.
-        session_goes_on: over a WebSocket it concerns one segment alone.
+        retry_after: seconds after which a retry may succeed; None if waiting does not help.
+        session_goes_on: in a WebSocket session, the error affects only one segment.
     """
 
     status: int
@@ -107,18 +107,18 @@ MEANINGS: dict[type[Exception], Meaning] = {
     GoingAway: Meaning(503, 1001, "error", retry_after=5),
     TimedOut: Meaning(504, 1013, "timeout"),
 }
-"""A new error is one line here; a class without one means what its base class means."""
+"""Add a line here for each new error; a class without one uses its base class's."""
 
 
 def meaning(error: BaseException) -> Meaning:
-    """What `error` means."""
+    """The entry for the error's class or its nearest base class."""
     return next(MEANINGS[kind] for kind in type(error).__mro__ if kind in MEANINGS)
 
 
 def error_object(
     status: int, message: str, code: str, param: str | None = None
 ) -> dict[str, str | None]:
-    """What stands under `error`, bounded in size."""
+    """The value of the body's `error`, bounded in size."""
     return {
         "message": _cut(message, MESSAGE_BYTES),
         "type": "server_error" if status >= 500 else "invalid_request_error",
@@ -128,25 +128,25 @@ def error_object(
 
 
 def error_fields(error: RequestError) -> dict[str, str | None]:
-    """What stands under `error` for this one."""
+    """The value of the body's `error` for this error."""
     return error_object(meaning(error).status, error.message, error.code, error.param)
 
 
 def error_response(
     status: int, message: str, code: str, param: str | None = None, retry_after: int | None = None
 ) -> Response[bytes]:
-    """An error as JSON, whatever media type the route has otherwise."""
+    """An error as JSON, whatever the route's usual media type."""
     headers = {}
     if retry_after is not None:
         headers["Retry-After"] = str(retry_after)
     if status == HTTPStatus.REQUEST_TIMEOUT:
-        headers["Connection"] = "close"  # the rest of the body is not waited for
+        headers["Connection"] = "close"  # do not wait for the rest of the body
     body = msgspec.json.encode({"error": error_object(status, message, code, param)})
     return Response(body, status_code=status, media_type="application/json", headers=headers)
 
 
 def _cut(text: str, limit: int) -> str:
-    """A beginning of `text` that takes at most `limit` bytes as JSON: it may echo the client."""
+    """Cut `text`, which may echo the client, to at most `limit` bytes of JSON."""
     text = text[:limit]
     while len(msgspec.json.encode(text)) > limit:
         text = text[: len(text) * 3 // 4]
@@ -158,13 +158,13 @@ def on_request_error(_: AnyRequest, error: RequestError) -> Response[bytes]:
 
 
 def answer_to(error: RequestError) -> Response[bytes]:
-    """The answer to a request that failed with `error`."""
+    """The response to a request that failed with `error`."""
     found = meaning(error)
     return error_response(found.status, error.message, error.code, error.param, found.retry_after)
 
 
 def on_http_exception(_: AnyRequest, error: HTTPException) -> Response[bytes]:
-    """What Litestar itself refuses: unknown routes, methods, bodies that are too large."""
+    """Handle what Litestar itself rejects: unknown routes, methods, bodies that are too large."""
     code = HTTPStatus(error.status_code).name.lower()
     response = error_response(error.status_code, error.detail or code, code)
     response.headers.update(error.headers or {})
@@ -172,7 +172,7 @@ def on_http_exception(_: AnyRequest, error: HTTPException) -> Response[bytes]:
 
 
 def on_client_gone(_: AnyRequest, error: ClientGone) -> Response[bytes]:
-    """Nobody hears this; it is for the metrics."""
+    """Nobody receives this response; it exists for the metrics."""
     return error_response(meaning(error).status, "the client left", "client_gone")
 
 

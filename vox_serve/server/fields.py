@@ -1,6 +1,6 @@
 """Bounds of request fields, each written once.
 
-msgspec holds requests to them, `rule` tells them to people, and the OpenAPI document shows them.
+msgspec enforces them, `rule` puts them into words, and the OpenAPI document shows them.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ from vox_serve.sampling import RANGES
 CONVERSATION = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 CONVERSATION_RULE = "1 to 128 letters, digits, '_', '-', '.' or ':'"
 Integer = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1, extra={"rule": "from -2^63 to 2^63 - 1"})]
-"""JSON does not bound integers; one of 400 digits would overflow a float."""
+"""JSON does not bound integers, and one of 400 digits would overflow a float."""
 NOT_BLANK = r"[^\s\x1c-\x1f\x85]"
-"""What is left of a text by `str.strip`; JavaScript's idea of space is narrower than Python's."""
+"""A character that `str.strip` would keep.  Spelled out because JavaScript counts fewer
+characters as space than Python does."""
 
 
 def sampling(name: str) -> Meta:
@@ -31,7 +32,7 @@ def sampling(name: str) -> Meta:
 
 
 def words(limit: int, description: str) -> Meta:
-    """Bounds of a text that is not blank, in characters."""
+    """Bounds of a text that must not be blank; `limit` is in characters."""
     rule = f"1 to {limit} characters, not only spaces"
     return Meta(
         min_length=1,
@@ -43,7 +44,7 @@ def words(limit: int, description: str) -> Meta:
 
 
 def one_of(names: Collection[str], description: str) -> Meta:
-    """What the document says of a choice; whether it can be made here is checked elsewhere."""
+    """How the document shows a choice; the value itself is checked elsewhere."""
     return Meta(description=description, extra_json_schema={"enum": list(names)})
 
 
@@ -64,7 +65,7 @@ def rule(kind: type[msgspec.Struct], path: str) -> str | None:
 
 
 def _within(node: Type) -> Iterator[Type]:
-    """A type and what it is made of."""
+    """A type and the types it consists of."""
     yield node
     if isinstance(node, Metadata):
         yield from _within(node.type)

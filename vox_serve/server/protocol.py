@@ -1,8 +1,8 @@
 """uvicorn's HTTP protocol with deadlines, bounded headers and our error shape.
 
-uvicorn waits for ever for headers and bodies.  Here the headers must arrive within `read_timeout`
+uvicorn waits forever for headers and bodies.  Here the headers must arrive within `read_timeout`
 seconds after a connection is made (or, on a connection that is kept open, after their first byte),
-and the body within as long again.  A route that reads a body answers a slow one with 408 (see
+and the body within the same time again.  A route that reads a body answers a slow one with 408 (see
 `body.py`); this class closes the connections on which no request arrives.  uvicorn also sets no
 limit on headers and answers malformed HTTP in plain text; both are handled here.
 """
@@ -23,17 +23,17 @@ from vox_serve.server.errors import error_object
 from vox_serve.server.websocket.connection import WEBSOCKET
 
 GRACE_SECONDS = 1.0
-"""What a body may be late, so that an answer of 408 comes first."""
+"""Extra time for a body, so that the 408 is sent before the connection is closed."""
 MAX_HEADER_BYTES = 64 * 1024
-"""Of a request line with its headers, or of what follows a chunked body."""
+"""Limit on a request line with its headers, and on the trailers of a chunked body."""
 log = logging.getLogger("vox_serve.server")
 
 
 class TimedProtocol(HttpToolsProtocol):
-    """uvicorn's HTTP connection, which is closed if a request takes too long to come in.
+    """A uvicorn HTTP connection that is closed if a request takes too long to arrive.
 
     Args:
-        read_timeout: seconds for the headers, and as many for the body.
+        read_timeout: seconds for the headers, and the same again for the body.
     """
 
     def __init__(self, *args: Any, read_timeout: float, **kwargs: Any) -> None:
@@ -66,7 +66,7 @@ class TimedProtocol(HttpToolsProtocol):
         self._refuse(HTTPStatus.BAD_REQUEST, msg)
 
     def _refuse(self, status: HTTPStatus, message: str) -> None:
-        """Close the connection, after an error in our shape if no answer is on its way."""
+        """Close the connection; send an error first unless a response is under way."""
         if not self._answering:
             error = error_object(status, message, status.name.lower())
             body = msgspec.json.encode({"error": error})
@@ -100,19 +100,19 @@ class TimedProtocol(HttpToolsProtocol):
 
     @property
     def _answering(self) -> bool:
-        """Has a request come in whose answer is not complete?"""
+        """Has a request arrived whose response is not complete?"""
         cycle = self.cycle
         return cycle is not None and not cycle.more_body and not cycle.response_complete
 
     def _expect(self, seconds: float | None) -> None:
-        """Set the deadline of what comes next, in place of the last; None sets none."""
+        """Replace the deadline by one in `seconds`; None removes it."""
         if self._deadline is not None:
             self._deadline.cancel()
         later = self.loop.call_later
         self._deadline = None if seconds is None else later(seconds, self._expire)
 
     def _expire(self) -> None:
-        if self._answering or self.flow.read_paused:  # it is we who let it wait
+        if self._answering or self.flow.read_paused:  # the delay is ours
             self._expect(self._read_timeout)
             return
         self._deadline = None

@@ -1,7 +1,4 @@
-"""The JSON that routes answer with, as structs: the OpenAPI document is made of them.
-
-The routes themselves build plain dictionaries; the fuzz test holds them to this.
-"""
+"""The JSON that routes return, as structs; the OpenAPI document is built from them."""
 
 from __future__ import annotations
 
@@ -16,7 +13,7 @@ Status = Literal["starting", "ready", "draining", "dead"]
 
 
 class Reply(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
-    """A reply has the fields that it names, and no others."""
+    """A reply has no fields but those declared."""
 
 
 class ErrorDetails(Reply):
@@ -35,7 +32,7 @@ class Error(Reply):
 
 
 class ModelHealth(Reply):
-    """One model's state; `reason` is there if it is dead."""
+    """One model's state; `reason` is present if it is dead."""
 
     model: str
     status: Status
@@ -46,7 +43,7 @@ class ModelHealth(Reply):
 
 
 class Health(Reply):
-    """The status is that of the model that is worst off."""
+    """The status is that of the model in the worst state."""
 
     status: Status
     models: list[ModelHealth]
@@ -77,25 +74,25 @@ LoadedModel.__doc__ = "What the engine tells of a model that is loaded."
 
 
 class LoadedModels(Reply):
-    """One that is still loading is not there."""
+    """Models that are still loading are left out."""
 
-    models: list[LoadedModel]  # type: ignore[valid-type]  # made above, of the engine's own fields
+    models: list[LoadedModel]  # type: ignore[valid-type]  # built above from EngineInfo
 
 
 class VoiceName(NamedSpeaker):
-    """A voice, and whose it is."""
+    """A voice and the model it belongs to."""
 
     model: str
 
 
 class VoiceNames(Reply):
-    """Registered ones included."""
+    """All voices, including registered ones."""
 
     voices: list[VoiceName]
 
 
 class Plugins(Reply):
-    """Broken ones included."""
+    """All plugins, including broken ones."""
 
     plugins: list[PluginInfo]
 
@@ -116,7 +113,7 @@ class SpeechDelta(Reply):
 
 
 class SpeechDone(Reply):
-    """All has been sent."""
+    """Everything has been sent."""
 
     type: Literal["speech.audio.done"]
     usage: Usage
@@ -134,7 +131,7 @@ class OpenAIModel(Reply):
 
 
 class OpenAIModels(Reply):
-    """What is loaded."""
+    """The loaded models."""
 
     object: Literal["list"]
     data: list[OpenAIModel]
@@ -147,13 +144,13 @@ class ModelId(Reply):
 
 
 class ModelIds(Reply):
-    """What is loaded."""
+    """The loaded models."""
 
     models: list[ModelId]
 
 
 class Voice(Reply):
-    """A voice; from `text` on only if it was registered.  `kept`: it survives a restart."""
+    """A voice.  Only a registered one has `text` and later fields; `kept`: survives a restart."""
 
     id: str
     object: Literal["audio.voice"]
@@ -167,13 +164,13 @@ class Voice(Reply):
 
 
 class Voices(Reply):
-    """Registered ones included, without aliases."""
+    """All voices, including registered ones, without aliases."""
 
     voices: list[Voice]
 
 
 class VoiceDeleted(Reply):
-    """The voice is forgotten."""
+    """The voice has been deleted."""
 
     id: str
     object: Literal["audio.voice"]

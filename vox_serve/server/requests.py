@@ -1,4 +1,4 @@
-"""Request ids, and the requests that are open under them."""
+"""Request ids, and the open requests by id."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ REQUEST_ID = re.compile(r"[A-Za-z0-9_.:=-]{1,128}")
 
 
 def request_id(scope: Scope) -> str:
-    """The request's id: the client's own, if X-Request-Id holds one that will do.
+    """The request's id: the client's own if X-Request-Id holds a valid one.
 
-    From the first call on the log names it, and its trace is the client's.
+    From the first call on, log records carry the id and the request belongs to the client's trace.
 
-    One that will not do is replaced, not refused: often a proxy has set it, and the client
-    knows nothing of it.
+    An invalid id is replaced, not rejected: often a proxy has set it and the client does not
+    know about it.
     """
     found = scope["state"].get("request_id")
     if found is None:
@@ -34,14 +34,17 @@ def request_id(scope: Scope) -> str:
 
 
 class Cancellable(Protocol):
-    """A request or a session that has not ended."""
+    """An open request or session."""
 
     def cancel(self) -> None:
-        """End it on behalf of another."""
+        """End it at the request of another connection."""
 
 
 class OpenRequests:
-    """Several may have one id: a proxy sends its own with each try of a request."""
+    """The open requests by id.
+
+    Several may share an id: a proxy that retries a request sends the same id again.
+    """
 
     def __init__(self) -> None:
         self._open: dict[str, set[Cancellable]] = {}
@@ -50,13 +53,13 @@ class OpenRequests:
         self._open.setdefault(name, set()).add(one)
 
     def remove(self, name: str, one: Cancellable) -> None:
-        """Forget one; it must be there."""
+        """Remove a request, which must be open."""
         self._open[name].remove(one)
         if not self._open[name]:
             del self._open[name]
 
     def cancel(self, name: str) -> bool:
-        """End all that have this id; False if there is none."""
+        """End all requests with this id; False if there are none."""
         found = tuple(self._open.get(name, ()))
         for one in found:
             one.cancel()

@@ -1,4 +1,4 @@
-"""Sends one request's audio while it is made."""
+"""Sends one request's audio as it is generated."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ log = logging.getLogger("vox_serve.requests")
 
 
 class EncodedStream:
-    """One request's audio as its client wants it, in pieces as they are made.
+    """One request's audio in the requested format, in pieces as they are generated.
 
     Args:
         stream: the PCM.
-        encoding: what is made of it.
+        encoding: encodes it.
     """
 
     def __init__(self, stream: AudioStream, encoding: Encoding) -> None:
@@ -33,7 +33,7 @@ class EncodedStream:
         self._ended = False
 
     async def next(self) -> bytes | None:
-        """The next piece, the first of which carries sound; None after the last.
+        """The next piece; None after the last.  The first piece contains audio, not just a header.
 
         Raises:
             RequestError: as `AudioStream.next`.
@@ -50,13 +50,13 @@ class EncodedStream:
         return piece or None
 
     def close(self, error: BaseException | None) -> None:
-        """End the request if it has not ended; the first call counts.  None: all was sent."""
+        """End the request if it is open; later calls do nothing.  None: everything was sent."""
         self.stream.close(error)
         self._encoding.close()
 
 
 class Framing:
-    """How pieces of audio lie in the body of an answer: as they are, one after the other.
+    """How pieces of audio are laid out in a response body: unchanged, one after another.
 
     Args:
         media_type: Content-Type.
@@ -69,25 +69,25 @@ class Framing:
         return audio
 
     def end(self, stream: AudioStream) -> bytes:
-        """What follows the last piece of an answer that is complete."""
+        """Bytes to send after the last piece of a complete response."""
         return b""
 
     def failure(self, error: RequestError) -> bytes:
-        """What is said before an answer is cut."""
+        """Bytes to send before a response is cut."""
         return b""
 
 
 class AudioResponse(Response[bytes]):
-    """Sends a stream: the first piece is there before the status is.
+    """Sends a stream whose first piece exists before the status is sent.
 
     A failure after the first piece ends the connection without the final chunk, so that no
-    client takes half a sentence for a whole one.
+    client mistakes half a sentence for a whole one.
 
     Args:
-        audio: whose first piece has been awaited.
-        first: that piece; None if there is none at all.
-        framing: how pieces lie in the body.
-        client: the engine, for its time limit and figures.
+        audio: the stream; its first piece has already been taken.
+        first: that piece; None if there is no audio.
+        framing: how pieces are laid out in the body.
+        client: the engine, for its time limit and metrics.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class AudioResponse(Response[bytes]):
         self._headers = headers
 
     def to_asgi_response(self, *args: Any, **kwargs: Any) -> Any:
-        """Litestar sends what this returns: this response itself."""
+        """Litestar calls what this returns to send the response."""
         return self._respond
 
     async def _respond(self, scope: Scope, receive: Receive, send: Send) -> None:

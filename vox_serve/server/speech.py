@@ -1,6 +1,6 @@
-"""What all routes that speak have in common: fields, and the way from a request to its answer.
+"""What all speech routes share: request fields, and the path from a request to its response.
 
-A request is admitted, spoken, encoded and, whatever becomes of it, counted once.
+A request is admitted, spoken and encoded.  However it ends, it is counted once.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ SPEAKER = "speaker id; GET /voices lists the model's; 0 if neither it nor `voice
 VOICE = "a voice by name, instead of `speaker`; GET /voices lists them"
 MODEL = "a name out of GET /models; required if there are several"
 _cutter = ThreadPoolExecutor(2, thread_name_prefix="cut")
-"""Reads and cuts texts.  Two threads, so that a long text does not hold up all others; more of
-them would only hold up the event loop more often."""
+"""Normalizes and splits texts.  Two threads, so that one long text does not delay all others; more
+threads would only delay the event loop more often."""
 
 
 class CommonFields(msgspec.Struct, kw_only=True):
-    """The fields that every request for speech may have."""
+    """The fields common to all speech requests."""
 
     conversation: (
         Annotated[
@@ -95,12 +95,12 @@ class VoiceFields(CommonFields, kw_only=True):
 
 
 def given_sampling(body: CommonFields) -> dict[str, Any]:
-    """The sampling parameters that the request names."""
+    """The sampling parameters that the request sets."""
     return {name: getattr(body, name) for name in RANGES if getattr(body, name) is not None}
 
 
 def given_reading(body: CommonFields) -> dict[str, Any]:
-    """How the request wants its text read."""
+    """The request's settings for text normalization."""
     return {
         "normalize": Normalize(body.normalize),
         "pronunciations": body.pronunciations or {},
@@ -108,7 +108,7 @@ def given_reading(body: CommonFields) -> dict[str, Any]:
 
 
 def check_common(body: CommonFields) -> None:
-    """Check what msgspec did not, and needs no model.  Raises InvalidRequest."""
+    """Check what msgspec cannot check and needs no model.  Raises InvalidRequest."""
     if body.normalize not in [*Normalize]:
         raise InvalidRequest(
             f"normalize must be auto, strict or off, not {body.normalize[:200]!r}", "normalize"
@@ -119,7 +119,7 @@ def check_common(body: CommonFields) -> None:
 
 
 def check_voice(body: VoiceFields) -> None:
-    """As `check_common`, and that one voice is chosen.  Raises InvalidRequest."""
+    """As `check_common`, and reject both voice and speaker at once.  Raises InvalidRequest."""
     if body.voice is not None and body.speaker is not None:
         raise InvalidRequest("give voice or speaker, not both", "voice")
     check_common(body)
@@ -127,7 +127,7 @@ def check_voice(body: VoiceFields) -> None:
 
 @attrs.define
 class IncomingRequest:
-    """A request while it comes in."""
+    """A request that is being read."""
 
     request: AnyRequest
     engines: Engines
@@ -135,15 +135,15 @@ class IncomingRequest:
 
     @property
     def engine_id(self) -> str:
-        """What the engine calls it: new each time, for clients use an id again."""
+        """A new id for the engine each time, because clients reuse their ids."""
         return f"{self.account.name}/{uuid.uuid4().hex[:12]}"
 
     def choose(self, model: str | None) -> tuple[EngineClient, EngineInfo]:
-        """The engine that is to speak; from here on its figures count this request.
+        """Choose the engine that speaks; from here on its metrics count this request.
 
         Raises:
             NotFound, InvalidRequest: as `Engines.choose`.
-            Unavailable, QueueFull: it takes no requests.
+            Unavailable, QueueFull: the engine does not accept requests.
         """
         client = self.engines.choose(model)
         self.account.metrics = client.metrics
@@ -153,11 +153,11 @@ class IncomingRequest:
 
 @attrs.frozen
 class SpeechOrder:
-    """What is to be spoken, by whom, and how it is to be delivered.
+    """What to speak, by which engine, and how to deliver it.
 
     Args:
-        speed: how fast; the pitch stays.
-        framing: how a stream lies in the body; None for a whole answer.
+        speed: speaking rate; the pitch is unchanged.
+        framing: how a stream is laid out in the body; None for a whole response.
     """
 
     client: EngineClient
@@ -174,10 +174,10 @@ async def answer(
     open_requests: OpenRequests,
     parse: Callable[[IncomingRequest], Awaitable[SpeechOrder]],
 ) -> Response[bytes]:
-    """Answer a request once its first sound is there.
+    """Respond to a request once its first audio is ready.
 
     Args:
-        open_requests: where it can be found while it is open.
+        open_requests: lists the request while it is open.
         parse: reads and checks the request; raises RequestError, HTTPException or ClientGone.
     """
     account = Account(request_id(request.scope), engines.metrics)
@@ -197,10 +197,10 @@ async def answer(
 
 
 async def _split(order: SpeechOrder, request: AnyRequest) -> SpeechRequest:
-    """The request in parts; while a long text is cut, its reserve in the queue is kept.
+    """Split the request into parts, holding a place in the queue meanwhile.
 
     Raises:
-        RequestError: the queue is full, or it cannot be normalised.
+        RequestError: the queue is full, or the text cannot be normalised.
         ClientGone: the client left.
     """
     work = (order.speech, order.info, order.client.front_end)
@@ -234,7 +234,7 @@ async def _whole(request: AnyRequest, stream: AudioStream, order: SpeechOrder) -
         rate = order.info.sample_rate
         with stream.account.busy("encode"):
             content = await asyncio.to_thread(order.audio_format.whole, rate, pcm, order.speed)
-        await stream.next()  # there is nothing left, unless it was cancelled meanwhile
+        await stream.next()  # returns None, or raises if the request was cancelled meanwhile
         return content
 
     try:
@@ -255,7 +255,7 @@ def _headers(stream: AudioStream, order: SpeechOrder) -> dict[str, str]:
     }
     if stream.request.dropped:
         headers["X-Text-Dropped"] = str(stream.request.dropped)
-    if stream.finished is not None:  # a stream is seldom at its end by now
+    if stream.finished is not None:  # a stream has rarely ended by now
         headers["X-Finish-Reason"] = stream.finished.reason.value
         headers["X-Seed"] = str(stream.finished.seed)
     return headers

@@ -1,7 +1,7 @@
 """One request's audio on its way from the engine to the client.
 
-`AudioStream` takes what the engine makes; `response.py` sends it.  Whatever ends a request
-(the last sound, a client that leaves or does not read, a timeout, an error), `close` runs
+`AudioStream` receives the engine's audio; `response.py` sends it.  Whatever ends a request
+(the last audio, a client that leaves or does not read, a timeout, an error), `close` takes effect
 exactly once: it frees the slot and closes the account.
 """
 
@@ -31,22 +31,22 @@ from vox_serve.server.requests import OpenRequests
 from vox_serve.workers.client import EngineClient
 
 PIECE_SECONDS = 1.0
-"""Audio that is sent at once, at most: a client must take so much within the send timeout."""
+"""The most audio sent at once; a client must read this much within the send timeout."""
 T = TypeVar("T")
 
 
 class AudioStream:
-    """The audio of one request, in pieces as they are made.
+    """The audio of one request, in pieces as they are generated.
 
-    The next part of a long text is asked for when the end of the last one has been read, so a
-    client that does not read holds back only itself.
+    The next part of a long text is requested once the previous one has been read to its end, so a
+    client that does not read delays only itself.
 
     Args:
         client: the engine.
-        info: what it has loaded.
+        info: the model that the engine has loaded.
         request: what to say; see `parts.in_parts` for a long text.
         account: of this request.
-        opened: where it can be found by its name until it has ended.
+        opened: lists the request by name until it ends.
 
     Raises:
         RequestError: the request is not admitted.
@@ -73,7 +73,7 @@ class AudioStream:
         account.admitted(request, info, client.server.log_text)
 
     async def next(self) -> bytes | None:
-        """The PCM that is there, up to a second or what one event brings; None after the last.
+        """The PCM available, about a second at most or one event's; None after the last.
 
         Raises:
             RequestError: the engine gave up, or the request took too long.
@@ -96,10 +96,10 @@ class AudioStream:
         return count < self._piece_bytes and not self._events.empty()
 
     async def _event(self) -> Event:
-        """What the engine says next.
+        """The engine's next event.
 
-        A stream's deadline grows with the audio already sent, so a client may play it in real
-        time.
+        A stream's deadline grows with the audio already received, so that a client may read in
+        real time.
 
         Raises:
             TimedOut: the engine or the client is too slow.
@@ -116,16 +116,16 @@ class AudioStream:
             raise TimedOut(f"the request took longer than {limit:g} seconds") from None
 
     def cancel(self) -> None:
-        """End the request on behalf of another: whoever awaits `next` gets Cancelled."""
+        """End the request at another connection's wish; a pending `next` raises Cancelled."""
         self.close(_cancelled_error())
         self._cancelled_error = True
         self._events.put_nowait(Failed(self.request.id, _cancelled_error()))
 
     def close(self, error: BaseException | None) -> None:
-        """End the request if it has not ended; the first call counts.
+        """End the request if it is open; later calls do nothing.
 
         Args:
-            error: why; None if all was sent.
+            error: why it ended; None if everything was sent.
         """
         if self.account.outcome is not None:
             return
@@ -136,7 +136,7 @@ class AudioStream:
             self._client.forget_soon(self.request.conversation)
 
     def _handle(self, event: Event) -> bytes:
-        """The sound of an event.  Raises RequestError if it brings one."""
+        """The audio of an event.  Raises the RequestError of a Failed event."""
         if isinstance(event, Audio):
             return event.pcm
         if isinstance(event, Started):
@@ -157,10 +157,10 @@ def _cancelled_error() -> Cancelled:
 
 
 async def unless_gone(receive: Receive, work: Awaitable[T]) -> T:
-    """Await `work`, but not beyond the moment at which the client leaves.
+    """Await `work` unless the client leaves first.
 
     Raises:
-        ClientGone: it left first; `work` is cancelled.
+        ClientGone: the client left; `work` is cancelled.
     """
     doing = asyncio.ensure_future(work)
     leaving = asyncio.ensure_future(_disconnected(receive))

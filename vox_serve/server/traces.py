@@ -1,7 +1,7 @@
-"""OpenTelemetry traces: what became of a request, as spans, reported once at its end.
+"""OpenTelemetry traces: the spans of a request, reported once when it ends.
 
-Needs the extra `otel`; where the spans go is said by the environment, as OpenTelemetry defines it
-(OTEL_EXPORTER_OTLP_ENDPOINT and others).
+Needs the extra `otel`.  OpenTelemetry's environment variables (OTEL_EXPORTER_OTLP_ENDPOINT and
+others) say where the spans go.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _parent: ContextVar[str | None] = ContextVar("traceparent", default=None)
 
 @attrs.define
 class Phase:
-    """A part of a request's life, by `time.monotonic`; `busy` seconds of it were spent working."""
+    """A phase of a request, by `time.monotonic`; `busy` is the seconds spent working in it."""
 
     name: str
     start: float
@@ -31,10 +31,10 @@ class Phase:
 
 
 def start(exporter: Any = None) -> None:
-    """Tell of requests from now on.
+    """Report requests from now on.
 
     Args:
-        exporter: an OpenTelemetry span exporter; OTLP over HTTP if there is none.
+        exporter: an OpenTelemetry span exporter; None: OTLP over HTTP.
 
     Raises:
         ConfigError: the extra `otel` is not installed.
@@ -47,7 +47,7 @@ def start(exporter: Any = None) -> None:
     except ImportError as error:
         raise ConfigError("traces need: pip install 'vox-serve-core[otel]'") from error
     os.environ.setdefault("OTEL_SERVICE_NAME", "vox_serve")
-    # A collector that is away holds up the end of the server this long, and not 10 s.
+    # An unreachable collector delays the server's exit by this long instead of 10 s.
     os.environ.setdefault("OTEL_EXPORTER_OTLP_TIMEOUT", "1")
     provider = TracerProvider()
     provider.add_span_processor(BatchSpanProcessor(exporter or OTLPSpanExporter()))
@@ -55,7 +55,7 @@ def start(exporter: Any = None) -> None:
 
 
 def begin(headers: Iterable[tuple[bytes, bytes]]) -> None:
-    """What begins from here on in this context belongs to the client's trace, if it names one."""
+    """Attach later requests in this context to the client's trace, if the headers name one."""
     if _tracer is not None:
         given = next((value for name, value in headers if name == b"traceparent"), None)
         _parent.set(given.decode("latin-1") if given else None)
@@ -73,12 +73,12 @@ def record(
     facts: Mapping[str, Any],
     failed: str | None,
 ) -> None:
-    """Tell of a request that has ended just now.
+    """Report a request that has just ended.
 
     Args:
         arrival: by `time.monotonic`.
-        facts: its attributes; those that are None are left out.
-        failed: why, if the server is to blame.
+        facts: the span's attributes; None values are left out.
+        failed: the reason, if the server is to blame.
     """
     if _tracer is None:
         return

@@ -40,7 +40,7 @@ from vox_serve.voice import Segment
 from vox_serve.workers.link import Link
 
 GAUGES = ("requests_running", "requests_waiting", "slots_used", "prefixes", "conversations")
-"""What is 0 once the engine is dead."""
+"""The gauges set to 0 once the engine is dead."""
 log = logging.getLogger("vox_serve.client")
 
 
@@ -55,10 +55,10 @@ class EngineClient:
     """One engine worker as the event loop sees it.
 
     Args:
-        engine: what the worker is to run.
+        engine: what the worker runs.
         server: queue bound and time limits.
-        metrics: where the worker's figures go.
-        front_end: what is done to a text before it is cut and spoken.
+        metrics: records the worker's figures.
+        front_end: normalizes a text before it is cut and spoken.
         in_thread: run the worker in a thread of this process; for tests.
     """
 
@@ -85,7 +85,7 @@ class EngineClient:
         self.on_change: Callable[[EngineClient], None] = lambda client: None
         """Called in the event loop when the state changes."""
         self.before_ready: Callable[[EngineClient], Awaitable[None]] | None = None
-        """Awaited once the model is loaded; requests are taken when it has returned."""
+        """Awaited once the model is loaded; requests are accepted after it returns."""
         self._link = Link(engine, server.log, in_thread)
         self._open: dict[str, asyncio.Queue[Event]] = {}
         self._expected = 0
@@ -118,7 +118,7 @@ class EngineClient:
             raise Unavailable(f"the engine is down: {self.failure}")
 
     def admit(self) -> EngineInfo:
-        """What is loaded, while requests are taken.  Raises Unavailable when they are not."""
+        """The loaded model, if requests are accepted.  Raises Unavailable if they are not."""
         if self.state is EngineState.READY and self.info is not None:
             return self.info
         reason = {
@@ -130,7 +130,7 @@ class EngineClient:
         raise Unavailable(reason)
 
     def check_room(self) -> EngineInfo:
-        """What is loaded, while one more request is taken.
+        """The loaded model, if one more request is accepted.
 
         Raises:
             Unavailable: starting, draining or dead.
@@ -147,7 +147,7 @@ class EngineClient:
 
     @contextlib.contextmanager
     def reserve(self) -> Iterator[None]:
-        """A reserve in the queue, for as long as a request is being made ready.
+        """Reserve a place in the queue while a request is being prepared.
 
         Raises:
             Unavailable, QueueFull: as `check_room`.
@@ -162,8 +162,8 @@ class EngineClient:
     def submit(self, request: SpeechRequest) -> asyncio.Queue[Event]:
         """Send a request; its events come out of the queue, a Finished or Failed last.
 
-        The next part of a text has the same id and the same queue.  A request that continues what
-        is being spoken is neither refused for the queue nor while the server drains.
+        The next part of a text has the same id and the same queue.  A request that continues
+        speech in progress is accepted even if the queue is full or the server is draining.
 
         Raises:
             Unavailable, QueueFull: as `check_room`.
@@ -186,12 +186,12 @@ class EngineClient:
         return await self._done(request_id, Forget(request_id, conversation))
 
     async def add_voice(self, name: str, speaker: int, segments: tuple[Segment, ...]) -> None:
-        """Make a voice known to the model, in the reserve of one of its name.
+        """Add a voice to the model, replacing one of the same name.
 
-        Works already in `before_ready`.
+        May be called in `before_ready`.
 
         Raises:
-            RequestError: the model cannot take it, or the engine is not there.
+            RequestError: the model cannot take the voice, or the engine is unavailable.
         """
         if self.info is None or self.state is not EngineState.STARTING:
             self.admit()
@@ -226,12 +226,12 @@ class EngineClient:
         return events
 
     def abort(self, request_id: str) -> None:
-        """The client of this request left: no more events, and the slot is given back."""
+        """End a request whose client left: no more events, and its slot is freed."""
         if self._open.pop(request_id, None) is not None:
             self._link.send(Abort(request_id))
 
     def drain(self) -> None:
-        """Take no more requests; those that are open go on."""
+        """Accept no more requests; open ones continue."""
         if self.state in (EngineState.STARTING, EngineState.READY):
             self._set_state(EngineState.DRAINING)
 
@@ -241,7 +241,7 @@ class EngineClient:
             if task is not None:
                 task.cancel()
         if self.info is None:
-            self._link.kill()  # it is loading, and would read the message only afterwards
+            self._link.kill()  # while loading, it would not read the message
         await self._link.stop()
         self._die("the server has shut down")
 
@@ -261,7 +261,7 @@ class EngineClient:
             self._record(message.stats)
 
     async def _prepare(self) -> None:
-        """Do what comes before the first request; the engine still starts if it fails."""
+        """Run `before_ready`; the engine still starts if it fails."""
         try:
             if self.before_ready is not None:
                 await self.before_ready(self)
@@ -293,7 +293,7 @@ class EngineClient:
         metrics = self.metrics
         metrics.engine_last_step_timestamp_seconds().set_to_current_time()
         metrics.requests_running().set(stats.running)
-        # Those that are still in the pipe or being prepared wait too.
+        # Requests that are still in the pipe or being prepared count as waiting.
         metrics.requests_waiting().set(max(0, len(self._open) - stats.running))
         metrics.slots_used().set(stats.running)
         for phase, seconds in stats.phase_seconds:
@@ -318,7 +318,7 @@ class EngineClient:
             metrics.audio_seconds_total().inc(stats.frames / self.info.frame_rate)
 
     async def _watch(self) -> None:
-        """Declare the worker hung when work is open and no step has ended for too long."""
+        """Declare the worker hung if requests are open and no step has ended for too long."""
         limit = self.server.stall_timeout
         while True:
             await asyncio.sleep(min(1.0, limit / 4))

@@ -24,11 +24,11 @@ class Engines:
     Args:
         configs: one for each model to serve.
         server: queue bound and time limits, of each engine.
-        plugins: what is installed; counted if broken.
+        plugins: the installed plugins; broken ones are counted.
         in_thread: run the workers in threads of this process; for tests.
 
     Raises:
-        UnknownModel, CheckpointError: a model's name means nothing.
+        UnknownModel, CheckpointError: a model's name cannot be resolved.
         ConfigError: two models would have the same name.
     """
 
@@ -61,7 +61,7 @@ class Engines:
             )
         (only, *others) = self._clients.values()
         self.metrics = only.metrics if not others else Metrics("", self.registry)
-        """For what concerns no engine: counted for the only one, or for none of several."""
+        """For events that belong to no engine: those of the only engine, else with no model."""
         self.registry.watch_process(self.metrics.model, "server", os.getpid())
         for broken in plugins.broken:
             self.metrics.plugin_errors_total.labels(self.metrics.model, broken.name).inc()
@@ -78,8 +78,8 @@ class Engines:
         """The engine of a request: by the model's name, or by its kind if only one has it.
 
         Raises:
-            NotFound: nothing here is called so.
-            InvalidRequest: none is named, and there are several.
+            NotFound: no model has this name, or several have this kind.
+            InvalidRequest: `model` is None, and there are several.
         """
         if model in self._clients:
             return self._clients[model]
@@ -97,7 +97,7 @@ class Engines:
 
     @property
     def state(self) -> EngineState:
-        """The state of the one that is worst off."""
+        """The worst state of any engine."""
         order = (
             EngineState.READY,
             EngineState.STARTING,
@@ -112,7 +112,7 @@ class Engines:
             client.on_change = listener
 
     def prepare(self, work: Callable[[EngineClient], Awaitable[None]]) -> None:
-        """Have `work` awaited for each engine that has loaded, before it counts as ready."""
+        """Have `work` awaited for each engine after it loads and before it is ready."""
         for client in self:
             client.before_ready = work
 
@@ -122,7 +122,7 @@ class Engines:
             await client.start()
 
     def drain(self) -> None:
-        """Take no more requests; those that are open go on."""
+        """Accept no more requests; open ones continue."""
         for client in self:
             client.drain()
 

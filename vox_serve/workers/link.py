@@ -31,7 +31,7 @@ class Link:
     torch: the worker module is imported where the worker runs.
 
     Args:
-        config: what the worker is to run.
+        config: what the worker runs.
         log: how it logs.
         in_thread: run it in a thread of this process.
     """
@@ -47,7 +47,7 @@ class Link:
         """Start the worker and return at once.
 
         Args:
-            receive: called in the event loop with each message of the worker.
+            receive: called in the event loop with each message from the worker.
             ended: called there once, with the reason, when the worker has ended.
         """
         self._loop = asyncio.get_running_loop()
@@ -67,17 +67,17 @@ class Link:
             )
         self._worker.start()
         if not self._in_thread:
-            theirs.close()  # or the end of the worker would not end the pipe
+            theirs.close()  # otherwise the pipe would stay open when the worker ends
         for body in (self._read, self._write):
             threading.Thread(target=body, args=(ours,), name=body.__name__, daemon=True).start()
 
     @property
     def pid(self) -> int | None:
-        """The worker's process; None while it has none of its own."""
+        """The worker's process id; None if it has no process of its own."""
         return self._worker.pid if isinstance(self._worker, BaseProcess) else None
 
     def send(self, message: ToWorker) -> None:
-        """Send a message; one to a worker that has ended is lost."""
+        """Send a message; it is lost if the worker has ended."""
         self._outbox.put(message)
 
     def kill(self) -> None:

@@ -1,9 +1,9 @@
 """The loop around `Engine.step`, and the process that it runs in.
 
-Drain the inbox, step, post the outbox; when idle, sleep until a message comes or a heartbeat is
-due.  Long texts, requests with context and new voices are prepared in a thread, because encoding a
-minute of audio takes seconds in which the others must not wait.  The same loop runs in a thread for
-tests.
+The loop drains the inbox, steps and posts the outbox; when idle, it sleeps until a message comes or
+a heartbeat is due.  Long texts, requests with context and new voices are prepared in a thread,
+because encoding a minute of audio takes seconds and must not delay other requests.  In tests, the
+same loop runs in a thread.
 """
 
 from __future__ import annotations
@@ -55,13 +55,13 @@ def run_process(connection: Connection, config: EngineConfig, settings: LogSetti
     configure(settings)
     try:
         run(connection, config, own_process=True)
-    except Exception:  # else multiprocessing prints it past the log
+    except Exception:  # otherwise multiprocessing would print it outside the log
         log.critical("the worker ends", exc_info=True)
         sys.exit(1)
 
 
 def run(connection: Connection, config: EngineConfig, own_process: bool = False) -> None:
-    """Load the engine, say so, and serve until `Shutdown` or until the server is gone."""
+    """Load the engine, report it, and serve until `Shutdown` or until the server is gone."""
     try:
         try:
             engine, info = load_engine(config, load_plugins(config.plugins))
@@ -72,7 +72,7 @@ def run(connection: Connection, config: EngineConfig, own_process: bool = False)
             log.exception("the model cannot be loaded")
             connection.send(LoadFailed(f"the model cannot be loaded: {error!r}"))
             return
-        if own_process:  # what is there now stays: no frame is to wait for it to be looked through
+        if own_process:  # keep the collector from scanning what stays, in mid-frame
             gc.collect()
             gc.freeze()
         connection.send(Ready(info))
@@ -82,7 +82,7 @@ def run(connection: Connection, config: EngineConfig, own_process: bool = False)
 
 
 class Worker:
-    """Args: the pipe to the server, and a loaded engine."""
+    """Serves one loaded engine over the pipe to the server."""
 
     def __init__(self, connection: Connection, engine: Engine) -> None:
         self._connection = connection
@@ -90,11 +90,11 @@ class Worker:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="prepare")
         self._preparing: set[str] = set()
         self._finished_jobs: deque[Callable[[], None]] = deque()
-        """What to do here with what the pool has made."""
+        """What the loop must do with the pool's results."""
         self._wake_reader, self._wake_writer = socket.socketpair()
 
     def serve(self) -> None:
-        """Step while there is work; an exception out of `Engine.step` ends the worker."""
+        """Step while there is work; an exception from `Engine.step` ends the worker."""
         try:
             while self._drain(0.0 if self._engine.has_work else HEARTBEAT_SECONDS):
                 self._connection.send(self._engine.step())
@@ -142,7 +142,7 @@ class Worker:
             self._enqueue(request, self._prepare(request))
 
     def _run_job(self, work: Callable[[], Callable[[], None]]) -> None:
-        """Body of the pool's jobs: `work`, then have the loop do what it returns."""
+        """Body of the pool's jobs: run `work`, then have the loop call what it returns."""
         self._finished_jobs.append(work())
         with contextlib.suppress(OSError):  # the worker has ended meanwhile
             self._wake_writer.send(b".")

@@ -1,4 +1,4 @@
-"""The OpenAPI document: Litestar writes it; schemas come from msgspec, which also enforces them."""
+"""Builds the OpenAPI document: Litestar writes the routes, msgspec the schemas it enforces."""
 
 from __future__ import annotations
 
@@ -83,14 +83,14 @@ PATH_EXAMPLES = {
 
 @attrs.define
 class Document:
-    """The document as JSON, once it is written."""
+    """The document as JSON; empty until `write` is called."""
 
     content: bytes = b""
 
     def write(
         self, handlers: Sequence[ControllerRouterHandler], dependencies: Mapping[str, Provide]
     ) -> None:
-        """Write the document of an application with these handlers."""
+        """Write the document for an application with these handlers."""
         config = OpenAPIConfig(
             title="vox_serve",
             version=vox_serve.__version__,
@@ -100,7 +100,7 @@ class Document:
             tags=[Tag(name=name) for name in TAGS],
             use_handler_docstrings=True,
         )
-        # An application of its own: Litestar's has routes that ours has not.
+        # A separate application: with its OpenAPI support on, Litestar adds routes of its own.
         app = Litestar(
             list(handlers),
             dependencies=dict(dependencies),
@@ -127,7 +127,7 @@ def _operations(document: Json) -> Iterator[Json]:
 
 
 def _error(status: int) -> Json:
-    """An error answer; all have one shape."""
+    """An error response; all have the same shape."""
     names = ("X-Request-Id", "Retry-After") if status in (409, 429, 503) else ("X-Request-Id",)
     headers = {name: {"$ref": f"#/components/headers/{name}"} for name in names}
     content = {JSON: {"schema": {"$ref": f"{SCHEMAS}Error"}}}
@@ -135,7 +135,7 @@ def _error(status: int) -> Json:
 
 
 def _schemas() -> Json:
-    """The schemas of all bodies, those of answers included."""
+    """The schemas of all request and response bodies."""
     kinds = [kind for kind in vars(replies).values() if _is_reply(kind)]
     _, found = msgspec.json.schema_components(
         [GenerateRequest, SpeechBody, VoiceForm, *kinds],
@@ -166,14 +166,14 @@ def _schema_of_file(kind: type) -> Json:
 
 
 def _tidy(field: Json) -> None:
-    """A field's description stands beside its type, not within one of its alternatives."""
+    """Move a field's description from one of its alternatives to the field itself."""
     for alternative in field.get("anyOf", ()):
         if "description" in alternative:
             field["description"] = alternative.pop("description")
 
 
 def _generate_form(body: Json) -> Json:
-    """The schema of the same fields in a form."""
+    """The schema of the same fields sent as a form."""
     form = copy.deepcopy(body)
     form["title"] = "GenerateForm"
     form["description"] += "  `context` and `pronunciations` are JSON texts."
@@ -192,7 +192,7 @@ def _generate_form(body: Json) -> Json:
 
 
 def _as_in_a_form(field: Json) -> None:
-    """The schema of a field in a form: the word null is a text like others, and 1 is true."""
+    """Adapt a field's schema to forms, where `null` is an ordinary text and 1 means true."""
     if field.get("default", ...) is None:
         del field["default"]
     alternatives = [one for one in field.get("anyOf", ()) if one != {"type": "null"}]
@@ -205,7 +205,7 @@ def _as_in_a_form(field: Json) -> None:
 
 
 def _allow_aliases(form: Json) -> None:
-    """A voice's form takes some fields under either of two names."""
+    """Let the voice form take some fields under either of two names."""
     for field in form["properties"].values():
         _as_in_a_form(field)
     for alias, name in ALIASES.items():

@@ -1,6 +1,6 @@
-"""What the OpenAPI document says of a route beyond what its signature says.
+"""What the OpenAPI document says about a route that its signature does not.
 
-A route gives one of these as its `operation_class`; Litestar makes the rest of the document out of
+A route passes one of these as its `operation_class`; Litestar derives the rest of the document from
 paths, parameters and return types.
 """
 
@@ -42,7 +42,7 @@ ERRORS: Mapping[int, str] = {
     504: "Not done within the server's `--request-timeout`",
 }
 SPEAKING = tuple(ERRORS)
-"""The errors of the routes that speak."""
+"""The errors of the routes that return speech."""
 SOUND_HEADERS = (
     "X-Sample-Rate",
     "X-Channels",
@@ -61,16 +61,16 @@ REQUEST_ID_HEADER = Parameter(
 
 
 def schema_reference(name: str) -> Reference:
-    """A schema of the document's components, by name."""
+    """A reference to a schema among the document's components."""
     return Reference(ref=f"#/components/schemas/{name}")
 
 
 def request_body(examples: Mapping[str, Any], **schemas: str) -> RequestBody:
-    """The body of a route that reads it by itself.
+    """The request body of a route that decodes it itself.
 
     Args:
-        examples: they fit every media type.
-        schemas: names of schemas by `json` and `form`.
+        examples: valid for every media type.
+        schemas: names of the schemas for `json` and `form`.
     """
     media_types = {"json": JSON, "form": "multipart/form-data"}
     shown: dict[str, Example | Reference] = {
@@ -84,7 +84,7 @@ def request_body(examples: Mapping[str, Any], **schemas: str) -> RequestBody:
 
 
 def sound(*more: str) -> dict[str, OpenAPIMediaType]:
-    """The media types of an answer that is sound, and others."""
+    """All audio media types, and the `more` ones, whose content is events."""
     binary = Schema(type=OpenAPIType.STRING, format=OpenAPIFormat.BINARY)
     found = {one.media_type: OpenAPIMediaType(schema=binary) for one in FORMATS.values()}
     return found | {name: OpenAPIMediaType(schema=schema_reference("Event")) for name in more}
@@ -100,11 +100,11 @@ def described(
     """The operation class of a route.
 
     Args:
-        errors: statuses out of `ERRORS`.
-        body: of a route that reads it by itself.
-        content: of the answer, where its type does not tell.
-        headers: names out of the document's headers, besides X-Request-Id.
-        parameters: those that the route's signature does not tell.
+        errors: statuses from `ERRORS`.
+        body: for a route that decodes its body itself.
+        content: of the response, if the return type does not say.
+        headers: response headers of the document, besides X-Request-Id.
+        parameters: those missing from the route's signature.
     """
 
     @dataclass

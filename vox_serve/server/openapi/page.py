@@ -1,4 +1,4 @@
-"""GET /openapi.json and GET /docs: the routes, for programs and for people."""
+"""GET /openapi.json and GET /docs: the API described for programs and for people."""
 
 from __future__ import annotations
 

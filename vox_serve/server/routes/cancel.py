@@ -1,4 +1,4 @@
-"""DELETE /requests/{id} and DELETE /conversations/{id}: what a client can end."""
+"""DELETE /requests/{id} and DELETE /conversations/{id}."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ async def forget(
     conversation: FromPath[str],
     model: FromQuery[str | None] = None,
 ) -> None:
-    """Forget a conversation; `model` says whose, if several are served."""
+    """Forget a conversation; `model` names its model, if several are served."""
     client = engines.choose(model)
-    # A name that no client can give is that of a long text or session: its own business.
+    # Names that clients cannot choose belong to long texts and sessions, which manage their own.
     if not CONVERSATION.fullmatch(conversation) or not await client.forget(conversation):
         raise NotFound(f"unknown conversation {conversation[:128]!r}", "conversation")
 
@@ -38,6 +38,6 @@ async def forget(
     operation_class=described(404),
 )
 async def cancel(open_requests: NamedDependency[OpenRequests], request_name: FromPath[str]) -> None:
-    """End what is being spoken or waits under this id; its answer is cut."""
+    """End the requests with this id, running or waiting; their responses are cut."""
     if not open_requests.cancel(request_name):
         raise NotFound(f"no open request {request_name[:128]!r}", "id")

@@ -44,7 +44,7 @@ MAX_CONTEXT_SEGMENTS = 32
 
 
 class ContextTurn(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
-    """One earlier turn; `audio` is base64 in JSON, of any format that libsndfile reads."""
+    """One earlier turn; `audio` is base64 of a file in any format that libsndfile reads."""
 
     speaker: Annotated[
         int,
@@ -103,7 +103,7 @@ async def generate(
     engines: NamedDependency[Engines],
     open_requests: NamedDependency[OpenRequests],
 ) -> Response[bytes]:
-    """Speak a text; answers once the first sound is there."""
+    """Speak a text; responds once the first audio is ready."""
     return await answer(request, engines, open_requests, _parse)
 
 
@@ -135,7 +135,7 @@ async def _parse(incoming: IncomingRequest) -> SpeechOrder:
 
 
 def read_context(turns: list[ContextTurn], info: EngineInfo) -> tuple[Segment, ...]:
-    """Decode the turns' audio; what cannot fit the context is refused while it is read."""
+    """Decode the turns' audio; rejects audio too long for the context as soon as it is read."""
     seconds_left = info.max_positions / info.frame_rate
     segments = []
     for number, turn in enumerate(turns):

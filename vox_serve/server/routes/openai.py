@@ -48,11 +48,11 @@ from vox_serve.workers.engines import Engines
 MAX_INPUT_CHARACTERS = 4096
 STREAM_FORMATS = ("audio", "sse")
 MODELS = re.compile(r"(tts-1|tts-1-hd|gpt-4o-mini-tts)(-\d{4}(-\d\d-\d\d)?)?")
-"""OpenAI's own models, dated or not: names of the first model here."""
+"""The names of OpenAI's own models, dated or not; here they mean the first model."""
 
 
 class VoiceId(msgspec.Struct, forbid_unknown_fields=True):
-    """A voice as OpenAI's API names those that were registered."""
+    """A registered voice as OpenAI's API refers to it."""
 
     id: str
 
@@ -87,7 +87,7 @@ class SpeechBody(CommonFields, forbid_unknown_fields=True, kw_only=True):
 
 
 class SpeechEvents(Framing):
-    """Pieces of audio as server-sent events, the last of which tells how it ended."""
+    """Pieces of audio as server-sent events; the last event says how the speech ended."""
 
     def __init__(self, characters: int) -> None:
         super().__init__("text/event-stream")
@@ -98,7 +98,7 @@ class SpeechEvents(Framing):
 
     def end(self, stream: AudioStream) -> bytes:
         finished = stream.finished
-        assert finished is not None  # or it would have failed
+        assert finished is not None  # otherwise the stream would have raised
         usage = {
             "input_tokens": self._characters,
             "output_tokens": finished.frames,
@@ -137,12 +137,12 @@ async def speech(
     engines: NamedDependency[Engines],
     open_requests: NamedDependency[OpenRequests],
 ) -> Response[bytes]:
-    """Speak a text; the sound is sent as it is made."""
+    """Speak a text; the audio is sent as it is generated."""
     try:
         return await answer(request, engines, open_requests, _parse)
     except RequestError as error:
         if error.param == "text" and not isinstance(error, InvalidRequest):
-            # The engine calls it so; an InvalidRequest is about a field of this body.
+            # The engine says `text`; an InvalidRequest already names a field of this body.
             error.param = "input"
         raise
 
@@ -193,14 +193,14 @@ def served(engines: Engines, model: str) -> str:
 
 @get("/v1/models", tags=["models"], operation_class=described())
 async def models(engines: NamedDependency[Engines]) -> replies.OpenAIModels:
-    """What is loaded, as OpenAI's API lists it."""
+    """The loaded models, as OpenAI's API lists them."""
     data = [_model(client, engines) for client in engines.loaded]
     return replies.OpenAIModels(object="list", data=data)
 
 
 @get("/v1/models/{name:path}", tags=["models"], operation_class=described(404))
 async def model(engines: NamedDependency[Engines], name: FromPath[str]) -> replies.OpenAIModel:
-    """One model, by any name that a request may give it."""
+    """One model, by any name that a request may use for it."""
     client = engines.choose(served(engines, name.removeprefix("/")))
     return _model(client, engines)
 
@@ -213,5 +213,5 @@ def _model(client: EngineClient, engines: Engines) -> replies.OpenAIModel:
 
 @get("/v1/audio/models", tags=["models"], operation_class=described())
 async def audio_models(engines: NamedDependency[Engines]) -> replies.ModelIds:
-    """What is loaded, as Open WebUI asks for it."""
+    """The loaded models, as Open WebUI asks for them."""
     return replies.ModelIds(models=[replies.ModelId(id=c.model) for c in engines.loaded])

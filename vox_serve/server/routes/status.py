@@ -30,7 +30,7 @@ TEXT = {CONTENT_TYPE: OpenAPIMediaType(schema=Schema(type=OpenAPIType.STRING))}
 async def health(
     engines: NamedDependency[Engines], registered: NamedDependency[Voices]
 ) -> Response[replies.Health]:
-    """200 while the process can become or is useful; 503 once an engine is dead."""
+    """200 while the server is starting, ready or draining; 503 once an engine is dead."""
     body = replies.Health(
         status=engines.state.value,
         models=[_health(client) for client in engines],
@@ -60,7 +60,7 @@ def _health(client: EngineClient) -> replies.ModelHealth:
     responses={503: ResponseSpec(replies.Readiness, False, "Requests are not accepted")},
 )
 async def ready(engines: NamedDependency[Engines]) -> Response[replies.Readiness]:
-    """200 only while requests for every model are accepted."""
+    """200 only while every model accepts requests."""
     found = engines.state
     status = 200 if found is EngineState.READY else 503
     headers = {} if status == 200 else {"Retry-After": "5"}
@@ -70,7 +70,7 @@ async def ready(engines: NamedDependency[Engines]) -> Response[replies.Readiness
 
 @get("/models", tags=["models"], operation_class=described())
 async def models(engines: NamedDependency[Engines]) -> replies.LoadedModels:
-    """What is loaded: sizes, limits, voices and sampling defaults of each model."""
+    """The loaded models: sizes, limits, voices and sampling defaults of each."""
     return replies.LoadedModels(models=list(map(_loaded, engines.loaded)))
 
 
@@ -84,7 +84,7 @@ def _loaded(client: EngineClient) -> Any:
 
 @get("/voices", tags=["voices"], operation_class=described())
 async def voices(engines: NamedDependency[Engines]) -> replies.VoiceNames:
-    """The voices of every model, registered ones included."""
+    """The voices of every model, including registered ones."""
     found = [
         replies.VoiceName(name=name, speaker=speaker, model=client.model)
         for client in engines.loaded
@@ -95,11 +95,11 @@ async def voices(engines: NamedDependency[Engines]) -> replies.VoiceNames:
 
 @get("/plugins", tags=["server"], operation_class=described())
 async def plugins(engines: NamedDependency[Engines]) -> replies.Plugins:
-    """What was found, and why a plugin cannot be used."""
+    """The plugins that were found, and why any of them cannot be used."""
     return replies.Plugins(plugins=list(engines.plugins.infos))
 
 
 @get("/metrics", tags=["server"], operation_class=described(content=TEXT))
 async def metrics(engines: NamedDependency[Engines]) -> Response[bytes]:
-    """The Prometheus text format."""
+    """The metrics in the Prometheus text format."""
     return Response(engines.registry.exposition(), media_type=CONTENT_TYPE)

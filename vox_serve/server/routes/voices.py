@@ -29,12 +29,12 @@ from vox_serve.workers.engines import Engines
 
 MAX_AUDIO_BYTES = 10 * 2**20
 ALIASES = {"audio_sample": "audio", "transcript": "text"}
-"""OpenAI's name of the sample, and the plain one of what is said in it."""
+"""OpenAI's name for the sample, and a plainer name for the text spoken in it."""
 PATHS = ["/v1/audio/voices", "/v1/audio/voices/{voice:str}"]
 
 
 class VoiceForm(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
-    """A new voice: a sample, and what is said in it."""
+    """A new voice: a sample and its transcript."""
 
     name: Annotated[
         str,
@@ -70,7 +70,7 @@ class VoiceForm(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 def clip() -> str:
     """A tenth of a second of sound as a WAV file whose bytes are all ASCII.
 
-    So it can stand in JSON as it is, which has no other way to hold a file.
+    JSON cannot hold binary data, but it can hold this file unchanged.
     """
     samples = bytes(0x60 + number % 16 for number in range(800))  # 8 bits each, at 8 kHz
     fmt = b"fmt \x10\0\0\0\x01\0\x01\0\x40\x1f\0\0\x40\x1f\0\0\x01\0\x08\0"
@@ -115,7 +115,7 @@ async def add(
 
 @get("/v1/audio/voices", tags=["voices"], operation_class=described())
 async def listed(registered: NamedDependency[Voices]) -> replies.Voices:
-    """The voices of every model, registered ones too, but no aliases: a person picks from these."""
+    """The voices of every model, including registered ones; no aliases, as people pick from it."""
     return replies.Voices(voices=list(map(_shown, registered.listed())))
 
 
@@ -125,7 +125,7 @@ async def show(
     voice: FromPath[str],
     model: FromQuery[str | None] = None,
 ) -> replies.Voice:
-    """One voice, registered or a model's own; `model` says whose, where several have it."""
+    """One voice, registered or built in; `model` is needed if several models have it."""
     return _shown(registered.find(voice, model))
 
 
@@ -143,7 +143,7 @@ async def remove(registered: NamedDependency[Voices], voice: FromPath[str]) -> r
 
 @route(PATHS, http_method="OPTIONS", status_code=204, include_in_schema=False)
 async def options(request: Request[Any, Any, Any]) -> Response[None]:
-    """What a path is good for; Litestar's own answer names only its first handler."""
+    """The methods of a path; Litestar's own response names only the first handler's."""
     here = request.scope["path_template"]
     methods = next(one.methods for one in request.app.routes if one.path_format == here)
     return Response(None, headers={"Allow": ", ".join(sorted(methods))})
@@ -184,7 +184,7 @@ async def read_voice(request: Request[Any, Any, Any], timeout: float) -> VoiceFo
         read = msgspec.convert(form, VoiceForm, strict=False)
     except msgspec.ValidationError as error:
         raise invalid(error, VoiceForm, form=True) from error
-    if not NAME.fullmatch(read.name):  # a pattern's `$` lets a line end pass
+    if not NAME.fullmatch(read.name):  # a pattern's `$` also matches before a final newline
         raise InvalidRequest(f"name must be {NAME_RULE}", "name")
     size = read.audio.file.seek(0, io.SEEK_END)
     if size > MAX_AUDIO_BYTES:

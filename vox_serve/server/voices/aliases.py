@@ -1,4 +1,4 @@
-"""Names that mean one of a model's voices."""
+"""Other names for a model's voices."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ VOICES = (
     "marin",
     "cedar",
 )
-"""OpenAI's own voices: names of the model's, in turn."""
+"""The names of OpenAI's own voices, assigned to the model's voices in order."""
 
 
 def voice_of(client: EngineClient, name: str) -> str:
     """The name of one of the model's voices.
 
-    In this order: a voice of that name, an alias of the server's, OpenAI's own names in turn.
-    What is none of these stays as it is: the engine refuses it.
+    Looks for a voice of that name, then a configured alias, then one of OpenAI's names.  Any other
+    name is returned unchanged, for the engine to reject.
     """
     own = [voice for voice, _ in client.voices]
     if name in own:
@@ -35,6 +35,6 @@ def voice_of(client: EngineClient, name: str) -> str:
     if name in aliases:
         return aliases[name]
     if name in VOICES and client.info is not None and client.info.voices:
-        voices = client.info.voices  # without those that come and go
+        voices = client.info.voices  # without registered voices, which come and go
         return voices[VOICES.index(name) % len(voices)][0]
     return name

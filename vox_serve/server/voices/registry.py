@@ -1,6 +1,6 @@
 """Voices that clients register: a sample of speech and what is said in it, under a name.
 
-Knows which there are, and makes the engines and the directory agree.
+Keeps track of them and keeps the engines and the directory in agreement.
 """
 
 from __future__ import annotations
@@ -37,14 +37,20 @@ from vox_serve.workers.engines import Engines
 
 MAX_VOICES = 1000
 MAX_WAITING = 8
-"""Voices that are added at the same time: one is being encoded, the others wait."""
+"""The most voices being added at a time: one is being encoded, the others wait."""
 Samples = npt.NDArray[np.float32]
 log = logging.getLogger("vox_serve.voices")
 
 
 @attrs.frozen
 class RegisteredVoice:
-    """Args: client, the engine that speaks it; seconds, of its sample; kept, in the directory."""
+    """A registered voice.
+
+    Args:
+        client: the engine that speaks it.
+        seconds: length of its sample.
+        kept: it is stored in the directory.
+    """
 
     name: str
     client: EngineClient
@@ -55,7 +61,7 @@ class RegisteredVoice:
 
 @attrs.frozen
 class KnownVoice:
-    """A voice that a request may name: a model's own, or a registered one."""
+    """A voice that a request may name: built into a model, or registered."""
 
     name: str
     speaker: int
@@ -67,7 +73,7 @@ class Voices:
     """The registered voices of a server.
 
     Args:
-        engines: whose voices they are; those of the directory are added as each gets ready.
+        engines: the engines that speak them; each gets the directory's voices before it is ready.
 
     Raises:
         ConfigError: the directory cannot be used.
@@ -75,7 +81,7 @@ class Voices:
 
     def __init__(self, engines: Engines) -> None:
         self.broken: dict[str, str] = {}
-        """Files of the directory that cannot be used as voices, and why."""
+        """Files in the directory that cannot be used as voices, with the reason."""
         self._engines = engines
         self._registered: dict[str, RegisteredVoice] = {}
         self._stored: dict[str, VoiceRecord] = {}
@@ -102,7 +108,7 @@ class Voices:
     async def add(
         self, client: EngineClient, name: str, record: VoiceRecord, file: IO[bytes]
     ) -> KnownVoice:
-        """Register a voice: the model takes it, then it is stored, then it is there.
+        """Register a voice: add it to the model, store it, then list it.
 
         Args:
             file: the sample, of any format that libsndfile reads.
@@ -133,7 +139,7 @@ class Voices:
 
         Raises:
             NotFound: there is none.
-            InvalidRequest: it is a model's own.
+            InvalidRequest: it is built into a model.
             Unavailable: the server is not ready, or the files cannot be deleted.
         """
         async with self._lock:
@@ -161,7 +167,7 @@ class Voices:
 
         Raises:
             NotFound: there is none.
-            InvalidRequest: several models have one, and none is named.
+            InvalidRequest: several models have it, and `model` is None.
         """
         if model is not None:
             model = self._engines.choose(model).model
@@ -180,7 +186,7 @@ class Voices:
         return KnownVoice(name, speaker, client, found)
 
     def _give_out(self) -> None:
-        """Give each stored voice to its model; report those that have none here."""
+        """Assign each stored voice to its model; report those whose model is not served."""
         models = [client.model for client in self._engines]
         for name, record in list(self._stored.items()):
             if record.model is None and len(models) == 1:
@@ -197,7 +203,7 @@ class Voices:
             try:
                 await self._load_one(client, name)
             except Unavailable:
-                return  # it is shutting down or dead
+                return  # the engine is shutting down or dead
             except (RequestError, VoiceUnusable) as error:
                 self._report(f"{name}.wav", str(error))
             except Exception as error:
@@ -219,7 +225,7 @@ class Voices:
     async def _add_to_engine(
         self, client: EngineClient, name: str, record: VoiceRecord, audio: Samples
     ) -> None:
-        """Have the model take the voice.  Errors name the form's fields."""
+        """Add the voice to the model.  Errors name the form's fields."""
         try:
             segment = Segment(record.speaker, record.text, audio)
             await client.add_voice(name, record.speaker, (segment,))
@@ -231,7 +237,7 @@ class Voices:
     async def _keep(
         self, client: EngineClient, name: str, record: VoiceRecord, audio: Samples, rate: int
     ) -> None:
-        """Store the voice, and enter it; if it cannot be stored, the model forgets it."""
+        """Store and list the voice; if it cannot be stored, remove it from the model."""
         if self._store is None:
             log.warning("voice %r ends with the server; --voices-dir keeps voices", name)
         else:
@@ -252,7 +258,7 @@ class Voices:
         log.info("voice %r of %s: %.1f s", name, client.model, seconds)
 
     async def _require_free(self, client: EngineClient, name: str) -> None:
-        """Names that differ in case only are one: file systems and people mix them up."""
+        """Check that the name is free, ignoring case: file systems and people confuse it."""
         if _owns(client, name):
             raise AlreadyExists(f"{name!r} is a voice of the model itself", "name")
         taken = any(name.casefold() == other.casefold() for other in self._registered)
@@ -269,7 +275,7 @@ class Voices:
 
 
 def _owns(client: EngineClient, name: str) -> bool:
-    """Has the model a voice of its own of this name, in whatever case?"""
+    """Does the model have a built-in voice of this name, ignoring case?"""
     own = client.info.voices if client.info is not None else ()
     return any(name.casefold() == voice.casefold() for voice, _ in own)
 

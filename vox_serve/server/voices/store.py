@@ -1,7 +1,7 @@
-"""Registered voices as files in one directory.  Knows neither engines nor HTTP.
+"""Registered voices as files in one directory.  Knows nothing about engines or HTTP.
 
-A voice is `NAME.wav` and, beside it, `NAME.json` (a `VoiceRecord`) or `NAME.txt` (the transcript
-alone).  What is written here, a person may also put there by hand; it is read at start.
+A voice is `NAME.wav` and, beside it, `NAME.json` (a `VoiceRecord`) or `NAME.txt` (only the
+transcript).  Users may also add such files by hand; they are read at start.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ log = logging.getLogger("vox_serve.voices")
 
 
 class VoiceUnusable(ValueError):
-    """A voice cannot be used; the text says why."""
+    """A voice cannot be used; the message says why."""
 
 
 class VoiceRecord(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=True):
-    """What the JSON beside the sound holds.
+    """The content of the JSON file beside the audio.
 
-    `model` None is the only model that is served; `created` is in Unix seconds.
+    `model` None means the only model served; `created` is in Unix seconds.
     """
 
     text: str
@@ -52,7 +52,7 @@ class VoiceRecord(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, froz
 
 
 def check_text(text: str) -> str:
-    """The transcript without the space around it.  Raises VoiceUnusable."""
+    """The transcript without surrounding space.  Raises VoiceUnusable."""
     text = text.strip()
     if not text:
         raise VoiceUnusable("text is empty: it must say what is spoken in the audio")
@@ -62,10 +62,10 @@ def check_text(text: str) -> str:
 
 
 class VoiceStore:
-    """Args: the directory, which is made if it is missing.
+    """The voices in a directory, which is created if it is missing.
 
     Raises:
-        ConfigError: it cannot be made or read.
+        ConfigError: the directory cannot be created or read.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -79,7 +79,7 @@ class VoiceStore:
             raise ConfigError(f"voices_dir {directory} cannot be used: {reason}") from error
 
     def scan(self) -> tuple[dict[str, VoiceRecord], dict[str, str]]:
-        """The voices by name, and why other files are none; reads no audio yet."""
+        """The voices by name, and why other files cannot be used; does not read audio."""
         suffixes: dict[str, set[str]] = {}
         for file in sorted(self._names()):
             stem, suffix = Path(file).stem, Path(file).suffix
@@ -98,7 +98,7 @@ class VoiceStore:
         return records, problems
 
     def read(self, name: str, sample_rate: int) -> npt.NDArray[np.float32]:
-        """The sound of a voice, float32 `[T]`.  Raises VoiceUnusable."""
+        """The audio of a voice, float32 `[T]`.  Raises VoiceUnusable."""
         try:
             with self._open(self._path(name, AUDIO)) as file:
                 return read_audio(file, sample_rate, MAX_SECONDS)
@@ -108,12 +108,12 @@ class VoiceStore:
     def write(
         self, name: str, record: VoiceRecord, audio: npt.NDArray[np.float32], sample_rate: int
     ) -> None:
-        """Store a voice: sound first, so that whoever finds the JSON finds both.
+        """Store a voice: audio first, so that anyone who finds the JSON finds both.
 
-        The samples are stored as they are, so that they sound the same after a restart.
+        The samples are stored unchanged, so that the voice sounds the same after a restart.
 
         Raises:
-            OSError: it cannot be written.  Then, and after any other error, nothing is left behind.
+            OSError: it cannot be written.  No error leaves a file behind.
         """
         sound, wav = self._path(name, AUDIO), io.BytesIO()
         soundfile.write(wav, audio, sample_rate, format="WAV", subtype="FLOAT")
@@ -136,7 +136,7 @@ class VoiceStore:
         return bool(found)
 
     def holds(self, name: str) -> bool:
-        """Is there a file of this name, in whatever case?  Some file systems know none."""
+        """Is there a file of this name, ignoring case?  Some file systems ignore it too."""
         wanted = {(name + suffix).casefold() for suffix in (AUDIO, *TRANSCRIPTS)}
         return any(file.casefold() in wanted for file in self._names())
 
@@ -144,7 +144,7 @@ class VoiceStore:
         return [path.name for path in self._directory.iterdir()]
 
     def _path(self, name: str, suffix: str) -> Path:
-        if not NAME.fullmatch(name):  # callers have checked it; a path is not built on trust
+        if not NAME.fullmatch(name):  # never build a path from an unchecked name
             raise ValueError(f"{name!r} is not a voice name")
         return self._directory / f"{name}{suffix}"
 
@@ -171,7 +171,7 @@ class VoiceStore:
         return msgspec.structs.replace(record, text=check_text(record.text), created=created)
 
     def _open(self, path: Path) -> BinaryIO:
-        """Open a regular file of this directory.  A link may lead elsewhere in it, not out of it.
+        """Open a regular file.  A link may point elsewhere in the directory but not outside it.
 
         Raises:
             VoiceUnusable: it cannot be opened, or is something else.
@@ -181,7 +181,7 @@ class VoiceStore:
                 raise VoiceUnusable(f"{path.name} leads out of the directory")
             # Without O_NONBLOCK, a pipe would keep us waiting for somebody to write to it.
             descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-        except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle
+        except (OSError, RuntimeError) as error:  # RuntimeError: circular links
             reason = getattr(error, "strerror", None) or str(error)
             raise VoiceUnusable(f"{path.name} cannot be opened: {reason}") from error
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -190,7 +190,7 @@ class VoiceStore:
         return os.fdopen(descriptor, "rb")
 
     def _put(self, path: Path, content: bytes) -> None:
-        """Write a file in one move: it is there whole or not at all."""
+        """Write a file atomically."""
         descriptor, unfinished = tempfile.mkstemp(
             dir=self._directory, prefix=f".{path.name}.", suffix=".tmp"
         )

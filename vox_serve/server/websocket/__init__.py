@@ -1,1 +1,1 @@
-"""Text that arrives in pieces, spoken over a WebSocket."""
+"""Speaks text that arrives in pieces, over a WebSocket."""

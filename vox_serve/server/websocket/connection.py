@@ -1,6 +1,6 @@
-"""One WebSocket as a session sees it: messages come in, events and sound go out.
+"""One WebSocket as a session sees it: messages come in, events and audio go out.
 
-Knows the protocol's words and their shape, and nothing of speech.
+Knows the protocol's messages and their fields, but nothing about speech.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from vox_serve.server.errors import BinaryMessage, ClientGone, Malformed, error_
 from vox_serve.server.speech import VoiceFields
 
 MAX_MESSAGE_BYTES = 128 * 2**10
-"""Of one message from a client; a longer one ends the connection with 1009."""
+"""Limit on one message from a client; a longer one closes the connection with 1009."""
 SERVICE_RESTART = 1012
 
 
@@ -46,7 +46,7 @@ class End(msgspec.Struct, tag="end", forbid_unknown_fields=True):
 
 
 class ServerEnds:
-    """No message of the client's: the server has begun to shut down."""
+    """Received in place of a client's message: the server has begun to shut down."""
 
 
 Message = Start | Text | Flush | Cancel | End
@@ -58,7 +58,7 @@ class Connection:
 
     Args:
         receive, send: ASGI's.
-        send_timeout: seconds that the client may leave what was sent unread.
+        send_timeout: seconds that the client may leave data unread.
     """
 
     def __init__(self, receive: Receive, send: Send, send_timeout: float) -> None:
@@ -71,8 +71,8 @@ class Connection:
 
         Raises:
             ClientGone: the connection is closed.
-            BinaryMessage, Malformed: it is none.
-            OutOfBounds: a field of it may not have this value.
+            BinaryMessage, Malformed: what came is not a message.
+            OutOfBounds: a field has a value that is not allowed.
         """
         event = cast("dict[str, Any]", await self._receive())
         if event["type"] == "websocket.disconnect":
@@ -84,7 +84,7 @@ class Connection:
         try:
             return _decoder.decode(event["text"])
         except msgspec.ValidationError as error:
-            problem = invalid(error, Start)  # of the messages it alone has bounds
+            problem = invalid(error, Start)  # the only message whose fields have bounds
             if isinstance(problem, OutOfBounds):
                 raise problem from error
             raise Malformed(problem.message, problem.param) from error
@@ -103,7 +103,7 @@ class Connection:
         await self.send_event("error", fatal=fatal, error=error_fields(error), **fields)
 
     async def send_audio(self, data: bytes) -> None:
-        """Send audio, unless it is nothing.  Raises ClientGone."""
+        """Send audio, unless it is empty.  Raises ClientGone."""
         if data:
             await self._send({"type": "websocket.send", "bytes": data, "text": None})
 
@@ -120,10 +120,10 @@ class Connection:
 
 
 class DrainingProtocol(uvicorn_websockets.WebSocketsSansIOProtocol):
-    """uvicorn's WebSocket, which lets a session finish at shutdown.
+    """A uvicorn WebSocket that lets a session finish at shutdown.
 
     uvicorn's protocol closes the connection at once.  This one only notifies the session, which
-    closes the connection itself; uvicorn waits for that as long as for HTTP responses.
+    closes the connection itself; uvicorn waits for it as long as it does for HTTP responses.
     """
 
     def shutdown(self) -> None:
@@ -136,9 +136,9 @@ class DrainingProtocol(uvicorn_websockets.WebSocketsSansIOProtocol):
 WEBSOCKET: dict[str, Any] = {
     "ws": DrainingProtocol,
     "ws_max_size": MAX_MESSAGE_BYTES,
-    "ws_per_message_deflate": False,  # samples hardly shrink, and it takes time
-    # The answer to a ping queues behind audio that the client has yet to play: a late one says
-    # nothing.  Those that are gone are noticed by the send timeout.
+    "ws_per_message_deflate": False,  # samples hardly compress, and it takes time
+    # The reply to a ping waits behind audio that the client has yet to play, so a late one means
+    # nothing.  The send timeout detects clients that are gone.
     "ws_ping_timeout": None,
 }
 """Settings of `uvicorn.Config` for these connections."""

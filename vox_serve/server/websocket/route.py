@@ -1,7 +1,7 @@
-"""WebSocket /v1/audio/stream: text in as it is written, speech out as it is made.
+"""WebSocket /v1/audio/stream: text in as it is written, speech out as it is generated.
 
-Here a connection begins and ends: handshake, the first message, close codes.  What is spoken in
-between is `session.py`'s business.
+This module handles how a connection begins and ends: handshake, first message, close codes.
+`session.py` handles the speech in between.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def route(engines: Engines, opened: OpenRequests) -> ASGIRouteHandler:
 async def _serve(
     engines: Engines, opened: OpenRequests, scope: Scope, receive: Receive, send: Send
 ) -> None:
-    """Speak what comes in over a WebSocket, for as long as it is open."""
+    """Serve one WebSocket until it closes."""
     if scope["type"] != ScopeType.WEBSOCKET:
         raise ClientException(
             "this address speaks WebSocket", status_code=426, headers={"Upgrade": "websocket"}
@@ -78,15 +78,16 @@ async def _serve(
 
 
 def _refusal(scope: Scope, engines: Engines) -> Response[bytes] | None:
-    """The answer to a handshake that does not become a connection.
+    """The response that rejects a handshake; None if it is accepted.
 
-    Browsers let any page open a WebSocket to any address, and say in Origin which page it is;
-    others send none.  As there is no CORS here, another site's page is refused.
+    Browsers let any page open a WebSocket to any address and name the page's site in Origin; other
+    clients send no Origin.  CORS does not apply to WebSockets, so pages of other sites are rejected
+    here.
     """
     headers = dict(scope["headers"])
     try:
         origin = urlsplit(headers.get(b"origin", b"").decode("latin-1")).netloc
-    except ValueError:  # no address at all
+    except ValueError:  # not an address
         origin = "?"
     host = headers.get(b"host", b"").decode("latin-1")
     if b"origin" in headers and origin.lower() != host.lower():
@@ -97,7 +98,7 @@ def _refusal(scope: Scope, engines: Engines) -> Response[bytes] | None:
 
 
 async def _refuse(send: Send, answer: Response[bytes]) -> None:
-    """Answer a handshake over HTTP."""
+    """Reject a handshake with an HTTP response."""
     headers = [(b"content-type", b"application/json")]
     headers += [(k.lower().encode(), v.encode()) for k, v in answer.headers.items()]
     start = {
@@ -116,7 +117,7 @@ def _count_handshake(engines: Engines, status: str) -> None:
 
 
 async def _converse(connection: Connection, engines: Engines, opened: OpenRequests) -> None:
-    """Run a session, and say why it ends.  Raises ClientGone."""
+    """Run a session and report why it ends.  Raises ClientGone."""
     try:
         session = await _begin(connection, engines, opened)
         begin(session.id)
@@ -139,8 +140,8 @@ async def _begin(connection: Connection, engines: Engines, opened: OpenRequests)
     """The session that the first message asks for.
 
     Raises:
-        RequestError: it is not a `start`, or it cannot be served.
-        ClientGone: none came.
+        RequestError: the message is not a `start`, or cannot be served.
+        ClientGone: the client left before it sent one.
     """
     account = Account("", engines.metrics, "stream")
     try:
@@ -176,7 +177,7 @@ async def _first(connection: Connection, seconds: float) -> Start:
 
 
 def parse_start(start: Start) -> tuple[AudioFormat, SpeechRequest]:
-    """What a `start` asks of the encoder and of the engine.  Raises InvalidRequest."""
+    """The audio format and the request template of a `start`.  Raises InvalidRequest."""
     check_voice(start)
     template = SpeechRequest(
         id="",
@@ -192,7 +193,7 @@ def parse_start(start: Start) -> tuple[AudioFormat, SpeechRequest]:
 
 
 def _check_voice(voice: str | None, speaker: int | None, client: EngineClient) -> None:
-    """The engine would say the same, but only when the first sentence is there."""
+    """Check voice and speaker now; the engine would do so only with the first sentence."""
     names, speakers = zip(*client.voices, strict=True)
     if voice is not None and voice not in names:
         raise NotFound(f"unknown voice {voice[:200]!r}", "voice")

@@ -1,9 +1,9 @@
-"""Text that arrives in pieces to speech, over one WebSocket.
+"""Speaks text that arrives in pieces over one WebSocket.
 
-A session is a queue of sentences and marks, and at most one task, which works on the head of it.
-Messages are taken in between, in one loop: so nothing needs a lock, and no audio can follow a
-`cancelled`.  The next text goes to the engine when the last one's audio has been handed to the
-connection: a slow reader holds up only itself, and costs the audio of one text.
+A session is a queue of sentences and marks, and at most one task, which works on the head of the
+queue.  One loop handles messages and the task's end, so nothing needs a lock and no audio can
+follow a `cancelled`.  The next text goes to the engine once the previous one's audio has been
+passed to the connection: a slow reader delays only itself, and buffers the audio of one text.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ from vox_serve.text import Sentences, speakable
 from vox_serve.workers.client import EngineClient
 
 MAX_WAITING_CHARACTERS = 10_000
-"""Of text that is not yet being spoken; each `flush` counts as one more."""
+"""Limit on the text waiting to be spoken; each `flush` counts as one character."""
 
 
 class Mark(Enum):
-    """What stands between sentences in the queue."""
+    """A queue entry that is not a sentence."""
 
     FLUSH = auto()
     END = auto()  # the client's
@@ -50,15 +50,15 @@ class Mark(Enum):
 
 
 class Session:
-    """Speaks what one client sends, until one of them ends it.
+    """Speaks what one client sends, until the client or the server ends it.
 
     Args:
         connection: the connection.
         client: the engine.
-        info: what it has loaded.
+        info: the model that the engine has loaded.
         template: voice, sampling and conversation of each request; its id and text are replaced.
-        audio_format: of what leaves.
-        opened: where it can be found by its id while it runs.
+        audio_format: of the audio sent.
+        opened: lists the session by its id while it runs.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class Session:
         """Characters in the queue; a mark counts as one."""
         self._working: asyncio.Task[bool] | None = None
         self._encoding: Encoding | None = None
-        """Of the utterance that is being spoken; there is none before its first sound."""
+        """Encodes the current utterance; None before its first audio."""
         self._continues = False
         """Has anything of this utterance been spoken?"""
         self._last: Mark | None = None
@@ -95,9 +95,9 @@ class Session:
         self._draining = False
         self._segments = 0
         self._stream: AudioStream | None = None
-        """Of the segment that the engine speaks."""
+        """The stream of the segment being spoken."""
         self._segment: int | None = None
-        """Its number, once the client knows of it."""
+        """The number of that segment, once its audio has begun."""
         self._bytes = 0
         self._reason = FinishReason.STOP
         self._opened = opened
@@ -105,11 +105,11 @@ class Session:
 
     @property
     def _seconds(self) -> float:
-        """Of audio that was sent."""
+        """Length of the audio sent so far."""
         return round(self._bytes / SAMPLE_BYTES / self._info.sample_rate, 6)
 
     async def run(self) -> None:
-        """Take messages and speak until all is said after `end`.
+        """Handle messages and speak, until everything before `end` has been spoken.
 
         Raises:
             RequestError: the session cannot go on.
@@ -152,13 +152,13 @@ class Session:
                 self._client.forget_soon(self._private)
 
     def cancel(self) -> None:
-        """End the session on behalf of another."""
+        """End the session at the request of another connection."""
         if self._stream is not None:
             self._stream.close(Cancelled("the session was cancelled"))
         self._deleted.set()
 
     async def _wait(self, *events: asyncio.Future[Any]) -> None:
-        """Wait for one of these or the end of the work; without work not for ever."""
+        """Wait for one of these or the end of the work; with no work, only up to a time limit."""
         if self._working is not None:
             await asyncio.wait((*events, self._working), return_when=asyncio.FIRST_COMPLETED)
             return
@@ -168,13 +168,13 @@ class Session:
             raise InvalidRequest(f"no message came for {limit:g} seconds")
 
     async def _handle(self, message: Message | ServerEnds) -> None:
-        """Do what a message asks, or put it into the queue."""
+        """Act on a message, or put it into the queue."""
         if isinstance(message, Cancel):
             await self._cancel()
         elif isinstance(message, ServerEnds):
             self._draining = True
             if self._last is None:
-                self._sentences.flush()  # the sentence that is not whole will not be
+                self._sentences.flush()  # drop the unfinished sentence
                 self._finish(Mark.SHUTDOWN)
         elif self._last is Mark.SHUTDOWN:
             pass
@@ -217,7 +217,7 @@ class Session:
         self._waiting -= _size(self._queue.popleft())
 
     async def _cancel(self) -> None:
-        """Be silent, and forget all text that has come so far."""
+        """Stop speaking, and drop all text received so far."""
         segment = self._segment
         if self._stream is not None:
             self._stream.close(Cancelled("the session was cancelled"))
@@ -230,7 +230,7 @@ class Session:
         await self._connection.send_event("cancelled", segment=segment, seconds=self._seconds)
 
     async def _stop_speaking(self) -> None:
-        """End the work where it is, and with it the utterance."""
+        """Stop the work at once, which also ends the utterance."""
         if self._working is not None:
             await _cancel_and_wait(self._working)
             self._working = None
@@ -249,11 +249,11 @@ class Session:
             await self._speak(self._next_text())
             return False
         await self._pass(head)
-        self._pop()  # only now: a `cancel` may have come before
+        self._pop()  # only now, because a `cancel` may arrive before this
         return head is Mark.END
 
     async def _pass(self, mark: Mark) -> None:
-        """End the utterance, and say what the mark is for."""
+        """End the utterance, and send the event that belongs to the mark."""
         if self._encoding is not None:
             await self._connection.send_audio(self._encoding.finish())
         self._end_utterance()
@@ -268,7 +268,7 @@ class Session:
             raise GoingAway("the server is shutting down")
 
     def _next_text(self) -> str:
-        """Take from the queue what is spoken next: sentences, as many as go together."""
+        """Take the next text from the queue: as many sentences as fit together."""
         texts: list[str] = []
         while self._queue and sum(map(len, texts)) <= PART_CHARACTERS:
             head = self._queue[0]
@@ -282,7 +282,7 @@ class Session:
         return first
 
     async def _speak(self, text: str) -> None:
-        """Speak a text; one that cannot be spoken is reported and left out."""
+        """Speak a text; one that cannot be spoken is reported and skipped."""
         segment = self._segments
         self._segments += 1
         try:
@@ -306,7 +306,7 @@ class Session:
             self._template,
             id=request_id,
             text=text,
-            continues=self._continues or self._draining,  # what came in time is still spoken
+            continues=self._continues or self._draining,  # text received in time is spoken
             arrival=account.arrival,
         )
         try:
@@ -317,7 +317,7 @@ class Session:
             raise
 
     async def _send_all(self, stream: AudioStream, segment: int, text: str) -> None:
-        """Send the audio of a segment, before its first piece what it says."""
+        """Send a `segment` event with the text, then the segment's audio."""
         pcm = await stream.next()
         self._segment = segment
         dropped = {"dropped": stream.request.dropped} if stream.request.dropped else {}
@@ -334,7 +334,7 @@ class Session:
                 with stream.account.busy("send"):
                     await self._connection.send_audio(audio)
                 self._bytes += len(piece)
-                await asyncio.sleep(0)  # neither of these need have waited
+                await asyncio.sleep(0)  # let others run: the awaits above may not have yielded
             pcm = await stream.next()
         if stream.finished is not None and stream.finished.reason is FinishReason.LENGTH:
             self._reason = FinishReason.LENGTH
@@ -345,7 +345,7 @@ def _size(item: str | Mark) -> int:
 
 
 async def _cancel_and_wait(task: asyncio.Future[Any]) -> None:
-    """Cancel a task and wait until it is over, however it ends: why is known already."""
+    """Cancel a task and wait for its end; its exception is ignored, as the reason is known."""
     task.cancel()
     await asyncio.wait((task,))
     if not task.cancelled():
