@@ -10,6 +10,7 @@ import gc
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -72,7 +73,8 @@ class Stream:
             self._capturing = make(device, priority)  # type: ignore[no-untyped-call]  # torch ships no types for it
             self._own = None if main else make(device)  # type: ignore[no-untyped-call]
             self._pool = torch.cuda.graph_pool_handle()
-            self._mark = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch ships no types for it
+            # Any: torch 2.9 has no types for its methods, torch 2.14 has.
+            self._mark: Any = torch.cuda.Event()  # type: ignore[no-untyped-call]
 
     @contextmanager
     def beside(self) -> Iterator[None]:
@@ -92,7 +94,7 @@ class Stream:
     def mark(self) -> None:
         """Remember how far this stream has got, for `join_mark`."""
         if self._cuda and self._own is not None:
-            self._mark.record(self._own)  # type: ignore[no-untyped-call]  # torch ships no types for it
+            self._mark.record(self._own)
 
     def join_mark(self) -> None:
         """As `join`, but for what was launched beside it before the last `mark` alone."""
