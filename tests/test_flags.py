@@ -16,6 +16,7 @@ SETTINGS = [
     (config, field) for config in (EngineConfig, ServerConfig) for field in config.__attrs_attrs__
 ]
 VALUES: dict[str, tuple[str, Any]] = {
+    "lexicon": ("words.txt", "words.txt"),
     "model": ("tone", "tone"),
     "device": ("cpu", "cpu"),
     "dtype": ("float32", "float32"),

@@ -9,6 +9,7 @@ import re
 
 import pytest
 import torch
+import transformers
 
 from tests.triton_device import HAS_TRITON
 
@@ -19,6 +20,11 @@ from benchmarks.gpu import full_size
 from tests.hopper import Compiled, Launches, hopper
 from vox_serve.engine.runner import ModelRunner
 from vox_serve.nn import kernels, triton_kernels
+
+pytestmark = pytest.mark.skipif(
+    int(transformers.__version__.partition(".")[0]) >= 5,
+    reason="transformers 5 names Mimi's tensors otherwise in memory; full_size.py needs 4.57",
+)
 
 META = torch.device("meta")
 REGISTERS = {

@@ -44,7 +44,8 @@ def server(checkpoint: Checkpoint) -> Iterator[RunningServer]:
 
 
 def generate(server: RunningServer, frames: int = 20, **fields: Any) -> httpx.Response:
-    body = {"text": TEXT, "temperature": 0, "max_seconds": frames * SECONDS_PER_FRAME} | fields
+    body = {"text": TEXT, "temperature": 0, "max_seconds": frames * SECONDS_PER_FRAME}
+    body |= {"normalize": "off"} | fields
     response = server.http.post("/generate", json=body)
     assert response.status_code == 200, response.text
     return response
