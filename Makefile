@@ -80,6 +80,7 @@ dist: $(VENV)/.dev
 	  $(BIN)/python -m build --outdir dist $$project || exit 1; done
 
 lock: $(VENV)/.dev
+	$(BIN)/python -m pip install --quiet 'pip>=25'  # older ones do not report License-Expression
 	$(BIN)/python -m deploy.container.lock
 
 dashboard: $(VENV)/.dev

@@ -19,6 +19,8 @@ PROJECTS = [".[otel]", "plugins/csm", "plugins/demo_voice", "plugins/orpheus"]
 BUILD = ["hatchling"]
 READ = {"snac": "MIT", "cuda-toolkit": "none stated: it holds no files, only requirements"}
 """Licences that stand only in the distribution's LICENSE file, read there."""
+WHEELS = {"av": "BSD-3-Clause; its wheel holds FFmpeg with x264 and x265: GPL-2.0-or-later"}
+"""Licences of wheels that hold more than the project they are built from."""
 HEADER = "# Made by: python -m deploy.container.lock\n"
 CUDA = ("cuda-", "nvidia-", "torch", "triton")
 """How the names begin of what differs between the targets: torch, and what only its CUDA build
@@ -47,6 +49,8 @@ def name(package: Mapping[str, Any]) -> str:
 
 def licence(about: Mapping[str, Any]) -> str:
     """As the package itself states it: an SPDX expression, else classifiers, else free text."""
+    if about["name"] in WHEELS:
+        return WHEELS[about["name"]]
     if about.get("license_expression"):
         return str(about["license_expression"])
     marks = [c.rpartition(" :: ")[2] for c in about.get("classifier", ()) if "License" in c]

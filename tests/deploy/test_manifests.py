@@ -72,9 +72,6 @@ def test_every_locked_package_has_its_hash_and_its_licence(name: str) -> None:
         ), line
 
 
-@pytest.mark.xfail(
-    strict=True, reason="the lock lacks the text front end's dependencies: run make lock"
-)
 def test_the_locked_versions_are_those_that_the_projects_ask_for() -> None:
     """Also that nothing which a project asks for is missing."""
     text = "".join((DOCKERFILE.parent / name).read_text() for name in LOCKS)

@@ -234,7 +234,7 @@ LYING = sound()[:40] + struct.pack("<I", 2**31 - 1) + sound()[44:]
         ({"colour": "red"}, "colour", "unknown field"),
         ({"transcript": "again"}, None, "two names"),
     ],
-    # Not the values: libsndfile writes the time of day into a file, and pytest-xdist wants equal names.
+    # Not the values: libsndfile writes the time of day into files, and pytest-xdist compares names.
     ids=lambda case: "-".join(case) if isinstance(case, dict) else str(case)[:40],
 )
 def test_bad_uploads(
