@@ -71,7 +71,7 @@ def test_a_pause_cuts_the_text_in_two(written: str, seconds: float) -> None:
         ("a [pause 10s]" * 7, "all pauses together 60 s"),
         ("<break time='soon'/>", "0.5s or 500ms, not 'soon'"),
         ("<break strength='huge'/>", "one of none, x-weak"),
-        ("<speak>open", "not well-formed"),
+        ("<speak>open", "not well formed"),
         ("<?xml version='1.0'?><!DOCTYPE s><speak/>", "document type"),
     ],
 )

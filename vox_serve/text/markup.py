@@ -266,7 +266,7 @@ def _read_ssml(text: str, reader: _Reader) -> None:
     try:
         parser.Parse(text.encode("utf-8", "replace"), True)
     except expat.ExpatError as error:
-        raise InvalidRequest(f"text: SSML is not well-formed: {error}", "text") from error
+        raise InvalidRequest(f"text: SSML is not well formed: {error}", "text") from error
 
 
 @lru_cache(1)

@@ -155,7 +155,7 @@ def test_codes_that_are_not_in_one_row_are_refused(directory: Path) -> None:
     path = directory / "tokenizer.json"
     path.write_text(path.read_text().replace('"<custom_token_121>"', '"<other>"'))
     path.write_text(path.read_text().replace('"<custom_token_122>"', '"<custom_token_121>"'))
-    with pytest.raises(CheckpointError, match="codes are not in one row"):
+    with pytest.raises(CheckpointError, match="codes are not consecutive"):
         load(directory)
 
 
