@@ -157,7 +157,9 @@ def test_what_the_hub_refuses_is_one_line(
 
 def test_a_repository_without_a_config_is_one_line(fake_hub: FakeHub) -> None:
     fake_hub.refusal = (404, "EntryNotFound")
-    with pytest.raises(CheckpointError, match=r"has no config\.json: not a model repository$"):
+    with pytest.raises(
+        CheckpointError, match=r"has no config\.json: it is not a model repository$"
+    ):
         hub.read_config(REPO)
 
 

@@ -52,5 +52,5 @@ def test_names_are_plain(name, tmp_path):
 
 def test_nothing_is_overwritten(tmp_path):
     new_plugin("ding", tmp_path)
-    with pytest.raises(ConfigError, match="exists already"):
+    with pytest.raises(ConfigError, match="already exists"):
         new_plugin("ding", tmp_path)

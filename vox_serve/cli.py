@@ -21,7 +21,10 @@ from vox_serve.new_plugin import new_plugin
 from vox_serve.plugins import load_plugins
 from vox_serve.text import Lexicon, Normalize, read_lexicon
 
-NORMALIZE = "write numbers, signs and markup out, refuse what cannot be spoken, or leave the text"
+NORMALIZE = (
+    "auto writes numbers, signs and markup out as words; strict also refuses what cannot be "
+    "spoken; off leaves the text unchanged"
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -49,8 +52,8 @@ def _parser() -> Parser:
     commands.add_parser("launch", help="serve a model over HTTP")
 
     say = commands.add_parser("say", help="speak a text into a file, without a server")
-    say.add_argument("text", help="what to say")
-    output = "the file to write; its ending names the format"
+    say.add_argument("text", help="the text to speak")
+    output = "the file to write; its extension selects the format"
     say.add_argument("-o", "--output", type=Path, required=True, help=output)
     say.add_argument("--speaker", type=int, default=None, help="speaker id (default: 0)")
     say.add_argument("--voice", default=None, help="a voice by name, instead of --speaker")
@@ -59,20 +62,20 @@ def _parser() -> Parser:
     add_flags(say, EngineConfig)
     say.set_defaults(run=_say)
 
-    bench = commands.add_parser("bench", help="measure a server of speech at its client")
+    bench = commands.add_parser("bench", help="measure a speech server from the client side")
     bench.add_argument("url", help="the server's root, or its /generate or /v1/audio/speech")
     add_flags(bench, BenchConfig)
     bench.set_defaults(run=_bench)
 
-    models = commands.add_parser("models", help="what --model can be")
+    models = commands.add_parser("models", help="list what --model accepts")
     models.set_defaults(run=_models)
-    plugins = commands.add_parser("plugins", help="the plugins that were found")
+    plugins = commands.add_parser("plugins", help="list the installed plugins")
     plugins.add_argument("--json", action="store_true", help="as JSON, for programs")
     plugins.set_defaults(run=_plugins)
 
-    new = commands.add_parser("new-plugin", help="write a working plugin to begin from")
+    new = commands.add_parser("new-plugin", help="create a working plugin to start from")
     new.add_argument("name", help="lower-case letters, digits and _")
-    new.add_argument("--directory", type=Path, default=Path(), help="where it goes (default: here)")
+    new.add_argument("--directory", type=Path, default=Path(), help="parent directory (default: .)")
     new.set_defaults(run=_new_plugin)
     return parser
 
@@ -112,7 +115,7 @@ def _models(_: argparse.Namespace) -> int:
         print(f"{spec.name + ':':<12} {spec.summary}")
         for hub_id in spec.hub_ids:
             print(f"{'':<12} {hub_id}")
-        print(f"{'':<12} or a directory with such a checkpoint")
+        print(f"{'':<12} or a directory that contains such a checkpoint")
     return 0
 
 
@@ -129,7 +132,7 @@ def _plugins(arguments: argparse.Namespace) -> int:
 
 def _new_plugin(arguments: argparse.Namespace) -> int:
     target = new_plugin(arguments.name, arguments.directory)
-    print(f"{target}: pip install -e {target}, then see its README.md")
+    print(f"created {target}: run pip install -e {target}, then see its README.md")
     return 0
 
 

@@ -1,7 +1,7 @@
 """The codec protocol: audio to codes and codes to audio, streaming.
 
 A codec plugin implements `Codec`.  The core allocates one state row per slot and
-calls `step` once per frame for the slots that are running.  This module knows
+calls `step` once per frame for the slots that are running.  This module contains
 nothing about models, requests or HTTP.
 """
 
@@ -25,9 +25,9 @@ class Codec(Protocol):
     num_codebooks: int
     """K: codes per frame."""
     codebook_size: int
-    """Codes are 0 .. codebook_size - 1; the core lets nothing else reach `step`."""
+    """Codes are 0 .. codebook_size - 1; the core passes no others to `step`."""
     frames_per_step: int
-    """R: frames that one `step` takes; 1 unless the model flattens what the codec takes at once.
+    """R: frames that one `step` takes; 1 unless one codec frame consists of several model frames.
     Fewer than R frames left over at the end of an utterance are not decoded."""
 
     def allocate(self, num_slots: int) -> int:
@@ -56,7 +56,7 @@ class Codec(Protocol):
         ...
 
     def clear(self, slot: int) -> None:
-        """Restore a slot's state row to what `allocate` made, whatever it holds now.
+        """Restore a slot's state row to what `allocate` made, whatever it contains.
 
         Called when a sequence has failed: if its state holds NaN, `reset` may not be enough,
         because 0 x NaN is NaN even under a mask.

@@ -31,11 +31,11 @@ def _require(condition: bool, message: str) -> None:
 
 @attrs.frozen
 class EngineConfig:
-    """What the engine worker needs to know.  Raises ConfigError for a bad value."""
+    """Settings of the engine worker.  Raises ConfigError for a bad value."""
 
     model: str = setting(DEFAULT_MODEL, "alias, hub id or directory of the model")
     device: str = setting(
-        "auto", "torch device, e.g. cpu or cuda:0; auto takes CUDA if there is one"
+        "auto", "torch device, e.g. cpu or cuda:0; auto uses CUDA if it is available"
     )
     dtype: str = setting(
         "auto",
@@ -43,9 +43,11 @@ class EngineConfig:
         DTYPES,
     )
     quantize: str = setting(
-        "none", "shorter weights, other sound: int8 on a CPU, fp8 on a GPU that has it", QUANTIZE
+        "none",
+        "8-bit weights, which change the sound: int8 on a CPU, fp8 on a GPU that supports it",
+        QUANTIZE,
     )
-    max_batch_size: int = setting(16, "slots: requests that are spoken at the same time")
+    max_batch_size: int = setting(16, "slots: the most requests spoken at the same time")
     max_seconds: float = setting(90.0, "the longest audio of one request, in seconds")
     temperature: float | None = setting(None, RANGES["temperature"].text)
     top_k: int | None = setting(None, RANGES["top_k"].text)
@@ -54,17 +56,18 @@ class EngineConfig:
     repetition_penalty: float | None = setting(None, RANGES["repetition_penalty"].text)
     seed: int | None = setting(None, RANGES["seed"].text)
     prefix_cache_mib: int = setting(
-        512, "memory for voices and conversations whose prompts are kept; 0 keeps none"
+        512, "memory for the cached prompts of voices and conversations; 0 caches none"
     )
     conversation_timeout: float = setting(
         1800.0, "seconds after which an idle conversation is forgotten"
     )
-    max_conversations: int = setting(1000, "conversations that are remembered")
+    max_conversations: int = setting(1000, "the most conversations that are remembered")
     deterministic: bool = setting(
-        False, "same request and seed, same bytes in any company; slower, all batches are full"
+        False,
+        "same request and seed, same bytes, whatever else runs; slower: every batch is full size",
     )
     threads: int = setting(0, "CPU threads of the engine; 0: 1 for a small model, else all cores")
-    plugins: tuple[str, ...] = setting((), "modules to load as plugins besides the installed ones")
+    plugins: tuple[str, ...] = setting((), "more modules to load as plugins")
 
     def __attrs_post_init__(self) -> None:
         _require(self.dtype in DTYPES, f"dtype must be one of {', '.join(DTYPES)}")
@@ -85,39 +88,41 @@ class EngineConfig:
 
     @property
     def sampling(self) -> dict[str, Any]:
-        """The sampling parameters that were given; the model's own defaults fill the rest."""
+        """The sampling parameters that were given; the model's defaults apply to the rest."""
         return {name: getattr(self, name) for name in RANGES if getattr(self, name) is not None}
 
 
 @attrs.frozen
 class ServerConfig:
-    """What the HTTP side needs to know.  Raises ConfigError for a bad value."""
+    """Settings of the HTTP server.  Raises ConfigError for a bad value."""
 
     host: str = setting("127.0.0.1", "address to listen on; 0.0.0.0 for every interface")
     port: int = setting(8000, "port to listen on; 0 picks a free one")
     max_queue: int = setting(64, "requests that may wait for a slot; more get 429")
-    request_timeout: float = setting(600.0, "seconds until a request that is not done is cut")
+    request_timeout: float = setting(600.0, "seconds after which an unfinished request is cut")
     read_timeout: float = setting(
-        60.0, "seconds that a client may take to send a request's headers, and as many for its body"
+        60.0, "seconds that a client may take to send a request's headers, and again for its body"
     )
     send_timeout: float = setting(30.0, "seconds that a client may leave its audio unread")
-    shutdown_timeout: float = setting(30.0, "seconds that running requests have to end on SIGTERM")
-    stall_timeout: float = setting(120.0, "seconds without an engine step until it counts as hung")
+    shutdown_timeout: float = setting(30.0, "seconds that running requests get after SIGTERM")
+    stall_timeout: float = setting(
+        120.0, "seconds without a step after which a busy engine is hung"
+    )
     max_body_bytes: int = setting(32 * 2**20, "the largest request body")
     lexicon: str | None = setting(
-        None, "a JSON file of words and how to spell them so that they are said right"
+        None, "a JSON file of words and respellings that correct their pronunciation"
     )
     voices_dir: str | None = setting(
-        None, "directory that keeps registered voices; without one they end with the server"
+        None, "directory that stores registered voices; without it, they are lost on exit"
     )
     voice_alias: tuple[str, ...] = setting(
-        (), "NAME=VOICE: another name of a voice under /v1, for example alloy=hum_b; repeatable"
+        (), "NAME=VOICE: another name for a voice under /v1, for example alloy=hum_b; repeatable"
     )
     log_level: str = setting("info", "how much to log", logs.LEVELS)
     log_format: str = setting("text", "lines of text, or a JSON object per line", logs.FORMATS)
-    log_text: bool = setting(False, "let the texts of requests into the log; they may be private")
+    log_text: bool = setting(False, "log the texts of requests, which may be private")
     traces: bool = setting(
-        False, "send OpenTelemetry traces; the environment (OTEL_...) says where; extra `otel`"
+        False, "send OpenTelemetry traces; OTEL_... variables say where; extra `otel`"
     )
 
     @property

@@ -3,7 +3,7 @@
     VoxServeError
     ├── ConfigError            a flag or setting is out of range
     ├── PluginError            a plugin cannot be used; the others still work
-    ├── UnknownModel           --model names nothing that an installed plugin serves
+    ├── UnknownModel           no installed plugin serves what --model names
     ├── CheckpointError        the files of a model cannot be used; says what to do
     ├── EngineError            the engine could not start, or died
     ├── BenchError             the server being measured returns no audio
@@ -21,7 +21,7 @@
         ├── Cancelled          another connection ended it: DELETE /requests/{id}
         └── SequenceFailed     the engine gave up on this request
 
-The server alone turns the `code` of a `RequestError` into an HTTP status.
+Only the server turns the `code` of a `RequestError` into an HTTP status.
 """
 
 from __future__ import annotations

@@ -39,10 +39,10 @@ def read_config(source: str) -> Mapping[str, Any]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object that a file of a checkpoint holds.
+    """The JSON object in a file of a checkpoint.
 
     Raises:
-        CheckpointError: it is missing, or does not hold a JSON object.
+        CheckpointError: it is missing or is not a JSON object.
     """
     if not path.is_file():
         raise CheckpointError(f"{path}: this file is missing; download the checkpoint again")
@@ -51,7 +51,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except (ValueError, OSError) as error:
         raise CheckpointError(f"{path}: cannot be read as JSON ({error})") from error
     if not isinstance(found, dict):
-        raise CheckpointError(f"{path}: does not hold a JSON object")
+        raise CheckpointError(f"{path}: not a JSON object")
     return found
 
 
@@ -97,15 +97,15 @@ def _from_hub(repo: str, download: Callable[[str], str]) -> Path:
     except errors.RepositoryNotFoundError as error:
         raise CheckpointError(
             f"{repo} is not on the hub, or is private: check the name at {page}; "
-            "for a private one set HF_TOKEN"
+            "for a private repository, set HF_TOKEN"
         ) from error
     except errors.LocalEntryNotFoundError as error:
         raise CheckpointError(
             f"{repo} is not in the local cache and the hub cannot be reached: check the network, "
-            "or give the directory of a downloaded checkpoint"
+            "or pass the directory of a downloaded checkpoint"
         ) from error
     except errors.EntryNotFoundError as error:
-        raise CheckpointError(f"{repo} has no config.json: not a model repository") from error
+        raise CheckpointError(f"{repo} has no config.json: it is not a model repository") from error
     except (errors.HfHubHTTPError, OSError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise CheckpointError(f"{repo} cannot be downloaded: {reason}") from error

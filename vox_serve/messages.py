@@ -75,7 +75,7 @@ class SpeechRequest:
 
     @property
     def characters(self) -> int:
-        """The number of characters in its text and those that follow."""
+        """Characters in its text and in the texts that follow it."""
         return len(self.text) + sum(map(len, self.following))
 
 
@@ -210,10 +210,10 @@ class Stats:
     """The engine's state after a step, and what the step did.
 
     Args:
-        prefilled, restored: prompt positions that were run, and that came from kept prefixes.
-        hits, misses: prompts whose beginning was, and was not, among the kept prefixes.
-        prefixes, prefix_bytes: how many are kept, and the memory that they take.
-        device_memory: bytes in use and free on the GPU; None if this step did not look.
+        prefilled, restored: prompt positions run through the model, and taken from cached prefixes.
+        hits, misses: prompts whose beginning was, and was not, in the prefix cache.
+        prefixes, prefix_bytes: the number of cached prefixes, and their size.
+        device_memory: bytes in use and free on the GPU; None if this step did not measure it.
     """
 
     running: int = 0

@@ -64,7 +64,7 @@ class Registry:
     def family(
         self, kind: type[M], name: str, help: str, labels: Sequence[str], **settings: Any
     ) -> M:
-        """A metric by its name without the prefix; made when it is first asked for."""
+        """A metric by its name without the prefix; created at first use."""
         if name not in self._families:
             self._families[name] = kind(
                 PREFIX + name, help, ("model", *labels), registry=self.collector, **settings
@@ -109,7 +109,7 @@ class Series(Generic[M]):
     """A metric with its `model` label filled in.
 
     Call it with the values of the other labels, in their order.  All series of a named model
-    are there from the start, at 0.
+    exist from the start, at 0.
     """
 
     def __init__(self, metric: M, model: str, labels: Mapping[str, Sequence[str]]) -> None:
@@ -161,7 +161,7 @@ class Row(Generic[M]):
 class OpenRow(Generic[M]):
     """A row whose label values are not known beforehand: a series appears with its first value.
 
-    It gives the family itself: call `labels` with the model and the values.
+    Its attribute is the metric family: call `labels` with the model and the values.
     """
 
     def __init__(self, kind: type[M], help: str, *labels: str) -> None:
@@ -185,8 +185,8 @@ class Metrics:
     """The table: all metrics of one model, each named like its attribute after the prefix.
 
     Args:
-        model: value of the `model` label.  The empty one is for what concerns no model, in a
-            server of several; its series are made only when there is something to count.
+        model: value of the `model` label.  In a server of several models, the empty one is for
+            events that belong to no model; its series are created at the first event.
         registry: shared with the other models of the server.
     """
 
@@ -205,43 +205,45 @@ class Metrics:
     stream_underrun_seconds = Row(
         Histogram, "Worst lateness of a stream's audio against its playback.", UNDERRUN
     )
-    audio_seconds_total = Row(Counter, "Seconds of audio made.")
-    frames_total = Row(Counter, "Frames of codes made.")
+    audio_seconds_total = Row(Counter, "Seconds of audio generated.")
+    frames_total = Row(Counter, "Frames of codes generated.")
     text_characters_total = Row(Counter, "Characters of text accepted.")
-    reserved_codes_total = Row(Counter, "Codes outside the codec's codebooks, kept from it.")
+    reserved_codes_total = Row(Counter, "Codes outside the codec's codebooks, replaced by 0.")
     prompt_positions_total = Row(
         Counter,
-        "Positions of prompts: run, or restored from a voice's or conversation's kept prefix.",
+        "Positions of prompts: run, or restored from the prefix cache.",
         source=SOURCES,
     )
-    prefix_lookups_total = Row(
-        Counter, "Prompts whose beginning was looked for among the kept prefixes.", result=RESULTS
-    )
-    prefixes = Row(Gauge, "Prefixes of prompts that are kept.")
+    prefix_lookups_total = Row(Counter, "Prompts looked up in the prefix cache.", result=RESULTS)
+    prefixes = Row(Gauge, "Prompt prefixes in the cache.")
     conversations = Row(Gauge, "Conversations that are remembered.")
     voices = Row(Gauge, "Voices that a request may ask for.")
-    websocket_sessions = Row(Gauge, "WebSocket sessions that are open.")
+    websocket_sessions = Row(Gauge, "Open WebSocket sessions.")
     engine_memory_bytes = Row(
         Gauge, "Memory that the engine holds on its device: weights, slots, prefixes.", kind=MEMORY
     )
     device_memory_bytes = OpenRow(
-        Gauge, "Memory of the GPU, whoever uses it: used and free.", "kind"
+        Gauge, "Memory of the GPU, all its users included: used and free.", "kind"
     )
     batch_size = Row(Histogram, "Rows of one engine step.", BATCH)
     requests_running = Row(Gauge, "Requests that have a slot.")
     requests_waiting = Row(Gauge, "Requests that wait for a slot.")
     slots_used = Row(Gauge, "Slots in use.")
-    slots = Row(Gauge, "Slots there are.")
-    engine_up = Row(Gauge, "1 while the engine worker lives.")
-    engine_last_step_timestamp_seconds = Row(Gauge, "Unix time of the engine's last sign of life.")
+    slots = Row(Gauge, "All slots, used or free.")
+    engine_up = Row(Gauge, "1 while the engine worker is alive.")
+    engine_last_step_timestamp_seconds = Row(Gauge, "Unix time of the engine's last report.")
     ready = Row(Gauge, "1 while requests are accepted.")
     worker_restarts_total = Row(Counter, "Times that the server restarted the engine worker.")
-    admission_rejections_total = Row(Counter, "Requests refused at the door.", reason=REJECTIONS)
+    admission_rejections_total = Row(
+        Counter, "Requests rejected before they were queued.", reason=REJECTIONS
+    )
     engine_errors_total = Row(Counter, "Errors inside the engine.", kind=ENGINE_ERRORS)
-    client_disconnects_total = Row(Counter, "Clients that left early, by when.", phase=DISCONNECTS)
+    client_disconnects_total = Row(Counter, "Clients that left early, by phase.", phase=DISCONNECTS)
     http_responses_total = OpenRow(Counter, "HTTP responses.", "route", "code")
     plugin_errors_total = OpenRow(Counter, "Plugins that could not be loaded.", "plugin")
-    build_info = OpenRow(Gauge, "Always 1; the labels say what runs.", "version", "torch", "device")
+    build_info = OpenRow(
+        Gauge, "Always 1; the labels describe the build.", "version", "torch", "device"
+    )
 
     def __init__(self, model: str, registry: Registry | None = None) -> None:
         self.model = model

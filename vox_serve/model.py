@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 API_VERSION = 1
-"""Version of the interface between core and plugins; raised when a plugin must change."""
+"""Version of the interface between core and plugins; incremented when plugins must change."""
 
 
 @attrs.frozen(eq=False)
@@ -35,10 +35,10 @@ class Prompt:
 
     inputs: Mapping[str, torch.Tensor]
     shared: int = 0
-    """Leading positions that hold the voice and the context: other texts come after them too."""
+    """Leading positions that hold the voice and the context; other texts may follow them."""
 
     def __len__(self) -> int:
-        """T, the positions that the prompt takes of the context."""
+        """T, the number of positions in the prompt."""
         return len(next(iter(self.inputs.values())))
 
 
@@ -106,10 +106,10 @@ class Model(Protocol):
     """Context: prompt positions plus one per frame must fit."""
     kv_layout: KVLayout
     takes_context: bool
-    """Can it follow earlier turns?  If so, its codec encodes their audio; if not, `prompt` gets
-    no context, and its voices have no segments."""
+    """Does it use earlier turns?  If so, its codec encodes their audio; if not, `prompt` gets no
+    context, and its voices have no segments."""
     voices: Sequence[Voice]
-    """The first voice of a speaker id is what a request's `speaker` means."""
+    """A request's `speaker` selects the first voice with that speaker id."""
     default_sampling: SamplingParams
     weight_bytes: int
     """Memory that the weights take, the codec's included."""
@@ -166,9 +166,9 @@ class LoadOptions:
     directory: Path
     device: str
     dtype: str
-    """`bfloat16` or `float32`: of what is computed."""
+    """`bfloat16` or `float32`: the number format of the computation."""
     weights: str | None = None
-    """How linear layers hold their weights, see `vox_serve.nn.linear`; None: in `dtype`."""
+    """How linear layers store their weights (see `vox_serve.nn.linear`); None: in `dtype`."""
 
 
 @attrs.frozen
@@ -180,10 +180,10 @@ class ModelSpec:
         summary: one line for `vox-serve models`.
         hub_ids: hub repositories known to hold such checkpoints.
         matches: does a checkpoint's `config.json` describe such a model?
-        files: given `config.json`, glob patterns of what a download from the hub needs.
-        load: makes the model.  Raises CheckpointError.
-        front_end: normalizes text for its voices; None: they read it as it is written.
-        api_version: of the plugin interface that the plugin was written for.
+        files: given `config.json`, glob patterns of the files to download from the hub.
+        load: builds the model.  Raises CheckpointError.
+        front_end: normalizes text for its voices; None: the text is used as it is written.
+        api_version: version of the plugin interface that the plugin was written for.
     """
 
     name: str
@@ -208,8 +208,8 @@ class CheckpointSpec:
         max_words: the same, in words.
         front_end: normalizes text for the voice before it is counted; None: the model's own
             front end is used.
-        takes_context: False for a voice that was never trained with earlier turns; requests
-            that contain any are rejected.
+        takes_context: False for a voice that was not trained with earlier turns; requests that
+            contain any are rejected.
     """
 
     alias: str

@@ -1,4 +1,4 @@
-"""vox-serve new-plugin: a working plugin distribution to begin from.
+"""vox-serve new-plugin: a working plugin distribution to start from.
 
 The templates are the listings of docs/writing-a-plugin.md; a test checks that the two agree.
 """
@@ -21,10 +21,12 @@ def new_plugin(name: str, parent: Path) -> Path:
         ConfigError: the name is not a plain lower-case identifier, or the directory exists.
     """
     if not NAME.fullmatch(name):
-        raise ConfigError(f"{name!r}: a plugin's name has lower-case letters, digits and _ only")
+        raise ConfigError(
+            f"{name!r}: a plugin's name may contain only lower-case letters, digits and _"
+        )
     target = parent / f"vox-serve-{name}"
     if target.exists():
-        raise ConfigError(f"{target} exists already")
+        raise ConfigError(f"{target} already exists")
     for path, text in rendered(name).items():
         (target / path).parent.mkdir(parents=True, exist_ok=True)
         (target / path).write_text(text, encoding="utf-8")

@@ -14,7 +14,7 @@ from vox_serve.text import FrontEnd, Normalize, likely_seconds, pieces
 PART_CHARACTERS = 400
 """Half a minute of speech; longer texts are cut even if the model sets no limit."""
 CONTEXT_SHARE = 0.5
-"""How much of the context a part's sound may take."""
+"""The share of the context that a part's sound may take."""
 _AS_WRITTEN = FrontEnd(language=None)
 
 

@@ -1,4 +1,4 @@
-"""Finds the installed plugins, and the model that a name means.
+"""Finds the installed plugins, and the model that a name refers to.
 
 Plugins are loaded one by one.  A broken one is logged and listed with its error, and
 never keeps the others from working.
@@ -77,7 +77,7 @@ class Plugins:
         """Find the model that `name` means: an alias, a directory or a hub id.
 
         Raises:
-            UnknownModel: nothing serves it; lists what is known.
+            UnknownModel: no plugin serves it; lists the known models.
             CheckpointError: its `config.json` cannot be read.
         """
         checkpoint = self._checkpoint(name)
@@ -90,7 +90,7 @@ class Plugins:
         return ResolvedModel(name, spec, source, checkpoint)
 
     def _checkpoint(self, name: str) -> CheckpointSpec | None:
-        """The checkpoint of this alias, or the one that lies in this directory."""
+        """The checkpoint of this alias, or the one whose files are in this directory."""
         if name in self.checkpoints or not os.path.isdir(name):
             return self.checkpoints.get(name)
         for checkpoint in self.checkpoints.values():
@@ -127,19 +127,19 @@ class Plugins:
 def load_plugins(
     extra_modules: Iterable[str] = (), points: Iterable[EntryPoint] | None = None
 ) -> Plugins:
-    """Load every plugin that is installed, as far as the environment allows.
+    """Load every installed plugin that the environment does not exclude.
 
     VOX_SERVE_PLUGINS names the only entry points to load, VOX_SERVE_BLOCK_PLUGINS those not to
     load; both separate names by commas.
 
     Args:
-        extra_modules: module names to load as plugins besides, for development.
+        extra_modules: names of further modules to load as plugins, for development.
         points: entry points to load; those of the installed distributions by default.
     """
     found = Plugins()
     for point in entry_points(group=GROUP) if points is None else points:
         if not _allowed(point.name):
-            log.debug("plugin %s is not loaded: the environment says so", point.name)
+            log.debug("plugin %s is not loaded: the environment excludes it", point.name)
             continue
         version = point.dist.version if point.dist is not None else None
         _load(found, point.name, version, point.load)
@@ -175,9 +175,8 @@ def _inspect(
 ) -> tuple[PluginInfo, list[ModelSpec], list[CheckpointSpec]]:
     """Ask one plugin what it offers.
 
-    Each has a manager of its own.  A call of one manager's hook asks all plugins and raises what
-    the first broken one raises, and it refuses a second distribution with the same entry point
-    name.
+    Each plugin gets a separate manager, because a shared one calls the hook of all plugins at once,
+    raises the first error, and rejects a second distribution with the same entry point name.
     """
     manager = pluggy.PluginManager("vox_serve")
     manager.add_hookspecs(hookspecs)
@@ -188,7 +187,7 @@ def _inspect(
     for model in models:
         if model.api_version != API_VERSION:
             raise PluginError(
-                f"model {model.name!r} is written for plugin interface {model.api_version}, this "
+                f"model {model.name!r} is written for plugin interface {model.api_version}; this "
                 f"vox_serve has {API_VERSION}: upgrade "
                 + ("the plugin" if model.api_version < API_VERSION else "vox-serve-core")
             )

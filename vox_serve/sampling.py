@@ -1,6 +1,6 @@
 """Sampling parameters, and the protocol of the function that picks codes.
 
-Knows the ranges and the meaning of each parameter; the arithmetic is in
+Defines the range and the meaning of each parameter; the arithmetic is in
 `vox_serve.engine.sampler`.
 """
 
@@ -22,7 +22,7 @@ REPETITION_WINDOW = 32
 
 @attrs.frozen
 class Range:
-    """What one sampling parameter may be, ends included."""
+    """The range of one sampling parameter, both ends included."""
 
     kind: type[int] | type[float]
     low: float
@@ -45,7 +45,7 @@ class Range:
 
 
 RANGES: Mapping[str, Range] = {
-    "temperature": Range(float, 0.0, 5.0, "0 picks the likeliest code (greedy)"),
+    "temperature": Range(float, 0.0, 5.0, "0 always picks the likeliest code (greedy)"),
     "top_k": Range(int, 0, 2**31 - 1, "keep the k likeliest codes; 0 keeps all"),
     "top_p": Range(float, 0.01, 1.0, "keep the likeliest codes that sum to p; 1 keeps all"),
     "min_p": Range(float, 0.0, 1.0, "keep codes at least this share as likely as the likeliest"),
@@ -65,7 +65,7 @@ class SamplingParams:
     """How codes are picked for one sequence.
 
     Filters apply in this order: repetition penalty, temperature, top-k, top-p, min-p.
-    The repetition penalty acts on codebook 0 alone, over a window of recent frames.
+    The repetition penalty acts only on codebook 0, over a window of recent frames.
 
     Raises:
         InvalidRequest: a value is out of its range; names the field and the limit.
@@ -91,7 +91,7 @@ class SamplingParams:
 
 
 class Sampler(Protocol):
-    """Picks one code per row; handed into `Model.emit` by the runner."""
+    """Picks one code per row; the runner passes it to `Model.emit`."""
 
     def __call__(self, logits: torch.Tensor, codebook: int) -> torch.Tensor:
         """Pick codes from `logits` `[B, V]` for codebook number `codebook`.

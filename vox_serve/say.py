@@ -20,24 +20,24 @@ from vox_serve.text import Lexicon
 
 _NO_WORDS = Lexicon()
 ENDINGS = {"ogg": "opus", "raw": "pcm"}
-"""Endings of file names that are not the name of their format."""
+"""File extensions that differ from the name of their format."""
 
 
 def say(
     config: EngineConfig, request: SpeechRequest, output: Path, lexicon: Lexicon = _NO_WORDS
 ) -> str:
-    """Speak a request into the file `output`; returns a line that says how it went.
+    """Speak a request into the file `output`; returns a one-line summary.
 
     Args:
-        lexicon: how words are to be spelled so that they are said right.
+        lexicon: respellings that correct the pronunciation of words.
 
     Raises:
-        ConfigError: the file's ending names no format, or it cannot be written.
+        ConfigError: the file's extension is not a format, or the file cannot be written.
         VoxServeError: unknown model, unusable checkpoint, or a text that cannot be spoken.
     """
     audio_format = format_of(output)
     existed = output.exists()
-    _write(output, "ab", b"")  # before the work, so that none is lost
+    _write(output, "ab", b"")  # check before the work, which would be lost
     try:
         config = attrs.evolve(config, max_batch_size=1)
         plugins = load_plugins(config.plugins)
@@ -58,7 +58,7 @@ def say(
 
 
 def format_of(output: Path) -> AudioFormat:
-    """The format that a file's ending names; WAV if there is no ending.
+    """The format that a file's extension selects; WAV if there is none.
 
     Raises:
         ConfigError: there is no such format.

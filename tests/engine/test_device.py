@@ -91,7 +91,7 @@ def test_what_triton_needs_is_named_at_once(cuda: list[int], monkeypatch: pytest
 @pytest.mark.parametrize("name", ["cuda", "cuda:3"])
 def test_a_device_that_is_not_there_is_refused(name: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(ConfigError, match="finds no CUDA device here"):
+    with pytest.raises(ConfigError, match="finds no CUDA device"):
         device.choose(name)
     assert device.choose("auto") == torch.device("cpu")
     with pytest.raises(ConfigError, match="'gpu' is not a torch device"):
@@ -116,7 +116,7 @@ def test_slots_that_do_not_fit_are_refused_before_they_are_made(monkeypatch: pyt
         load_engine(config, load_plugins(config.plugins))
     said = str(refused.value)
     assert "max_batch_size 11 needs 0.277 GB, 0.0252 GB for each slot" in said
-    assert "cpu has 2.4 GB free beside 0 GB of weights" in said
+    assert "cpu has 2.4 GB free after 0 GB of weights" in said
     assert "at most 10 fit" in said
     assert max(made) == 2
     monkeypatch.setattr(device, "free_bytes", lambda _: 1)
@@ -135,5 +135,5 @@ def test_out_of_memory_while_loading_is_one_line(
     with caplog.at_level(logging.ERROR), pytest.raises(ConfigError) as refused:
         load_engine(config, load_plugins(config.plugins))
     assert str(refused.value) == (
-        "device cpu: no room for this model with max_batch_size 16 (CUDA out of memory)"
+        "device cpu: not enough memory for this model with max_batch_size 16 (CUDA out of memory)"
     )

@@ -29,8 +29,8 @@ def test_formats(settings: dict[str, str], device: str, expected: tuple[str, str
 @pytest.mark.parametrize(
     ("settings", "device", "problem"),
     [
-        ({"quantize": "int8"}, "cuda", "quantize int8 is not for the device cuda"),
-        ({"quantize": "fp8"}, "cpu", "quantize fp8 is not for the device cpu"),
+        ({"quantize": "int8"}, "cuda", "quantize int8 does not work on the device cuda"),
+        ({"quantize": "fp8"}, "cpu", "quantize fp8 does not work on the device cpu"),
         ({"quantize": "int8", "dtype": "bfloat16"}, "cpu", "leave dtype at auto"),
     ],
 )

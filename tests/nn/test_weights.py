@@ -25,7 +25,7 @@ def test_tensors_are_stacked_and_converted(sharded):
     parameter = torch.empty(3, 3, dtype=torch.bfloat16)
     loader.fill(parameter, ["a", "b"])
     assert parameter[:, 0].tolist() == [1.0, 1.0, 2.0]
-    with pytest.raises(CheckpointError, match=r"1 tensors have no place in this model.* c"):
+    with pytest.raises(CheckpointError, match=r"1 tensors do not belong to this model.* c"):
         loader.finish()
     loader.ignore("c")
     loader.finish()

@@ -116,5 +116,5 @@ def test_a_dead_engine_takes_the_health_with_it(
 
 
 def test_two_models_of_one_name_are_refused() -> None:
-    with pytest.raises(ConfigError, match="two models would be called 'tone'"):
+    with pytest.raises(ConfigError, match="two models would have the name 'tone'"):
         Engines([TONE, TONE], ServerConfig(), load_plugins(TONE.plugins))

@@ -100,7 +100,7 @@ def test_a_body_that_does_not_come_is_answered_408(
     assert READ_TIMEOUT <= time.monotonic() - begin < READ_TIMEOUT + 1
     assert answer.startswith(b"HTTP/1.1 408 ")
     assert b"\r\nconnection: close\r\n" in answer
-    assert b"the body did not come within 0.5 seconds" in answer
+    assert b"the body did not arrive within 0.5 seconds" in answer
     assert value(impatient, "http_responses_total", route=route.decode(), code="408") == 1
     if b"voices" not in route:
         mode = "whole" if route == b"/generate" else "stream"

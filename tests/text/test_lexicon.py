@@ -53,7 +53,7 @@ def test_a_file_is_a_json_object(tmp_path: Path) -> None:
     file.write_text('{"SQL": "sequel"}')
     assert read_lexicon(file).apply("SQL") == "sequel"
     for content, says in {
-        "{": "does not hold JSON",
+        "{": "is not JSON",
         "[1]": "an object",
         '{"a": 1}': "an object",
     }.items():

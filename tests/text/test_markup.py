@@ -67,10 +67,10 @@ def test_a_pause_cuts_the_text_in_two(written: str, seconds: float) -> None:
 @pytest.mark.parametrize(
     ("written", "says"),
     [
-        ("a [pause 11s]", "a pause of 11 s; one may last 10 s"),
-        ("a [pause 10s]" * 7, "all together 60 s"),
+        ("a [pause 11s]", "a pause of 11 s; a pause may last 10 s"),
+        ("a [pause 10s]" * 7, "all pauses together 60 s"),
         ("<break time='soon'/>", "0.5s or 500ms, not 'soon'"),
-        ("<break strength='huge'/>", "not 'huge'; it may be none, x-weak"),
+        ("<break strength='huge'/>", "one of none, x-weak"),
         ("<speak>open", "not well formed"),
         ("<?xml version='1.0'?><!DOCTYPE s><speak/>", "document type"),
     ],

@@ -26,7 +26,7 @@ SAMPLE_BYTES = 2
 
 @attrs.frozen
 class AudioFormat:
-    """How sound leaves the server.
+    """A format that the server can send.
 
     Args:
         name: the value of the request's `format`.
@@ -197,7 +197,7 @@ FORMATS = {
             lossless=True,
             # Not 4608: sound after 50 ms instead of 200.
             codec_options={"frame_size": "1152"},
-            container_options={"metadata_header_padding": "0"},  # not 8 KiB
+            container_options={"metadata_header_padding": "0"},  # instead of 8 KiB
         ),
         AudioFormat(
             "mp3",
@@ -216,7 +216,7 @@ FORMATS = {
             "libopus",
             rates=OPUS_RATES,
             codec_options={"b": "40000"},
-            container_options={"page_duration": "20000"},  # microseconds; not a second
+            container_options={"page_duration": "20000"},  # in microseconds; instead of a second
         ),
         AudioFormat(
             "aac",

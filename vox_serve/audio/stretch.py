@@ -90,6 +90,9 @@ class Stretch:
 
 
 def tempos(speed: float) -> list[float]:
-    """Factors from 0.5 to 2 with the product `speed`; `atempo` refuses less and skips above."""
+    """Factors from 0.5 to 2 whose product is `speed`.
+
+    `atempo` rejects factors below 0.5, and drops samples above 2.
+    """
     first = min(2.0, max(0.5, speed))
     return [first] if first == speed else [first, speed / first]

@@ -128,7 +128,7 @@ def fields(api: str, config: BenchConfig) -> dict[str, Any]:
     """The body of every request, without its text.  Raises ConfigError."""
     if api == "openai":
         if config.speaker is not None:
-            raise ConfigError("speaker is for --api generate; give a --voice")
+            raise ConfigError("speaker is only for --api generate; give a --voice")
         named: dict[str, Any] = {
             "model": config.model or "tts-1",
             "voice": config.voice or "alloy",
@@ -144,7 +144,7 @@ def fields(api: str, config: BenchConfig) -> dict[str, Any]:
 
 
 def headers(api: str) -> dict[str, str]:
-    """The headers of every request; an OPENAI_API_KEY goes to OpenAI's route only."""
+    """The headers of every request; an OPENAI_API_KEY is sent only to OpenAI's route."""
     named = {"Accept-Encoding": "identity", "User-Agent": f"vox-serve-bench/{__version__}"}
     key = os.environ.get("OPENAI_API_KEY")
     if not key or api != "openai":

@@ -107,7 +107,7 @@ def _report(found: Bench, client: dict[str, Any]) -> None:
     print(heading(found.target, found.config, client))
     print(table(summary, unit))
     if found.interrupted:
-        print("Stopped by Ctrl-C: these are the figures up to then.")
+        print("Stopped by Ctrl-C: these are the figures so far.")
     if found.config.json is not None:
         content = document(found.target, found.config, found.texts, found.runs)
         content |= {"client": client, "server": found.server, "interrupted": found.interrupted}

@@ -32,32 +32,34 @@ class BenchConfig:
     """What is sent, how often, and where the figures go.  Raises ConfigError for a bad value."""
 
     rate: tuple[float, ...] = setting(
-        (), "open loop: requests per second, at random times (Poisson); each is a run of its own"
+        (), "open loop: requests per second, at random times (Poisson); one run for each"
     )
     concurrency: tuple[int, ...] = setting(
-        (), "closed loop: this many clients, each of which asks again when its answer has ended"
+        (), "closed loop: this many clients, each of which asks again after its response"
     )
     duration: float | None = setting(
         None, "seconds in which requests begin, for each run (default: 30)"
     )
     requests: int | None = setting(None, "number of requests for each run, instead of --duration")
     warmup: int = setting(1, "requests before the first run, one by one, which are not counted")
-    seed: int = setting(0, "of the arrival times")
-    timeout: float = setting(60.0, "seconds after which a request that is not done has failed")
+    seed: int = setting(0, "seed of the arrival times")
+    timeout: float = setting(60.0, "seconds after which an unfinished request has failed")
     api: str | None = setting(
-        None, "what the server speaks (default: what the URL names, else generate)", tuple(ROUTES)
+        None, "the route to measure (default: the one in the URL, else generate)", tuple(ROUTES)
     )
     model: str | None = setting(None, "the field `model` (default: none; openai: tts-1)")
     voice: str | None = setting(None, "the field `voice` (default: none; openai: alloy)")
-    speaker: int | None = setting(None, "the field `speaker`, of generate only (default: 0)")
+    speaker: int | None = setting(None, "the field `speaker`, only for generate (default: 0)")
     format: str = setting("wav", "format of the audio", FORMATS)
     sample_rate: int | None = setting(
-        None, f"of pcm, in Hz (default: {PCM_RATE}); a wav states its own"
+        None, f"sample rate of pcm, in Hz (default: {PCM_RATE}); wav states its own"
     )
-    body: str | None = setting(None, "a JSON object of more fields for each request")
-    texts: Path | None = setting(None, "file with a text on each line (default: our own texts)")
-    json: Path | None = setting(None, "write settings, figures and every request there")
-    picture: Path | None = setting(None, "draw the figures there (needs the extra `bench`)")
+    body: str | None = setting(None, "a JSON object of additional fields for each request")
+    texts: Path | None = setting(None, "file with one text per line (default: built-in texts)")
+    json: Path | None = setting(None, "file for settings, figures and every request, as JSON")
+    picture: Path | None = setting(
+        None, "file for a chart of the figures (needs the extra `bench`)"
+    )
 
     def __attrs_post_init__(self) -> None:
         _require(bool(self.rate) != bool(self.concurrency), "give one of --rate and --concurrency")
@@ -86,7 +88,7 @@ class BenchConfig:
             "sample_rate must be from 1000 to 384000 Hz",
         )
         clash = sorted(OWN_FIELDS & set(self.extra))
-        _require(not clash, f"body must not hold {', '.join(clash)}: other flags set that")
+        _require(not clash, f"body must not contain {', '.join(clash)}: other flags set them")
 
     @property
     def seconds(self) -> float:

@@ -1,4 +1,4 @@
-"""When requests begin: at random times whatever the server does, or one after another."""
+"""When requests begin: at random times whatever the server does, or when earlier ones end."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from vox_serve.errors import ConfigError
 
 
 def check_picture(path: Path) -> None:
-    """Check before the work that matplotlib is there and knows the ending.  Raises ConfigError."""
+    """Check early that matplotlib is installed and supports the extension.  Raises ConfigError."""
     try:
         from matplotlib.backend_bases import FigureCanvasBase
     except ImportError:
@@ -21,7 +21,7 @@ def check_picture(path: Path) -> None:
 
 
 def draw(runs: Sequence[Figures], unit: str, title: str, path: Path) -> None:
-    """Write the picture; the file's ending names its format."""
+    """Write the picture; the file's extension selects its format."""
     from matplotlib.figure import Figure
 
     runs = sorted(runs, key=lambda run: run.load)

@@ -34,7 +34,7 @@ def choose(name: str) -> torch.device:
     if device.type != "cuda":
         return device
     if not torch.cuda.is_available():
-        raise ConfigError(f"device {name!r}: torch {torch.__version__} finds no CUDA device here")
+        raise ConfigError(f"device {name!r}: torch {torch.__version__} finds no CUDA device")
     return torch.device("cuda", device.index or 0)
 
 
@@ -65,8 +65,8 @@ def require_room(model: Model, slots: int) -> None:
     if slots > fit:
         raise ConfigError(
             f"max_batch_size {slots} needs {_gb(slots * each)}, {_gb(each)} for each slot, but "
-            f"{model.device} has {_gb(free)} free beside {_gb(model.weight_bytes)} of weights "
-            f"({_gb(RESERVED_BYTES)} are kept for the passes over prompts): at most {fit} fit"
+            f"{model.device} has {_gb(free)} free after {_gb(model.weight_bytes)} of weights "
+            f"({_gb(RESERVED_BYTES)} are reserved for prefill): at most {fit} fit"
         )
 
 
@@ -93,7 +93,7 @@ def _require_compiler() -> None:
     if missing:
         raise ConfigError(
             f"device cuda: Triton needs {missing} to launch its kernels; install gcc and Python's "
-            "headers (apt install gcc python3-dev), or uninstall triton and be slower"
+            "headers (apt install gcc python3-dev), or uninstall triton to run without it, slower"
         )
 
 

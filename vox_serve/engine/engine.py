@@ -96,7 +96,7 @@ class Engine:
     def enqueue(self, sequence: Sequence) -> None:
         """Queue what `prompts.prepare` made.  Raises InvalidRequest if its id is open already."""
         if sequence.id in self.scheduler:
-            raise InvalidRequest(f"a request with the id {sequence.id!r} is open already", "id")
+            raise InvalidRequest(f"a request with the id {sequence.id!r} is already open", "id")
         self.scheduler.add(sequence)
 
     def abort(self, request_id: str) -> None:

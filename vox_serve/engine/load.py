@@ -43,7 +43,7 @@ def load_engine(config: EngineConfig, plugins: Plugins) -> tuple[Engine, EngineI
     except torch.OutOfMemoryError as error:
         said = str(error).partition(". ")[0]
         raise ConfigError(
-            f"device {chosen}: no room for this model with max_batch_size "
+            f"device {chosen}: not enough memory for this model with max_batch_size "
             f"{config.max_batch_size} ({said})"
         ) from error
     return engine, engine.info(resolved.name, resolved.spec.name, time.monotonic() - start)
@@ -66,7 +66,7 @@ def number_formats(config: EngineConfig, kind: str) -> tuple[str, str | None]:
             return "bfloat16", None
         return "float32", "float16" if holds_halves() else None
     if config.quantize != ("int8" if cpu else "fp8"):
-        raise ConfigError(f"quantize {config.quantize} is not for the device {kind}")
+        raise ConfigError(f"quantize {config.quantize} does not work on the device {kind}")
     if cpu and config.dtype == "bfloat16":
         raise ConfigError("quantize int8 computes in float32; leave dtype at auto")
     return ("float32" if cpu else "bfloat16"), config.quantize

@@ -146,13 +146,14 @@ class Prompts:
         limits = self.checkpoint
         if limits and limits.max_characters and len(text) > limits.max_characters:
             raise UnspeakableText(
-                f"text has {len(text)} characters; this voice speaks "
+                f"text has {len(text)} characters; this voice speaks at most "
                 f"{limits.max_characters} at once",
                 "text",
             )
         if limits and limits.max_words and len(text.split()) > limits.max_words:
             raise UnspeakableText(
-                f"text has {len(text.split())} words; this voice speaks {limits.max_words} at once",
+                f"text has {len(text.split())} words; this voice speaks at most "
+                f"{limits.max_words} at once",
                 "text",
             )
 
@@ -177,8 +178,8 @@ class Prompts:
             field = "text"
         if needed > room:
             raise PromptTooLong(
-                f"{field} asks for some {needed} frames of audio, but beside a prompt of "
-                f"{prompt_length} positions the context of {self.model.max_positions} holds "
+                f"{field} asks for about {needed} frames of audio, but after a prompt of "
+                f"{prompt_length} positions the context of {self.model.max_positions} has room for "
                 f"{max(room, 0)} ({max(room, 0) / rate:.1f} s)",
                 field,
             )

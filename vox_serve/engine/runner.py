@@ -157,7 +157,7 @@ class ModelRunner:
             inputs = {name: tensor[:length] for name, tensor in inputs.items()}
             self.prefixes.keep(inputs, sequence.slot, self.kv)
         except Exception:
-            log.exception("the prompt is not kept", extra={"request_id": sequence.id})
+            log.exception("the prompt could not be cached", extra={"request_id": sequence.id})
 
     @torch.inference_mode()
     def advance(self, sequences: Rows[Sequence]) -> None:

@@ -51,7 +51,7 @@ class Voices:
                 the segments do not fit.
         """
         if any(voice.name == name for voice in self._model.voices):
-            raise InvalidRequest(f"{name!r} is a voice of the model itself", "name")
+            raise InvalidRequest(f"{name!r} is a built-in voice of the model", "name")
         self.choose(None, speaker)
         blank = tuple(self._encoder.blank(segment) for segment in segments)
         self._model.prompt("a", Voice(name, speaker, blank), ())  # before the costly part

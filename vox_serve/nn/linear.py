@@ -239,11 +239,11 @@ def pack(layer: nn.Module, form: str) -> nn.Module:
     if not isinstance(layer, Linear) or (form == "padded" and layer.out_features % 64 == 0):
         return layer
     if layer.weight.device.type != device:
-        raise ConfigError(f"{form} weights need a device of the kind {device}")
+        raise ConfigError(f"{form} weights need a {device} device")
     try:
         return make(layer.weight.detach())
     except RuntimeError as error:
-        raise ConfigError(f"this machine cannot hold {form} weights: {error}") from None
+        raise ConfigError(f"this machine does not support {form} weights: {error}") from None
 
 
 def held_bytes(module: nn.Module) -> int:

@@ -68,7 +68,7 @@ class WeightFiles:
             lost = [name for name, file in shards.items() if file == shard and name not in held]
             if lost:
                 raise CheckpointError(
-                    f"{shard}: tensor {lost[0]} is missing, though the index has it"
+                    f"{shard}: tensor {lost[0]} is missing, although the index lists it"
                 )
         return shards
 
@@ -98,7 +98,9 @@ def weights_path(directory: Path, *preferred: str) -> Path:
     for name in candidates:
         if (directory / name).is_file():
             return directory / name
-    raise CheckpointError(f"{directory}: no weights; one of {', '.join(candidates)} must be there")
+    raise CheckpointError(
+        f"{directory}: no weights; it must contain one of {', '.join(candidates)}"
+    )
 
 
 class WeightLoader:
@@ -188,7 +190,7 @@ class WeightLoader:
         if self.unused:
             first = sorted(self.unused)[0]
             raise CheckpointError(
-                f"{self._files.path}: {len(self.unused)} tensors have no place in this model, "
+                f"{self._files.path}: {len(self.unused)} tensors do not belong to this model, "
                 f"the first is {first}"
             )
 

@@ -18,7 +18,7 @@ from vox_serve.server.fields import rule
 
 MULTIPART = "multipart/form-data"
 JSON_FIELDS = {"context", "pronunciations"}
-"""Lists and objects have no spelling of their own in a form: they come as JSON."""
+"""A form has no notation for lists and objects, so they are sent as JSON."""
 S = TypeVar("S", bound=msgspec.Struct)
 T = TypeVar("T")
 BOUND = re.compile(r"Expected `[^`]*` ([<>]=? |of length |matching )|Number out of range")
@@ -96,7 +96,7 @@ async def _in_time(reading: Awaitable[T], seconds: float) -> T:
         async with asyncio.timeout(seconds):
             return await reading
     except TimeoutError:
-        raise BodyTooSlow(f"the body did not come within {seconds:g} seconds") from None
+        raise BodyTooSlow(f"the body did not arrive within {seconds:g} seconds") from None
 
 
 async def _form(request: Request[Any, Any, Any], timeout: float) -> dict[str, object]:

@@ -180,4 +180,4 @@ def on_exception(request: AnyRequest, error: Exception) -> Response[bytes]:
     request_id(request.scope)
     template = request.scope.get("path_template")
     log.error("unhandled error on %s", template, exc_info=error)
-    return error_response(500, "internal error; the server's log has it", InternalError.code)
+    return error_response(500, "internal error; see the server's log", InternalError.code)

@@ -58,7 +58,7 @@ class TimedProtocol(HttpToolsProtocol):
         if self._header_bytes > MAX_HEADER_BYTES and not self.transport.is_closing():
             self._refuse(
                 HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
-                f"a request's headers may have {MAX_HEADER_BYTES} bytes",
+                f"request headers may have at most {MAX_HEADER_BYTES} bytes",
             )
 
     def send_400_response(self, msg: str) -> None:
@@ -116,7 +116,7 @@ class TimedProtocol(HttpToolsProtocol):
             self._expect(self._read_timeout)
             return
         self._deadline = None
-        log.debug("%s sent no whole request in %g s", self.client, self._read_timeout)
+        log.debug("%s did not send a complete request within %g s", self.client, self._read_timeout)
         self.transport.close()
 
 

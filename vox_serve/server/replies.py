@@ -13,7 +13,7 @@ Status = Literal["starting", "ready", "draining", "dead"]
 
 
 class Reply(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
-    """A reply has no fields but those declared."""
+    """A reply has only the declared fields."""
 
 
 class ErrorDetails(Reply):
@@ -70,7 +70,7 @@ LOADED_FIELDS: list[tuple[str, Any]] = [
     *((n, t) for n, t in get_type_hints(EngineInfo).items() if n not in ("model", "voices")),
 ]
 LoadedModel = msgspec.defstruct("LoadedModel", LOADED_FIELDS, bases=(Reply,), kw_only=True)
-LoadedModel.__doc__ = "What the engine tells of a model that is loaded."
+LoadedModel.__doc__ = "What the engine reports about a loaded model."
 
 
 class LoadedModels(Reply):

@@ -19,8 +19,8 @@ def request_id(scope: Scope) -> str:
 
     From the first call on, log records carry the id and the request belongs to the client's trace.
 
-    An invalid id is replaced, not rejected: often a proxy has set it and the client does not
-    know about it.
+    An invalid id is replaced, not rejected: often a proxy has set it without the client's
+    knowledge.
     """
     found = scope["state"].get("request_id")
     if found is None:

@@ -120,7 +120,7 @@ class AudioResponse(Response[bytes]):
             expected = isinstance(error, ClientGone | RequestError)
             level = logging.DEBUG if expected else logging.ERROR
             kind = type(error).__name__
-            log.log(level, "the answer is cut: %s", kind, exc_info=None if expected else error)
+            log.log(level, "the response was cut: %s", kind, exc_info=None if expected else error)
             self._audio.close(error)
             self._count_cut(scope)
         finally:

@@ -33,7 +33,7 @@ from vox_serve.workers.engines import Engines
 AnyRequest = Request[Any, Any, Any]
 SPEAKER = "speaker id; GET /voices lists the model's; 0 if neither it nor `voice` is given"
 VOICE = "a voice by name, instead of `speaker`; GET /voices lists them"
-MODEL = "a name out of GET /models; required if there are several"
+MODEL = "a name from GET /models; required if there are several"
 _cutter = ThreadPoolExecutor(2, thread_name_prefix="cut")
 """Normalizes and splits texts.  Two threads, so that one long text does not delay all others; more
 threads would only delay the event loop more often."""
@@ -46,7 +46,7 @@ class CommonFields(msgspec.Struct, kw_only=True):
         Annotated[
             str,
             msgspec.Meta(
-                description="the turns spoken under this id come before this one",
+                description="an id; earlier turns with the same id come before this one",
                 extra_json_schema={"pattern": f"^{CONVERSATION.pattern}$"},
             ),
         ]
@@ -56,14 +56,14 @@ class CommonFields(msgspec.Struct, kw_only=True):
         str,
         one_of(
             [*Normalize],
-            "write numbers, signs and markup out; `strict` refuses what cannot be spoken instead "
-            "of leaving it out; `off` leaves the text as it is",
+            "`auto` writes numbers, signs and markup out as words; `strict` also refuses what "
+            "cannot be spoken; `off` leaves the text unchanged",
         ),
     ] = "auto"
     pronunciations: (
         Annotated[
             dict[str, str],
-            msgspec.Meta(description="words, and how to spell them so that they are said right"),
+            msgspec.Meta(description="words, and respellings that correct their pronunciation"),
         ]
         | None
     ) = None
@@ -78,7 +78,7 @@ class CommonFields(msgspec.Struct, kw_only=True):
             float,
             msgspec.Meta(
                 gt=0,
-                description="longest audio; at most `max_seconds` of GET /models",
+                description="the longest audio, in seconds; at most `max_seconds` of GET /models",
                 extra={"rule": "more than 0"},
             ),
         ]
@@ -108,7 +108,7 @@ def given_reading(body: CommonFields) -> dict[str, Any]:
 
 
 def check_common(body: CommonFields) -> None:
-    """Check what msgspec cannot check and needs no model.  Raises InvalidRequest."""
+    """Check what msgspec cannot, before a model is chosen.  Raises InvalidRequest."""
     if body.normalize not in [*Normalize]:
         raise InvalidRequest(
             f"normalize must be auto, strict or off, not {body.normalize[:200]!r}", "normalize"

@@ -116,7 +116,7 @@ class AudioStream:
             raise TimedOut(f"the request took longer than {limit:g} seconds") from None
 
     def cancel(self) -> None:
-        """End the request at another connection's wish; a pending `next` raises Cancelled."""
+        """End the request because another connection asked; a pending `next` raises Cancelled."""
         self.close(_cancelled_error())
         self._cancelled_error = True
         self._events.put_nowait(Failed(self.request.id, _cancelled_error()))

@@ -58,7 +58,7 @@ class ModelConformance:
 
     def load(self, device: str) -> Model:
         """Make the model, in float32, on a torch device: `cpu`, or `cuda` where there is one."""
-        raise NotImplementedError("a conformance test must say how its model is loaded")
+        raise NotImplementedError("a conformance test must define how its model is loaded")
 
     # The promises
 

@@ -131,7 +131,7 @@ class _NoCopy(TorchFunctionMode):
         if func in _COPIES:
             raise HostRead(f"{func} reads the device")
         if func is torch.Tensor.__setitem__ and not isinstance(args[2], torch.Tensor):
-            raise HostRead(f"[...] = {args[2]!r} copies a number of the host's; fill_ does not")
+            raise HostRead(f"[...] = {args[2]!r} copies a number from the host; use fill_")
         return func(*args, **(kwargs or {}))
 
 

@@ -107,7 +107,7 @@ class FrontEnd:
                 said, dropped = " ".join(fitted.text.split()), dropped + fitted.dropped
             parts.append(Part(self.finish(said) if speakable(said) else "", pause))
         if not any(part.text for part in parts):
-            raise NothingToSpeak("text holds nothing that this voice can speak", "text")
+            raise NothingToSpeak("text contains nothing that this voice can speak", "text")
         return Spoken(tuple(parts), dropped, found.ignored)
 
 

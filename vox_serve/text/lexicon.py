@@ -64,13 +64,13 @@ def check_pronunciations(entries: Mapping[str, str]) -> None:
     """Check what a request brings.  Raises InvalidRequest."""
     if len(entries) > MOST_ENTRIES:
         raise InvalidRequest(
-            f"pronunciations holds {len(entries)} words; the limit is {MOST_ENTRIES}",
+            f"pronunciations has {len(entries)} words; the limit is {MOST_ENTRIES}",
             "pronunciations",
         )
     for word, spelling in entries.items():
         if not word.strip() or max(len(word), len(spelling)) > LONGEST_ENTRY:
             raise InvalidRequest(
-                f"pronunciations: a word and its spelling have 1 to {LONGEST_ENTRY} characters",
+                f"pronunciations: a word or its spelling must have 1 to {LONGEST_ENTRY} characters",
                 "pronunciations",
             )
 
@@ -86,9 +86,11 @@ def read_lexicon(path: Path) -> Lexicon:
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
     except ValueError as error:
-        raise ConfigError(f"{path} does not hold JSON: {error}") from error
+        raise ConfigError(f"{path} is not JSON: {error}") from error
     if not isinstance(entries, dict) or not all(isinstance(s, str) for s in entries.values()):
-        raise ConfigError(f'{path} must hold an object of spellings, e.g. {{"nginx": "engine x"}}')
+        raise ConfigError(
+            f'{path} must contain an object of spellings, e.g. {{"nginx": "engine x"}}'
+        )
     return Lexicon(entries)
 
 

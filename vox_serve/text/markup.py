@@ -147,8 +147,8 @@ class _Reader:
         self._silence += seconds
         if seconds > LONGEST_PAUSE or self._silence > MOST_SILENCE:
             raise InvalidRequest(
-                f"text holds a pause of {seconds:g} s; one may last {LONGEST_PAUSE:g} s,"
-                f" all together {MOST_SILENCE:g} s",
+                f"text has a pause of {seconds:g} s; a pause may last {LONGEST_PAUSE:g} s,"
+                f" all pauses together {MOST_SILENCE:g} s",
                 "text",
             )
         if seconds > 0 and not self._said_as:
@@ -220,11 +220,15 @@ def _break_seconds(attributes: Mapping[str, str | None]) -> float:
     if time is None:
         if strength not in _STRENGTHS:
             known = ", ".join(_STRENGTHS)
-            raise InvalidRequest(f"text: a break is not {strength!r}; it may be {known}", "text")
+            raise InvalidRequest(
+                f"text: the strength of a break must be one of {known}, not {strength!r}", "text"
+            )
         return _STRENGTHS[strength]
     match = _TIME.fullmatch(time.strip())
     if match is None or not match[1]:
-        raise InvalidRequest(f"text: a break lasts 0.5s or 500ms, not {time!r}", "text")
+        raise InvalidRequest(
+            f"text: the time of a break must look like 0.5s or 500ms, not {time!r}", "text"
+        )
     return float(match[1]) / (1000 if match[2] == "ms" else 1)
 
 

@@ -95,7 +95,7 @@ class EngineClient:
 
     @property
     def model(self) -> str:
-        """The name that requests choose it by."""
+        """The name by which requests choose it."""
         return self.metrics.model
 
     @property
@@ -241,7 +241,7 @@ class EngineClient:
             if task is not None:
                 task.cancel()
         if self.info is None:
-            self._link.kill()  # while loading, it would not read the message
+            self._link.kill()  # while loading, it does not read messages
         await self._link.stop()
         self._die("the server has shut down")
 
@@ -266,7 +266,7 @@ class EngineClient:
             if self.before_ready is not None:
                 await self.before_ready(self)
         except Exception:
-            log.exception("%s: not all could be prepared", self.model)
+            log.exception("%s: preparing the engine failed; it serves without that", self.model)
         if self.state is EngineState.STARTING:
             self._set_state(EngineState.READY)
 
@@ -280,7 +280,7 @@ class EngineClient:
 
     def _route(self, event: Event) -> None:
         if isinstance(event, Done) and event.voices is not None:
-            self.voices = event.voices  # also if nobody waits for it any longer
+            self.voices = event.voices  # even if nobody waits for it any longer
         events = self._open.get(event.request_id)
         if events is None:  # aborted here, while the worker was still speaking it
             return
@@ -325,7 +325,7 @@ class EngineClient:
             if self._open and time.monotonic() - self._last_step > limit:
                 self.metrics.engine_errors_total("hang").inc()
                 self._link.kill()
-                self._die(f"the engine made no step for {limit:g} seconds")
+                self._die(f"the engine completed no step for {limit:g} seconds")
 
     def _die(self, reason: str) -> None:
         if self.state is EngineState.DEAD:

@@ -50,7 +50,7 @@ class Engines:
             resolved = plugins.resolve(config.model)
             name, front_end = resolved.name, resolved.front_end
             if name in self._clients:
-                raise ConfigError(f"two models would be called {name!r}: {config.model} is one")
+                raise ConfigError(f"two models would have the name {name!r}: {config.model} is one")
             metrics = Metrics(name, self.registry)
             self._clients[name] = EngineClient(
                 config,
@@ -61,7 +61,7 @@ class Engines:
             )
         (only, *others) = self._clients.values()
         self.metrics = only.metrics if not others else Metrics("", self.registry)
-        """For events that belong to no engine: those of the only engine, else with no model."""
+        """For events that belong to no engine; those of the only engine, if there is one."""
         self.registry.watch_process(self.metrics.model, "server", os.getpid())
         for broken in plugins.broken:
             self.metrics.plugin_errors_total.labels(self.metrics.model, broken.name).inc()

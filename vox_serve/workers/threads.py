@@ -14,10 +14,10 @@ VARIABLES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
 def let_threads_sleep() -> None:
     """Have idle OpenMP threads sleep soon; call it before torch is loaded.
 
-    An operation shared by threads ends when the last thread has done its part.  Threads that spin
-    meanwhile keep that last one off its core as soon as anything else runs, such as the server's
-    own process; a frame then takes several times as long.  If one of the variables is already set,
-    it is respected.  Only GNU's OpenMP, which torch ships on Linux, reads this setting.
+    An operation shared by threads ends when the last thread has finished its part.  Threads that
+    spin meanwhile keep that last one off its core as soon as anything else runs, such as the
+    server's own process; a frame then takes several times as long.  If either variable
+    is set, nothing changes.  Only GNU's OpenMP, which torch ships on Linux, reads this setting.
     """
     if not any(name in os.environ for name in VARIABLES):
         os.environ["GOMP_SPINCOUNT"] = SPIN_COUNT

@@ -206,7 +206,7 @@ def empty_weights(directory: Path) -> None:
     (directory / "model.safetensors").write_bytes(b"")
 
 
-@damage(rf"transformers-\S+: tensor {HEAD} is missing, though the index has it")
+@damage(rf"transformers-\S+: tensor {HEAD} is missing, although the index lists it")
 def tensor_missing_from_its_shard(directory: Path) -> None:
     to_hub_layout(directory)
     index = read_json(directory / INDEX)
@@ -241,7 +241,7 @@ def too_few_rows(directory: Path) -> None:
     change_tensors(directory, {HEAD: torch.zeros(66, 64)})
 
 
-@damage("2 tensors have no place in this model, the first is backbone_model.extra.weight")
+@damage("2 tensors do not belong to this model, the first is backbone_model.extra.weight")
 def tensors_left_over(directory: Path) -> None:
     extra = {f"backbone_model.{name}.weight": torch.zeros(1) for name in ("extra", "more")}
     change_tensors(directory, extra)
@@ -252,7 +252,7 @@ def missing_codec_tensor(directory: Path) -> None:
     change_tensors(directory, {"codec_model.decoder.layers.0.conv.weight": None})
 
 
-@damage("1 tensors have no place in this model, the first is codec_model.decoder.extra.weight")
+@damage("1 tensors do not belong to this model, the first is codec_model.decoder.extra.weight")
 def codec_tensor_left_over(directory: Path) -> None:
     change_tensors(directory, {"codec_model.decoder.extra.weight": torch.zeros(1)})
 
@@ -277,7 +277,7 @@ def missing_index(directory: Path) -> None:
     (directory / INDEX).unlink()
 
 
-@damage(rf"no weights; one of {INDEX}, \S+, model\.safetensors must be there")
+@damage(rf"no weights; it must contain one of {INDEX}, \S+, model\.safetensors")
 def no_weights(directory: Path) -> None:
     (directory / "model.safetensors").unlink()
 
@@ -308,7 +308,7 @@ def unsupported_rope(directory: Path) -> None:
     change_json(directory / "config.json", rope_parameters=None, rope_scaling=scaling)
 
 
-@damage("depth_decoder_config.num_codebooks is 8, but the backbone says 7")
+@damage("depth_decoder_config.num_codebooks is 8, but the backbone has 7")
 def contradicting_codebooks(directory: Path) -> None:
     change_json(directory / "config.json", num_codebooks=7)
 
@@ -336,12 +336,12 @@ def missing_tokenizer_config(directory: Path) -> None:
     (directory / "tokenizer_config.json").unlink()
 
 
-@damage(r"tokenizer_config\.json names no eos_token")
+@damage(r"tokenizer_config\.json has no eos_token")
 def no_end_token(directory: Path) -> None:
     change_json(directory / "tokenizer_config.json", eos_token=None)
 
 
-@damage("does not know the token '<end>'")
+@damage("does not contain the token '<end>'")
 def unknown_end_token(directory: Path) -> None:
     change_json(directory / "tokenizer_config.json", eos_token={"content": "<end>"})
 

@@ -79,7 +79,7 @@ class CsmConfig:
         for key, value in expected.items():
             if depth.get(key, value) != value:
                 raise CheckpointError(
-                    f"depth_decoder_config.{key} is {depth[key]}, but the backbone says {value}"
+                    f"depth_decoder_config.{key} is {depth[key]}, but the backbone has {value}"
                 )
         if read.depth.max_position_embeddings <= read.num_codebooks - 1:
             raise CheckpointError("depth_decoder_config.max_position_embeddings is too small")

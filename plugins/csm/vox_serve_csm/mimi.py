@@ -103,7 +103,7 @@ class Mimi:
         semantic, total = c["num_semantic_quantizers"], c["num_quantizers"]
         if not (semantic <= num_codebooks <= total and semantic < total):
             raise ValueError(
-                f"codec_config: num_quantizers is {total}, of them {semantic} semantic; "
+                f"codec_config: num_quantizers is {total}, {semantic} of them semantic; "
                 f"cannot use {num_codebooks} codebooks"
             )
         self.sample_rate: int = c["sampling_rate"]

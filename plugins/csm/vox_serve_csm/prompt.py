@@ -63,21 +63,21 @@ class TextTokenizer:
         if self.unknown is not None and self.unknown in ids:
             start, end = encoding.offsets[ids.index(self.unknown)]
             raise UnspeakableText(
-                f"text holds {spoken[start:end]!r}, which this model cannot speak", "text"
+                f"text contains {spoken[start:end]!r}, which this model cannot speak", "text"
             )
         return [self.begin, *ids, self.end]
 
     def _special(self, config: dict[str, object], key: str) -> int:
         token = config.get(key)
         if not token:
-            raise CheckpointError(f"tokenizer_config.json names no {key}")
+            raise CheckpointError(f"tokenizer_config.json has no {key}")
         return self._id(token)
 
     def _id(self, token: object) -> int:
         content = token["content"] if isinstance(token, dict) else token
         number = self._tokenizer.token_to_id(str(content))
         if number is None:
-            raise CheckpointError(f"tokenizer.json does not know the token {content!r}")
+            raise CheckpointError(f"tokenizer.json does not contain the token {content!r}")
         return int(number)
 
 

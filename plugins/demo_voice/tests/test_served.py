@@ -87,9 +87,12 @@ def test_a_text_without_a_word_has_a_code_of_its_own(server: RunningServer, text
     ("fields", "says"),
     [
         ({"normalize": "perhaps"}, "normalize must be auto, strict or off"),
-        ({"pronunciations": {"": "x"}}, "pronunciations: a word and its spelling have 1 to 200"),
+        (
+            {"pronunciations": {"": "x"}},
+            "pronunciations: a word or its spelling must have 1 to 200",
+        ),
         ({"text": "<speak>open"}, "SSML is not well formed"),
-        ({"text": "a [pause 99s]"}, "a pause of 99 s; one may last 10 s"),
+        ({"text": "a [pause 99s]"}, "a pause of 99 s; a pause may last 10 s"),
     ],
 )
 def test_bad_fields_are_named(server: RunningServer, fields: dict[str, object], says: str) -> None:

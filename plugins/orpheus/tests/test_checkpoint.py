@@ -108,22 +108,22 @@ def write(name: str, text: str) -> Callable[[Path], object]:
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (drop(MODEL), "no weights; one of"),
+        (drop(MODEL), "no weights; it must contain one of"),
         (drop("tokenizer.json"), "tokenizer.json: this file is missing"),
         (drop("tokenizer_config.json"), "tokenizer_config.json: this file is missing"),
         (write("tokenizer.json", "{"), "tokenizer.json: cannot be read"),
-        (write("tokenizer_config.json", "{}"), "names no bos_token"),
-        (tokens(added_tokens=[]), "does not know the token '<|begin_of_text|>'"),
+        (write("tokenizer_config.json", "{}"), "has no bos_token"),
+        (tokens(added_tokens=[]), "does not contain the token '<|begin_of_text|>'"),
         (config(vocab_size=VOCAB - 3), "vocab_size is 379, but the tokenizer's last code has"),
         (config(vocab_size=VOCAB + 1), "does not fit the configuration"),
         (config(attention_bias=True), "attention_bias True is not supported"),
         (config(hidden_size=0), "hidden_size is 0"),
         (tensors(lm_head__weight=None), f"tensor {HEAD} is missing"),
-        (tensors(spare=torch.zeros(1)), "1 tensors have no place"),
+        (tensors(spare=torch.zeros(1)), "1 tensors do not belong"),
         (drop(SNAC_FILE), "SNAC is missing; `python -m vox_serve_orpheus.convert_snac"),
         (drop("snac/config.json"), "SNAC is missing"),
         (write("snac/config.json", "["), "config.json: cannot be read as JSON"),
-        (write("snac/config.json", "[]"), "does not hold a JSON object"),
+        (write("snac/config.json", "[]"), "not a JSON object"),
         (write("snac/config.json", "{}"), "vq_strides None is not supported"),
         (write(SNAC_FILE, "x"), "truncated, or not a safetensors file"),
         (
@@ -136,7 +136,7 @@ def write(name: str, text: str) -> Callable[[Path], object]:
         ),
         (
             tensors(SNAC_FILE, spare=torch.zeros(1)),
-            "1 tensors have no place in this model, the first is spare",
+            "1 tensors do not belong to this model, the first is spare",
         ),
     ],
 )
@@ -155,7 +155,7 @@ def test_codes_that_are_not_in_one_row_are_refused(directory: Path) -> None:
     path = directory / "tokenizer.json"
     path.write_text(path.read_text().replace('"<custom_token_121>"', '"<other>"'))
     path.write_text(path.read_text().replace('"<custom_token_122>"', '"<custom_token_121>"'))
-    with pytest.raises(CheckpointError, match="codes are not in one row"):
+    with pytest.raises(CheckpointError, match="codes are not consecutive"):
         load(directory)
 
 

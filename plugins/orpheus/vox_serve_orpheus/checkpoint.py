@@ -57,7 +57,7 @@ def load_model(options: LoadOptions) -> OrpheusModel:
     vocab = int(config.get("vocab_size", 156940))
     if vocab <= tokenizer.last_code:
         raise CheckpointError(
-            f"{directory}: vocab_size is {vocab}, but the tokenizer's last code has the id "
+            f"{directory}: vocab_size is {vocab}, but the tokenizer's last code has id "
             f"{tokenizer.last_code}"
         )
     sizes = LlamaConfig.from_json(config, DEFAULTS, ROPE_THETA)
@@ -105,7 +105,7 @@ def load_codec(directory: Path, device: torch.device) -> SlotSnac:
     if not (path.is_file() and weights.is_file()):
         raise CheckpointError(
             f"{directory}: SNAC is missing; `python -m vox_serve_orpheus.convert_snac {directory}` "
-            "puts it there, from the hub's pytorch_model.bin"
+            "creates it from the hub's pytorch_model.bin"
         )
     loader = WeightLoader(WeightFiles(weights))
     config = read_json(path)

@@ -45,7 +45,7 @@ class OrpheusTokenizer:
         except Exception as error:  # tokenizers raises bare Exception
             raise CheckpointError(f"{path}: cannot be read ({error})") from error
         if not begin:
-            raise CheckpointError("tokenizer_config.json names no bos_token")
+            raise CheckpointError("tokenizer_config.json has no bos_token")
         begin_text = self._id(begin["content"] if isinstance(begin, dict) else begin)  # 128000
         end_text = self._id("<|eot_id|>")  # 128009
         start_speech, self.end_speech = self._custom(1), self._custom(2)  # 128257, 128258
@@ -56,7 +56,7 @@ class OrpheusTokenizer:
         self.first_code = self._custom(FIRST_CODE)  # 128266
         self.last_code = self._custom(FIRST_CODE + num_codes - 1)  # 156937
         if self.last_code - self.first_code != num_codes - 1:
-            raise CheckpointError(f"{path}: the ids of its {num_codes} codes are not in one row")
+            raise CheckpointError(f"{path}: the ids of its {num_codes} codes are not consecutive")
 
     def encode(self, text: str, voice: str) -> list[int]:
         """`voice: text` between the markers.  Runs of white space become one space."""
@@ -70,7 +70,7 @@ class OrpheusTokenizer:
     def _id(self, token: str) -> int:
         if token not in self._ids:
             raise CheckpointError(
-                f"tokenizer.json does not know the token {token!r}: not Orpheus's tokenizer"
+                f"tokenizer.json does not contain the token {token!r}: not Orpheus's tokenizer"
             )
         return int(self._ids[token])
 

@@ -299,7 +299,7 @@ def test_a_name_is_taken_once(server: RunningServer, directory: Path) -> None:
         again = upload(server, name=name, text="else")
         assert "delete it first" in check_error(again, 409, "name", code="already_exists")
         assert "retry-after" not in again.headers  # a client that waits gains nothing
-    assert "model itself" in check_error(upload(server, name="Hum_A"), 409, "name")
+    assert "built-in voice" in check_error(upload(server, name="Hum_A"), 409, "name")
     assert server.http.get(f"{ROUTE}/anna").json()["text"] == "good morning"
     assert names(server) == ["hum_a", "hum_b", "anna"]
     # A file that came after the start is nobody's to overwrite either.
@@ -335,7 +335,7 @@ def test_the_most_voices(server: RunningServer, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(registry, "MAX_VOICES", 1)
     assert upload(server).status_code == 201
     full = upload(server, name="bert")
-    assert "there are 1 voices, the most" in check_error(full, 400, "name")
+    assert "there are already 1 voices, the limit" in check_error(full, 400, "name")
 
 
 class encoding_held:  # noqa: N801  # reads as a function
@@ -413,7 +413,7 @@ def test_a_models_own_voice(server: RunningServer) -> None:
         "speaker": 1,
     }
     message = check_error(server.http.delete(f"{ROUTE}/hum_b"), 400, "voice")
-    assert "model itself" in message
+    assert "built-in voice" in message
 
 
 def drop(directory: Path, name: str, record: Any = "", audio: bytes | None = None) -> None:
@@ -478,7 +478,7 @@ def spoil(directory: Path) -> dict[str, str]:
     os.mkfifo(directory / "pipe.wav")
     (directory / os.fsdecode(b"\xff.txt")).write_text("a")
     return {
-        "case.wav": "'Case' in case only",
+        "case.wav": "'Case' only in case",
         "my voice.wav": "1 to 64",
         "no-json.wav": "no-json.json cannot be read",
         "no-text.wav": "missing required field `text`",
@@ -486,13 +486,13 @@ def spoil(directory: Path) -> dict[str, str]:
         "long.wav": "longer than 30 seconds",
         "typo.wav": "speker",
         "speaker.wav": "unknown speaker 7",
-        "other.json": "served are tone",
-        "hum_a.wav": "model itself",
+        "other.json": "it is for csm; this server has tone",
+        "hum_a.wav": "built-in voice",
         "large.wav": "larger than",
         "wordy.wav": "the limit is 2000",
         "lonely.txt": "lonely.wav is missing",
         "dumb.wav": "transcript is missing",
-        "escape.wav": "leads out",
+        "escape.wav": "is a link to outside",
         "circle.wav": "cannot be opened",
         "folder.wav": "not a regular file",
         "pipe.wav": "not a regular file",
@@ -545,7 +545,7 @@ def test_a_model_that_takes_no_context(
     drop(directory, "anna")
     server = start_server(server=keeping(directory))
     assert "not trained" in broken(server)["anna.wav"]
-    assert "learns no voices" in check_error(upload(server, name="bert"), 422, "model")
+    assert "cannot learn voices" in check_error(upload(server, name="bert"), 422, "model")
     assert speak(server, "hum_a").status_code == 200
 
 
@@ -636,7 +636,7 @@ def test_a_voice_belongs_to_one_model(two: Callable[[], RunningServer], director
     drop(directory, "stray")
     drop(directory, "bert", {"text": "hi", "model": "other"})
     server = two()
-    assert "names no model" in broken(server)["stray.json"]
+    assert "does not name a model" in broken(server)["stray.json"]
     assert "model is required" in check_error(upload(server), 400, "model")
     assert upload(server, model="other").json()["model"] == "other"
     assert names(server) == ["hum_a", "hum_b", "hum_a", "hum_b", "bert", "anna"]

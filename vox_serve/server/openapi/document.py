@@ -30,9 +30,9 @@ SCHEMAS = "#/components/schemas/"
 DESCRIPTION = """Text in, speech out.
 
 Which models, voices and speakers there are, and how long a text may be spoken, depends on what \
-is loaded: see GET /models and GET /voices.  Every error has one shape.  Text that is still being \
-written is spoken over a WebSocket at `/v1/audio/stream`, which OpenAPI cannot describe: \
-docs/http-api.md does.  Numbers of type integer are written without a decimal point."""
+is loaded: see GET /models and GET /voices.  All errors have the same shape.  Text that is still \
+being written is spoken over a WebSocket at `/v1/audio/stream`, which OpenAPI cannot describe; \
+see docs/http-api.md.  Integers are written without a decimal point."""
 TAGS = ("speech", "voices", "models", "server")
 HEADERS: Json = {
     "X-Request-Id": {
@@ -43,26 +43,26 @@ HEADERS: Json = {
     "X-Sample-Rate": {"description": "in Hz", "required": True, "schema": {"type": "integer"}},
     "X-Channels": {"required": True, "schema": {"type": "integer", "const": 1}},
     "X-Finish-Reason": {
-        "description": "why the speech ended; on whole answers",
+        "description": "why the speech ended; on whole responses",
         "schema": {"enum": ["stop", "length"]},
     },
     "X-Seed": {
-        "description": "the seed that was used; on whole answers",
+        "description": "the seed that was used; on whole responses",
         "schema": {"type": "integer", "minimum": 0},
     },
     "Cache-Control": {"description": "on streams", "schema": {"const": "no-cache"}},
     "X-Accel-Buffering": {
-        "description": "on streams: proxies must not hold sound back",
+        "description": "on streams: tells proxies not to buffer",
         "schema": {"const": "no"},
     },
     "Retry-After": {
-        "description": "seconds; on 409 only where waiting helps",
+        "description": "in seconds; on 409 only if waiting can help",
         "schema": {"type": "integer", "minimum": 1},
     },
 }
 EVENT_KINDS = (replies.SpeechDelta, replies.SpeechDone, replies.Error)
 EVENT: Json = {
-    "description": "one event; an error is the last, after which the connection is cut",
+    "description": "one event; an error is the last event, and then the connection is cut",
     "type": "object",
     "properties": {
         "data": {

@@ -27,10 +27,10 @@ from vox_serve.audio.formats import FORMATS
 
 JSON, EVENT_STREAM = "application/json", "text/event-stream"
 ERRORS: Mapping[int, str] = {
-    400: "A malformed request, an unknown field, a value out of range; no `model` where there "
-    "are several",
-    404: "There is nothing of this name: voice, speaker, model, conversation or request",
-    408: "The body did not come within `--read-timeout` seconds",
+    400: "A malformed request, an unknown field, a value out of range, or no `model` on a server "
+    "of several",
+    404: "No voice, speaker, model, conversation or request has this name",
+    408: "The body did not arrive within `--read-timeout` seconds",
     409: "A turn of the conversation is still being spoken, another open request has this id, or "
     "the name is taken",
     413: "The body is larger than the server's `--max-body-bytes`",
@@ -38,8 +38,8 @@ ERRORS: Mapping[int, str] = {
     429: "The queue is full",
     499: "The request was ended by DELETE /requests/{id}",
     500: "The model failed on this request",
-    503: "Loading, shutting down or dead",
-    504: "Not done within the server's `--request-timeout`",
+    503: "The server is loading, shutting down or dead",
+    504: "The request took longer than the server's `--request-timeout`",
 }
 SPEAKING = tuple(ERRORS)
 """The errors of the routes that return speech."""

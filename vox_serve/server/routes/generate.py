@@ -57,15 +57,16 @@ class ContextTurn(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     ]
     text: Annotated[str, words(MAX_TEXT_CHARACTERS, "what was said")]
     audio: Annotated[
-        bytes, msgspec.Meta(description="how it sounded: a file of any format libsndfile reads")
+        bytes,
+        msgspec.Meta(description="how it sounded: a file in any format that libsndfile reads"),
     ]
 
 
 class GenerateRequest(VoiceFields, forbid_unknown_fields=True, kw_only=True):
     """The fields of POST /generate; docs/http-api.md says what each means."""
 
-    text: Annotated[str, words(MAX_TEXT_CHARACTERS, "what to say")]
-    streaming: Annotated[bool, msgspec.Meta(description="send audio as it is made")] = False
+    text: Annotated[str, words(MAX_TEXT_CHARACTERS, "the text to speak")]
+    streaming: Annotated[bool, msgspec.Meta(description="send audio as it is generated")] = False
     context: (
         Annotated[
             list[ContextTurn],
@@ -77,7 +78,7 @@ class GenerateRequest(VoiceFields, forbid_unknown_fields=True, kw_only=True):
         ]
         | None
     ) = None
-    format: Annotated[str, one_of(FORMATS, "of the audio")] = "wav"
+    format: Annotated[str, one_of(FORMATS, "format of the audio")] = "wav"
 
 
 EXAMPLES = {
@@ -135,7 +136,7 @@ async def _parse(incoming: IncomingRequest) -> SpeechOrder:
 
 
 def read_context(turns: list[ContextTurn], info: EngineInfo) -> tuple[Segment, ...]:
-    """Decode the turns' audio; rejects audio too long for the context as soon as it is read."""
+    """Decode the turns' audio; rejects audio too long for the context while reading it."""
     seconds_left = info.max_positions / info.frame_rate
     segments = []
     for number, turn in enumerate(turns):

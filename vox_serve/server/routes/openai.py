@@ -61,28 +61,28 @@ class SpeechBody(CommonFields, forbid_unknown_fields=True, kw_only=True):
     """The fields of POST /v1/audio/speech; docs/http-api.md says what each means."""
 
     model: Annotated[
-        str, Meta(description="as for /generate; `tts-1` and its like mean the first model")
+        str, Meta(description="as for /generate; `tts-1` and similar names mean the first model")
     ]
-    input: Annotated[str, words(MAX_INPUT_CHARACTERS, "what to say")]
+    input: Annotated[str, words(MAX_INPUT_CHARACTERS, "the text to speak")]
     voice: Annotated[str | VoiceId, Meta(description="a voice by name, or an alias")]
     instructions: Annotated[str, Meta(description="accepted and ignored")] | None = None
-    response_format: Annotated[str, one_of(FORMATS, "of the audio; `mp3` if not body")] | None = (
-        None
-    )
+    response_format: (
+        Annotated[str, one_of(FORMATS, "format of the audio; `mp3` by default")] | None
+    ) = None
     speed: (
         Annotated[
             float,
             Meta(
                 ge=MIN_SPEED,
                 le=MAX_SPEED,
-                description="how fast, at the same pitch",
+                description="speaking rate; the pitch is unchanged",
                 extra={"rule": f"from {MIN_SPEED:g} to {MAX_SPEED:g}"},
             ),
         ]
         | None
     ) = None
     stream_format: (
-        Annotated[str, one_of(STREAM_FORMATS, "the file itself, or server-sent events")] | None
+        Annotated[str, one_of(STREAM_FORMATS, "the audio file, or server-sent events")] | None
     ) = None
 
 

@@ -43,7 +43,7 @@ class VoiceForm(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     audio: Annotated[
         UploadFile,
         msgspec.Meta(
-            description=f"a file of up to {MAX_AUDIO_BYTES >> 20} MiB and 30 s, of any format "
+            description=f"a file of up to {MAX_AUDIO_BYTES >> 20} MiB and 30 s, in any format "
             "that libsndfile reads"
         ),
     ]
@@ -53,14 +53,14 @@ class VoiceForm(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
         msgspec.Meta(
             ge=0,
             le=MAX_SPEAKER,
-            description="which of the model's speakers it is spoken as",
+            description="the model's speaker id that the voice uses",
             extra={"rule": f"an integer from 0 to {MAX_SPEAKER}"},
         ),
     ] = 0
     model: (
         Annotated[
             str,
-            msgspec.Meta(description="whose voice it is; required if there are several models"),
+            msgspec.Meta(description="the model that it is for; required if there are several"),
         ]
         | None
     ) = None
@@ -101,7 +101,7 @@ async def add(
     request.scope["state"]["model"] = client.model
     if not client.admit().takes_context:
         raise UnspeakableText(
-            f"{client.model} learns no voices: it was not trained to follow earlier speech",
+            f"{client.model} cannot learn voices: it was not trained to continue earlier speech",
             "model",
         )
     record = VoiceRecord(
@@ -143,7 +143,7 @@ async def remove(registered: NamedDependency[Voices], voice: FromPath[str]) -> r
 
 @route(PATHS, http_method="OPTIONS", status_code=204, include_in_schema=False)
 async def options(request: Request[Any, Any, Any]) -> Response[None]:
-    """The methods of a path; Litestar's own response names only the first handler's."""
+    """The methods of a path; Litestar's default response lists only the first handler's."""
     here = request.scope["path_template"]
     methods = next(one.methods for one in request.app.routes if one.path_format == here)
     return Response(None, headers={"Allow": ", ".join(sorted(methods))})

@@ -37,7 +37,7 @@ from vox_serve.workers.engines import Engines
 
 MAX_VOICES = 1000
 MAX_WAITING = 8
-"""The most voices being added at a time: one is being encoded, the others wait."""
+"""The most voices being added at once: one is being encoded, the others wait."""
 Samples = npt.NDArray[np.float32]
 log = logging.getLogger("vox_serve.voices")
 
@@ -111,7 +111,7 @@ class Voices:
         """Register a voice: add it to the model, store it, then list it.
 
         Args:
-            file: the sample, of any format that libsndfile reads.
+            file: the sample, in any format that libsndfile reads.
 
         Raises:
             AlreadyExists: the name is taken.
@@ -147,7 +147,7 @@ class Voices:
             for client in [known.client] if known is not None else self._engines:
                 client.admit()
             if known is None and any(_owns(client, name) for client in self._engines):
-                raise InvalidRequest(f"{name!r} is a voice of the model itself", "voice")
+                raise InvalidRequest(f"{name!r} is a built-in voice of the model", "voice")
             if not NAME.fullmatch(name):
                 raise _unknown(name)
             try:
@@ -193,8 +193,12 @@ class Voices:
                 self._stored[name] = msgspec.structs.replace(record, model=models[0])
             elif record.model not in models:
                 del self._stored[name]
-                problem = "it names no model" if record.model is None else f"for {record.model}"
-                self._report(f"{name}.json", f"{problem}; served are {', '.join(models)}")
+                problem = (
+                    "it does not name a model"
+                    if record.model is None
+                    else f"it is for {record.model}"
+                )
+                self._report(f"{name}.json", f"{problem}; this server has {', '.join(models)}")
 
     async def _load(self, client: EngineClient) -> None:
         """Add the directory's voices to an engine that has loaded."""
@@ -216,7 +220,7 @@ class Voices:
         assert self._store is not None
         assert client.info is not None
         if _owns(client, name):
-            raise VoiceUnusable(f"{name!r} is a voice of the model itself")
+            raise VoiceUnusable(f"{name!r} is a built-in voice of the model")
         rate = client.info.sample_rate
         audio = await asyncio.to_thread(self._store.read, name, rate)
         await self._add_to_engine(client, name, self._stored[name], audio)
@@ -239,7 +243,9 @@ class Voices:
     ) -> None:
         """Store and list the voice; if it cannot be stored, remove it from the model."""
         if self._store is None:
-            log.warning("voice %r ends with the server; --voices-dir keeps voices", name)
+            log.warning(
+                "voice %r will be lost when the server stops; use --voices-dir to keep voices", name
+            )
         else:
             try:
                 await asyncio.to_thread(self._store.write, name, record, audio, rate)
@@ -260,13 +266,13 @@ class Voices:
     async def _require_free(self, client: EngineClient, name: str) -> None:
         """Check that the name is free, ignoring case: file systems and people confuse it."""
         if _owns(client, name):
-            raise AlreadyExists(f"{name!r} is a voice of the model itself", "name")
+            raise AlreadyExists(f"{name!r} is a built-in voice of the model", "name")
         taken = any(name.casefold() == other.casefold() for other in self._registered)
         if taken or (self._store and await asyncio.to_thread(self._store.holds, name)):
-            raise AlreadyExists(f"there is a voice {name!r} already; delete it first", "name")
+            raise AlreadyExists(f"a voice {name!r} already exists; delete it first", "name")
         if len(self._registered) >= MAX_VOICES:
             raise InvalidRequest(
-                f"there are {MAX_VOICES} voices, the most; delete some first", "name"
+                f"there are already {MAX_VOICES} voices, the limit; delete some first", "name"
             )
 
     def _report(self, file: str, reason: str) -> None:

@@ -1,4 +1,4 @@
-"""Registered voices as files in one directory.  Knows nothing about engines or HTTP.
+"""Registered voices as files in one directory.  Contains nothing about engines or HTTP.
 
 A voice is `NAME.wav` and, beside it, `NAME.json` (a `VoiceRecord`) or `NAME.txt` (only the
 transcript).  Users may also add such files by hand; they are read at start.
@@ -171,15 +171,15 @@ class VoiceStore:
         return msgspec.structs.replace(record, text=check_text(record.text), created=created)
 
     def _open(self, path: Path) -> BinaryIO:
-        """Open a regular file.  A link may point elsewhere in the directory but not outside it.
+        """Open a regular file.  A link may point to a file in the directory but not outside it.
 
         Raises:
             VoiceUnusable: it cannot be opened, or is something else.
         """
         try:
             if not path.resolve().is_relative_to(self._root):
-                raise VoiceUnusable(f"{path.name} leads out of the directory")
-            # Without O_NONBLOCK, a pipe would keep us waiting for somebody to write to it.
+                raise VoiceUnusable(f"{path.name} is a link to outside the directory")
+            # Without O_NONBLOCK, a pipe would block until a process writes to it.
             descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
         except (OSError, RuntimeError) as error:  # RuntimeError: circular links
             reason = getattr(error, "strerror", None) or str(error)
@@ -210,4 +210,4 @@ def _check_name(name: str, others: Collection[str]) -> None:
         raise VoiceUnusable(f"its name must be {NAME_RULE}")
     alike = next((other for other in others if other.casefold() == name.casefold()), None)
     if alike is not None:
-        raise VoiceUnusable(f"its name differs from {alike!r} in case only")
+        raise VoiceUnusable(f"its name differs from {alike!r} only in case")

@@ -1,6 +1,6 @@
 """One WebSocket as a session sees it: messages come in, events and audio go out.
 
-Knows the protocol's messages and their fields, but nothing about speech.
+Contains the protocol's messages and their fields, and nothing about speech.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class Connection:
                 return ServerEnds()
             raise ClientGone
         if event.get("text") is None:
-            raise BinaryMessage("messages are JSON in text frames; binary ones are not taken")
+            raise BinaryMessage("messages must be JSON in text frames, not binary frames")
         try:
             return _decoder.decode(event["text"])
         except msgspec.ValidationError as error:

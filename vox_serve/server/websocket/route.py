@@ -60,7 +60,9 @@ async def _serve(
     """Serve one WebSocket until it closes."""
     if scope["type"] != ScopeType.WEBSOCKET:
         raise ClientException(
-            "this address speaks WebSocket", status_code=426, headers={"Upgrade": "websocket"}
+            "this URL accepts only WebSocket connections",
+            status_code=426,
+            headers={"Upgrade": "websocket"},
         )
     request_id(scope)
     refusal = _refusal(scope, engines)
@@ -91,7 +93,7 @@ def _refusal(scope: Scope, engines: Engines) -> Response[bytes] | None:
         origin = "?"
     host = headers.get(b"host", b"").decode("latin-1")
     if b"origin" in headers and origin.lower() != host.lower():
-        return error_response(403, "a page of another origin may not connect", "forbidden")
+        return error_response(403, "pages of other origins may not connect", "forbidden")
     if all(client.state is not EngineState.READY for client in engines):
         return answer_to(Unavailable(f"the server is {engines.state.value}"))
     return None
@@ -129,7 +131,7 @@ async def _converse(connection: Connection, engines: Engines, opened: OpenReques
         raise
     except Exception:
         log.exception("unhandled error on %s", PATH)
-        internal = InternalError("internal error; the server's log has it")
+        internal = InternalError("internal error; see the server's log")
         await connection.send_error(internal, fatal=True)
         await connection.close(meaning(internal).close, internal.code)
     else:
@@ -154,7 +156,7 @@ async def _begin(connection: Connection, engines: Engines, opened: OpenRequests)
             template = attrs.evolve(template, voice=voice_of(client, template.voice))
         _check_voice(template.voice, start.speaker, client)
         if start.conversation is not None and not info.takes_context:
-            raise UnspeakableText("this model follows no conversation", "conversation")
+            raise UnspeakableText("this model does not support conversations", "conversation")
         return Session(connection, client, info, template, audio_format, opened)
     except GoingAway:
         raise
@@ -168,7 +170,7 @@ async def _first(connection: Connection, seconds: float) -> Start:
         async with asyncio.timeout(seconds):
             message = await connection.receive()
     except TimeoutError:
-        raise InvalidRequest(f"no message came for {seconds:g} seconds") from None
+        raise InvalidRequest(f"no message arrived for {seconds:g} seconds") from None
     if isinstance(message, ServerEnds):
         raise GoingAway("the server is shutting down")
     if not isinstance(message, Start):

@@ -165,7 +165,7 @@ class Session:
         limit = self._client.server.request_timeout
         done, _ = await asyncio.wait(events, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
         if not done:
-            raise InvalidRequest(f"no message came for {limit:g} seconds")
+            raise InvalidRequest(f"no message arrived for {limit:g} seconds")
 
     async def _handle(self, message: Message | ServerEnds) -> None:
         """Act on a message, or put it into the queue."""
@@ -191,13 +191,13 @@ class Session:
             self._add(self._sentences.flush())
             self._finish(Mark.END)
         else:
-            raise InvalidRequest("the session has started already", "type")
+            raise InvalidRequest("the session has already started", "type")
 
     def _check_room(self, characters: int) -> None:
         if self._waiting + characters > MAX_WAITING_CHARACTERS:
             raise InvalidRequest(
-                f"{self._waiting} characters wait to be spoken, and {characters} more are too "
-                f"many; the limit is {MAX_WAITING_CHARACTERS}",
+                f"{self._waiting} characters are waiting to be spoken; {characters} more would "
+                f"exceed the limit of {MAX_WAITING_CHARACTERS}",
                 "text",
             )
 
