@@ -1,4 +1,4 @@
-"""Context audio to codes, remembered: the same clip comes again with every turn."""
+"""Encodes context audio, and caches the codes: the same clips come with every turn."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from vox_serve.engine.cuda_graph import Stream
 from vox_serve.voice import Segment
 
 KEPT = 256
-"""Clips whose codes are remembered; a minute of Mimi is 0.2 MB."""
+"""The most clips whose codes are cached; a minute of Mimi takes 0.2 MB."""
 
 
 class ContextEncoder:
-    """Args: the codec that encodes, and its device: it works beside what is being spoken."""
+    """Args: the codec that encodes, and its device.  Encoding runs in parallel with speech."""
 
     def __init__(self, codec: Codec, device: torch.device) -> None:
         self._codec = cast("EncodingCodec", codec)
-        """Nothing is encoded for a model that takes no context."""
+        """A model without context needs no encoder."""
         self._stream = Stream(device)
         self._codes: OrderedDict[bytes, torch.Tensor] = OrderedDict()
 
@@ -43,7 +43,7 @@ class ContextEncoder:
         return attrs.evolve(segment, audio=None, codes=codes)
 
     def blank(self, segment: Segment) -> Segment:
-        """The segment with as many codes as its audio gives, all 0: enough to count positions."""
+        """The segment with as many codes as its audio gives, all 0, to count positions."""
         if segment.codes is not None or segment.audio is None:
             return segment
         frames = -(-len(segment.audio) // self._codec.frame_size)

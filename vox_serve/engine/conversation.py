@@ -1,7 +1,7 @@
-"""Conversations: turns that are remembered, so that the next one follows from them.
+"""Conversations: earlier turns, remembered as context for the next one.
 
-A turn is a segment whose codes are those that were generated (or, for what a client brings,
-encoded once).  Re-encoding generated sound would give other codes.
+A turn is a segment with the codes that were generated, because re-encoding generated sound would
+give different codes.
 """
 
 from __future__ import annotations
@@ -23,26 +23,26 @@ class Conversation:
     turns: tuple[Segment, ...] = ()
     speaking: bool = False
     kept_for: str | None = None
-    """The request whose next part is expected; until then no other may speak."""
+    """The request whose next part is expected; until it comes, no other request may speak."""
     voice: Voice | None = None
-    """The last turn's."""
+    """The voice of the last turn."""
     last_used: float = attrs.field(factory=time.monotonic)
 
 
 class Conversations:
-    """Args: seconds after which an idle one is forgotten, and how many there may be."""
+    """Args: seconds after which an idle conversation is forgotten, and the most to remember."""
 
     def __init__(self, idle_seconds: float, limit: int) -> None:
         self._idle_seconds = idle_seconds
         self._limit = limit
-        self._lock = threading.RLock()  # turns are prepared in the loop and in a thread beside it
+        self._lock = threading.RLock()  # turns are prepared in the loop and in a thread
         self._open: dict[str, Conversation] = {}
 
     def __len__(self) -> int:
         return len(self._open)
 
     def begin(self, name: str, request_id: str = "") -> Conversation:
-        """The conversation of this id, new or known, for one turn; `end` must follow.
+        """The conversation with this id, existing or new, for one turn; call `end` afterwards.
 
         Raises:
             Conflict: a turn of it is being spoken, or another request's next part is expected.
@@ -69,20 +69,20 @@ class Conversations:
         """The turn is over.
 
         Args:
-            turns: those to remember; None leaves them as they were.
-            kept_for: the request that speaks the next turn, if there is such a one.
+            turns: all turns to remember; None keeps those remembered so far.
+            kept_for: the request that will speak the next turn, if its text has more parts.
         """
         with self._lock:
             conversation.speaking, conversation.kept_for = False, kept_for
             conversation.last_used = time.monotonic()
             if turns is not None:
                 conversation.turns = turns
-            # One that was forgotten may have a successor of its name.
+            # If it was forgotten, another conversation may have its name.
             elif not (kept_for or conversation.turns) and self._is_open(conversation):
                 del self._open[conversation.id]
 
     def kept_voice(self, request_id: str) -> Voice | None:
-        """The voice of the part before, for the request that speaks the next one."""
+        """The voice of the previous part, for the request that speaks the next one."""
         with self._lock:
             for conversation in self._open.values():
                 if conversation.kept_for == request_id:
@@ -90,13 +90,13 @@ class Conversations:
         return None
 
     def release(self, request_id: str) -> None:
-        """Expect no next part of this request any longer."""
+        """No longer expect a next part of this request."""
         with self._lock:
             for conversation in [c for c in self._open.values() if c.kept_for == request_id]:
                 self.end(conversation)
 
     def forget(self, name: str) -> bool:
-        """Drop a conversation, also one that is being spoken; False if there is none."""
+        """Drop a conversation, even while a turn is being spoken; False if there is none."""
         with self._lock:
             return self._open.pop(name, None) is not None
 
@@ -110,7 +110,7 @@ class Conversations:
                 del self._open[conversation.id]
 
     def _make_room(self) -> None:
-        """Drop those that were idle for longest, so that there is room for one more."""
+        """Drop those idle for longest, to make room for one more."""
         excess = len(self._open) + 1 - self._limit
         idle = [c for c in self._open.values() if not (c.speaking or c.kept_for)]
         for conversation in idle[: max(0, excess)]:

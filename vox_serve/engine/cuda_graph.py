@@ -1,7 +1,7 @@
 """A step function over slots: called plainly on a CPU, captured and replayed on CUDA.
 
-It is one function either way.  A graph has a fixed batch, so batches are filled up to a bucket
-with the spare slot.
+The function is the same in both cases.  A graph has a fixed batch size, so batches are padded to
+one of a few sizes (buckets) with the spare slot.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ Step = Callable[[torch.Tensor, Sequence[int] | None], None]
 
 
 def bucket_sizes(num_slots: int, device: torch.device, deterministic: bool) -> list[int]:
-    """Batch sizes that occur, ascending: on a CPU all, on a GPU powers of two, then steps of 64.
+    """Batch sizes in use, ascending: all on a CPU; powers of two, then multiples of 64 on a GPU.
 
     Args:
-        deterministic: one batch size, because a row's rounding depends on the height of its matrix.
+        deterministic: only one size, because a row's rounding depends on the batch size.
     """
     if deterministic:
         return [num_slots]
@@ -34,7 +34,7 @@ def bucket_sizes(num_slots: int, device: torch.device, deterministic: bool) -> l
 
 
 def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """A host tensor on the device, without waiting for what the device does."""
+    """Copy a host tensor to the device, without waiting for the device."""
     if device.type != "cuda":
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)
@@ -55,20 +55,20 @@ class SlotNumbers:
 
 
 class Stream:
-    """What is done on a device in order, and beside other such streams; a CPU does all at once.
+    """A CUDA stream: its work runs in order, in parallel with other streams.  On a CPU, no-ops.
 
-    Graphs that are replayed on it are captured for it: they share its memory, which is free again
-    after each of them, and never that of another stream.
+    Graphs replayed on a stream are captured for it.  They share one memory pool, whose memory is
+    free again after each of them; streams do not share pools.
     """
 
     def __init__(self, device: torch.device, main: bool = False) -> None:
-        """`main` is the stream that torch uses anyway."""
+        """Args: the device; whether this is torch's current stream."""
         self._cuda = device.type == "cuda"
         if self._cuda:
             self._device = device
             make = torch.cuda.Stream
-            # Nothing can be captured on torch's default stream: the main one captures on another.
-            # What it captures goes first where both streams have something to run.
+            # Torch's default stream cannot capture, so the main one captures on another.
+            # Its graphs have priority when both streams have work.
             priority = -1 if main else 0
             self._capturing = make(device, priority)  # type: ignore[no-untyped-call]  # torch ships no types for it
             self._own = None if main else make(device)  # type: ignore[no-untyped-call]
@@ -78,7 +78,7 @@ class Stream:
 
     @contextmanager
     def beside(self) -> Iterator[None]:
-        """What is launched inside begins when all that was launched before has ended."""
+        """Work launched inside starts after all work launched before has ended."""
         if not self._cuda or self._own is None:
             yield
             return
@@ -87,26 +87,26 @@ class Stream:
             yield
 
     def join(self) -> None:
-        """What is launched from here on waits for what was launched beside it."""
+        """Work launched from here on waits for the work launched in `beside`."""
         if self._cuda and self._own is not None:
             torch.cuda.current_stream(self._device).wait_stream(self._own)
 
     def mark(self) -> None:
-        """Remember how far this stream has got, for `join_mark`."""
+        """Record the current position of this stream, for `join_mark`."""
         if self._cuda and self._own is not None:
             self._mark.record(self._own)
 
     def join_mark(self) -> None:
-        """As `join`, but for what was launched beside it before the last `mark` alone."""
+        """As `join`, but only for work launched before the last `mark`."""
         if self._cuda and self._own is not None:
             torch.cuda.current_stream(self._device).wait_event(self._mark)
 
     def capture(self, run: Callable[[], None]) -> torch.cuda.CUDAGraph:
-        """A graph of what `run` launches, which it does twice first: what is made on its first
-        call must not be captured.
+        """A graph of what `run` launches.  Calls it twice first, because what it allocates or
+        compiles on its first call must not be captured.
 
         Raises:
-            EngineError: the capture failed, which leaves torch's streams in disorder.
+            EngineError: the capture failed; torch's streams are in an undefined state.
         """
         current = torch.cuda.current_stream(self._device)
         self._capturing.wait_stream(current)
@@ -115,8 +115,8 @@ class Stream:
                 run()
         current.wait_stream(self._capturing)
         graph = torch.cuda.CUDAGraph()
-        # The same stream as before: what cuBLAS works in belongs to the stream that it ran on.
-        # Other threads may use the device meanwhile (they encode).
+        # The stream of the first two calls: cuBLAS has a workspace for each stream.
+        # Other threads, which encode, may use the device meanwhile.
         capturing = torch.cuda.graph(
             graph, pool=self._pool, stream=self._capturing, capture_error_mode="thread_local"
         )
@@ -130,7 +130,7 @@ class Stream:
 
 @contextmanager
 def _no_collection() -> Iterator[None]:
-    """What the collector would free, old graphs above all, may not be freed during a capture."""
+    """Keep the garbage collector from freeing anything, above all old graphs, during a capture."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -144,11 +144,11 @@ class StepFunction:
     """A function that reads and writes the rows of some slots, and returns nothing.
 
     Args:
-        run: takes slots `[B]` on the device and the same numbers on the host; in a captured step
-            the numbers are None, because they will be others when it is replayed.
+        run: takes slots `[B]` on the device and the same numbers on the host; during a capture the
+            latter are None, because they differ at each replay.
         sizes: buckets, ascending.
-        idle: the spare slot.
-        stream: where it is called; None: call it plainly, replay no CUDA graphs.
+        idle: the spare slot, used for padding.
+        stream: where it runs; None: call it without CUDA graphs.
     """
 
     def __init__(
@@ -179,16 +179,16 @@ class StepFunction:
         self._graphs[size].replay(padded)
 
     def warm_up(self) -> None:
-        """Capture every bucket, or the first request of each size would wait for it.
+        """Capture every bucket, so that no request waits for a capture.
 
-        The largest first: the others then find all the memory that they need.
+        The largest comes first: the memory it allocates is enough for the others.
         """
         for size in reversed(self._sizes) if self._stream is not None else ():
             self([self._idle] * size)
 
 
 class _Graph:
-    """One bucket's graph, captured over the idle slot, and its slot numbers on the device."""
+    """The graph of one bucket, captured with the spare slot, and its slot numbers on the device."""
 
     def __init__(
         self, run: Step, size: int, idle: int, device: torch.device, stream: Stream

@@ -1,4 +1,4 @@
-"""The device that an engine runs on: which one, how it is set up, and what fits into it."""
+"""The engine's device: which one it is, how it is set up, and how many slots fit."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from vox_serve.errors import ConfigError
 from vox_serve.model import Model
 
 RESERVED_BYTES = 2 * 2**30
-"""For what is not a slot's: cuBLAS, captured graphs, the passes over prompts, encoding."""
+"""Memory for what does not belong to a slot: cuBLAS, captured graphs, prefill, encoding."""
 STEP_BYTES = 24 * 2**20
-"""Per slot, of the intermediate results of a step: an estimate."""
+"""An estimate of the memory for a step's intermediate results, per slot."""
 
 
 def choose(name: str) -> torch.device:
-    """The device that a setting means; one of CUDA has a number.
+    """The device that a setting means; a CUDA device always has an index.
 
     Raises:
         ConfigError: there is no such device.
@@ -39,24 +39,24 @@ def choose(name: str) -> torch.device:
 
 
 def prepare(device: torch.device) -> None:
-    """Set torch up for this device, once, before anything is made on it.
+    """Set torch up for this device; call it once, before anything is allocated there.
 
     Raises:
-        ConfigError: Triton's kernels could not be launched here.
+        ConfigError: Triton cannot launch kernels on this machine.
     """
-    # cuDNN would round a codec's convolutions to TF32: other samples, and other context codes.
+    # Keep cuDNN from rounding a codec's convolutions to TF32, which changes samples and codes.
     torch.backends.cudnn.allow_tf32 = False
     if device.type != "cuda":
         return
-    # cuDNN's attention builds a plan for each new shape, so for each length of prompt: half a
-    # second in which every stream is silent.
+    # cuDNN's attention builds a plan for each new shape, that is, for each prompt length.  That
+    # takes half a second, in which every stream is silent.
     torch.backends.cuda.enable_cudnn_sdp(False)
     _require_compiler()
     torch.cuda.set_device(device)  # streams, events and kernels are made on the current one
 
 
 def require_room(model: Model, slots: int) -> None:
-    """Raise ConfigError unless this many slots fit beside the loaded weights."""
+    """Raise ConfigError unless this many slots fit in memory with the loaded weights."""
     free = free_bytes(model.device)
     if free is None:
         return
@@ -71,7 +71,7 @@ def require_room(model: Model, slots: int) -> None:
 
 
 def slot_bytes(model: Model) -> int:
-    """Memory of one slot: keys and values, the codec's state, results of a step (an estimate)."""
+    """Memory of one slot: keys and values, codec state, and (estimated) results of a step."""
     layout = model.kv_layout
     position = 2 * layout.num_layers * layout.num_kv_heads * layout.head_dim * model.dtype.itemsize
     codec = model.codec.allocate(2) - model.codec.allocate(1)
@@ -79,7 +79,7 @@ def slot_bytes(model: Model) -> int:
 
 
 def free_bytes(device: torch.device) -> int | None:
-    """Memory that is left on a device; None on a CPU, which has no limit of its own."""
+    """Free memory of a device; None for a CPU."""
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
 
 

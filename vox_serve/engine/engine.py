@@ -52,7 +52,7 @@ class Engine:
     Args:
         model: a loaded model.
         config: slots, caps and sampling defaults.
-        checkpoint: limits of the text, where the checkpoint names them.
+        checkpoint: limits of the text, if the model was chosen by an alias.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class Engine:
 
     @property
     def stats(self) -> Stats:
-        """The queue, the batch and what is kept, as they are now."""
+        """The current queue, batch and caches."""
         return Stats(
             running=len(self.scheduler.running),
             waiting=len(self.scheduler.waiting),
@@ -94,13 +94,13 @@ class Engine:
         self.enqueue(self.prompts.prepare(request))
 
     def enqueue(self, sequence: Sequence) -> None:
-        """Queue what `prompts.prepare` made.  Raises InvalidRequest if its id is open already."""
+        """Queue a prepared sequence.  Raises InvalidRequest if its id is already open."""
         if sequence.id in self.scheduler:
             raise InvalidRequest(f"a request with the id {sequence.id!r} is already open", "id")
         self.scheduler.add(sequence)
 
     def abort(self, request_id: str) -> None:
-        """End a request whose client left; its slot is free at once.  Unknown ids are ignored."""
+        """End a request whose client left, and free its slot.  Unknown ids are ignored."""
         sequence = self.scheduler.find(request_id)
         if sequence is not None:
             self._finish(sequence, FinishReason.CANCELLED)
@@ -108,7 +108,7 @@ class Engine:
         self.prompts.conversations.release(request_id)
 
     def step(self) -> StepOutput:
-        """Bring every running sequence one frame further, and let waiting ones in."""
+        """Generate one frame for every running sequence, and admit waiting ones."""
         began = time.perf_counter()
         admitted = self.scheduler.schedule()
         self._run("advance", self.runner.advance, self.scheduler.speaking())
@@ -120,7 +120,7 @@ class Engine:
         return self._report(frames)
 
     def warm_up(self) -> None:
-        """Sound twice, so that the first request finds everything allocated and loaded."""
+        """Run two codec steps, so that everything is allocated before the first request."""
         self.runner.warm_up()
         prompt = self.model.prompt("a", self.model.voices[0], ())
         frames = 2 * self.model.codec.frames_per_step
@@ -142,7 +142,9 @@ class Engine:
             summary=checkpoint.summary if checkpoint else "",
             device=str(model.device),
             dtype=str(model.dtype).removeprefix("torch."),
-            torch_version=str(torch.__version__),  # its own class would bring torch along
+            torch_version=str(
+                torch.__version__
+            ),  # a plain str, because unpickling its class would import torch
             weight_bytes=model.weight_bytes,
             cache_bytes=self.runner.cache_bytes,
             num_slots=self.scheduler.num_slots,
@@ -178,7 +180,7 @@ class Engine:
         self._prefilled += sum(s.prefilled for s in rows) - before
 
     def _launch(self, rows: Rows[Sequence]) -> bool:
-        """Begin a frame of every row; rows that raise end here.  Returns whether there is one."""
+        """Start a frame of every row; rows that raise are ended.  False if no row is left."""
         rows = self._run("emit", self.runner.emit, rows)
         rows = self._run("codec", self.runner.decode, rows)
         if not rows:
@@ -189,13 +191,13 @@ class Engine:
         return True
 
     def _collect(self, launched: bool) -> list[Frame]:
-        """Read the frames that are due: at once on a CPU, one step later on a GPU."""
+        """Read the frames that are due: on a CPU at once, on a GPU one step later."""
         start = time.perf_counter()
         read: list[Frame] = []
         while len(self._in_flight) > (self.runner.frames_behind if launched else 0):
             rows, reader = self._in_flight.popleft()
             for sequence, frame in zip(rows, reader.frames(), strict=True):
-                # Its slot may be another's by now.
+                # It may have ended since, and its slot may have a new owner.
                 if sequence.finish_reason is None:
                     read.append(frame)
                     self._postprocess(sequence, frame)
@@ -206,7 +208,7 @@ class Engine:
     def _run(
         self, phase: str, run: Callable[[Rows[Sequence]], object], rows: Rows[Sequence]
     ) -> list[Sequence]:
-        """Run a step function; returns the rows that did not raise, the others end here."""
+        """Run a step function; rows that raise are ended, the others returned."""
         if not rows:
             return []
         start = time.perf_counter()
@@ -224,7 +226,7 @@ class Engine:
             self._fail(sequence, NonFiniteLogits("logits or samples were not finite"))
             return
         if sequence.frames == 0 and sequence.restored < sequence.prompt.shared:
-            # Only now: a prompt that gives no finite frame must not be kept for others.
+            # Only now, because a prompt that gives no finite frame must not be cached.
             self.runner.keep(sequence, sequence.prompt.inputs, sequence.prompt.shared)
         if frame.end:
             self._finish(sequence, FinishReason.STOP)
@@ -238,7 +240,7 @@ class Engine:
 
     def _deliver(self, sequence: Sequence, pcm: bytes) -> None:
         if pcm and sequence.pacing is not None:
-            # A codec that takes R frames at once gives sound in every R-th step.
+            # A codec that takes R frames at once returns sound in every R-th step.
             pace = self._step_seconds * self.model.codec.frames_per_step
             sounded = sequence.pacing.add(pcm, time.monotonic(), pace)
             if sounded:
@@ -255,7 +257,7 @@ class Engine:
         self._events.append(Finished(sequence.id, reason, sequence.frames, sequence.seed, more))
 
     def _remember(self, sequence: Sequence, reason: FinishReason, kept_for: str | None) -> None:
-        """Add what was said to its conversation, and keep the slot's positions for the next."""
+        """Add the turn to its conversation, and cache the slot's positions for the next one."""
         turn = sequence.turn
         if turn is None:
             return
@@ -265,11 +267,11 @@ class Engine:
         said = Segment(turn.voice.speaker, turn.text, codes=torch.tensor(turn.codes).T)
         turns = (*turn.before, said)
         self.prompts.conversations.end(turn.conversation, turns, kept_for)
-        # A cap ends before the last frame is fed back.
+        # At the length limit, the last frame has not been fed back.
         fed = len(turn.codes) - (reason is FinishReason.LENGTH)
         try:
             following = self.model.prompt(turn.text, turn.voice, turns)
-        except Exception as error:  # noqa: BLE001  # full, most likely: the next turn has fewer
+        except Exception as error:  # noqa: BLE001  # most likely the context is full; the next turn drops some
             log.debug("%s is not kept: %r", sequence.id, error)
             return
         length = len(sequence.prompt)
@@ -306,7 +308,7 @@ class Engine:
 
 
 class NonFiniteLogits(ArithmeticError):
-    """A row's logits or samples held NaN or infinity."""
+    """A row's logits or samples contained NaN or infinity."""
 
 
 def _failure(error: Exception) -> SequenceFailed:

@@ -1,4 +1,4 @@
-"""What a step has made, on its way from the device to the host."""
+"""The results of a step, on their way from the device to the host."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ class Frame:
 
     Args:
         pcm: signed 16-bit samples, as bytes.
-        end: the model ended the utterance; `pcm` means nothing.
-        finite: False if the row's logits were not finite; `pcm` means nothing.
-        reserved: codes that lie outside the codec's codebooks.
+        end: the model ended the utterance; `pcm` is undefined.
+        finite: False if the row's logits or samples were not finite; `pcm` is undefined.
+        reserved: the number of codes outside the codec's codebooks.
         codes: the K codes, for tests and traces.
     """
 
@@ -38,7 +38,7 @@ class FrameReader:
     """
 
     def __init__(self, rows: torch.Tensor, pcm: torch.Tensor | None, due: Sequence[bool]) -> None:
-        # Both are copies: what is written into the slots from here on does not reach them.
+        # Both are copies, so later writes to the slots do not change them.
         self._rows = _to_host(rows)
         self._pcm = None if pcm is None else _to_host(pcm)
         self._due = due
@@ -48,7 +48,7 @@ class FrameReader:
             self._done.record()
 
     def frames(self) -> list[Frame]:
-        """Wait for them."""
+        """Wait for the copies; returns a frame per row."""
         if self._done:
             self._done.synchronize()
         sounds = self._pcm.numpy() if self._pcm is not None else None
@@ -60,7 +60,7 @@ class FrameReader:
                 Frame(
                     b"" if heard is None else heard[number, :valid].astype("<i2").tobytes(),
                     bool(end),
-                    # What comes with the end is not sounded, so it may be non-finite.
+                    # The frame with the end is not played, so its samples may be non-finite.
                     bool(finite) and bool(end or sounding or heard is None),
                     reserved,
                     tuple(codes),
@@ -70,7 +70,7 @@ class FrameReader:
 
 
 def _to_host(tensor: torch.Tensor) -> torch.Tensor:
-    """On its way into pinned memory, without waiting for it; a CPU tensor as it is."""
+    """Start a copy to pinned memory without waiting for it; a CPU tensor is returned as it is."""
     if not tensor.is_cuda:
         return tensor
     pinned = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)

@@ -1,4 +1,4 @@
-"""How full a GPU is, for the metrics."""
+"""The memory use of a GPU, for the metrics."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ LOOK_SECONDS = 1.0
 
 
 class GPUMemory:
-    """Args: device; of a CPU there is nothing to say."""
+    """Args: device; a CPU reports nothing."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._looked = -LOOK_SECONDS
 
     def look(self) -> tuple[int, int] | None:
-        """Bytes in use, by whomever, and bytes free; None if the last look was just now."""
+        """Bytes in use, by any process, and bytes free; None if the last look was just now."""
         if self._device.type != "cuda" or time.monotonic() - self._looked < LOOK_SECONDS:
             return None
         self._looked = time.monotonic()

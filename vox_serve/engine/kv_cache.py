@@ -1,8 +1,8 @@
 """The key/value cache: a row per slot, positions in order, no pages.
 
-Layout `[layer, slot, position, head, dim]`.  A row is written at a position before anything
-looks at it, so a reused slot needs no clearing; only a row that held non-finite numbers is
-cleared, because 0 x NaN is NaN even under a mask.
+Layout `[layer, slot, position, head, dim]`.  A position is written before it is
+read, so a reused slot need not be cleared.  Only a row with non-finite numbers is cleared, because
+0 x NaN is NaN even under a mask.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ class SlotKVCache:
         self.values = torch.zeros(shape, dtype=dtype, device=device)
         self.lengths = torch.zeros(num_slots, dtype=torch.int64, device=device)
         self.extent = max_positions
-        """E: attention looks at positions 0 .. E - 1.  The runner sets it, from host-side
-        lengths, to cover the longest row of the batch."""
+        """E: attention reads positions 0 .. E - 1.  The runner sets it from lengths on the host,
+        to cover the longest row of the batch."""
         self.span: slice | None = None
-        """Rows of the batch, where the runner knows that they lie side by side: attention then
-        reads them where they are, instead of a copy."""
+        """The batch's rows as a slice, if they are consecutive: attention then reads them in place
+        instead of from a copy."""
 
     @property
     def max_positions(self) -> int:
@@ -59,7 +59,7 @@ class SlotKVCache:
         return SlotView(self, slots, positions)
 
     def clear(self, slot: int) -> None:
-        """Forget what a slot holds."""
+        """Zero a slot's row."""
         self.keys[:, slot] = 0
         self.values[:, slot] = 0
 
@@ -74,12 +74,12 @@ class SlotView:
 
     @cached_property
     def _index(self) -> tuple[torch.Tensor, torch.Tensor]:
-        # Padding may point past the end of the cache; its writes land in positions not yet read.
+        # Padding may point past the end of the cache; it is written where nothing is read yet.
         return self._slots[:, None], self._positions.clamp(max=self._cache.max_positions - 1)
 
     @cached_property
     def mask(self) -> torch.Tensor | None:
-        """`[B, 1, T, E]`; made when it is first asked for: the attention kernel needs none."""
+        """`[B, 1, T, E]`; made at first use, because the attention kernel does not need it."""
         reach = torch.arange(self._cache.extent, device=self._positions.device)
         return (reach <= self._positions[..., None])[:, None]
 

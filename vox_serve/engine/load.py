@@ -25,7 +25,7 @@ def load_engine(config: EngineConfig, plugins: Plugins) -> tuple[Engine, EngineI
     """Find, download, load and warm up the model that `config` names.
 
     Raises:
-        UnknownModel, CheckpointError, ConfigError: one line each.
+        UnknownModel, CheckpointError, ConfigError: it cannot be found, loaded or run here.
     """
     start = time.monotonic()
     resolved = plugins.resolve(config.model)
@@ -50,7 +50,7 @@ def load_engine(config: EngineConfig, plugins: Plugins) -> tuple[Engine, EngineI
 
 
 def number_formats(config: EngineConfig, kind: str) -> tuple[str, str | None]:
-    """What is computed in, and how linear layers hold their weights (None: in the same).
+    """The number format of the computation, and that of linear layers' weights (None: the same).
 
     Args:
         kind: of device, `cpu` or `cuda`.
@@ -73,23 +73,23 @@ def number_formats(config: EngineConfig, kind: str) -> tuple[str, str | None]:
 
 
 def _keep_freed_memory() -> None:
-    """Have glibc keep what the tensors of one step leave, for those of the next.
+    """Have glibc keep the memory of one step's tensors for the next step.
 
-    It would give blocks of some 100 KiB back to the kernel and be handed them anew, page by page
-    and zeroed, in every step: nearly half the time of a codec step over eight rows.  Larger ones
-    than a step needs, as an encoder makes them, still go back at once.
+    By default it returns blocks of over about 100 KiB to the kernel and gets them back zeroed,
+    page by page, in every step: nearly half the time of a codec step over eight rows.  Blocks
+    larger than a step needs, such as an encoder's, are still returned at once.
     """
     if platform.libc_ver()[0] != "glibc":
         return
-    trim_threshold, top_pad, mmap_threshold = -1, -2, -3  # names in malloc.h
+    trim_threshold, top_pad, mmap_threshold = -1, -2, -3  # constants of malloc.h
     libc = ctypes.CDLL(None)
-    libc.mallopt(mmap_threshold, 32 * 2**20)  # the most that it takes
+    libc.mallopt(mmap_threshold, 32 * 2**20)  # the largest value allowed
     libc.mallopt(trim_threshold, 256 * 2**20)
     libc.mallopt(top_pad, 16 * 2**20)
 
 
 def _set_threads(threads: int, model: Model) -> None:
     """A small model's operations are too short to share: threads would only wait for each other,
-    and where cores are busy they slow it down ten times."""
+    and on busy cores they make it ten times slower."""
     small = model.weight_bytes < SMALL_MODEL_BYTES
     torch.set_num_threads(threads or (1 if small else ALL_THREADS))

@@ -1,8 +1,7 @@
-"""How much sound goes to the client at once.
+"""Decides how much sound is sent to the client at once.
 
-Decoding is per frame; handing over each frame by itself costs both processes a wake-up that no
-client
-hears once the client has some sound in hand.
+Sound is decoded frame by frame.  Sending each frame separately wakes up both processes, which no
+client benefits from while it still has sound to play.
 """
 
 from __future__ import annotations
@@ -12,10 +11,10 @@ FRAMES = (1, 1, 2, 4, 8)
 
 
 class Pacing:
-    """One request's sound on its way out.  The samples never depend on it, only their packing.
+    """Groups one request's frames.  This changes how samples are grouped, not the samples.
 
     Args:
-        frame_seconds: of sound in what `add` takes, a codec step.
+        frame_seconds: length of the sound of one codec step, which `add` takes.
     """
 
     def __init__(self, frame_seconds: float) -> None:
@@ -26,14 +25,14 @@ class Pacing:
         self._sent_seconds = 0.0
 
     def add(self, pcm: bytes, now: float, step_seconds: float) -> bytes:
-        """Take a frame; returns what is to be sent now, or nothing.
+        """Take the sound of a codec step; returns what to send now, which may be nothing.
 
-        Held back is only what the client does not need before the frame after: it has more sound
-        left, if it plays since the first pacing, than two steps take.
+        Sound is held back only if the client, playing since the first audio, still has more
+        sound left than two steps take.
 
         Args:
-            now: of any clock that goes on steadily, in seconds.
-            step_seconds: until the next call, as the last step went.
+            now: in seconds, of any monotonic clock.
+            step_seconds: expected time to the next call: that of the last step.
         """
         self._waiting.append(pcm)
         enough = len(self._waiting) >= FRAMES[min(self._deliveries, len(FRAMES) - 1)]
@@ -47,7 +46,7 @@ class Pacing:
         return self.rest()
 
     def rest(self) -> bytes:
-        """What is still held back."""
+        """The sound that is still held back."""
         pcm = b"".join(self._waiting)
         self._waiting = []
         return pcm

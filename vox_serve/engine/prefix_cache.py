@@ -1,8 +1,8 @@
-"""Prefixes of prompts whose keys and values are kept, so that they are not run again.
+"""Keeps the keys and values of prompt prefixes, which then need not be computed again.
 
-What a voice or a conversation begins with comes again with every text.  A prefix is found by
-comparing prompts row by row, so it serves whoever begins alike, and a part of it serves too:
-position n of the cache depends on positions 0 .. n alone.
+All prompts of a voice or a conversation begin alike.  Prefixes are found by comparing prompts row
+by row, so any prompt that begins alike can use one, also in part: position n of the cache depends
+only on positions 0 .. n.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from vox_serve.engine.kv_cache import SlotKVCache
 
 MAX_PREFIXES = 128
-"""Each new prompt is compared with all of them."""
+"""Limits the work, because each new prompt is compared with all of them."""
 GLANCE = 32
 Inputs = Mapping[str, torch.Tensor]
 
@@ -53,9 +53,9 @@ class PrefixCache:
         return sum(prefix.num_bytes for prefix in self._prefixes)
 
     def restore(self, inputs: Inputs, slot: int, kv: SlotKVCache) -> int:
-        """Fill `slot` with the longest prefix of a prompt that is known; returns its length.
+        """Fill `slot` with the longest cached prefix of a prompt; returns its length.
 
-        At least the prompt's last position is left to be run: the hidden state comes from there.
+        At least the prompt's last position is left to run, because it gives the hidden state.
         """
         best, length = None, 0
         for prefix in self._prefixes:
@@ -72,14 +72,14 @@ class PrefixCache:
         return length
 
     def keep(self, inputs: Inputs, slot: int, kv: SlotKVCache) -> None:
-        """Copy what `slot` holds for these rows.  Prefixes that begin it are replaced by it."""
+        """Copy what `slot` holds for these rows.  Replaces prefixes of this prefix."""
         length = _rows(inputs)
         if length == 0 or length * kv.position_bytes > self.max_bytes:
             return
         rest = []
         for prefix in self._prefixes:
             common = shared_rows(prefix.inputs, inputs)
-            if common == length:  # all of it is there already
+            if common == length:  # it is cached already, as part of a longer one
                 return
             if common < len(prefix):
                 rest.append(prefix)
@@ -91,14 +91,14 @@ class PrefixCache:
 
 
 def shared_rows(one: Inputs, other: Inputs) -> int:
-    """How many leading rows two prompts have in common."""
+    """The number of leading rows that two prompts have in common."""
     if one.keys() != other.keys():
         return 0
     length = min(_rows(one), _rows(other))
     for name, tensor in one.items():
         if length == 0 or tensor.shape[1:] != other[name].shape[1:]:
             return 0
-        # Most differ early: a short look spares a long one.
+        # Most prompts differ early, so compare a few rows before all of them.
         for end in (min(length, GLANCE), length):
             differs = (tensor[:end] != other[name][:end]).reshape(end, -1).any(1)
             if bool(differs.any()):

@@ -1,6 +1,6 @@
-"""Requests to sequences: texts, voices, context and conversations become prompts.
+"""Turns requests into sequences: text, voice, context and conversation become a prompt.
 
-Touches nothing that a step uses, so that long ones may be prepared in a thread beside it.
+Uses nothing that a step uses, so long ones may be prepared in a thread during a step.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from vox_serve.voice import Segment, Voice
 
 
 def runaway_seconds(text: str) -> float:
-    """The cap that a text's length suggests: three times what it should take, and a bit."""
+    """The default cap: two seconds more than three times the likely length."""
     return 2.0 + 3.0 * likely_seconds(text)
 
 
 class Prompts:
-    """Args: a loaded model; caps and sampling defaults; limits of the text, if any are named."""
+    """Args: a loaded model; caps and sampling defaults; the checkpoint's text limits, if any."""
 
     def __init__(
         self, model: Model, config: EngineConfig, checkpoint: CheckpointSpec | None
@@ -53,11 +53,11 @@ class Prompts:
         """Check a request and build its prompt; encoding its context may take seconds.
 
         Raises:
-            RequestError: it cannot be spoken; says which field and which limit.
+            RequestError: it cannot be spoken; names the field and the limit.
         """
         for text in (request.text, *request.following):
             self._check_text(text)
-        # A long text keeps the voice that it began in, also if that is removed or replaced.
+        # A long text keeps the voice that it began with, even if that is removed or replaced.
         kept = self.conversations.kept_voice(request.id) if request.continues else None
         voice = kept or self.voices.choose(request.voice, request.speaker)
         sampling = self.defaults.merged(request.sampling)
@@ -93,7 +93,7 @@ class Prompts:
         )
 
     def release(self, sequence: Sequence) -> None:
-        """Let go of a sequence that was prepared and is not going to be queued."""
+        """Release a prepared sequence that will not be queued."""
         if sequence.turn is not None:
             self.conversations.end(sequence.turn.conversation)
 
@@ -107,7 +107,7 @@ class Prompts:
     ) -> tuple[Segment, ...]:
         """The turns, then the request's context as codes.
 
-        Its positions are counted before anything is encoded, which is the costly part.
+        Positions are counted first, because encoding is the costly part.
         """
         if not request.context:
             return tuple(turns)
@@ -128,8 +128,8 @@ class Prompts:
     ) -> tuple[Prompt, int, tuple[Segment, ...]]:
         """The prompt with as many turns as fit; the older half goes first.
 
-        By half, because every turn that falls out moves all positions, and what is cached of
-        them is lost: so that is rare.  What the request itself brought stays.
+        Dropping a turn moves all positions and invalidates their cache, so half of the turns are
+        dropped at once, which happens rarely.  The request's own context stays.
         """
         while True:
             try:
@@ -158,7 +158,7 @@ class Prompts:
             )
 
     def _frame_cap(self, request: SpeechRequest, prompt_length: int) -> int:
-        """The most frames that the request may have; refuses what cannot fit the context."""
+        """The most frames that the request may have.  Raises RequestError if they cannot fit."""
         rate = self.model.codec.frame_rate
         room = self.model.max_positions - prompt_length
         if request.max_seconds is not None:

@@ -1,9 +1,9 @@
 """Runs a model over a batch of slots: prefill, advance, emit, codec step.
 
-All that a step needs of a slot lies in device tensors with a row per slot: hidden state, codes,
-cache length, sampling state, results.  So a step is a function of slot numbers alone, and can be a
-CUDA graph.  (A number of the host's is written with `fill_`: an assignment would copy it, for
-which a graph cannot wait.)  The runner moves data between host and device; it decides nothing.
+All that a step needs to know about a slot is in device tensors with a row per slot: hidden state,
+codes, cache length, sampling state, results.  So a step depends only on slot numbers, and can be a
+CUDA graph.  (Constants are written with `fill_`, because an assignment copies them from the host,
+which a graph cannot capture.)  The runner moves data between host and device; it decides nothing.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ from vox_serve.model import Model
 
 log = logging.getLogger("vox_serve.runner")
 EXTENT_STEP = 64
-"""Attention reaches over a multiple of this many positions, so that few shapes occur."""
+"""Attention reads a multiple of this many positions, so that few shapes occur."""
 
 
 class ModelRunner:
-    """Args: model, the slots S it may use, bytes for kept prefixes, one batch size for all steps.
+    """Args: model, number of slots S, bytes for cached prefixes, whether all batches have one size.
 
-    There is a row more than slots, which fills up a batch and whose results mean nothing.
+    There is one row more than slots: the spare, which pads batches and whose results are ignored.
     """
 
     def __init__(
@@ -59,19 +59,19 @@ class ModelRunner:
         books, span = model.num_codebooks, codec.frames_per_step
         self.hidden = zeros(model.dtype, model.hidden_size)
         self.picked = zeros(torch.int64, books + 3)
-        """Of the frame that `emit` made: its codes, what the sampler remembers, end, finite."""
+        """Results of `emit`: codes, the code that the sampler remembers, end, finite."""
         self.taken = zeros(torch.int64, books + 3)
-        """Of the frame that is on its way out: codes, end, finite, reserved codes."""
+        """Results to copy to the host: codes, end, finite, reserved codes."""
         self.pending = zeros(torch.int64, books, span)
         self.fresh = zeros(torch.bool).fill_(True)
         self.pcm = zeros(torch.int16, codec.frame_size)
         self.sound = zeros(torch.int64, 2)
-        """Of `pcm`: valid samples, finite."""
+        """For each row of `pcm`: valid samples, finite."""
         self.cache_bytes = self.kv.num_bytes + codec.allocate(rows)
-        """Memory that the slots take: keys, values and codec state."""
+        """Memory of the slots: keys, values and codec state."""
         sizes = bucket_sizes(num_slots, device, deterministic)
         self._main, self._side = Stream(device, main=True), Stream(device)
-        """The codec runs at the side, beside the next frame: all it needs is taken first."""
+        """The codec's stream: it decodes, from copies, while the next frame is computed."""
         self._ones = torch.ones(rows, dtype=torch.int64, device=device)
         captured = device.type == "cuda"
 
@@ -84,18 +84,18 @@ class ModelRunner:
         self._sound_step = step(self._sound, self._side)
         self._collected = SlotNumbers(device)
         self.frames_behind = 1 if captured else 0
-        """Frames that the host is behind: it reads one while the device makes the next."""
+        """How many frames the host reads late: on a GPU one, while the device computes the next."""
 
     def assign(self, sequence: Sequence) -> None:
-        """Give the sequence's slot its parameters; the prompt starts at position 0."""
+        """Prepare the sequence's slot: parameters, and a prompt at position 0."""
         slot = sequence.slot
-        self._side.join()  # the codec may still take a frame of the slot's last owner
+        self._side.join()  # the codec may still be decoding a frame of the slot's last owner
         self.sampler.assign(slot, sequence.sampling, sequence.seed)
         self.kv.lengths[slot].fill_(0)
         self.fresh[slot].fill_(True)
 
     def clear(self, sequence: Sequence) -> None:
-        """Wipe the slot of a sequence that failed: non-finite numbers must not outlive it."""
+        """Clear the slot of a failed sequence, because non-finite numbers must not remain."""
         self._side.join()
         self.kv.clear(sequence.slot)
         self.hidden[sequence.slot] = 0
@@ -103,7 +103,7 @@ class ModelRunner:
 
     @torch.inference_mode()
     def warm_up(self) -> None:
-        """Capture what is going to be replayed."""
+        """Capture the CUDA graphs."""
         self.kv.extent = self.kv.max_positions
         self._advance_step.warm_up()
         self._emit_step.warm_up()
@@ -114,7 +114,7 @@ class ModelRunner:
 
     @torch.inference_mode()
     def restore(self, sequence: Sequence) -> None:
-        """Copy what a kept prefix holds of the prompt into the slot."""
+        """Copy the longest cached prefix of the prompt into the slot."""
         sequence.restored = self.prefixes.restore(sequence.prompt.inputs, sequence.slot, self.kv)
         sequence.prefilled = sequence.restored
         self.kv.lengths[sequence.slot].fill_(sequence.restored)
@@ -123,7 +123,7 @@ class ModelRunner:
     def prefill(self, sequences: Rows[Sequence], most: int) -> None:
         """Run the prompts, or their next `most` positions.
 
-        Each slot then holds the hidden state at the end of what was run.
+        Each slot then has the hidden state of the last position that was run.
         """
         device = self.model.device
         ends = [min(len(s.prompt), s.prefilled + most) for s in sequences]
@@ -134,7 +134,7 @@ class ModelRunner:
         self._reach(ends)
         self.kv.span = _side_by_side(numbers)
         size = max(map(len, pieces))
-        if device.type == "cuda":  # where few shapes matter, and a few positions more do not
+        if device.type == "cuda":  # few shapes matter more here than a few extra positions
             size = -(-size // PREFILL_BUCKET) * PREFILL_BUCKET
         inputs = {
             name: to_device(
@@ -149,9 +149,9 @@ class ModelRunner:
 
     @torch.inference_mode()
     def keep(self, sequence: Sequence, inputs: Mapping[str, torch.Tensor], length: int) -> None:
-        """Keep the keys and values of the slot's first positions, which these inputs made.
+        """Cache the keys and values of the slot's first positions, which these inputs produced.
 
-        It is a help, no need: if it fails, for want of memory above all, nothing is kept.
+        Best effort: if it fails, usually for lack of memory, nothing is cached.
         """
         try:
             inputs = {name: tensor[:length] for name, tensor in inputs.items()}
@@ -161,15 +161,15 @@ class ModelRunner:
 
     @torch.inference_mode()
     def advance(self, sequences: Rows[Sequence]) -> None:
-        """Feed each slot's last frame back; the hidden state moves on by one position."""
+        """Feed each slot's last frame back, which gives the next hidden state."""
         self._reach(s.length for s in sequences)
         self._advance_step([s.slot for s in sequences])
 
     @torch.inference_mode()
     def emit(self, sequences: Rows[Sequence]) -> None:
-        """Pick the next frame of codes of each slot.  If it raises, it may be run again."""
+        """Pick each slot's next frame of codes.  If it raises, it may be run again."""
         slots = [s.slot for s in sequences]
-        self._side.join_mark()  # what is overwritten here has been taken
+        self._side.join_mark()  # the codec has copied what is overwritten here
         self._emit_step(slots)
         with self._side.beside():
             self._take_step(slots)
@@ -177,7 +177,7 @@ class ModelRunner:
 
     @torch.inference_mode()
     def decode(self, sequences: Rows[Sequence]) -> None:
-        """Turn the picked codes into sound, where the codec has got all the frames it takes."""
+        """Decode the picked codes of the slots that have all frames of a codec step."""
         due = [s.slot for s in sequences if self._due(s)]
         if due:
             with self._side.beside():
@@ -185,7 +185,7 @@ class ModelRunner:
 
     @torch.inference_mode()
     def collect(self, sequences: Rows[Sequence]) -> FrameReader:
-        """Start to bring the frame of each slot to the host."""
+        """Start to copy each slot's frame to the host."""
         due = [self._due(s) for s in sequences]
         with self._side.beside():
             slots = self._collected([s.slot for s in sequences])
@@ -198,7 +198,7 @@ class ModelRunner:
         codes = self.picked[rows][:, : self.model.num_codebooks]
         self.hidden[rows] = self.model.advance(codes, slots, self.kv)
         self.kv.lengths.index_add_(0, slots, self._ones[: len(slots)])
-        self.kv.lengths[self.num_slots].zero_()  # the spare row must not grow longer
+        self.kv.lengths[self.num_slots].zero_()  # the spare row must not grow
 
     def _emit(self, slots: torch.Tensor, numbers: Rows[int] | None) -> None:
         sampler = self.sampler.rows(numbers, slots)
@@ -211,7 +211,7 @@ class ModelRunner:
     def _take(self, slots: torch.Tensor, numbers: Rows[int] | None) -> None:
         picked, books = self.picked[slots], self.model.num_codebooks
         codes, facts = picked[:, :books], picked[:, books:]
-        # Reserved ids may be sampled, as in the reference, but have no sound: code 0 is heard.
+        # Reserved ids may be sampled, as in the reference, but have no sound: code 0 is used.
         reserved = (codes < 0) | (codes >= self.model.codec.codebook_size)
         place = self.sampler.frame[slots] % self.pending.shape[2]
         self.pending[slots, :, place] = torch.where(reserved, 0, codes)
@@ -230,7 +230,7 @@ class ModelRunner:
         return sequence.launched % span == span - 1
 
     def _reach(self, lengths: Iterable[int]) -> None:
-        """How far attention looks; a captured step looks over all, or its kernel knows better."""
+        """How many positions attention reads: all of them in a captured step."""
         if self.frames_behind or self.deterministic:
             self.kv.extent = self.kv.max_positions
             return
@@ -239,7 +239,7 @@ class ModelRunner:
 
 
 def _padded(rows: Rows[torch.Tensor], pieces: Rows[range], size: int) -> torch.Tensor:
-    """The pieces of the rows `[T, ...]`, filled up with zeros and stacked, `[B, size, ...]`."""
+    """The pieces `[T, ...]`, padded with zeros and stacked, `[B, size, ...]`."""
     stacked = rows[0].new_zeros(len(rows), size, *rows[0].shape[1:])
     for number, (row, piece) in enumerate(zip(rows, pieces, strict=True)):
         stacked[number, : len(piece)] = row[piece.start : piece.stop]
@@ -247,9 +247,9 @@ def _padded(rows: Rows[torch.Tensor], pieces: Rows[range], size: int) -> torch.T
 
 
 def _side_by_side(numbers: Rows[int] | None) -> slice | None:
-    """Slots that follow one another, as a slice: it is read and written without being gathered.
+    """Consecutive slots as a slice, which is read and written without a copy.
 
-    None where they do not, and in a captured step, whose slots will be others.
+    None if they are not consecutive, and in a captured step, whose slots differ at each replay.
     """
     if numbers is None or list(numbers) != list(range(numbers[0], numbers[0] + len(numbers))):
         return None
@@ -259,13 +259,13 @@ def _side_by_side(numbers: Rows[int] | None) -> slice | None:
 def run_isolated(
     run: Callable[[Rows[Sequence]], object], rows: Rows[Sequence]
 ) -> dict[Sequence, Exception]:
-    """Run a step function over rows; if it raises, over each row alone.
+    """Run a step function over rows; if it raises, run it for each row separately.
 
-    So an exception ends the guilty rows, and the others have their step all the same.  Needs
-    a function that may be run again over the same rows.  Returns the rows that failed.
+    So an exception affects only the rows that cause it.  The function must be able to run again
+    over the same rows.  Returns the rows that failed, with their exceptions.
 
     Raises:
-        EngineError: the device is in an unknown state; no step can go on.
+        EngineError: the device is in an unknown state, so no step can continue.
     """
     error = _attempt(run, rows) if rows else None
     if error is None:

@@ -2,12 +2,12 @@
 
 A code is the argmax of filtered logits plus Gumbel noise (the Gumbel-max trick), and the
 noise is a pure function of (seed, frame, codebook, token).  So a sequence draws the same
-numbers wherever it sits in the batch and whoever its neighbours are, and one row of bad
-logits cannot spoil another.
+numbers at any place in the batch and with any neighbours, and one row of bad logits cannot
+spoil another.
 
 Noise: SplitMix64 (Steele, Lea, Flood, "Fast splittable pseudorandom number generators",
 OOPSLA 2014), used as a counter-based generator: a key is mixed from (seed, frame, codebook),
-and token t takes the key's output number t.
+and token t gets the key's output number t.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def gumbel_noise(keys: torch.Tensor, size: int) -> torch.Tensor:
 class SlotSampler:
     """Sampling state with a row per slot.
 
-    `assign` uploads when a sequence joins; between that and its end nothing crosses the host.
+    `assign` uploads a sequence's parameters when it joins; after that, nothing crosses the host.
     """
 
     def __init__(self, num_slots: int, device: torch.device) -> None:
@@ -90,13 +90,13 @@ class SlotSampler:
         """The sampler of one batch and frame.
 
         Args:
-            numbers: the slots on the host, to leave out what no row asks for; None: leave out
-                nothing, as a captured step must.
+            numbers: the slots on the host, to skip filters that no row uses; None, in a captured
+                step: skip nothing.
         """
         return RowSampler(self, numbers, slots)
 
     def commit(self, slots: torch.Tensor, picked: torch.Tensor) -> None:
-        """Count a frame and remember what was picked for codebook 0, int64 `[B]`."""
+        """Count a frame and remember the codes picked for codebook 0, int64 `[B]`."""
         place = self.frame[slots] % REPETITION_WINDOW
         self.recent[slots, place] = picked + 1
         self.frame.index_add_(0, slots, torch.ones_like(slots))
@@ -110,7 +110,7 @@ class RowSampler:
     ) -> None:
         asked = [state.params[n] for n in numbers or ()]
         params = [p for p in asked if p is not None]
-        # What no row asks for is left out: known to the host, from the request, without a read.
+        # Skip what no row uses; the host knows it from the requests, without a device read.
         every = numbers is None
         drawing = [p for p in params if p.temperature > 0]
         self._draws = every or bool(drawing)
@@ -133,7 +133,7 @@ class RowSampler:
 
     @property
     def picked(self) -> torch.Tensor:
-        """int64 `[B]`: what was picked for codebook 0."""
+        """int64 `[B]`: the codes picked for codebook 0."""
         return torch.zeros_like(self._slots) if self._picked is None else self._picked
 
     @property
@@ -148,7 +148,7 @@ class RowSampler:
     def _row(self, name: str) -> torch.Tensor:
         """A parameter of the rows, `[B, 1]`.
 
-        Looked up when plain torch first asks for it: the kernel reads the slots by itself.
+        Looked up at first use, because only plain torch needs it; the kernel reads by slot.
         """
         if name not in self._rows:
             self._rows[name] = getattr(self._state, name)[self._slots][:, None]
@@ -162,7 +162,7 @@ class RowSampler:
     def _pick(self, logits: torch.Tensor, codebook: int) -> torch.Tensor:
         if use_triton(logits):
             return self._pick_by_kernel(logits, codebook)
-        # NaN spreads through the maximum; -inf alone is a code that the model ruled out.
+        # NaN spreads through the maximum; -inf by itself is a code that the model excludes.
         largest, likeliest = logits.float().max(dim=-1)
         self._largest.append(largest)
         penalises = self._penalises and codebook == 0
@@ -226,7 +226,7 @@ class RowSampler:
         kept = torch.where(ordered < kth, -torch.inf, ordered)
         share = kept.softmax(dim=-1)
         before = share.cumsum(dim=-1) - share
-        # At 1 nothing is cut, also where the running sum rounds up to it too early.
+        # At 1 nothing is cut, even where the running sum reaches 1 early by rounding.
         inside = (before < self._row("top_p")) | (self._row("top_p") >= 1)
         nucleus = inside.sum(dim=-1, keepdim=True).clamp(min=1)
         pth = kept.gather(-1, torch.minimum(nucleus, k) - 1)

@@ -1,6 +1,6 @@
-"""Decides which sequences run: waiting -> running -> finished, and who owns which slot.
+"""Decides which sequences run, waiting -> running -> finished, and assigns slots.
 
-Knows nothing of tensors.  First come, first served; a sequence keeps its slot to its end.
+Touches no tensors.  First come, first served; a sequence keeps its slot until it ends.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from vox_serve.engine.sequence import Sequence, SequenceStatus
 from vox_serve.messages import FinishReason
 
 PREFILL_POSITIONS = 4096
-"""Prompt positions, padding included, that are run in one step (one prompt's piece always may)."""
+"""The most prompt positions run in one step, padding included; one prompt is always allowed."""
 PIECE_POSITIONS = 256
-"""The same while others speak, so that a long prompt holds them up by a part of itself only."""
+"""The same while others speak, so that a long prompt delays them only by a piece at a time."""
 PREFILL_BUCKET = 64
-"""Prompts that run together need the same number of these, or the short would be padded long."""
+"""Prompts run together only if their lengths, rounded up to this, are equal: less padding."""
 KEPT_SECONDS = 0.25
-"""How long a slot stays free for the next part of a text.  A client that reads asks within some
-milliseconds; one that does not must not keep a slot from those that wait."""
+"""How long a slot is reserved for the next part of a text.  For a client that reads, the part comes
+within milliseconds; one that does not read must not block a slot."""
 
 
 class Scheduler:
-    """Args: slots; does each prompt run by itself, cut always alike?"""
+    """Args: the number of slots; whether each prompt runs by itself, always in the same pieces."""
 
     def __init__(self, num_slots: int, alone: bool = False) -> None:
         self.num_slots = num_slots
@@ -33,7 +33,7 @@ class Scheduler:
         self.running: dict[str, Sequence] = {}
         self._free_slots = list(range(num_slots))
         self._kept: dict[str, float] = {}
-        """Ids whose next part is expected, and until when a slot is kept for it."""
+        """Ids whose next part is expected, and until when a slot is reserved for it."""
 
     def __contains__(self, sequence_id: str) -> bool:
         return sequence_id in self.running or any(s.id == sequence_id for s in self.waiting)
@@ -49,7 +49,7 @@ class Scheduler:
             self.waiting.append(sequence)
 
     def release(self, sequence_id: str) -> None:
-        """Expect no next part of this id any longer."""
+        """No longer expect a next part of this id."""
         self._kept.pop(sequence_id, None)
 
     def find(self, sequence_id: str) -> Sequence | None:
@@ -74,17 +74,17 @@ class Scheduler:
         return admitted
 
     def speaking(self) -> list[Sequence]:
-        """Those whose prompt is in and whose frames are not all begun."""
+        """Sequences whose prompt has been run and that have frames left to begin."""
         return [s for s in self.running.values() if s.ready and s.launched < s.max_frames]
 
     def prefilling(self) -> tuple[list[Sequence], int]:
-        """Whose prompts run in this step, and how many positions of each at most."""
+        """Sequences whose prompts run in this step, and the most positions of each."""
         rows = [s for s in self.running.values() if not s.ready]
         if self._alone:
             return rows[:1], PIECE_POSITIONS
         most = PIECE_POSITIONS if len(rows) < len(self.running) else PREFILL_POSITIONS
         sizes = {s: _bucket(min(most, len(s.prompt) - s.prefilled)) for s in rows}
-        alike = [s for s in rows if sizes[s] == sizes[rows[0]]]  # the others are next
+        alike = [s for s in rows if sizes[s] == sizes[rows[0]]]  # others come in a later step
         return alike[: max(1, most // sizes[rows[0]]) if rows else 0], most
 
     def finish(self, sequence: Sequence, reason: FinishReason) -> None:
@@ -99,7 +99,7 @@ class Scheduler:
         sequence.finish_reason = reason
 
     def _may_start(self, sequence: Sequence) -> bool:
-        """Is there a slot that is not kept for another?"""
+        """Is there a slot that is not reserved for another?"""
         others = len(self._kept) - (sequence.id in self._kept)
         return len(self._free_slots) > others
 

@@ -23,13 +23,13 @@ class SequenceStatus(Enum):
 
 @attrs.define(eq=False)
 class Turn:
-    """What a sequence says in a conversation, with the codes that it came to."""
+    """A sequence's turn in a conversation, with the codes generated so far."""
 
     conversation: Conversation
     text: str
     voice: Voice
     before: tuple[Segment, ...]
-    """The turns that its prompt holds."""
+    """The turns in its prompt."""
     codes: list[tuple[int, ...]] = attrs.field(factory=list)
 
 
@@ -45,22 +45,22 @@ class Sequence:
     continues: bool = False
     """Goes to the head of the queue."""
     more: bool = False
-    """Another sequence of this id follows."""
+    """Another sequence with this id follows."""
     turn: Turn | None = None
-    """What to remember of it; None outside a conversation."""
+    """What to remember; None outside a conversation."""
     slot: int = -1
     restored: int = 0
-    """Positions of the prompt that came from a kept prefix."""
+    """Positions of the prompt taken from the prefix cache."""
     prefilled: int = 0
-    """Positions of the prompt that are in the slot."""
+    """Positions of the prompt that have been run or restored."""
     launched: int = 0
-    """Frames that were begun; on a GPU the host reads them later."""
+    """Frames begun on the device; a GPU's are read one step later."""
     frames: int = 0
-    """Frames that were read."""
+    """Frames read by the host."""
     pacing: Pacing | None = None
     finish_reason: FinishReason | None = None
     arrival: float = attrs.field(factory=time.monotonic)
-    """When the request came in, by the machine's one monotonic clock."""
+    """When the request came in, by `time.monotonic`, which all processes share."""
 
     @property
     def status(self) -> SequenceStatus:
@@ -70,7 +70,7 @@ class Sequence:
 
     @property
     def ready(self) -> bool:
-        """Is the whole prompt in?"""
+        """Has the whole prompt been run?"""
         return self.prefilled == len(self.prompt)
 
     @property

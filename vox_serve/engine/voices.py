@@ -1,4 +1,4 @@
-"""The voices of a model: its own, and those that were added while it runs."""
+"""The voices of a model: built in, and added while it runs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vox_serve.voice import Segment, Voice
 
 
 class Voices:
-    """Args: a loaded model, and what encodes the segments of its voices."""
+    """Args: a loaded model, and the encoder of its voices' segments."""
 
     def __init__(self, model: Model, encoder: ContextEncoder) -> None:
         self._model = model
@@ -25,14 +25,14 @@ class Voices:
 
     @property
     def names(self) -> tuple[tuple[str, int], ...]:
-        """Names and speakers, the model's own first."""
+        """Names and speakers, built-in voices first."""
         return tuple((voice.name, voice.speaker) for voice in self)
 
     def choose(self, name: str | None, speaker: int) -> Voice:
         """The voice of this name or, without a name, the speaker's first.
 
         Raises:
-            NotFound: there is none; says which there are.
+            NotFound: there is none; lists those that exist.
         """
         for voice in self:
             if name == voice.name or (name is None and speaker == voice.speaker):
@@ -44,10 +44,10 @@ class Voices:
         raise NotFound(f"unknown speaker {speaker}; this model has {speakers}", "speaker")
 
     def add(self, name: str, speaker: int, segments: Rows[Segment]) -> None:
-        """Add a voice, or replace an added one of its name; may take seconds.
+        """Add a voice, or replace an added one of the same name; may take seconds.
 
         Raises:
-            RequestError: the model has no such speaker or has a voice of its own of this name, or
+            RequestError: the model does not have the speaker, has a built-in voice of this name, or
                 the segments do not fit.
         """
         if any(voice.name == name for voice in self._model.voices):

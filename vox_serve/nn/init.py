@@ -11,7 +11,7 @@ from torch.overrides import TorchFunctionMode
 
 
 class _SkipInit(TorchFunctionMode):
-    """Leaves tensors alone that `torch.nn.init` would fill."""
+    """Turns the functions of `torch.nn.init` into no-ops."""
 
     def __torch_function__(
         self,
@@ -27,10 +27,10 @@ class _SkipInit(TorchFunctionMode):
 
 @contextmanager
 def uninitialised() -> Iterator[None]:
-    """Modules built inside have parameters on the meta device, and no values.
+    """Modules built inside have parameters on the meta device, without values.
 
-    Follow it with `module.to_empty(device=...)` and fill every parameter.  (Initialising on the
-    meta device fills nothing either, but costs a second and 100 MB of imports.)
+    Afterwards, call `module.to_empty(device=...)` and fill every parameter.  (Initialisation on the
+    meta device has no effect anyway, but costs a second and 100 MB of imports.)
     """
     with torch.device("meta"), _SkipInit():
         yield

@@ -1,8 +1,8 @@
 """The small operations of a decode step: each in plain torch, and as one Triton kernel.
 
-The plain version runs on CPUs and is the oracle of the tests; `use_triton` decides.  Nothing
-here reads the device from the host, and every shape and launch grid follows from the shapes of
-the arguments, so all of it may be captured in a CUDA graph.
+The plain version runs on CPUs and is the reference in tests; `use_triton` chooses.  Nothing here
+reads the device from the host, and all shapes and launch grids depend only on the arguments'
+shapes, so all of it can be captured in a CUDA graph.
 """
 
 from __future__ import annotations
@@ -16,16 +16,17 @@ from torch.nn import functional as F
 from vox_serve.nn.rope import rotate, signed
 
 MAX_NORM_SIZE = 16384
-"""A wider row does not fit one block; the plain version takes it."""
+"""A wider row does not fit one block; the plain version handles it."""
 FEW_ROWS = 16
-"""Up to here a product takes as long as its weights take to be read."""
+"""Up to this many rows, a product takes as long as reading its weights."""
 FP8 = torch.float8_e4m3fn
 DEVICES = ("cuda",)
-"""Where kernels run; a test adds others."""
+"""Device types on which kernels run; tests add others."""
 HEAD_DIMS = (32, 64, 128)
-"""What the attention kernel takes; the plain version takes any."""
+"""Head sizes that the attention kernel supports; the plain version supports any."""
 MAX_CODES = 8192
-"""The widest row of logits that is one block of the sampling kernel; another takes wider ones."""
+"""The widest row of logits that fits one block of the sampling kernel; another kernel handles
+wider ones."""
 
 
 @cache
@@ -36,13 +37,13 @@ def _triton_installed() -> bool:
 def use_triton(x: torch.Tensor) -> bool:
     """Whether operations on `x` run as Triton kernels: on CUDA, where Triton is installed.
 
-    Not where a gradient is wanted: the kernels have none.
+    Not if a gradient is needed, because the kernels have none.
     """
     return x.device.type in DEVICES and not x.requires_grad and _triton_installed()
 
 
 def few_rows(x: torch.Tensor, ids: torch.Tensor | None = None) -> bool:
-    """Whether a product of `x` `[..., H]`, or of its rows `ids`, runs as a kernel for few rows."""
+    """Whether a product of `x` `[..., H]`, or of its rows `ids`, uses the kernel for few rows."""
     rows = x.numel() // x.shape[-1] if ids is None else len(ids)
     return rows <= FEW_ROWS and use_triton(x)
 
@@ -62,7 +63,8 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
 def plain_rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     if x.is_cuda or x.dtype is not torch.float32 or x.requires_grad:
         return F.rms_norm(x, weight.shape, weight, eps)
-    # torch's own is seven operations on a CPU; of these five, two are over one number a row.
+    # torch's version takes seven operations on a CPU; this takes five, two of them on one number
+    # per row.
     length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
     square = torch.addcmul(_scalar(eps), length, length, value=1 / x.shape[-1])
     normed: torch.Tensor = x * square.rsqrt_() * weight
@@ -117,9 +119,9 @@ def plain_silu_mul(gate_up: torch.Tensor) -> torch.Tensor:
 
 
 def fp8_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """`x` `[N, H]` as float8_e4m3fn, and what it is to be multiplied by: float32 `[N, 1]`.
+    """`x` `[N, H]` as float8_e4m3fn, and the scales to multiply it by, float32 `[N, 1]`.
 
-    Each row has a scale of its own, by which its largest number becomes fp8's largest.
+    Each row has its own scale, which maps its largest number to fp8's largest.
     Source: Micikevicius et al., "FP8 formats for deep learning" (2022).
     """
     if use_triton(x) and x.shape[-1] <= MAX_NORM_SIZE:
@@ -130,7 +132,7 @@ def fp8_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def plain_fp8_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    # Not clamp: a row of NaN must stay one.
+    # Not clamp, because a row of NaN must stay NaN.
     largest = x.abs().amax(1, keepdim=True).float()
     scale = torch.where(largest < 1e-12, 1e-12, largest) / torch.finfo(FP8).max
     return (x / scale).to(FP8), scale
@@ -150,17 +152,17 @@ def decode_attention(
 ) -> torch.Tensor:
     """One position per row: rotate, write the cache, attend over all positions so far.
 
-    A row's result hangs on nothing but the row and its slot.  Rows that share a slot, and rows
-    past the end (they are moved to position P - 1), are padding: their results mean nothing.
+    A row's result depends only on the row and its slot.  Rows that share a slot, and rows past the
+    end (moved to position P - 1), are padding: their results are undefined.
 
     Args:
         qkv: `[B, (heads + 2 * kv_heads) * D]`, not yet rotated.
         cos, sin: the RoPE tables `[positions, D]`, half-split, in the model's dtype.
         keys, values: one layer of the cache, `[S, P, kv_heads, D]`, contiguous in D; keys are
-            rotated.  Written at (slot, position), read below it.
+            rotated.  Written at (slot, position), read at lower positions.
         slots, positions: int64 `[B]`.
-        extent: the plain version looks at positions 0 .. extent - 1, which must cover every
-            row; P unless given.  The kernel stops at each row's own length.
+        extent: the plain version reads positions 0 .. extent - 1, which must cover every row;
+            P by default.  The kernel stops at each row's own length.
 
     Returns:
         `[B, heads * D]`.
@@ -204,7 +206,7 @@ def plain_decode_attention(
     keys[index] = rotated[:, 0, heads:]
     values[index] = packed[:, 0, heads + kv_heads :]
     reach = torch.arange(extent, device=positions.device)
-    # The query heads of a group look at the same keys: they are stacked along time.
+    # The query heads of a group share keys, so they are stacked along time.
     out = F.scaled_dot_product_attention(
         rotated[:, 0, :heads].view(batch, kv_heads, heads // kv_heads, head_dim),
         keys[:, :extent].index_select(0, slots).transpose(1, 2),

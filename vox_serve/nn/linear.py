@@ -1,18 +1,18 @@
-"""Linear layers, and the forms in which their weights can be held.
+"""Linear layers, and the forms in which their weights can be stored.
 
-A decode step at a small batch does little else than read weights, so their size is its time.  A
-plugin builds its network of `Linear` and `Embedding`; `WeightLoader.build` puts other layers in
-their place as it fills them, and nothing else of the model changes.
+A decode step with a small batch mostly reads weights, so its time depends on their size.  A plugin
+builds its network from `Linear` and `Embedding`; `WeightLoader.build` replaces them with other
+layers as it fills them.  Nothing else in the model changes.
 
-float16 on a CPU: FBGEMM's packed matrices with float32 sums.  A CPU without bfloat16 products
-    reads them faster than torch's bfloat16, and a checkpoint's bfloat16 weights are
-    held exactly, but for those below 6e-5, which lose digits.
-int8 on a CPU: symmetric, a scale per output channel; inputs are rounded with a scale of their own
-    per row, so that a row does not depend on its neighbours (LLM.int8(), Dettmers et al. 2022,
-    section 3, without its outlier columns).
-padded on CUDA: what is used unless fp8 is asked for.
-fp8 on CUDA: e4m3 with the same two kinds of scales, by the tensor cores (Micikevicius et al., "FP8
-    formats for deep learning", 2022); in a step over few rows the inputs keep their format.
+float16 on a CPU: FBGEMM's packed matrices with float32 sums.  A CPU without bfloat16 products reads
+    them faster than torch's bfloat16.  They store a checkpoint's bfloat16 weights exactly, except
+    those below 6e-5, which lose digits.
+int8 on a CPU: symmetric, with a scale per output channel; inputs are rounded with a scale per row,
+    so that a row does not depend on its neighbours (LLM.int8(), Dettmers et al. 2022, section 3,
+    without its outlier columns).
+padded on CUDA: the default.
+fp8 on CUDA: e4m3 with the same two kinds of scales, on tensor cores (Micikevicius et al., "FP8
+    formats for deep learning", 2022); in a step with few rows, inputs keep their format.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ class Linear(nn.Linear):
 
 
 class Held(NamedTuple):
-    """A layer's weights as a kernel reads them: `[N, in]`, of which the first `width` rows count.
+    """A layer's weights as a kernel reads them: `[N, in]`; only the first `width` rows count.
 
-    Where they are fp8, each row's factor is in `scale` `[N]`.
+    For fp8, `scale` `[N]` has each row's factor.
     """
 
     weight: torch.Tensor
@@ -50,7 +50,7 @@ class Held(NamedTuple):
 
 
 def held(layer: nn.Module) -> Held | None:
-    """None where a layer holds its weights in a form of some library's own."""
+    """A layer's weights, or None if they are in a library's private format."""
     if isinstance(layer, Linear):
         return Held(layer.weight, None, layer.out_features)
     if isinstance(layer, PaddedLinear | Fp8Linear):
@@ -62,7 +62,7 @@ def _over_few_rows(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
     from vox_serve.nn import triton_linear
 
     weights = held(layer)
-    assert weights is not None  # the caller is such a layer
+    assert weights is not None  # the caller is a layer that `held` supports
     return triton_linear.product(x, weights)
 
 
@@ -89,14 +89,14 @@ class Int8Linear(nn.Module):
         scale = weight.abs().amax(1).clamp(min=1e-12) / 127
         zeros = torch.zeros(len(weight), dtype=torch.int64)
         with warnings.catch_warnings():
-            # torch 2.13 says that its quantised tensors are to go.  They are only on their way
+            # torch 2.13 deprecates quantised tensors.  They are only on their way
             # into the packed matrix here, and there is no other way into it yet.
             warnings.filterwarnings("ignore", message="torch.quantize_per")
             held = torch.quantize_per_channel(weight, scale, zeros, 0, torch.qint8)
         self.nbytes = weight.numel() + scale.nbytes
         self._packed = _quantized().linear_prepack(held, None)
         self._run = _quantized().linear_with_input_q_dq_qweight_dq_output_fp32
-        # Two products of eight bits overflow the sixteen that AVX2 adds them in; VNNI has more.
+        # The sum of two 8-bit products overflows AVX2's 16-bit accumulator, but not VNNI's.
         self._levels = 127 if torch.cpu._is_vnni_supported() else 63
         self._zero = self._levels + 1
 
@@ -114,12 +114,14 @@ class Fp8Linear(nn.Module):
 
     def __init__(self, weight: torch.Tensor) -> None:
         super().__init__()
-        # The tensor cores take sizes that are multiples of 16.
+        # Tensor cores need sizes that are multiples of 16.
         self.width = len(weight)
         rows, scale = plain_fp8_rows(F.pad(weight.float(), (0, 0, 0, -self.width % 16)))
         self.register_buffer("weight", rows)
         self.register_buffer("scale", scale.flatten())
-        if weight.is_cuda:  # now, and not in the first long prompt: not every device takes it
+        if (
+            weight.is_cuda
+        ):  # fail now rather than in the first long prompt: not every device supports it
             self._of_fp8(weight.new_zeros(1, weight.shape[1], dtype=torch.bfloat16))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -132,16 +134,16 @@ class Fp8Linear(nn.Module):
         if x.device.type == "cpu":
             y = (rows.float() @ self.weight.float().t() * scale * self.scale).to(x.dtype)
         else:
-            # torch's only fp8 product; a scale per row of both sides.
+            # torch's only fp8 product; it takes a scale per row of both operands.
             scales = scale, self.scale[None]
             y = torch._scaled_mm(rows, self.weight.t(), *scales, out_dtype=x.dtype)
         return y[:, : self.width].reshape(*x.shape[:-1], self.width)
 
 
 class PaddedLinear(nn.Module):
-    """A layer whose number of outputs is not a multiple of 64, with rows of zeros up to one.
+    """A layer whose outputs are padded with zero rows to a multiple of 64.
 
-    cuBLAS takes slower kernels where the rows of a result do not begin at aligned addresses.
+    cuBLAS uses slower kernels if the rows of a result do not start at aligned addresses.
     """
 
     weight: torch.Tensor
@@ -160,13 +162,13 @@ class PaddedLinear(nn.Module):
 class PackedLinear(nn.Module):
     """float32 `[N, in]` to `[N, out]`, for the many small products of a codec.
 
-    On a CPU the weights are held as oneDNN orders them for its products, which read them in about
-    half the time that `addmm` takes; elsewhere, and where torch has no oneDNN, as they are.
+    On a CPU the weights are stored in oneDNN's packed order, which its products read in about half
+    the time that `addmm` takes; elsewhere, or if torch lacks oneDNN, they are stored unchanged.
 
     Args:
         weight: `[out, in]`.
         bias: `[out]`.
-        rows: the usual N; it decides the order in memory, not the result.
+        rows: the usual N; affects the order in memory, not the result.
     """
 
     def __init__(
@@ -180,7 +182,7 @@ class PackedLinear(nn.Module):
         weight = weight.detach().contiguous()
         self.register_buffer("bias", bias)
         if self.packed:
-            # No public layer gives these: torch's compiler, which makes them too, calls them so.
+            # No public layer offers these operations; torch's compiler uses these names.
             self._weight = torch.ops.mkldnn._reorder_linear_weight(weight, rows)
             self._run = torch.ops.mkldnn._linear_pointwise
         else:
@@ -200,10 +202,10 @@ class PackedLinear(nn.Module):
 
 
 class Embedding(nn.Embedding):
-    """Ids `[...]` to rows `[..., width]`.  Rows may be held shorter than they are handed out.
+    """Ids `[...]` to rows `[..., width]`.  The table may be stored in a smaller dtype.
 
     Args:
-        dtype: of what is handed out; the table's own unless given.
+        dtype: of the output; the table's by default.
     """
 
     def __init__(self, count: int, width: int) -> None:
@@ -224,13 +226,13 @@ _FORMS: dict[str, tuple[str, type[HalfLinear | Int8Linear | Fp8Linear | PaddedLi
 
 
 def pack(layer: nn.Module, form: str) -> nn.Module:
-    """A filled layer in this form: `Linear` and `Embedding` become smaller, others stay.
+    """Convert a filled layer to this form; only `Linear` and `Embedding` change.
 
     Args:
-        form: `float16`, `int8` or `fp8`; `padded`: as long as before, at aligned addresses.
+        form: `float16`, `int8` or `fp8`; or `padded`, which aligns outputs and keeps the dtype.
 
     Raises:
-        ConfigError: this form does not run on the weights' device or this machine.
+        ConfigError: the weights' device or this machine does not support this form.
     """
     device, make = _FORMS[form]
     if isinstance(layer, Embedding) and device == "cpu":
@@ -247,15 +249,15 @@ def pack(layer: nn.Module, form: str) -> nn.Module:
 
 
 def held_bytes(module: nn.Module) -> int:
-    """Memory that a network's weights take, in whatever form they are."""
-    packed = (HalfLinear, Int8Linear, PackedLinear)  # no tensors of the module
+    """Memory of a network's weights in bytes, in any form."""
+    packed = (HalfLinear, Int8Linear, PackedLinear)  # packed weights are not tensors of the module
     held = sum(int(m.nbytes) for m in module.modules() if isinstance(m, packed))
     tensors: int = sum(tensor.nbytes for tensor in module.state_dict().values())
     return held + tensors
 
 
 def holds_halves() -> bool:
-    """Can this machine's CPU hold float16 weights?"""
+    """Does this machine's CPU support float16 weights?"""
     return "fbgemm" in torch.backends.quantized.supported_engines
 
 

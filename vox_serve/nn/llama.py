@@ -1,7 +1,7 @@
 """A Llama decoder stack that runs over any key/value cache.
 
-Knows nothing of tokens, heads or sampling: hidden states in, hidden states out.  Query, key
-and value weights are one matrix, gate and up weights another.
+Hidden states in, hidden states out: it contains no tokens, output heads or sampling.  Query, key
+and value weights form one matrix, gate and up weights another.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ SIZES = (
     "max_position_embeddings",
     "rms_norm_eps",
 )
-"""What a configuration must name."""
+"""Required keys of a configuration."""
 
 
 @attrs.frozen
@@ -55,10 +55,10 @@ class LlamaConfig:
         defaults: Mapping[str, Any] = MappingProxyType({}),
         default_theta: float = 10_000.0,
     ) -> LlamaConfig:
-        """Read a transformers-style configuration; keys that are left out take `defaults`.
+        """Read a transformers-style configuration; missing keys are taken from `defaults`.
 
         Raises:
-            CheckpointError: a size is missing, or this stack does not implement a setting.
+            CheckpointError: a size is missing, or a setting is not supported.
         """
         read = {**defaults, **{k: v for k, v in config.items() if v is not None}}
         for key, only in (("hidden_act", "silu"), ("attention_bias", False), ("mlp_bias", False)):
@@ -88,7 +88,7 @@ class LlamaConfig:
 
 @attrs.frozen(eq=False)
 class Tables:
-    """RoPE's cosines and sines `[P, D]`, and the sines as `rotate` takes them."""
+    """RoPE's cosines and sines `[P, D]`, and the signed sines that `rotate` takes."""
 
     cos: torch.Tensor
     sin: torch.Tensor
@@ -96,9 +96,9 @@ class Tables:
 
 
 class Rotation:
-    """RoPE's tables `[P, D]`, and what they say of `positions` `[B, T]`: `[B, T, 1, D]`.
+    """RoPE's tables `[P, D]`, and their rows for `positions` `[B, T]`: `[B, T, 1, D]`.
 
-    The latter is looked up when it is first asked for: the attention kernels read the tables.
+    The rows are looked up at first use, because the attention kernels read the tables directly.
     """
 
     def __init__(self, tables: Tables, positions: torch.Tensor) -> None:
@@ -107,7 +107,7 @@ class Rotation:
 
     @cached_property
     def _positions(self) -> torch.Tensor:
-        # Padding may point past the end; what is computed there is thrown away.
+        # Padding may point past the end; its results are ignored.
         return self._asked.clamp(max=len(self.tables.cos) - 1)
 
     @cached_property
@@ -132,7 +132,7 @@ class Attention(nn.Module):
         self.output = Linear(self.heads * self.head_dim, config.hidden_size)
 
     def forward(self, qkv: torch.Tensor, rotation: Rotation, kv: KVView) -> torch.Tensor:
-        """Queries, keys and values `[B, T, ...]` to what `output` takes, `[B, T, ...]`."""
+        """Queries, keys and values `[B, T, ...]` to the input of `output`, `[B, T, ...]`."""
         batch, time, _ = qkv.shape
         heads, kv_heads = self.heads, self.kv_heads
         if use_triton(qkv) and self.head_dim in HEAD_DIMS:
@@ -148,7 +148,7 @@ class Attention(nn.Module):
         qkv = qkv.view(batch, time, heads + 2 * kv_heads, self.head_dim)
         rotated = rotate(qkv[:, :, : heads + kv_heads], rotation.cos, rotation.signed_sin)
         keys, values = kv.extend(self.layer, rotated[:, :, heads:], qkv[:, :, heads + kv_heads :])
-        # The query heads of a group look at the same keys: they are stacked along time.
+        # The query heads of a group share keys, so they are stacked along time.
         group = heads // kv_heads
         queries = rotated[:, :, :heads].view(batch, time, kv_heads, group, self.head_dim)
         queries = queries.permute(0, 2, 3, 1, 4).reshape(batch, kv_heads, group * time, -1)
@@ -182,7 +182,7 @@ class Layer(nn.Module):
     def forward(
         self, x: torch.Tensor | Rows, added: torch.Tensor | None, rotation: Rotation, kv: KVView
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The residual, and what is to be added to it; see `vox_serve.nn.residual`."""
+        """The residual, and the sum still to be added to it; see `vox_serve.nn.residual`."""
         attention, feed_forward = self.attention, self.feed_forward
         qkv, x = read(self.attention_norm, attention.qkv, x, added)
         added = left_by(attention.output, attention(qkv, rotation, kv))
@@ -193,7 +193,7 @@ class Layer(nn.Module):
 class Llama(nn.Module):
     """Hidden states `[B, T, H]` at `positions` `[B, T]` (or `[1, T]`) to normed `[B, T, H]`.
 
-    Or to what a head makes of the last position's, `[B, N]`.
+    With a head, to its output for the last position, `[B, N]`.
     """
 
     tables: Tables
@@ -221,7 +221,7 @@ class Llama(nn.Module):
         added: torch.Tensor | None = None
         for layer in self.layers:
             x, added = layer(x, added, rotation, kv)
-        assert isinstance(x, torch.Tensor)  # a stack has layers
+        assert isinstance(x, torch.Tensor)  # there is at least one layer
         assert added is not None
         if head is None:
             return normed_sum(self.norm, x, added)[0]
@@ -244,7 +244,7 @@ class Llama(nn.Module):
 
 
 class FrameCache:
-    """A `KVView` for a depth decoder: it lives for one frame, all rows at the same position.
+    """A `KVView` for a depth decoder, for one frame; all rows are at the same position.
 
     Args:
         layout: of the depth decoder.
@@ -266,14 +266,14 @@ class FrameCache:
         self._rows, self._places = _places(batch, positions, device)
 
     def append(self, positions: range) -> FrameCache:
-        """Make ready for a pass over these positions, which follow the ones before."""
+        """Prepare for a pass over these positions, which follow the previous ones."""
         self._positions = positions
         self.__dict__.pop("mask", None)
         return self
 
     @property
     def begins(self) -> bool:
-        """Is there nothing before this pass?"""
+        """Is this the first pass?"""
         return self._positions.start == 0
 
     @cached_property
@@ -302,6 +302,6 @@ class FrameCache:
 
 @cache
 def _places(batch: int, positions: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Row numbers `[B]`, and each position over and over, `[P, B]`."""
+    """Row numbers `[B]`, and each position repeated, `[P, B]`."""
     places = torch.arange(positions, device=device)[:, None].repeat(1, batch)
     return torch.arange(batch, device=device), places

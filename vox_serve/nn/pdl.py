@@ -1,8 +1,8 @@
-"""Programmatic dependent launch: a kernel starts while the one before it still runs.
+"""Programmatic dependent launch: a kernel starts while the previous one still runs.
 
-From compute capability 9.0 on, a kernel that is launched so may begin at once, and waits for the
-end of the kernel before it by itself.  Between its start and that wait it must neither read what
-others write nor write anything; weights it may fetch.  `start` first of all in a kernel does both.
+From compute capability 9.0, a kernel launched this way may start at once and then waits, itself,
+for the end of the previous kernel.  Before that wait it must not write, and must not read what
+other kernels write; it may fetch weights.  Call `start` first in a kernel.
 """
 # mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
 # mypy: disallow-untyped-decorators=False
@@ -26,7 +26,7 @@ CACHE_LINE: tl.constexpr = tl.constexpr(128)
 
 @triton.jit
 def start(overlaps: tl.constexpr) -> None:
-    """Let the next kernel start, and wait for the one before."""
+    """Let the next kernel start, and wait for the previous one."""
     if overlaps:
         gdc_launch_dependents()
         gdc_wait()
@@ -34,11 +34,11 @@ def start(overlaps: tl.constexpr) -> None:
 
 @triton.jit
 def start_after_fetching(rows, lines: tl.constexpr, overlaps: tl.constexpr) -> None:
-    """`start`, once the first cache lines of some rows are on their way into the cache.
+    """`start`, after prefetching the first cache lines of some rows.
 
     Args:
-        rows: pointers `[N, 1]` to what no kernel writes.
-        lines: of each row.
+        rows: pointers `[N, 1]` to memory that no kernel writes.
+        lines: cache lines per row.
     """
     if overlaps:
         gdc_launch_dependents()
@@ -55,7 +55,7 @@ def start_after_fetching(rows, lines: tl.constexpr, overlaps: tl.constexpr) -> N
 
 
 def launch_options(x: torch.Tensor) -> dict[str, bool]:
-    """Keyword arguments for the launch of a kernel that has a constant `overlaps`."""
+    """Keyword arguments to launch a kernel that has a constant `overlaps`."""
     if has_pdl(x.device):
         return {"overlaps": True, "launch_pdl": True}
     return {"overlaps": False}
@@ -63,7 +63,7 @@ def launch_options(x: torch.Tensor) -> dict[str, bool]:
 
 @cache
 def has_pdl(device: torch.device) -> bool:
-    """On the meta device too, where launches are counted and none takes place."""
+    """Also true for the meta device, where tests count launches without running them."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= CAPABILITY
     return device.type == "meta"

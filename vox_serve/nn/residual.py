@@ -1,8 +1,8 @@
-"""How the layers of a stack read the residual, and what they leave to be added to it.
+"""How the layers of a stack read the residual and add to it.
 
-The residual is `x` plus what was `added` last: whoever reads it next makes the sum.  Over few
-rows on a GPU a reader is one kernel (`vox_serve.nn.triton_linear`), and what is left to be added
-are float32 parts `[S, ...]` of a sum; otherwise each step is an operation of its own.
+The residual is `x` plus the last layer's output, `added`; the next reader computes the sum.  For
+few rows on a GPU, reading is one kernel (`vox_serve.nn.triton_linear`), and `added` consists of
+float32 parts `[S, ...]` of a sum; otherwise each step is a separate operation.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ class RMSNorm(nn.Module):
         return rms_norm(x, self.weight, self.eps)
 
     def add(self, x: torch.Tensor, residual: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The norm of `x + residual`, and the sum; x may be parts of a sum."""
+        """The norm of `x + residual`, and that sum; x may be parts of a sum."""
         return add_rms_norm(x, residual, self.weight, self.eps)
 
 
 @attrs.frozen(eq=False)
 class Rows:
-    """Rows `ids` `[B]` of a table `[V, H]`, as a residual `[B, 1, H]` that is not looked up yet."""
+    """Rows `ids` `[B]` of a table `[V, H]`: a residual `[B, 1, H]` that is looked up when read."""
 
     table: torch.Tensor
     ids: torch.Tensor
@@ -54,7 +54,7 @@ def read(
     """`layer(norm(x + added))` `[..., N]`, and the sum `[..., H]`.
 
     Args:
-        gates: of the product, the SiLU of the first half times the second.
+        gates: return the SiLU of the product's first half times its second half.
     """
     table, ids = (x.table, x.ids) if isinstance(x, Rows) else (x, None)
     weights = held(layer)

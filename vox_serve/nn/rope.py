@@ -36,7 +36,7 @@ class RopeConfig:
         """Read either spelling: `rope_theta` with `rope_scaling`, or `rope_parameters`.
 
         Raises:
-            CheckpointError: the scaling is of a kind that is not implemented.
+            CheckpointError: this kind of scaling is not supported.
         """
         scaling = config.get("rope_parameters") or config.get("rope_scaling") or {}
         theta = scaling.get("rope_theta") or config.get("rope_theta") or default_theta
@@ -58,7 +58,7 @@ class RopeConfig:
         frequencies = 1.0 / (self.theta**exponent)
         if self.factor == 1.0:
             return frequencies
-        # Long waves are slowed by `factor`, short ones kept, those between blended.
+        # Long waves are slowed by `factor`, short ones kept, and those in between blended.
         turns = self.original_positions * frequencies / (2 * math.pi)
         blend = (turns - self.low_freq_factor) / (self.high_freq_factor - self.low_freq_factor)
         blend = blend.clamp(0.0, 1.0)
@@ -72,7 +72,7 @@ class RopeConfig:
 
 
 def signed(sin: torch.Tensor) -> torch.Tensor:
-    """Sines `[..., D]` as `rotate` takes them: those of the first half turned round."""
+    """Sines `[..., D]` as `rotate` takes them: the first half negated."""
     first, second = sin.chunk(2, dim=-1)
     return torch.cat([-first, second], dim=-1)
 

@@ -1,12 +1,12 @@
-"""Causal convolutions over a stream: each step goes on where the one before ended.
+"""Causal convolutions over a stream: each step continues where the previous one ended.
 
-Tensors are `[B, T, channels]` throughout, so that every convolution is one matrix product:
+All tensors are `[B, T, channels]`, so that every convolution is one matrix product:
 
-- A causal one multiplies windows of its input, which begin in the step before.
-- A transposed one, whose kernel is twice its stride S, is a causal one over two inputs with
-  S times the channels: those are S outputs side by side.
+- A causal one multiplies windows of its input, which start in the previous step.
+- A transposed one, whose kernel is twice its stride S, is a causal one over two inputs with S times
+  the channels: S outputs side by side.
 
-A layer keeps no state.  What it needs of the step before, its caller hands over as `Past`.
+A layer keeps no state.  The caller passes what it needs from the previous step as a `Past`.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from torch.nn import functional as F
 from vox_serve.nn.linear import PackedLinear
 
 NARROW = 16
-"""Fewer columns than this cost a CPU's matrix product more than twice as many of them."""
+"""On a CPU, a product with fewer columns takes longer than one with twice as many."""
 
 
 class Past:
-    """What the layers of one step keep from the step before, in the order in which they run.
+    """Inputs that the layers keep from the previous step, in the order in which the layers run.
 
     Args:
-        before: `[B, width]`, which `after` of the step before gave; None where the streams begin.
-            A row of zeros is a beginning too, except to layers that repeat their first input.
+        before: `[B, width]`, from `after` of the previous step; None at the start of the streams.
+            A row of zeros is a start too, except for layers that repeat their first input.
     """
 
     def __init__(self, before: torch.Tensor | None) -> None:
@@ -35,9 +35,9 @@ class Past:
         self._after: list[torch.Tensor] = []
 
     def precede(self, x: torch.Tensor, length: int, repeat: bool = False) -> torch.Tensor:
-        """Put the step before's last `length` time steps ahead of `[B, T, C]`; keep x's.
+        """Prepend the previous step's last `length` time steps to x `[B, T, C]`; keep x's last.
 
-        Where the streams begin, those are zeros, or x's first time step again if `repeat`.
+        At the start of the streams, prepend zeros, or x's first time step if `repeat`.
         """
         batch, _, channels = x.shape
         if self._before is not None:
@@ -53,7 +53,7 @@ class Past:
         return x
 
     def after(self) -> torch.Tensor:
-        """What the next step begins with: `[B, width]`."""
+        """What the next step gets as `before`: `[B, width]`."""
         return torch.cat(self._after, dim=1)
 
 
@@ -62,7 +62,7 @@ class _Windows(nn.Module):
 
     Args:
         weight: `[kernel, in, out]`, where `out` may be several outputs of `channels` each.
-        stride: inputs from one window to the next.
+        stride: distance between windows, in inputs.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class _Windows(nn.Module):
         self._span = (kernel - 1) * dilation + 1
         self._length = self._span - stride
         self.width = self._length * inputs
-        """What the layer adds to the width of a `Past`."""
+        """How much the layer adds to the width of a `Past`."""
         # [out, kernel * in]
         self._matrix = PackedLinear(weight.flatten(0, 1).t(), bias, rows)
 
@@ -92,7 +92,7 @@ class _Windows(nn.Module):
             x = past.precede(x, self._length, self._repeat)
         windows = x.unfold(1, self._span, self._stride)[..., :: self._dilation]
         windows = windows.transpose(2, 3).reshape(-1, self._matrix.in_features)
-        windows = windows.contiguous()  # overlapping, they are slow to multiply
+        windows = windows.contiguous()  # overlapping windows are slow to multiply
         y: torch.Tensor = self._matrix(windows)
         return y.view(batch, -1, self._channels)
 
@@ -100,13 +100,13 @@ class _Windows(nn.Module):
 class CausalConv(_Windows):
     """`[B, T, in]` to `[B, T / stride, out]`: each output sees inputs up to its own, no later.
 
-    T is a multiple of the stride, and even where there are fewer than NARROW outputs.
+    T is a multiple of the stride, and must be even if there are fewer than NARROW outputs.
 
     Args:
         weight: `[out, in, kernel]`, as `torch.nn.Conv1d` has it.
         bias: `[out]`.
-        rows: B * T / stride as it mostly is; see `PackedLinear`.
-        repeat: a stream begins as if its first input had been there before, not silence.
+        rows: the usual B * T / stride; see `PackedLinear`.
+        repeat: a stream starts as if its first input, instead of silence, came before.
     """
 
     def __init__(
@@ -121,7 +121,7 @@ class CausalConv(_Windows):
         channels = len(weight)
         weight = weight.permute(2, 1, 0)
         if 1 < channels < NARROW and stride == dilation == 1:
-            # Two outputs by one longer window, with zeros.
+            # Compute two outputs from one longer window, padded with zeros.
             stride = 2
             pads = ((0, 0, 0, 0, 0, 1), (0, 0, 0, 0, 1, 0))
             weight = torch.cat([F.pad(weight, pad) for pad in pads], dim=2)
@@ -130,12 +130,12 @@ class CausalConv(_Windows):
 
 
 class TransposedConv(_Windows):
-    """`[B, T, in]` to `[B, T * stride, out]`: each input adds to its outputs and to the next's.
+    """`[B, T, in]` to `[B, T * stride, out]`: each input adds to its own outputs and the next's.
 
     Args:
         weight: `[in, out, 2 * stride]`, as `torch.nn.ConvTranspose1d` has it.
         bias: `[out]`.
-        rows: B * T as it mostly is; see `PackedLinear`.
+        rows: the usual B * T; see `PackedLinear`.
     """
 
     def __init__(

@@ -1,9 +1,9 @@
-"""The Triton kernels of attention: one position of each row, and a frame's first two.
+"""The Triton kernels of attention: for one position per row, and for a frame's first two.
 
-Imported only where it is used: Triton exists on Linux alone.  `vox_serve.nn.kernels` says what
-`decode_attention` computes.
+Imported only where it is used, because Triton exists only for Linux.  See
+`vox_serve.nn.kernels.decode_attention` for what is computed.
 """
-# A kernel's arguments are pointers and numbers of the device, for which Python has no types.
+# A kernel's arguments are device pointers and numbers, for which Python has no types.
 # mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
 # mypy: disallow-untyped-decorators=False
 # ruff: noqa: ANN001, ANN202
@@ -17,12 +17,12 @@ import triton.language as tl
 from vox_serve.nn.pdl import launch_options, start
 
 SPLIT = 256
-"""Positions per split of the attention: fixed, so that a row's sums never depend on its company."""
+"""Positions per split of the attention: fixed, so that a row's sums never depend on other rows."""
 
 
 @triton.jit
 def _rotated(x_ptr, cos, sin, dims, mask, head_dim: tl.constexpr):
-    """Rotate as `rope.rotate` does, rounded to the dtype as there; float32 of that dtype."""
+    """Rotate as `rope.rotate` does, with the same rounding to the dtype; returns float32."""
     dtype = x_ptr.dtype.element_ty
     x = tl.load(x_ptr + dims, mask=mask, other=0.0).to(tl.float32)
     half = head_dim // 2
@@ -48,10 +48,10 @@ def _attend(
     block: tl.constexpr,
     precision: tl.constexpr,
 ):
-    """Online softmax over cached positions begin .. end - 1, which may be none.
+    """Online softmax over cached positions begin .. end - 1; the range may be empty.
 
-    Returns the highest score, the sum of exponentials relative to it, and the values so
-    weighted, not yet divided by that sum.
+    Returns the highest score, the sum of exponentials relative to it, and the values weighted by
+    them, not yet divided by that sum.
     """
     highest = tl.full((group_block,), float("-inf"), tl.float32)
     weights = tl.zeros((group_block,), tl.float32)
@@ -61,7 +61,7 @@ def _attend(
         line, seen = reach[:, None], (reach < end)[:, None]
         key = tl.load(key_rows + line * key_stride + dims, mask=seen, other=0.0)
         value = tl.load(value_rows + line * value_stride + dims, mask=seen, other=0.0)
-        # As float32: tf32 holds 16-bit floats exactly, and leaves more of the weights than they.
+        # As float32: tf32 represents 16-bit floats exactly, and rounds the weights less.
         scores = tl.dot(queries, tl.trans(key.to(tl.float32)), input_precision=precision) * scale
         scores = tl.where((reach < end)[None], scores, float("-inf"))
         raised = tl.maximum(highest, tl.max(scores, axis=1))
@@ -121,7 +121,7 @@ def _decode_attention(
 
     group: tl.constexpr = heads // kv_heads
     dims = tl.arange(0, head_dim)
-    members = tl.arange(0, group_block)  # more than the group where a product needs 16 lines
+    members = tl.arange(0, group_block)  # padded, because a product needs 16 rows
     in_group = (members < group)[:, None]
     dtype = keys_ptr.dtype.element_ty
     turn = tl.minimum(asked, table_size - 1)
@@ -190,7 +190,7 @@ def _combine_splits(
     splits_block: tl.constexpr,
     overlaps: tl.constexpr,
 ):
-    """The mean of a head's splits, weighted by the sum of exponentials that each stands for."""
+    """The mean of a head's splits, weighted by each one's sum of exponentials."""
     start(overlaps)
     row = tl.program_id(0).to(tl.int64)
     head = row * heads + tl.program_id(1)
@@ -294,7 +294,7 @@ def _pair_attention(
     group_block: tl.constexpr,
     overlaps: tl.constexpr,
 ):
-    """Positions 0 and 1 of one row, one key/value head: all that they see is each other."""
+    """Positions 0 and 1 of one row, one key/value head; they attend only to each other."""
     start(overlaps)
     row = tl.program_id(0).to(tl.int64)
     kv_head = tl.program_id(1)
@@ -307,7 +307,7 @@ def _pair_attention(
     sin_1 = tl.load(sin_ptr + table_stride + dims).to(tl.float32)
     first, second = qkv_ptr + row * 2 * qkv_stride, qkv_ptr + (row * 2 + 1) * qkv_stride
     key, value = (heads + kv_head) * head_dim, (heads + kv_heads + kv_head) * head_dim
-    key_0 = tl.load(first + key + dims)  # position 0 is turned by nothing
+    key_0 = tl.load(first + key + dims)  # position 0 is not rotated
     key_1 = _rotated(second + key, cos_1, sin_1, dims, all_dims, head_dim).to(dtype)
     value_0, value_1 = tl.load(first + value + dims), tl.load(second + value + dims)
     cached = row * slot_stride + kv_head * head_stride + dims
@@ -339,7 +339,7 @@ def pair_attention(
     heads: int,
     kv_heads: int,
 ) -> torch.Tensor:
-    """Positions 0 and 1 of each row, before which there is nothing.
+    """Attention of positions 0 and 1 of each row, at the start of a frame.
 
     Args:
         qkv: `[B, 2, (heads + 2 * kv_heads) * D]`, not yet rotated.

@@ -1,9 +1,9 @@
-"""The Triton kernels behind `vox_serve.nn.kernels`, whose functions say what each computes.
+"""The Triton kernels behind `vox_serve.nn.kernels`, which documents what each computes.
 
-Imported only where it is used: Triton exists on Linux alone.  Every function launches a grid
-that follows from shapes, reads nothing back and allocates what it returns.
+Imported only where it is used, because Triton exists only for Linux.  Every function
+launches a grid that depends only on shapes, reads nothing back and allocates what it returns.
 """
-# A kernel's arguments are pointers and numbers of the device, for which Python has no types.
+# A kernel's arguments are device pointers and numbers, for which Python has no types.
 # mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
 # mypy: disallow-untyped-decorators=False
 # ruff: noqa: ANN001, ANN202
@@ -101,7 +101,7 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
 def add_rms_norm(
     x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """x is of the residual's shape, or parts of a sum: a dimension more, the first."""
+    """x has the residual's shape, or, as parts of a sum, one more dimension in front."""
     parts = x if x.dim() > residual.dim() else x[None]
     parts, residual_rows = parts.flatten(1, -2), _rows(residual)
     if parts.stride(2) != 1:

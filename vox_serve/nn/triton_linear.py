@@ -1,19 +1,19 @@
-"""A linear layer over few rows as one Triton kernel, with what stands around it inside.
+"""A linear layer over few rows as one Triton kernel, fused with the operations around it.
 
-At up to `FEW_ROWS` rows a product takes as long as its weights take to be read, and what a step
-costs beyond that is the number of its kernels.  So this one takes the place of several: it adds
-what the layers before left to be added, normalises, multiplies, and gates.  The rows are the
-short side of the product, filled up to 16, which the tensor cores need.
+With up to `FEW_ROWS` rows, a product takes as long as reading its weights, and the rest of a step's
+cost depends on the number of kernels.  So this kernel replaces several: it adds the outputs that
+earlier layers left, normalises, multiplies and gates.  The rows are the short side of the product,
+padded to 16, which tensor cores need.
 
-A layer whose result is to be added to the residual leaves it as float32 parts `[S, N, H]`, which
-whoever reads the residual next adds up, in order: no atomics, and no row depends on another.
+A layer whose result is added to the residual stores it as float32 parts `[S, N, H]`.  The next
+reader of the residual sums them in order: without atomics, and no row depends on another.
 
-It starts while the kernel before it still runs, and waits for it only once its own weights are on
-their way into the cache (`vox_serve.nn.pdl`).
+The kernel starts while the previous one still runs, and waits for it only after it has begun to
+prefetch its own weights (`vox_serve.nn.pdl`).
 
-Imported only where it is used: Triton exists on Linux alone.
+Imported only where it is used, because Triton exists only for Linux.
 """
-# A kernel's arguments are pointers and numbers of the device, for which Python has no types.
+# A kernel's arguments are device pointers and numbers, for which Python has no types.
 # mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
 # mypy: disallow-untyped-decorators=False
 # ruff: noqa: ANN001, ANN202
@@ -32,16 +32,16 @@ from vox_serve.nn.pdl import CACHE_LINE, launch_options, start_after_fetching
 
 WIDTH_BLOCK = 16
 AHEAD_BYTES = 4096
-"""Of a weight's row, fetched before the kernel before has ended."""
+"""How much of a weight's row is fetched before the previous kernel has ended."""
 PROGRAMS = 128
-"""About as many as a Hopper has multiprocessors: fewer, and a sum is split."""
+"""About as many as a Hopper GPU has multiprocessors; with fewer, sums are split."""
 
 
 @triton.jit
 def _residual(
     x_at, parts_at, sum_at, inside, part_stride, parts: tl.constexpr, keeps_sum: tl.constexpr
 ):
-    """Some of `x` plus its parts, rounded once; stored by the first program, if at all."""
+    """A block of `x` plus its parts, rounded once; stored, if at all, by the first program."""
     x = tl.load(x_at, mask=inside, other=0.0)
     if parts > 0:
         total = x.to(tl.float32)
@@ -87,14 +87,14 @@ def _linear(
     precision: tl.constexpr,
     overlaps: tl.constexpr,
 ):
-    """`width_block` outputs of all rows, over one split of the inputs."""
+    """Compute `width_block` outputs of all rows, over one split of the inputs."""
     lines = tl.program_id(0) * width_block + tl.arange(0, width_block)
     row = tl.arange(0, rows_block)
     columns = tl.arange(0, size_block)
     begin = tl.program_id(1) * span
     end = begin + span
     real = (row < rows)[:, None]
-    # Past the last line that one is read again; what comes of it is not stored.
+    # Past the last row, that row is read again; its results are not stored.
     line = tl.minimum(lines, width - 1)
     weight_rows = weight_ptr + line.to(tl.int64)[:, None] * size
     start_after_fetching(weight_rows + begin, ahead, overlaps)
@@ -132,7 +132,7 @@ def _linear(
             weight = tl.load(weight_rows + gate_offset + column, mask=inside, other=0.0)
             gated = tl.dot(weight.to(dtype), x, gated, input_precision=precision)
 
-    if normalises:  # the product of a scaled row is the scaled product
+    if normalises:  # scaling the product is the same as scaling the row
         scale = tl.rsqrt(squares / size + eps)[None]
         product *= scale
         gated *= scale
@@ -158,7 +158,7 @@ def read(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`residual.read` over `x` `[..., H]`, or over the rows `ids` of a table."""
     if added is not None and added.dim() == x.dim():
-        added = added[None]  # left by more rows than are read here
+        added = added[None]  # left by a pass over more rows than are read here
     rows = x.reshape(-1, x.shape[-1])
     shape = (*x.shape[:-1], x.shape[-1]) if ids is None else (len(ids), 1, x.shape[-1])
     width = weights.width // (2 if gates else 1)
@@ -187,7 +187,7 @@ def parts(x: torch.Tensor, weights: Held) -> torch.Tensor:
 
 
 def _padded(rows: int, width: int, x: torch.Tensor) -> torch.Tensor:
-    """Rows that begin at aligned addresses."""
+    """Rows that start at aligned addresses."""
     return torch.empty(rows, -(-width // 64) * 64, dtype=x.dtype, device=x.device)
 
 
@@ -202,7 +202,7 @@ def _launch(
     out: torch.Tensor,
     total: torch.Tensor | None = None,
 ) -> None:
-    """Writes `out` `[splits, rows, at least width]`, and the residual to `total`."""
+    """Write `out` `[splits, rows, at least width]`, and the residual to `total`."""
     splits, rows, out_stride = out.shape
     size, width = x.shape[1], weights.width // (2 if gates else 1)
     span, item = size // splits, weights.weight.element_size()

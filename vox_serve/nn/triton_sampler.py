@@ -1,8 +1,8 @@
 """`vox_serve.engine.sampler`'s pick as one Triton kernel, a program per row.
 
-Imported only where it is used: Triton exists on Linux alone.
+Imported only where it is used, because Triton exists only for Linux.
 """
-# A kernel's arguments are pointers and numbers of the device, for which Python has no types.
+# A kernel's arguments are device pointers and numbers, for which Python has no types.
 # mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
 # mypy: disallow-untyped-decorators=False
 # ruff: noqa: ANN001, ANN201, ANN202
@@ -31,7 +31,7 @@ def _mix(x):
 
 @triton.jit
 def gumbel(key, tokens):
-    """`sampler.gumbel_noise` of these tokens."""
+    """`sampler.gumbel_noise` for these tokens."""
     bits = (_mix(key + (tokens + 1).to(tl.uint64) * _GAMMA) >> 41).to(tl.int32)
     uniform = (bits.to(tl.float32) + 0.5) * (2.0**-23)
     return -tl.log(-tl.log(uniform))
@@ -39,14 +39,14 @@ def gumbel(key, tokens):
 
 @triton.jit
 def ordered(x):
-    """An int32 per float32 that orders as the floats do; x has no negative zero."""
+    """An int32 per float32 with the same order as the floats; x has no negative zero."""
     bits = x.to(tl.int32, bitcast=True)
     return bits ^ ((bits >> 31) & 0x7FFFFFFF)
 
 
 @triton.jit
 def noise_key(seed_at, frame_at, codebook):
-    """What a row's noise is made of."""
+    """The key of a row's noise."""
     key = _mix(tl.load(seed_at).to(tl.uint64) + _GAMMA)
     key = _mix(key + tl.load(frame_at).to(tl.uint64))
     return _mix(key + codebook.to(tl.uint64))
@@ -64,7 +64,7 @@ def penalised(logits, tokens, ring, penalty, window: tl.constexpr):
 
 @triton.jit
 def _kth_largest(images, lowest, highest, k):
-    """The largest bound that at least k images reach: keeps what the k-th largest keeps."""
+    """The largest bound that at least k images reach, that is, the k-th largest image."""
     while lowest < highest:
         middle = (lowest | highest) - ((lowest ^ highest) >> 1)  # rounded up; cannot overflow
         count = tl.sum((images >= middle).to(tl.int32), axis=0)
@@ -116,7 +116,7 @@ def _pick(
     logits = tl.load(logits_ptr + row * logits_stride + tokens, mask=inside, other=-infinity)
     logits = logits.to(tl.float32)
 
-    # NaN and +inf spoil a row; -inf alone is a code that the model ruled out.
+    # NaN and +inf spoil a row; -inf by itself is a code that the model excludes.
     spoiled = tl.max((~(logits < infinity)).to(tl.int32), axis=0)
     usable = tl.max((logits > -infinity).to(tl.int32), axis=0)
     finite = usable * (1 - spoiled)
@@ -151,7 +151,7 @@ def _pick(
         key = noise_key(seed_ptr + slot, frame_ptr + slot, codebook)
         scores = tl.where(kept, scaled + gumbel(key, tokens), -infinity)
 
-    # A spoiled row may find nothing; its code must still be one.
+    # A spoiled row may find no code; its result must still be a valid one.
     picked = tl.minimum(tl.argmax(scores, axis=0), size - 1)
     tl.store(picked_ptr + row, picked.to(tl.int64))
 
@@ -175,12 +175,12 @@ def pick(
     """Pick a code per row as `sampler.RowSampler` does; one launch, no host read.
 
     The parameters are those of `sampler.SlotSampler`, a row per slot, and are read by slot.
-    Noise, top-k and min-p are its own to the last bit that the device's logarithm gives.  For
-    top-p the shares are summed in another order and rounded differently: where the sum falls
-    within float32's rounding of `top_p`, the nucleus may be one code larger or smaller.
+    Noise, top-k and min-p agree with it up to the device's logarithm.  For top-p, the shares are
+    summed in another order and rounded differently: if the sum is within float32's rounding of
+    `top_p`, the nucleus may be one code larger or smaller.
 
-    No sort: the thresholds are found by bisection over int32 images of the float32 logits,
-    which order as these do, so a bisection of at most 32 steps is exact.
+    Without sorting: the thresholds are found by bisection over int32 images of the float32 logits,
+    which have the same order, so a bisection of at most 32 steps is exact.
 
     Args:
         logits: `[B, V]`, any float dtype.
@@ -189,9 +189,9 @@ def pick(
         temperature, top_p, min_p, penalty: float32 `[S]`.
         top_k, seed, frame: int64 `[S]`.
         recent: int64 `[S, W]`; code + 1, and 0 is empty.
-        finite: bool `[B]`; turned False where a row holds NaN, +inf or nothing but -inf.  Such
-            a row's code means nothing.
-        first: of the frame's: `finite` holds nothing yet.
+        finite: bool `[B]`; turned False where a row holds NaN, +inf or nothing but -inf.  The
+            code of such a row is undefined.
+        first: this is the frame's first codebook, so `finite` is not set yet.
 
     Returns:
         int64 `[B]`.

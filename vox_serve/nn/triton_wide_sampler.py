@@ -1,11 +1,11 @@
 """`vox_serve.nn.triton_sampler.pick` for rows too wide for a block: a whole text vocabulary.
 
-One program reads its row piece by piece, again and again: once to scale it, some eight times for
-each threshold that is asked for, once to draw.  It stays in the cache, and nothing is sorted.
+One program reads its row piece by piece, several times: once to scale it, about eight times for
+each threshold in use, and once to draw.  The row stays in the cache, and nothing is sorted.
 
-Imported only where it is used: Triton exists on Linux alone.
+Imported only where it is used, because Triton exists only for Linux.
 """
-# A kernel's arguments are pointers and numbers of the device, for which Python has no types.
+# A kernel's arguments are device pointers and numbers, for which Python has no types.
 # mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
 # mypy: disallow-untyped-decorators=False
 # ruff: noqa: ANN001, ANN202
@@ -24,7 +24,7 @@ BLOCK = 2048
 
 @triton.jit
 def _above(row, size, kept, maximum, low, middle, high, counts: tl.constexpr, block: tl.constexpr):
-    """What lies above three bounds: how many, or the sums of the shares that are kept."""
+    """The number of tokens above each of three bounds, or the sums of their shares."""
     above_low = tl.zeros((block,), tl.float32)
     above_middle = tl.zeros((block,), tl.float32)
     above_high = tl.zeros((block,), tl.float32)
@@ -50,7 +50,7 @@ def _half_way(low, high):
 def _smallest(
     row, size, kept, maximum, lowest, highest, mass, counts: tl.constexpr, block: tl.constexpr
 ):
-    """The smallest bound above which there is less than `mass`; a quarter is left of each range."""
+    """The smallest bound above which there is less than `mass`; each step quarters the range."""
     while lowest < highest:
         middle = _half_way(lowest, highest)
         low, high = _half_way(lowest, middle), _half_way(middle + 1, highest)
@@ -78,7 +78,7 @@ def _scale(
     window: tl.constexpr,
     block: tl.constexpr,
 ):
-    """Write the row as it is filtered and drawn from; returns its maximum, and is it spoiled?"""
+    """Write the scaled row; returns its maximum, and whether the row is spoiled."""
     infinity = float("inf")
     spoiled = tl.zeros((block,), tl.int32)
     likeliest = tl.full((block,), -infinity, tl.float32)
@@ -93,13 +93,13 @@ def _scale(
         scaled = tl.where(scaled == 0, 0.0, scaled)
         tl.store(row + tokens, scaled, mask=inside)
         likeliest = tl.maximum(likeliest, scaled)
-    tl.debug_barrier()  # what one thread has stored, another reads
+    tl.debug_barrier()  # other threads read what one thread has stored
     return tl.max(likeliest, axis=0), tl.max(spoiled, axis=0)
 
 
 @triton.jit
 def _draw(row, size, lowest, floor, key, draws, block: tl.constexpr):
-    """The token with the highest score among those that are kept; of equals the first."""
+    """The kept token with the highest score; the first of equals."""
     infinity = float("inf")
     best = tl.full((block,), -infinity, tl.float32)
     found = tl.full((block,), 2**31 - 1, tl.int32)
@@ -113,7 +113,7 @@ def _draw(row, size, lowest, floor, key, draws, block: tl.constexpr):
         best = tl.where(better, scores, best)
         found = tl.where(better, tokens, found)
     winners = tl.where(best == tl.max(best, axis=0), found, 2**31 - 1)
-    # A spoiled row may find nothing; its code must still be one.
+    # A spoiled row may find no code; its result must still be a valid one.
     return tl.minimum(tl.min(winners, axis=0), size - 1)
 
 
@@ -188,7 +188,7 @@ def pick(
     finite: torch.Tensor,
     **state: torch.Tensor,
 ) -> None:
-    """Writes `picked` and `finite`; the arguments are those of `triton_sampler.pick`."""
+    """Write `picked` and `finite`; the arguments are those of `triton_sampler.pick`."""
     batch, size = logits.shape
     scaled = torch.empty(batch, size, dtype=torch.float32, device=logits.device)
     names = ("temperature", "top_k", "top_p", "min_p", "penalty", "recent", "seed", "frame")

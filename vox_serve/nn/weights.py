@@ -1,7 +1,7 @@
-"""Weights from safetensors files into parameters, a tensor at a time.
+"""Loads weights from safetensors files into parameters, one tensor at a time.
 
-Nothing is unpickled.  A file is opened anew for each tensor, so that memory never holds
-more than the parameters and the one tensor that is being copied.
+Nothing is unpickled.  A file is reopened for each tensor, so that memory only ever holds the
+parameters and the tensor being copied.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class WeightFiles:
         path: a `.safetensors` file or a `.safetensors.index.json`.
 
     Raises:
-        CheckpointError: a file is missing, truncated or not what the index says.
+        CheckpointError: a file is missing, truncated or does not match the index.
     """
 
     def __init__(self, path: Path) -> None:
@@ -42,7 +42,7 @@ class WeightFiles:
         return set(self._file_of)
 
     def read(self, name: str) -> torch.Tensor:
-        """One tensor, on the CPU.  Raises CheckpointError if it is not there."""
+        """One tensor, on the CPU.  Raises CheckpointError if it is missing."""
         if name not in self._file_of:
             raise CheckpointError(f"{self.path}: tensor {name} is missing")
         path = self._file_of[name]
@@ -89,7 +89,7 @@ def weights_path(directory: Path, *preferred: str) -> Path:
     """The index or file that holds a checkpoint's weights.
 
     Args:
-        preferred: names to look for before those that transformers writes.
+        preferred: file names to try before those that transformers writes.
 
     Raises:
         CheckpointError: there is none.
@@ -104,7 +104,7 @@ def weights_path(directory: Path, *preferred: str) -> Path:
 
 
 class WeightLoader:
-    """Copies tensors into parameters and remembers which names have been used.
+    """Copies tensors into parameters, and keeps track of which tensors have been used.
 
     Args:
         files: where the tensors come from.
@@ -113,10 +113,10 @@ class WeightLoader:
     def __init__(self, files: WeightFiles) -> None:
         self._files = files
         self.unused = files.names
-        """Names of tensors that nothing has asked for yet."""
+        """Names of tensors that have not been used."""
 
     def read(self, name: str, shape: Sequence[int] | None = None) -> torch.Tensor:
-        """One tensor as it is stored; counts as used.
+        """One tensor as it is stored; marks it as used.
 
         Raises:
             CheckpointError: it is missing, or does not have this shape.
@@ -128,7 +128,7 @@ class WeightLoader:
         return tensor
 
     def ignore(self, *names: str) -> None:
-        """These names may be there and are not needed."""
+        """Mark tensors as used that may exist and are not needed."""
         self.unused -= set(names)
 
     def fill(self, parameter: torch.Tensor, sources: Sequence[str]) -> None:
@@ -156,13 +156,14 @@ class WeightLoader:
         dtype: torch.dtype,
         form: str | None = None,
     ) -> None:
-        """Give a network that was made `uninitialised` its weights, one layer after the other.
+        """Fill a network that was built `uninitialised`, one layer after another.
 
         Args:
-            sources: for each parameter the tensors that fill it, see `fill`; or what makes it.
-            dtype: that the layers compute in.
-            form: how linear layers hold their weights, see `vox_serve.nn.linear`; None: as they
-                are.  Only one layer at a time is there in both forms.
+            sources: for each parameter, the tensors that fill it (see `fill`) or a function that
+                returns it.
+            dtype: in which the layers compute.
+            form: how linear layers store their weights, see `vox_serve.nn.linear`; None: in
+                `dtype`.  Only one layer at a time is in memory in both forms.
 
         Raises:
             CheckpointError: a tensor is missing, or the shapes do not add up.
@@ -170,7 +171,7 @@ class WeightLoader:
         """
         if form is None and device.type == "cuda":
             form = "padded"
-        # Names, not layers: one that was replaced must not be kept by this loop.
+        # Names, not layers: the loop must not keep a replaced layer in memory.
         names = [n for n, m in network.named_modules() if list(m.parameters(recurse=False))]
         # disable=None: a bar on a terminal, nothing in a log.
         for name in tqdm(names, "loading", disable=None):
@@ -186,7 +187,7 @@ class WeightLoader:
                 network.set_submodule(name, pack(layer, form))
 
     def finish(self) -> None:
-        """Raise CheckpointError if tensors are left that nothing asked for."""
+        """Raise CheckpointError if there are unused tensors."""
         if self.unused:
             first = sorted(self.unused)[0]
             raise CheckpointError(
