@@ -78,7 +78,7 @@ def first_audio(engine: Engine, text: str, seed: int) -> dict[str, float]:
     codec = engine.model.codec
     frames = min(round(VOICE_SECONDS * codec.frame_rate), engine.model.max_positions // 2)
     generator = torch.Generator().manual_seed(seed)
-    shape = (codec.num_codebooks, frames)
+    shape = (codec.frame_width, frames)
     codes = torch.randint(codec.codebook_size, shape, generator=generator)
     engine.prompts.voices.add("measured", 0, [Segment(0, text, codes=codes)])
     brief = 1 / codec.frame_rate
@@ -95,7 +95,7 @@ def bytes_per_frame(engine: Engine) -> int:
     A row of an embedding counts for nothing; the codec is not counted.
     """
     network: Any = engine.model.network  # type: ignore[attr-defined]  # a CSM
-    passes = engine.model.num_codebooks - 1
+    passes = engine.model.codec.frame_width - 1
     once = [network.backbone, network.head, network.depth_heads]
     # The codes come projected from a table; only the hidden state is projected in each frame, and
     # even that matrix may be folded away.

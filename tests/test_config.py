@@ -24,6 +24,7 @@ BAD: list[tuple[type[Any], str, Any]] = [
     (EngineConfig, "max_seconds", 3601.0),
     (EngineConfig, "max_seconds", math.nan),
     (EngineConfig, "temperature", -0.1),
+    (EngineConfig, "parameter", ("noise",)),
     (EngineConfig, "temperature", math.nan),
     (EngineConfig, "top_k", -1),
     (EngineConfig, "top_p", 0.0),

@@ -44,6 +44,7 @@ VALUES: dict[str, tuple[str, Any]] = {
     "stall_timeout": ("1.5", 1.5),
     "max_body_bytes": ("4096", 4096),
     "voices_dir": ("voices", "voices"),
+    "parameter": ("noise=0.5", ("noise=0.5",)),
     "voice_alias": ("alloy=anna", ("alloy=anna",)),
     "log_level": ("debug", "debug"),
     "log_format": ("json", "json"),

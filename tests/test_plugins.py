@@ -230,6 +230,34 @@ def test_another_hub_id_is_matched_by_its_config(
     assert load_plugins(points=[TONE]).resolve("someone/fine-tuned").spec.name == "tone"
 
 
+def test_a_folder_of_a_repository_that_a_plugin_names() -> None:
+    folder = load_plugins(points=[TONE]).resolve("test/tone/voices/low")
+    assert (folder.spec.name, folder.source) == ("tone", "test/tone/voices/low")
+
+
+def test_a_directory_without_a_config_goes_to_the_plugin_that_holds_it(tmp_path: Path) -> None:
+    holding = attrs.evolve(model("a", "a"), holds=lambda path: (path / "a.yaml").is_file())
+    plugins = found(plugin(holding), plugin(model("b", "b")))
+    with pytest.raises(CheckpointError, match=r"no config\.json"):
+        plugins.resolve(str(tmp_path))
+    (tmp_path / "a.yaml").touch()
+    assert plugins.resolve(str(tmp_path)).spec.name == "a"
+
+
+def test_files_that_need_no_config_are_fetched_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = attrs.evolve(model("a", "a", "org/a"), files=["*.safetensors"])
+    monkeypatch.setattr(hub, "fetch", lambda source, patterns: (source, patterns))
+    fetched = found(plugin(spec)).resolve("org/a/low").directory()
+    assert fetched == ("org/a/low", ["*.safetensors"])
+
+
+def test_a_limit_of_the_model_holds_under_every_name(tmp_path: Path) -> None:
+    spec = attrs.evolve(model("a", "a", "org/a"), max_characters=90)
+    plugins = found(plugin(spec, checkpoints=(CheckpointSpec("x", "org/a", "", 50),)))
+    limits = [resolved.checkpoint for resolved in map(plugins.resolve, ("org/a", "x"))]
+    assert [limit and limit.max_characters for limit in limits] == [90, 50]
+
+
 def test_an_unknown_model_is_answered_with_the_known_ones() -> None:
     plugins = found(tone, plugin(model("a", "a", "org/a")), ImportError("gone"))
     with pytest.raises(UnknownModel) as caught:

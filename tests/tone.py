@@ -48,7 +48,7 @@ class ToneCodec:
     sample_rate = 8000
     frame_rate = 12.5
     frame_size = int(os.environ.get("TONE_FRAME_SIZE", "640"))
-    num_codebooks = 2
+    frame_width = 2
     codebook_size = SIZE
     frames_per_step = 1
 
@@ -78,7 +78,6 @@ class ToneCodec:
 class ToneModel:
     device = torch.device("cpu")
     dtype = torch.float32
-    num_codebooks = 2
     hidden_size = 3
     max_positions = 200
     takes_context = True

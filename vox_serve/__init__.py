@@ -3,7 +3,7 @@
 These are the names that a plugin author imports; building blocks are in `vox_serve.nn`.
 """
 
-from vox_serve.codec import Codec, EncodingCodec
+from vox_serve.codec import Codec, EncodingCodec, SlotState
 from vox_serve.errors import (
     CheckpointError,
     InvalidRequest,
@@ -24,7 +24,7 @@ from vox_serve.model import (
     ModelSpec,
     Prompt,
 )
-from vox_serve.sampling import Sampler, SamplingParams
+from vox_serve.sampling import Parameters, Range, Sampler, SamplingParams, parameter
 from vox_serve.text import FrontEnd
 from vox_serve.voice import Segment, Voice
 
@@ -44,15 +44,19 @@ __all__ = [
     "Model",
     "ModelSpec",
     "NotFound",
+    "Parameters",
     "Prompt",
     "PromptTooLong",
+    "Range",
     "RequestError",
     "Sampler",
     "SamplingParams",
     "Segment",
+    "SlotState",
     "UnspeakableText",
     "Voice",
     "VoxServeError",
     "__version__",
     "hookimpl",
+    "parameter",
 ]

@@ -1,37 +1,57 @@
-"""The codec protocol: audio to codes and codes to audio, streaming.
+"""The codec protocol: audio to frames and frames to audio, streaming.
 
-A codec plugin implements `Codec`.  The core allocates one state row per slot and
-calls `step` once per frame for the slots that are running.  This module contains
-nothing about models, requests or HTTP.
+A frame is K numbers: codes, or the coordinates of a latent.  A codec plugin implements `Codec`.
+The core allocates one state row per slot and calls `step` once per frame for the slots that are
+running.  This module contains nothing about models, requests or HTTP.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     import torch
 
 
-class Codec(Protocol):
+@runtime_checkable
+class SlotState(Protocol):
+    """State with a row per slot, which the core has allocated and wiped."""
+
+    def allocate(self, num_slots: int) -> int:
+        """Allocate state rows for slots 0 .. num_slots - 1, before any step; returns their bytes.
+
+        The last one is spare: it fills up batches, and what it holds means nothing.
+        """
+        ...
+
+    def clear(self, slot: int) -> None:
+        """Restore a slot's state row to what `allocate` made, whatever it contains.
+
+        Called when a sequence has failed: if its state holds NaN, beginning anew may not be
+        enough, because 0 x NaN is NaN even under a mask.
+        """
+        ...
+
+
+class Codec(SlotState, Protocol):
     """A streaming neural audio codec with a state row per slot."""
 
     sample_rate: int
     """Samples per second of the mono audio it reads and writes."""
     frame_rate: float
-    """Frames of codes per second of audio."""
+    """Frames per second of audio."""
     frame_size: int
     """N: the most samples that one `step` returns for a row."""
-    num_codebooks: int
-    """K: codes per frame."""
-    codebook_size: int
-    """Codes are 0 .. codebook_size - 1; the core passes no others to `step`."""
+    frame_width: int
+    """K: numbers per frame, of as many codebooks or dimensions."""
     frames_per_step: int
     """R: frames that one `step` takes; 1 unless one codec frame consists of several model frames.
     Fewer than R frames left over at the end of an utterance are not decoded."""
 
-    def allocate(self, num_slots: int) -> int:
-        """Allocate state rows for slots 0 .. num_slots - 1, before `step`; returns their bytes."""
+    @property
+    def codebook_size(self) -> int | None:
+        """Codes are int64, 0 .. codebook_size - 1; the core passes no others to `step`.
+        None: the numbers are the coordinates of a latent, float32."""
         ...
 
     def step(
@@ -43,7 +63,7 @@ class Codec(Protocol):
         that raises has changed no state: the core tries its rows again one by one.
 
         Args:
-            codes: int64 `[B, K, R]`.
+            codes: codes or latents, `[B, K, R]`.
             slots: int64 `[B]`, distinct, except the spare last slot, which pads the batch: its
                 output is ignored.
             reset: bool `[B]`; True where the row starts a new utterance.
@@ -55,17 +75,11 @@ class Codec(Protocol):
         """
         ...
 
-    def clear(self, slot: int) -> None:
-        """Restore a slot's state row to what `allocate` made, whatever it contains.
 
-        Called when a sequence has failed: if its state holds NaN, `reset` may not be enough,
-        because 0 x NaN is NaN even under a mask.
-        """
-        ...
-
-
+@runtime_checkable
 class EncodingCodec(Codec, Protocol):
-    """A codec that also encodes; a model that takes context needs one."""
+    """A codec that also encodes: a model with one learns voices from clips, and may take
+    context."""
 
     def encode(self, pcm: torch.Tensor) -> torch.Tensor:
         """Encode a whole clip, without touching any slot.
@@ -74,6 +88,7 @@ class EncodingCodec(Codec, Protocol):
             pcm: float32 `[T]` at `sample_rate`.
 
         Returns:
-            codes: int64 `[K, F]` with F = ceil(T / frame_size).
+            codes or latents `[K, F]` with F = ceil(T / frame_size); one more or some fewer where
+            the codec first makes a clip end well.
         """
         ...

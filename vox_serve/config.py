@@ -55,6 +55,9 @@ class EngineConfig:
     min_p: float | None = setting(None, RANGES["min_p"].text)
     repetition_penalty: float | None = setting(None, RANGES["repetition_penalty"].text)
     seed: int | None = setting(None, RANGES["seed"].text)
+    parameter: tuple[str, ...] = setting(
+        (), "NAME=NUMBER: the default of a parameter that only this model has; repeatable"
+    )
     prefix_cache_mib: int = setting(
         512, "memory for the cached prompts of voices and conversations; 0 caches none"
     )
@@ -84,12 +87,22 @@ class EngineConfig:
         )
         _require(0 <= self.threads <= 1024, "threads must be from 0 to 1024")
         for name, value in self.sampling.items():
-            RANGES[name].check(name, value)
+            if name in RANGES:
+                RANGES[name].check(name, value)
 
     @property
     def sampling(self) -> dict[str, Any]:
         """The sampling parameters that were given; the model's defaults apply to the rest."""
-        return {name: getattr(self, name) for name in RANGES if getattr(self, name) is not None}
+        given = {name: getattr(self, name) for name in RANGES if getattr(self, name) is not None}
+        return given | dict(map(_named_number, self.parameter))
+
+
+def _named_number(text: str) -> tuple[str, int | float]:
+    name, _, value = text.partition("=")
+    try:
+        return name, int(value) if value.isdigit() else float(value)
+    except ValueError:
+        raise ConfigError(f"parameter must be NAME=NUMBER, not {text!r}") from None
 
 
 @attrs.frozen

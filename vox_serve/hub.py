@@ -1,7 +1,8 @@
 """Finds the directory of a checkpoint by its name; imports no tensor library.
 
-A source is a local directory or a Hugging Face hub id (`org/name`).  Every failure raises a
-one-line `CheckpointError` that says what to do.
+A source is a local directory, a Hugging Face hub id (`org/name`) or a folder in such a
+repository (`org/name/folder`).  Every failure raises a one-line `CheckpointError` that says what
+to do.
 """
 
 from __future__ import annotations
@@ -15,12 +16,18 @@ from typing import Any
 
 from vox_serve.errors import CheckpointError
 
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+HUB_ID = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)((?:/[A-Za-z0-9][\w.-]*)*)")
 log = logging.getLogger("vox_serve.hub")
 
 
 def is_hub_id(source: str) -> bool:
     return HUB_ID.fullmatch(source) is not None
+
+
+def split(source: str) -> tuple[str, str]:
+    """A hub id and the folder that it names, which may be empty: `org/name`, `a/folder`."""
+    found = HUB_ID.fullmatch(source)
+    return (found[1], found[2].removeprefix("/")) if found else (source, "")
 
 
 def read_config(source: str) -> Mapping[str, Any]:
@@ -71,22 +78,25 @@ def fetch(source: str, patterns: Sequence[str]) -> Path:
     def download(repo: str) -> str:
         from huggingface_hub import snapshot_download
 
-        return snapshot_download(repo, allow_patterns=list(patterns))
+        wanted = [f"{folder}/{pattern}" if folder else pattern for pattern in patterns]
+        return snapshot_download(repo, allow_patterns=wanted)
 
-    return _from_hub(source, download)
+    repo, folder = split(source)
+    return _from_hub(repo, download) / folder
 
 
-def _download_config(repo: str) -> str:
+def _download_config(source: str) -> str:
     from huggingface_hub import hf_hub_download
 
-    return hf_hub_download(repo, "config.json")
+    repo, folder = split(source)
+    return hf_hub_download(repo, "config.json", subfolder=folder or None)
 
 
 def _from_hub(repo: str, download: Callable[[str], str]) -> Path:
     from huggingface_hub import errors
 
     log.info("looking for %s on the Hugging Face hub", repo)
-    page = f"https://huggingface.co/{repo}"
+    page = f"https://huggingface.co/{split(repo)[0]}"
     try:
         return Path(download(repo))
     except errors.GatedRepoError as error:

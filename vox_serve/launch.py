@@ -87,7 +87,7 @@ def banner(clients: Sequence[EngineClient], address: str) -> str:
 
 def _describe(info: EngineInfo, names: Sequence[tuple[str, int]]) -> list[str]:
     mib = 2**20
-    sampling = info.sampling
+    sampling = [f"{name} {value:g}" for name, value in info.sampling.items() if value is not None]
     voices = ", ".join(f"{name} ({speaker})" for name, speaker in names)
     return [
         f"  model     {info.model} ({info.kind}){': ' + info.summary if info.summary else ''}",
@@ -95,8 +95,7 @@ def _describe(info: EngineInfo, names: Sequence[tuple[str, int]]) -> list[str]:
         f"  memory    {info.weight_bytes / mib:.0f} MiB of weights, "
         f"{info.cache_bytes / mib:.0f} MiB of cache for {info.num_slots} slots",
         f"  voices    {voices}",
-        f"  sampling  temperature {sampling.temperature:g}, top_k {sampling.top_k}, "
-        f"top_p {sampling.top_p:g}",
+        f"  sampling  {', '.join(sampling)}",
     ]
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import attrs
 
 from vox_serve.errors import RequestError
-from vox_serve.sampling import SamplingParams
+from vox_serve.sampling import Range
 from vox_serve.text import Normalize
 from vox_serve.voice import Segment
 
@@ -170,6 +170,21 @@ Event = Started | Audio | Finished | Failed | Done
 
 
 @attrs.frozen
+class ParameterInfo:
+    """A sampling parameter of a model: what it may be, and one line of help."""
+
+    type: str
+    minimum: float
+    maximum: float
+    description: str
+
+    @classmethod
+    def of(cls, allowed: Range) -> ParameterInfo:
+        kind = "integer" if allowed.kind is int else "number"
+        return cls(kind, allowed.kind(allowed.low), allowed.kind(allowed.high), allowed.text)
+
+
+@attrs.frozen
 class EngineInfo:
     """What the server reports about a loaded model."""
 
@@ -184,14 +199,16 @@ class EngineInfo:
     num_slots: int
     sample_rate: int
     frame_rate: float
-    num_codebooks: int
+    frame_width: int
     max_positions: int
     max_seconds: float
     max_characters: int | None
     max_words: int | None
     takes_context: bool
+    takes_voices: bool
     voices: tuple[tuple[str, int], ...]
-    sampling: SamplingParams
+    sampling: Mapping[str, float | None]
+    parameters: Mapping[str, ParameterInfo]
     load_seconds: float
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import attrs
 
-from vox_serve.sampling import Sampler, SamplingParams
+from vox_serve.sampling import Parameters, Sampler, SamplingParams
 from vox_serve.text import FrontEnd
 from vox_serve.voice import Segment, Voice
 
@@ -36,6 +36,9 @@ class Prompt:
     inputs: Mapping[str, torch.Tensor]
     shared: int = 0
     """Leading positions that hold the voice and the context; other texts may follow them."""
+    given: tuple[torch.Tensor, torch.Tensor] | None = None
+    """Keys and values `[layers, P, H, D]` of the first P positions, which are copied and not run:
+    of a voice, for instance, that comes as such.  What `inputs` has there only tells it apart."""
 
     def __len__(self) -> int:
         """T, the number of positions in the prompt."""
@@ -91,28 +94,35 @@ class Model(Protocol):
     `prefill`, `emit` and `advance` are pure in the sense that matters on a GPU: static
     shapes, no `.item()`, no host branch on device data.  One implementation then runs
     eagerly on a CPU and captured in a CUDA graph.  What a row computes must not depend
-    on the other rows, and only the cache may be written to: `hidden` and `codes` may be
-    the runner's own buffers.
+    on the other rows, and only the cache and state of the model's own may be written to:
+    `hidden` and `codes` may be the runner's own buffers.
 
-    Shapes: B rows of the batch, K codebooks, H hidden size.
+    A model with state of its own, a row per slot, is a `SlotState` too.  `prefill` begins the
+    rows of its slots anew.  Each function may be run again for the same frame, if it raised for
+    another row: what it writes must come out the same (`Sampler.frame` counts the frames).
+
+    Shapes: B rows of the batch, K numbers per frame (the codec's), H hidden size.
     """
 
     codec: Codec
     device: torch.device
     dtype: torch.dtype
-    num_codebooks: int
     hidden_size: int
     max_positions: int
     """Context: prompt positions plus one per frame must fit."""
     kv_layout: KVLayout
     takes_context: bool
-    """Does it use earlier turns?  If so, its codec encodes their audio; if not, `prompt` gets no
-    context, and its voices have no segments."""
+    """Does it use earlier turns?  If so, its codec encodes; if not, `prompt` gets no context,
+    and its voices have segments only if clients registered them (see `EncodingCodec`)."""
     voices: Sequence[Voice]
     """A request's `speaker` selects the first voice with that speaker id."""
-    default_sampling: SamplingParams
     weight_bytes: int
     """Memory that the weights take, the codec's included."""
+
+    @property
+    def default_sampling(self) -> Parameters:
+        """What a request gets that names nothing; of the class that the `ModelSpec` names."""
+        ...
 
     def prompt(self, text: str, voice: Voice, context: Sequence[Segment]) -> Prompt:
         """Build the prompt: the voice's segments, then `context`, then `text`.
@@ -148,14 +158,14 @@ class Model(Protocol):
         ...
 
     def emit(self, hidden: torch.Tensor, sampler: Sampler) -> tuple[torch.Tensor, torch.Tensor]:
-        """Hidden `[B, H]` to one frame: codes int64 `[B, K]` and end bool `[B]`.
+        """Hidden `[B, H]` to one frame: codes or latents `[B, K]`, and end bool `[B]`.
 
         A frame with `end` set is not decoded to audio.
         """
         ...
 
     def advance(self, codes: torch.Tensor, slots: torch.Tensor, kv: KVCache) -> torch.Tensor:
-        """One frame of codes `[B, K]` to the next hidden `[B, H]`, at `kv.lengths[slots]`."""
+        """One frame `[B, K]` to the next hidden `[B, H]`, at `kv.lengths[slots]`."""
         ...
 
 
@@ -180,9 +190,13 @@ class ModelSpec:
         summary: one line for `vox-serve models`.
         hub_ids: hub repositories known to hold such checkpoints.
         matches: does a checkpoint's `config.json` describe such a model?
-        files: given `config.json`, glob patterns of the files to download from the hub.
+        files: glob patterns of the files to download from the hub, or a function that makes
+            them of `config.json`.
         load: builds the model.  Raises CheckpointError.
         front_end: normalizes text for its voices; None: the text is used as it is written.
+        parameters: what a request may set of how frames are made.
+        holds: does a directory without a `config.json` hold such a checkpoint?
+        max_characters: of one piece of text, as for a `CheckpointSpec` that names none.
         api_version: version of the plugin interface that the plugin was written for.
     """
 
@@ -190,9 +204,12 @@ class ModelSpec:
     summary: str
     hub_ids: tuple[str, ...]
     matches: Callable[[Mapping[str, Any]], bool]
-    files: Callable[[Mapping[str, Any]], Sequence[str]]
+    files: Callable[[Mapping[str, Any]], Sequence[str]] | Sequence[str]
     load: Callable[[LoadOptions], Model]
     front_end: FrontEnd | None = None
+    parameters: type[Parameters] = SamplingParams
+    holds: Callable[[Path], bool] = lambda directory: False
+    max_characters: int | None = None
     api_version: int = 1
 
 

@@ -58,7 +58,10 @@ class ResolvedModel:
 
     def directory(self) -> Path:
         """The checkpoint on disk; downloads it if it is on the hub.  Raises CheckpointError."""
-        return hub.fetch(self.source, self.spec.files(hub.read_config(self.source)))
+        files = self.spec.files
+        return hub.fetch(
+            self.source, files(hub.read_config(self.source)) if callable(files) else files
+        )
 
 
 @attrs.define
@@ -87,6 +90,8 @@ class Plugins:
             name = checkpoint.alias
         elif os.path.isdir(name):
             name = Path(name).resolve().name
+        if checkpoint is None and spec.max_characters is not None:
+            checkpoint = CheckpointSpec(name, source, "", max_characters=spec.max_characters)
         return ResolvedModel(name, spec, source, checkpoint)
 
     def _checkpoint(self, name: str) -> CheckpointSpec | None:
@@ -100,13 +105,17 @@ class Plugins:
 
     def _spec(self, source: str) -> ModelSpec:
         for spec in self.models.values():
-            if source in spec.hub_ids:
+            if hub.split(source)[0] in spec.hub_ids:
                 return spec
         if os.path.isdir(source) or hub.is_hub_id(source):
             return self._matching(source)
         raise UnknownModel(f"unknown model {source!r}: no such alias or directory; {self._known()}")
 
     def _matching(self, source: str) -> ModelSpec:
+        if os.path.isdir(source):
+            held = [spec for spec in self.models.values() if spec.holds(Path(source))]
+            if len(held) == 1:
+                return held[0]
         config = hub.read_config(source)
         fits = [spec for spec in self.models.values() if spec.matches(config)]
         if len(fits) == 1:

@@ -1,4 +1,4 @@
-"""Sampling parameters, and the protocol of the function that picks codes.
+"""Sampling parameters, and the protocol of what makes the choices in a frame.
 
 Defines the range and the meaning of each parameter; the arithmetic is in
 `vox_serve.engine.sampler`.
@@ -7,7 +7,7 @@ Defines the range and the meaning of each parameter; the arithmetic is in
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import attrs
 
@@ -44,59 +44,122 @@ class Range:
             raise InvalidRequest(f"{name} must be {self.limits}, not {str(value)[:40]}", name)
 
 
-RANGES: Mapping[str, Range] = {
-    "temperature": Range(float, 0.0, 5.0, "0 always picks the likeliest code (greedy)"),
-    "top_k": Range(int, 0, 2**31 - 1, "keep the k likeliest codes; 0 keeps all"),
-    "top_p": Range(float, 0.01, 1.0, "keep the likeliest codes that sum to p; 1 keeps all"),
-    "min_p": Range(float, 0.0, 1.0, "keep codes at least this share as likely as the likeliest"),
-    "repetition_penalty": Range(
-        float,
-        0.1,
-        10.0,
-        f"divides logits of codes of the last {REPETITION_WINDOW} frames; 1 is off",
-    ),
-    "seed": Range(int, 0, 2**63 - 1, "same request and seed, same audio; random unless given"),
-}
-"""Every sampling parameter with its range and one line of help; flags and HTTP read it."""
+def parameter(default: Any, allowed: Range, kw_only: bool = False) -> Any:
+    """A field of a `Parameters` class."""
+    return attrs.field(default=default, metadata={"range": allowed}, kw_only=kw_only)
 
 
 @attrs.frozen
-class SamplingParams:
-    """How codes are picked for one sequence.
+class Parameters:
+    """What a request may set of how a model makes its frames, one field each.
 
-    Filters apply in this order: repetition penalty, temperature, top-k, top-p, min-p.
-    The repetition penalty acts only on codebook 0, over a window of recent frames.
+    A model that picks codes has `SamplingParams`.  One that has other parameters, or more,
+    declares a class of its own, in a module that loads no torch:
+
+        @attrs.frozen
+        class MyParameters(SamplingParams):
+            guidance_scale: float = parameter(3.0, Range(float, 1.0, 10.0, "weight of the text"))
 
     Raises:
         InvalidRequest: a value is out of its range; names the field and the limit.
     """
 
-    temperature: float = 0.9
-    top_k: int = 50
-    top_p: float = 1.0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-    seed: int | None = None
+    seed: int | None = parameter(
+        None,
+        Range(int, 0, 2**63 - 1, "same request and seed, same audio; random unless given"),
+        kw_only=True,
+    )
 
     def __attrs_post_init__(self) -> None:
-        for name, allowed in RANGES.items():
+        for name, allowed in self.ranges().items():
             value = getattr(self, name)
             if name != "seed" or value is not None:
                 allowed.check(name, value)
 
-    def merged(self, *overrides: Mapping[str, Any]) -> SamplingParams:
-        """These parameters with those that the overrides name; later ones win."""
+    @classmethod
+    def ranges(cls) -> dict[str, Range]:
+        """Every parameter with its range and one line of help."""
+        return {field.name: field.metadata["range"] for field in attrs.fields(cls)}
+
+    def merged(self, *overrides: Mapping[str, Any]) -> Self:
+        """These parameters with those that the overrides name; later ones win.
+
+        Raises:
+            InvalidRequest: also if the model has no parameter of a name.
+        """
         changes = {name: value for each in overrides for name, value in each.items()}
+        unknown = changes.keys() - self.ranges().keys()
+        if unknown:
+            name, known = min(unknown), ", ".join(self.ranges())
+            raise InvalidRequest(f"this model has no parameter {name}; it has {known}", name)
         return attrs.evolve(self, **changes)
 
 
+@attrs.frozen
+class SamplingParams(Parameters):
+    """How codes are picked for one sequence.
+
+    Filters apply in this order: repetition penalty, temperature, top-k, top-p, min-p.
+    The repetition penalty acts only on codebook 0, over a window of recent frames.
+    """
+
+    temperature: float = parameter(
+        0.9, Range(float, 0.0, 5.0, "0 always picks the likeliest code (greedy)")
+    )
+    top_k: int = parameter(50, Range(int, 0, 2**31 - 1, "keep the k likeliest codes; 0 keeps all"))
+    top_p: float = parameter(
+        1.0, Range(float, 0.01, 1.0, "keep the likeliest codes that sum to p; 1 keeps all")
+    )
+    min_p: float = parameter(
+        0.0, Range(float, 0.0, 1.0, "keep codes at least this share as likely as the likeliest")
+    )
+    repetition_penalty: float = parameter(
+        1.0,
+        Range(
+            float,
+            0.1,
+            10.0,
+            f"divides logits of codes of the last {REPETITION_WINDOW} frames; 1 is off",
+        ),
+    )
+
+
+RANGES: Mapping[str, Range] = SamplingParams.ranges()
+"""The parameters of a model that picks codes; each has a flag and a field of its own."""
+
+
 class Sampler(Protocol):
-    """Picks one code per row; the runner passes it to `Model.emit`."""
+    """What a model is told of the rows of one batch, and what chooses for it.
+
+    The runner passes it to `Model.emit`.  Nothing here is read by the host, and nothing
+    depends on the other rows.
+    """
+
+    slots: torch.Tensor
+    """int64 `[B]`: where a model keeps the state of each row."""
+
+    @property
+    def frame(self) -> torch.Tensor:
+        """int64 `[B]`: the number of the frame in its utterance, from 0."""
+        ...
 
     def __call__(self, logits: torch.Tensor, codebook: int) -> torch.Tensor:
         """Pick codes from `logits` `[B, V]` for codebook number `codebook`.
 
-        Returns int64 `[B]`.  No host read.  Call it once per codebook and frame, in the
-        model's own order: codebook and frame number key the random draws.
+        Returns int64 `[B]`.  Call it once per codebook and frame, in the model's own order:
+        codebook and frame number key the random draws.
         """
+        ...
+
+    def noise(self, size: int, place: int = 0) -> torch.Tensor:
+        """Standard normal numbers, float32 `[B, size]`, keyed by seed, frame and `place`."""
+        ...
+
+    def parameter(self, name: str) -> torch.Tensor:
+        """A number that the model's own `Parameters` declare, `[B]`; float32 or int64."""
+        ...
+
+    def largest(self, name: str) -> float:
+        """The largest value of a parameter among the rows; where the host does not know which
+        rows there are, as in a captured step, the largest that is allowed."""
         ...

@@ -220,7 +220,7 @@ def speaking(engine: Engine, count: int, context: int, frames: int) -> list[Sequ
     how many positions there are, not on what they hold.
     """
     runner, codec = engine.runner, engine.model.codec
-    columns = engine.model.num_codebooks + 1
+    columns = engine.model.codec.frame_width + 1
     prompt = Prompt({"tokens": torch.zeros(context, columns, dtype=torch.int64)})
     for number in range(count):
         engine.enqueue(Sequence(str(number), prompt, engine.prompts.defaults, number, frames))
@@ -261,7 +261,7 @@ def request(name: str, text: str, frames: int, **fields: Any) -> SpeechRequest:
 def random_context(model: CsmModel, positions: int, seed: int) -> tuple[Segment, ...]:
     """A segment of random codes that takes some `positions` of a prompt."""
     generator = torch.Generator().manual_seed(seed)
-    shape = (model.num_codebooks, positions)
+    shape = (model.codec.frame_width, positions)
     codes = torch.randint(0, model.codec.codebook_size, shape, generator=generator)
     return (Segment(0, "a", codes=codes),)
 

@@ -112,6 +112,17 @@ def test_bad_field(tone_server: RunningServer, fields: dict[str, Any], param: st
     assert "0x" not in message, "no address of this process is shown"
 
 
+def test_a_parameter_that_the_model_does_not_have_is_named(tone_server: RunningServer) -> None:
+    for asked in ({"steps": 2}, {"steps": 2.5}):
+        message = check_error(post(tone_server, parameters=asked), 400, "steps", "invalid_request")
+        assert "no parameter steps; it has seed, temperature" in message
+    check_error(post(tone_server, parameters={"top_k": 2}), 400, "parameters", "invalid_request")
+    check_error(post(tone_server, parameters={"steps": "2"}), 400, "parameters")
+    many = {f"p{number}": 1 for number in range(33)}
+    message = check_error(post(tone_server, parameters=many), 400, "parameters", "invalid_request")
+    assert "at most 32" in message
+
+
 def beyond(name: str) -> list[object]:
     """Values of the wrong type, and on both sides of the range."""
     allowed = RANGES[name]

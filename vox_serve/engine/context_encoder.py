@@ -1,4 +1,4 @@
-"""Encodes context audio, and caches the codes: the same clips come with every turn."""
+"""Encodes context audio, and caches the frames: the same clips come with every turn."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 
 from vox_serve.codec import Codec, EncodingCodec
 from vox_serve.engine.cuda_graph import Stream
+from vox_serve.engine.frames import frame_dtype
 from vox_serve.voice import Segment
 
 KEPT = 256
@@ -27,7 +28,7 @@ class ContextEncoder:
         self._codes: OrderedDict[bytes, torch.Tensor] = OrderedDict()
 
     def encode(self, segment: Segment) -> Segment:
-        """The segment with codes int64 `[K, F]` on the host, in place of audio."""
+        """The segment with codes or latents `[K, F]` on the host, in place of audio."""
         if segment.codes is not None or segment.audio is None:
             return segment
         key = hashlib.sha256(segment.audio.tobytes()).digest()
@@ -43,9 +44,9 @@ class ContextEncoder:
         return attrs.evolve(segment, audio=None, codes=codes)
 
     def blank(self, segment: Segment) -> Segment:
-        """The segment with as many codes as its audio gives, all 0, to count positions."""
+        """The segment with as many frames as its audio gives, all 0, to count positions."""
         if segment.codes is not None or segment.audio is None:
             return segment
         frames = -(-len(segment.audio) // self._codec.frame_size)
-        codes = torch.zeros(self._codec.num_codebooks, frames, dtype=torch.int64)
+        codes = torch.zeros(self._codec.frame_width, frames, dtype=frame_dtype(self._codec))
         return attrs.evolve(segment, audio=None, codes=codes)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from vox_serve.codec import SlotState
 from vox_serve.errors import ConfigError
 from vox_serve.model import Model
 
@@ -71,11 +72,16 @@ def require_room(model: Model, slots: int) -> None:
 
 
 def slot_bytes(model: Model) -> int:
-    """Memory of one slot: keys and values, codec state, and (estimated) results of a step."""
+    """Memory of one slot: keys, values, state of codec and model, (estimated) step results."""
     layout = model.kv_layout
     position = 2 * layout.num_layers * layout.num_kv_heads * layout.head_dim * model.dtype.itemsize
-    codec = model.codec.allocate(2) - model.codec.allocate(1)
-    return position * model.max_positions + codec + STEP_BYTES
+    state = sum(s.allocate(2) - s.allocate(1) for s in slot_states(model))
+    return position * model.max_positions + state + STEP_BYTES
+
+
+def slot_states(model: Model) -> list[SlotState]:
+    """What holds state with a row per slot: the codec, and a model that has some of its own."""
+    return [model.codec, *([model] if isinstance(model, SlotState) else [])]
 
 
 def free_bytes(device: torch.device) -> int | None:

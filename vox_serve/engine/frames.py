@@ -8,6 +8,13 @@ from typing import Any
 import attrs
 import torch
 
+from vox_serve.codec import Codec
+
+
+def frame_dtype(codec: Codec) -> torch.dtype:
+    """Of a frame's numbers: codes are integers, latents are not."""
+    return torch.float32 if codec.codebook_size is None else torch.int64
+
 
 @attrs.frozen
 class Frame:
@@ -16,16 +23,16 @@ class Frame:
     Args:
         pcm: signed 16-bit samples, as bytes.
         end: the model ended the utterance; `pcm` is undefined.
-        finite: False if the row's logits or samples were not finite; `pcm` is undefined.
+        finite: False if the row's logits, latent or samples were not finite; `pcm` is undefined.
         reserved: the number of codes outside the codec's codebooks.
-        codes: the K codes, for tests and traces.
+        codes: the K codes or coordinates, for conversations and tests.
     """
 
     pcm: bytes
     end: bool
     finite: bool
     reserved: int
-    codes: tuple[int, ...]
+    codes: tuple[float, ...]
 
 
 class FrameReader:
@@ -58,11 +65,11 @@ class FrameReader:
             heard = sounds if self._due[number] else None
             frames.append(
                 Frame(
-                    b"" if heard is None else heard[number, :valid].astype("<i2").tobytes(),
+                    b"" if heard is None else heard[number, : int(valid)].astype("<i2").tobytes(),
                     bool(end),
                     # The frame with the end is not played, so its samples may be non-finite.
                     bool(finite) and bool(end or sounding or heard is None),
-                    reserved,
+                    int(reserved),
                     tuple(codes),
                 )
             )

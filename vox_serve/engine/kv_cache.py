@@ -58,6 +58,13 @@ class SlotKVCache:
     def view(self, slots: torch.Tensor, positions: torch.Tensor) -> KVView:
         return SlotView(self, slots, positions)
 
+    def fill(self, slot: int, keys: torch.Tensor, values: torch.Tensor) -> int:
+        """Copy keys and values `[layer, P, head, dim]` to a slot's first positions; returns P."""
+        length = keys.shape[1]
+        self.keys[:, slot, :length] = keys
+        self.values[:, slot, :length] = values
+        return length
+
     def clear(self, slot: int) -> None:
         """Zero a slot's row."""
         self.keys[:, slot] = 0

@@ -67,9 +67,7 @@ class PrefixCache:
             return 0
         self._prefixes.remove(best)
         self._prefixes.append(best)
-        kv.keys[:, slot, :length] = best.keys[:, :length]
-        kv.values[:, slot, :length] = best.values[:, :length]
-        return length
+        return kv.fill(slot, best.keys[:, :length], best.values[:, :length])
 
     def keep(self, inputs: Inputs, slot: int, kv: SlotKVCache) -> None:
         """Copy what `slot` holds for these rows.  Replaces prefixes of this prefix."""

@@ -11,12 +11,14 @@ from math import ceil, floor
 
 import attrs
 
+from vox_serve.codec import EncodingCodec
 from vox_serve.config import EngineConfig
 from vox_serve.engine.context_encoder import ContextEncoder
 from vox_serve.engine.conversation import Conversations
 from vox_serve.engine.sequence import Sequence, Turn
 from vox_serve.engine.voices import Voices
 from vox_serve.errors import (
+    ConfigError,
     InvalidRequest,
     PromptTooLong,
     UnspeakableText,
@@ -41,11 +43,14 @@ class Prompts:
         self.model = model
         self.config = config
         self.checkpoint = checkpoint
-        self.defaults = model.default_sampling.merged(config.sampling)
+        try:
+            self.defaults = model.default_sampling.merged(config.sampling)
+        except InvalidRequest as error:
+            raise ConfigError(error.message) from error
         self.conversations = Conversations(config.conversation_timeout, config.max_conversations)
-        self.takes_context = model.takes_context and (
-            checkpoint is None or checkpoint.takes_context
-        )
+        trained = checkpoint is None or checkpoint.takes_context
+        self.takes_context = model.takes_context and trained
+        self.takes_voices = isinstance(model.codec, EncodingCodec) and trained
         self._encoder = ContextEncoder(model.codec, model.device)
         self.voices = Voices(model, self._encoder)
 
@@ -101,6 +106,11 @@ class Prompts:
         """Raise UnspeakableText, about `field`, unless the model takes context."""
         if not self.takes_context:
             raise UnspeakableText("this model was not trained to follow earlier turns", field)
+
+    def require_voices(self) -> None:
+        """Raise UnspeakableText unless the model learns voices from clips."""
+        if not self.takes_voices:
+            raise UnspeakableText("this model cannot learn voices from clips", "voice")
 
     def _encoded(
         self, request: SpeechRequest, voice: Voice, turns: Rows[Segment]

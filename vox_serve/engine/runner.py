@@ -22,7 +22,8 @@ from vox_serve.engine.cuda_graph import (
     bucket_sizes,
     to_device,
 )
-from vox_serve.engine.frames import FrameReader
+from vox_serve.engine.device import slot_states
+from vox_serve.engine.frames import FrameReader, frame_dtype
 from vox_serve.engine.kv_cache import SlotKVCache
 from vox_serve.engine.prefix_cache import PrefixCache
 from vox_serve.engine.sampler import SlotSampler
@@ -51,24 +52,25 @@ class ModelRunner:
         codec, device, rows = model.codec, model.device, num_slots + 1
         self.kv = SlotKVCache(model.kv_layout, rows, model.max_positions, device, model.dtype)
         self.prefixes = PrefixCache(prefix_bytes)
-        self.sampler = SlotSampler(rows, device)
+        self.sampler = SlotSampler(rows, device, type(model.default_sampling))
 
         def zeros(dtype: torch.dtype, *shape: int) -> torch.Tensor:
             return torch.zeros(rows, *shape, dtype=dtype, device=device)
 
-        books, span = model.num_codebooks, codec.frames_per_step
+        width, span, numbers = codec.frame_width, codec.frames_per_step, frame_dtype(codec)
         self.hidden = zeros(model.dtype, model.hidden_size)
-        self.picked = zeros(torch.int64, books + 3)
-        """Results of `emit`: codes, the code that the sampler remembers, end, finite."""
-        self.taken = zeros(torch.int64, books + 3)
-        """Results to copy to the host: codes, end, finite, reserved codes."""
-        self.pending = zeros(torch.int64, books, span)
+        self.picked = zeros(numbers, width + 3)
+        """Results of `emit`: the frame, the code that the sampler remembers, end, finite."""
+        self.taken = zeros(numbers, width + 3)
+        """Results to copy to the host: the frame, end, finite, reserved codes."""
+        self.pending = zeros(numbers, width, span)
         self.fresh = zeros(torch.bool).fill_(True)
         self.pcm = zeros(torch.int16, codec.frame_size)
         self.sound = zeros(torch.int64, 2)
         """For each row of `pcm`: valid samples, finite."""
-        self.cache_bytes = self.kv.num_bytes + codec.allocate(rows)
-        """Memory of the slots: keys, values and codec state."""
+        self._states = slot_states(model)
+        self.cache_bytes = self.kv.num_bytes + sum(s.allocate(rows) for s in self._states)
+        """Memory of the slots: keys, values, state of the codec and the model."""
         sizes = bucket_sizes(num_slots, device, deterministic)
         self._main, self._side = Stream(device, main=True), Stream(device)
         """The codec's stream: it decodes, from copies, while the next frame is computed."""
@@ -99,7 +101,8 @@ class ModelRunner:
         self._side.join()
         self.kv.clear(sequence.slot)
         self.hidden[sequence.slot] = 0
-        self.model.codec.clear(sequence.slot)
+        for state in self._states:
+            state.clear(sequence.slot)
 
     @torch.inference_mode()
     def warm_up(self) -> None:
@@ -114,10 +117,13 @@ class ModelRunner:
 
     @torch.inference_mode()
     def restore(self, sequence: Sequence) -> None:
-        """Copy the longest cached prefix of the prompt into the slot."""
-        sequence.restored = self.prefixes.restore(sequence.prompt.inputs, sequence.slot, self.kv)
+        """Copy the longest cached prefix of the prompt into the slot, or what came with it."""
+        prompt, slot = sequence.prompt, sequence.slot
+        sequence.restored = self.prefixes.restore(prompt.inputs, slot, self.kv)
         sequence.prefilled = sequence.restored
-        self.kv.lengths[sequence.slot].fill_(sequence.restored)
+        if prompt.given is not None:
+            sequence.prefilled = max(sequence.restored, self.kv.fill(slot, *prompt.given))
+        self.kv.lengths[slot].fill_(sequence.prefilled)
 
     @torch.inference_mode()
     def prefill(self, sequences: Rows[Sequence], most: int) -> None:
@@ -195,7 +201,7 @@ class ModelRunner:
     def _advance(self, slots: torch.Tensor, numbers: Rows[int] | None) -> None:
         self.kv.span = _side_by_side(numbers)
         rows = slots if self.kv.span is None else self.kv.span
-        codes = self.picked[rows][:, : self.model.num_codebooks]
+        codes = self.picked[rows][:, : self.model.codec.frame_width]
         self.hidden[rows] = self.model.advance(codes, slots, self.kv)
         self.kv.lengths.index_add_(0, slots, self._ones[: len(slots)])
         self.kv.lengths[self.num_slots].zero_()  # the spare row must not grow
@@ -205,18 +211,24 @@ class ModelRunner:
         span = _side_by_side(numbers)
         rows = slots if span is None else span
         codes, end = self.model.emit(self.hidden[rows], sampler)
-        facts = [sampler.picked[:, None], end[:, None], sampler.finite[:, None]]
+        finite = sampler.finite
+        if codes.is_floating_point():
+            finite = finite & codes.isfinite().all(1)
+        facts = [sampler.picked[:, None], end[:, None], finite[:, None]]
         self.picked[rows] = torch.cat([codes, *facts], 1)
 
     def _take(self, slots: torch.Tensor, numbers: Rows[int] | None) -> None:
-        picked, books = self.picked[slots], self.model.num_codebooks
-        codes, facts = picked[:, :books], picked[:, books:]
-        # Reserved ids may be sampled, as in the reference, but have no sound: code 0 is used.
-        reserved = (codes < 0) | (codes >= self.model.codec.codebook_size)
+        picked, codec = self.picked[slots], self.model.codec
+        codes, facts = picked[:, : codec.frame_width], picked[:, codec.frame_width :]
+        heard, reserved = codes, torch.zeros_like(facts[:, :1])
+        if codec.codebook_size is not None:
+            # Reserved ids may be sampled, as in the reference, but have no sound: code 0 is used.
+            beyond = (codes < 0) | (codes >= codec.codebook_size)
+            heard, reserved = torch.where(beyond, 0, codes), beyond.sum(1, keepdim=True)
         place = self.sampler.frame[slots] % self.pending.shape[2]
-        self.pending[slots, :, place] = torch.where(reserved, 0, codes)
-        self.taken[slots] = torch.cat([codes, facts[:, 1:], reserved.sum(1, keepdim=True)], 1)
-        self.sampler.commit(slots, facts[:, 0])
+        self.pending[slots, :, place] = heard
+        self.taken[slots] = torch.cat([codes, facts[:, 1:], reserved], 1)
+        self.sampler.commit(slots, facts[:, 0].to(torch.int64))
 
     def _sound(self, slots: torch.Tensor, numbers: Rows[int] | None) -> None:
         pcm, valid = self.model.codec.step(self.pending[slots], slots, self.fresh[slots])

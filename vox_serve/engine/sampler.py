@@ -7,7 +7,8 @@ spoil another.
 
 Noise: SplitMix64 (Steele, Lea, Flood, "Fast splittable pseudorandom number generators",
 OOPSLA 2014), used as a counter-based generator: a key is mixed from (seed, frame, codebook),
-and token t gets the key's output number t.
+and token t gets the key's output number t.  Normal noise for latents comes the same way, from
+keys of its own, by the inverse of the normal distribution.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from functools import cached_property
 import torch
 
 from vox_serve.nn.kernels import use_triton
-from vox_serve.sampling import REPETITION_WINDOW, SamplingParams
+from vox_serve.sampling import RANGES, REPETITION_WINDOW, Parameters, SamplingParams
 
 
 def _signed(value: int) -> int:
@@ -27,6 +28,8 @@ def _signed(value: int) -> int:
 
 
 _GAMMA = _signed(0x9E3779B97F4A7C15)
+_NORMAL = _signed(0xD1B54A32D192ED03)
+"""Keeps the keys of normal noise apart from those of codebooks."""
 _MIX_1 = _signed(0xBF58476D1CE4E5B9)
 _MIX_2 = _signed(0x94D049BB133111EB)
 
@@ -43,21 +46,36 @@ def _mix(x: torch.Tensor) -> torch.Tensor:
     return x ^ _shift(x, 31)
 
 
-def gumbel_noise(keys: torch.Tensor, size: int) -> torch.Tensor:
-    """Standard Gumbel noise, float32 `[B, size]`, from int64 keys `[B]`."""
+def _uniform(keys: torch.Tensor, size: int) -> torch.Tensor:
+    """Numbers inside (0, 1), float32 `[B, size]`, from int64 keys `[B]`."""
     counters = torch.arange(1, size + 1, device=keys.device) * _GAMMA
     bits = _shift(_mix(keys[:, None] + counters), 41)  # 23 bits: with the half added, exact
-    uniform = (bits.to(torch.float32) + 0.5) * 2.0**-23  # inside (0, 1): no infinity below
-    return -torch.log(-torch.log(uniform))
+    return (bits.to(torch.float32) + 0.5) * 2.0**-23
+
+
+def gumbel_noise(keys: torch.Tensor, size: int) -> torch.Tensor:
+    """Standard Gumbel noise, float32 `[B, size]`, from int64 keys `[B]`."""
+    return -torch.log(-torch.log(_uniform(keys, size)))
+
+
+def normal_noise(keys: torch.Tensor, size: int) -> torch.Tensor:
+    """Standard normal noise, float32 `[B, size]`, from int64 keys `[B]`; within 5.2 of 0."""
+    noise: torch.Tensor = torch.special.ndtri(_uniform(keys, size))
+    return noise
 
 
 class SlotSampler:
     """Sampling state with a row per slot.
 
     `assign` uploads a sequence's parameters when it joins; after that, nothing crosses the host.
+
+    Args:
+        kind: the parameters that the model has; numbers of its own get a row per slot too.
     """
 
-    def __init__(self, num_slots: int, device: torch.device) -> None:
+    def __init__(
+        self, num_slots: int, device: torch.device, kind: type[Parameters] = SamplingParams
+    ) -> None:
         def zeros(dtype: torch.dtype, *shape: int) -> torch.Tensor:
             return torch.zeros(num_slots, *shape, dtype=dtype, device=device)
 
@@ -69,20 +87,31 @@ class SlotSampler:
         self.seed = zeros(torch.int64)
         self.frame = zeros(torch.int64)
         self.recent = zeros(torch.int64, REPETITION_WINDOW)  # code + 1; 0 is empty
-        self.params: list[SamplingParams | None] = [None] * num_slots
+        self.ranges = kind.ranges()
+        self.own = {
+            name: zeros(torch.int64 if allowed.kind is int else torch.float32)
+            for name, allowed in self.ranges.items()
+            if name not in RANGES
+        }
+        self.params: list[Parameters | None] = [None] * num_slots
 
-    def assign(self, slot: int, params: SamplingParams, seed: int) -> None:
+    def assign(self, slot: int, params: Parameters, seed: int) -> None:
         """Start a sequence in `slot`."""
-        for rows, value in (
-            (self.temperature, params.temperature),
-            (self.top_k, params.top_k),
-            (self.top_p, params.top_p),
-            (self.min_p, params.min_p),
-            (self.penalty, params.repetition_penalty),
+        values: list[tuple[torch.Tensor, float]] = [
             (self.seed, seed),
             (self.frame, 0),
             (self.recent, 0),
-        ):
+        ]
+        values += [(rows, getattr(params, name)) for name, rows in self.own.items()]
+        if isinstance(params, SamplingParams):
+            values += [
+                (self.temperature, params.temperature),
+                (self.top_k, params.top_k),
+                (self.top_p, params.top_p),
+                (self.min_p, params.min_p),
+                (self.penalty, params.repetition_penalty),
+            ]
+        for rows, value in values:
             rows[slot].fill_(value)
         self.params[slot] = params
 
@@ -108,8 +137,8 @@ class RowSampler:
     def __init__(
         self, state: SlotSampler, numbers: Sequence[int] | None, slots: torch.Tensor
     ) -> None:
-        asked = [state.params[n] for n in numbers or ()]
-        params = [p for p in asked if p is not None]
+        self._asked = [p for n in numbers or () if (p := state.params[n]) is not None]
+        params = [p for p in self._asked if isinstance(p, SamplingParams)]
         # Skip what no row uses; the host knows it from the requests, without a device read.
         every = numbers is None
         drawing = [p for p in params if p.temperature > 0]
@@ -119,11 +148,25 @@ class RowSampler:
         # Without top-p, only the order of the largest top-k codes matters.
         ordered = every or any(p.top_p < 1 for p in drawing)
         self._most = None if ordered else max((p.top_k for p in drawing), default=0)
-        self._state, self._slots = state, slots
+        self._state, self.slots = state, slots
         self._picked: torch.Tensor | None = None
         self._finite: torch.Tensor | None = None
         self._largest: list[torch.Tensor] = []
         self._rows: dict[str, torch.Tensor] = {}
+
+    @cached_property
+    def frame(self) -> torch.Tensor:
+        return self._state.frame[self.slots]
+
+    def noise(self, size: int, place: int = 0) -> torch.Tensor:
+        return normal_noise(_mix((self._key ^ _NORMAL) + place), size)
+
+    def parameter(self, name: str) -> torch.Tensor:
+        return self._state.own[name][self.slots]
+
+    def largest(self, name: str) -> float:
+        given = [float(getattr(params, name)) for params in self._asked]
+        return max(given, default=self._state.ranges[name].high)
 
     def __call__(self, logits: torch.Tensor, codebook: int) -> torch.Tensor:
         picked = self._pick(logits, codebook)
@@ -134,13 +177,13 @@ class RowSampler:
     @property
     def picked(self) -> torch.Tensor:
         """int64 `[B]`: the codes picked for codebook 0."""
-        return torch.zeros_like(self._slots) if self._picked is None else self._picked
+        return torch.zeros_like(self.slots) if self._picked is None else self._picked
 
     @property
     def finite(self) -> torch.Tensor:
         """bool `[B]`: False where a row's logits held NaN or +inf, or nothing but -inf."""
         if self._finite is None:
-            self._finite = torch.ones_like(self._slots, dtype=torch.bool)
+            self._finite = torch.ones_like(self.slots, dtype=torch.bool)
         if not self._largest:
             return self._finite
         return self._finite & torch.stack(self._largest, 1).isfinite().all(1)
@@ -151,13 +194,13 @@ class RowSampler:
         Looked up at first use, because only plain torch needs it; the kernel reads by slot.
         """
         if name not in self._rows:
-            self._rows[name] = getattr(self._state, name)[self._slots][:, None]
+            self._rows[name] = getattr(self._state, name)[self.slots][:, None]
         return self._rows[name]
 
     @cached_property
     def _key(self) -> torch.Tensor:
-        seeded = _mix(self._state.seed[self._slots] + _GAMMA)
-        return _mix(seeded + self._state.frame[self._slots])
+        seeded = _mix(self._state.seed[self.slots] + _GAMMA)
+        return _mix(seeded + self.frame)
 
     def _pick(self, logits: torch.Tensor, codebook: int) -> torch.Tensor:
         if use_triton(logits):
@@ -185,10 +228,10 @@ class RowSampler:
 
         state, first = self._state, self._finite is None
         if self._finite is None:
-            self._finite = torch.empty_like(self._slots, dtype=torch.bool)
+            self._finite = torch.empty_like(self.slots, dtype=torch.bool)
         return triton_sampler.pick(
             logits,
-            self._slots,
+            self.slots,
             codebook,
             temperature=state.temperature,
             top_k=state.top_k,
@@ -207,7 +250,7 @@ class RowSampler:
         seen = torch.zeros(
             len(logits), logits.shape[-1] + 1, dtype=torch.bool, device=logits.device
         )
-        seen = seen.scatter(1, self._state.recent[self._slots], True)[:, 1:]
+        seen = seen.scatter(1, self._state.recent[self.slots], True)[:, 1:]
         penalty = self._row("penalty")
         lowered = torch.where(logits > 0, logits / penalty, logits * penalty)
         return torch.where(seen, lowered, logits)

@@ -11,7 +11,7 @@ from vox_serve.engine.conversation import Conversation
 from vox_serve.engine.pacing import Pacing
 from vox_serve.messages import FinishReason
 from vox_serve.model import Prompt
-from vox_serve.sampling import SamplingParams
+from vox_serve.sampling import Parameters
 from vox_serve.voice import Segment, Voice
 
 
@@ -29,8 +29,8 @@ class Turn:
     text: str
     voice: Voice
     before: tuple[Segment, ...]
-    """The turns in its prompt."""
-    codes: list[tuple[int, ...]] = attrs.field(factory=list)
+    """The turns that its prompt holds."""
+    codes: list[tuple[float, ...]] = attrs.field(factory=list)
 
 
 @attrs.define(eq=False)
@@ -39,7 +39,7 @@ class Sequence:
 
     id: str
     prompt: Prompt
-    sampling: SamplingParams
+    sampling: Parameters
     seed: int
     max_frames: int
     continues: bool = False

@@ -80,7 +80,7 @@ def create_app(engines: Engines) -> Litestar:
         "open_requests": _always(opened),
         "document": _always(document),
     }
-    document.write(HANDLERS, dependencies)
+    document.write(HANDLERS, dependencies, engines.own_parameters)
     return Litestar(
         route_handlers=[*HANDLERS, websocket.route(engines, opened)],
         dependencies=dependencies,

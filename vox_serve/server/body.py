@@ -17,7 +17,7 @@ from vox_serve.server.errors import BodyTooSlow, ClientGone
 from vox_serve.server.fields import rule
 
 MULTIPART = "multipart/form-data"
-JSON_FIELDS = {"context", "pronunciations"}
+JSON_FIELDS = {"context", "parameters", "pronunciations"}
 """A form has no notation for lists and objects, so they are sent as JSON."""
 S = TypeVar("S", bound=msgspec.Struct)
 T = TypeVar("T")

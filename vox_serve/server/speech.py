@@ -33,6 +33,7 @@ from vox_serve.workers.engines import Engines
 AnyRequest = Request[Any, Any, Any]
 SPEAKER = "speaker id; GET /voices lists the model's; 0 if neither it nor `voice` is given"
 VOICE = "a voice by name, instead of `speaker`; GET /voices lists them"
+MAX_PARAMETERS = 32
 MODEL = "a name from GET /models; required if there are several"
 _cutter = ThreadPoolExecutor(2, thread_name_prefix="cut")
 """Normalizes and splits texts.  Two threads, so that one long text does not delay all others; more
@@ -73,6 +74,17 @@ class CommonFields(msgspec.Struct, kw_only=True):
     min_p: Annotated[float, sampling("min_p")] | None = None
     repetition_penalty: Annotated[float, sampling("repetition_penalty")] | None = None
     seed: Annotated[int, sampling("seed")] | None = None
+    parameters: (
+        Annotated[
+            dict[str, int | float],
+            msgspec.Meta(
+                max_length=MAX_PARAMETERS,
+                description="sampling parameters that only this model has; GET /models lists them",
+                extra={"rule": f"an object of at most {MAX_PARAMETERS} numbers"},
+            ),
+        ]
+        | None
+    ) = None
     max_seconds: (
         Annotated[
             float,
@@ -96,7 +108,8 @@ class VoiceFields(CommonFields, kw_only=True):
 
 def given_sampling(body: CommonFields) -> dict[str, Any]:
     """The sampling parameters that the request sets."""
-    return {name: getattr(body, name) for name in RANGES if getattr(body, name) is not None}
+    given = {name: getattr(body, name) for name in RANGES if getattr(body, name) is not None}
+    return given | (body.parameters or {})
 
 
 def given_reading(body: CommonFields) -> dict[str, Any]:
@@ -114,6 +127,8 @@ def check_common(body: CommonFields) -> None:
             f"normalize must be auto, strict or off, not {body.normalize[:200]!r}", "normalize"
         )
     check_pronunciations(body.pronunciations or {})
+    for name in RANGES.keys() & (body.parameters or {}).keys():
+        raise InvalidRequest(f"parameters: {name} is a field of its own", "parameters")
     if body.conversation is not None and not CONVERSATION.fullmatch(body.conversation):
         raise InvalidRequest(f"conversation must be {CONVERSATION_RULE}", "conversation")
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Rows
 from typing import Any
 
@@ -22,6 +22,7 @@ import attrs
 import pytest
 import torch
 
+from vox_serve.codec import Codec
 from vox_serve.config import EngineConfig
 from vox_serve.engine.engine import Engine
 from vox_serve.engine.frames import Frame
@@ -29,14 +30,15 @@ from vox_serve.engine.sequence import Sequence
 from vox_serve.errors import RequestError
 from vox_serve.messages import Audio, Failed, Finished, SpeechRequest
 from vox_serve.model import Model
+from vox_serve.sampling import SamplingParams
 from vox_serve.testing.replay import Step, created, cuda_graph, no_host_read, recorded
 
 
 @attrs.define
 class Utterance:
-    """What one request came to: codes of every frame, sound, and how it ended."""
+    """What one request came to: the numbers of every frame, sound, and how it ended."""
 
-    codes: list[tuple[int, ...]] = attrs.field(factory=list)
+    codes: list[tuple[float, ...]] = attrs.field(factory=list)
     pcm: bytes = b""
     end: str = ""
 
@@ -53,6 +55,10 @@ class ModelConformance:
     """A text that no context holds."""
     max_seconds = 1.0
     """How long each text is spoken at most."""
+    greedy: Mapping[str, float] = {"temperature": 0.0}
+    """Sampling parameters with which nothing is left to chance."""
+    drawn: Mapping[str, float] = {"temperature": 1.0, "top_k": 0, "top_p": 1.0}
+    """Sampling parameters with which the seed decides."""
     plugin_module: str | None = None
     """The plugin's module, to check that it is light."""
 
@@ -72,11 +78,11 @@ class ModelConformance:
     def test_sizes_are_positive_and_agree(self) -> None:
         model = self.load("cpu")
         codec = model.codec
-        for name in ("num_codebooks", "hidden_size", "max_positions"):
+        for name in ("hidden_size", "max_positions"):
             assert getattr(model, name) > 0, f"model.{name} must be positive"
-        for name in ("sample_rate", "frame_rate", "frame_size", "codebook_size", "frames_per_step"):
+        for name in ("sample_rate", "frame_rate", "frame_size", "frame_width", "frames_per_step"):
             assert getattr(codec, name) > 0, f"codec.{name} must be positive"
-        assert codec.num_codebooks == model.num_codebooks
+        assert codec.codebook_size is None or codec.codebook_size > 0
         assert model.voices, "a model needs a voice"
         assert len({voice.name for voice in model.voices}) == len(model.voices)
 
@@ -141,14 +147,12 @@ class ModelConformance:
         (spoken,) = self._speak(engine, self.texts[0])
         assert len(spoken.codes) > 3, "the first text must last for more than three frames"
         (capped,) = self._speak(self._engine(), self.texts[0], max_seconds=3.5 / rate)
-        assert capped.codes == spoken.codes[:3]
+        _same_codes(spoken.codes[:3], capped.codes, "the frames before the cap")
         assert capped.end == "length"
 
     def test_the_seed_decides(self) -> None:
-        sampling = {"temperature": 1.0, "top_k": 0, "top_p": 1.0}
-
         def speak(seed: int, *others: str) -> Utterance:
-            fields = {"sampling": sampling | {"seed": seed}}
+            fields = {"sampling": {**self.drawn, "seed": seed}}
             return self._speak(self._engine(), self.texts[0], *others, **fields)[0]
 
         _same(speak(1), speak(1), "the same seed twice")
@@ -156,30 +160,40 @@ class ModelConformance:
         different = [speak(seed).codes != speak(1).codes for seed in (2, 3, 4)]
         assert any(different), "another seed must give other codes: is the sampler asked?"
 
-    def test_every_code_is_sampled(self) -> None:
-        """A code that does not come from the sampler has no seed, temperature or top-k."""
+    def test_every_choice_is_the_sampler_s(self) -> None:
+        """A code or noise that does not come from the sampler has no seed."""
         engine = self._engine()
+        codec = engine.model.codec
         asked: list[int] = []
         rows = engine.runner.sampler.rows
 
         def watched(numbers: list[int], slots: torch.Tensor) -> Any:
             sampler = rows(numbers, slots)
-            pick = sampler._pick
+            pick, noise = sampler._pick, sampler.noise
 
             def picking(logits: torch.Tensor, codebook: int) -> torch.Tensor:
                 asked.append(codebook)
                 return pick(logits, codebook)
 
-            sampler._pick = picking  # type: ignore[method-assign]  # a test double
+            def drawing(size: int, place: int = 0) -> torch.Tensor:
+                asked.append(place)
+                return noise(size, place)
+
+            if codec.codebook_size is None:
+                sampler.noise = drawing  # type: ignore[method-assign]  # a test double
+            else:
+                sampler._pick = picking  # type: ignore[method-assign]  # a test double
             return sampler
 
         sampler: Any = engine.runner.sampler
         sampler.rows = watched
         engine.add(self._request("x", self.texts[0]))
         engine.step()
+        assert asked, "the sampler is not asked"
         assert asked == sorted(set(asked)), "each codebook is sampled once per frame"
-        assert len(asked) == engine.model.num_codebooks
-        assert asked[0] == 0, "codebooks are counted from 0"
+        assert asked[0] == 0, "codebooks and places are counted from 0"
+        if codec.codebook_size is not None:
+            assert len(asked) == codec.frame_width
 
     def test_a_row_that_is_not_finite_fails_alone(self) -> None:
         healthy = self._speak(self._engine(), *self.texts)
@@ -211,8 +225,8 @@ class ModelConformance:
         """Streamed codec: each row has its own state, in any order of slots."""
         codec = self.load("cpu").codec
         generator = torch.Generator().manual_seed(0)
-        shape = (3, codec.num_codebooks, codec.frames_per_step * 6)
-        codes = torch.randint(codec.codebook_size, shape, generator=generator)
+        shape = (3, codec.frame_width, codec.frames_per_step * 6)
+        codes = _random_frames(codec, shape, generator)
 
         def decode(rows: Rows[int], slots: Rows[int]) -> torch.Tensor:
             pieces = []
@@ -237,8 +251,8 @@ class ModelConformance:
         codec = self.load("cpu").codec
         num_slots, slot = 13, 5  # a number of slots that no other size is likely to be
         generator = torch.Generator().manual_seed(0)
-        shape = (4, 1, codec.num_codebooks, codec.frames_per_step)
-        codes = torch.randint(codec.codebook_size, shape, generator=generator)
+        shape = (4, 1, codec.frame_width, codec.frames_per_step)
+        codes = _random_frames(codec, shape, generator)
 
         def decode() -> list[tuple[torch.Tensor, torch.Tensor]]:
             steps = []
@@ -266,7 +280,9 @@ class ModelConformance:
             setattr(owner, name, no_host_read(getattr(owner, name)))
         codec: Any = model.codec
         codec.step = no_host_read(codec.step)
-        sampling = {"temperature": 0.9, "top_p": 0.9, "repetition_penalty": 1.2}
+        sampling = dict(self.drawn)
+        if isinstance(model.default_sampling, SamplingParams):
+            sampling |= {"top_p": 0.9, "repetition_penalty": 1.2}
         for spoken in self._speak(engine, *self.texts[:2], sampling=sampling):
             assert spoken.end in ("stop", "length"), "a host read inside the model (see the log)"
 
@@ -291,7 +307,9 @@ class ModelConformance:
     def _replayed_equals_eager(self, device: str, capture: Callable[[Step], Step]) -> None:
         engine = self._engine(device=device)
         for number, text in enumerate(self.texts):
-            sampling = {"temperature": 0.9, "top_k": 50, "top_p": 0.9, "seed": number}
+            sampling = {**self.drawn, "seed": number}
+            if isinstance(engine.model.default_sampling, SamplingParams):
+                sampling |= {"temperature": 0.9, "top_k": 50, "top_p": 0.9}
             engine.add(self._request(str(number), text, sampling=sampling))
         engine.step()
         model, runner = engine.model, engine.runner
@@ -312,8 +330,8 @@ class ModelConformance:
     def _replayed_codec(self, device: str, capture: Callable[[Step], Step]) -> None:
         codec = self.load(device).codec
         generator = torch.Generator().manual_seed(0)
-        shape = (6, 2, codec.num_codebooks, codec.frames_per_step)
-        codes = torch.randint(codec.codebook_size, shape, generator=generator).to(device)
+        shape = (6, 2, codec.frame_width, codec.frames_per_step)
+        codes = _random_frames(codec, shape, generator).to(device)
         slots = torch.arange(2, device=device)
         codec.allocate(2)
         expected = [
@@ -338,7 +356,7 @@ class ModelConformance:
         return Engine(self.load(device), config)
 
     def _request(self, name: str, text: str, **fields: Any) -> SpeechRequest:
-        fields.setdefault("sampling", {"temperature": 0.0})
+        fields.setdefault("sampling", self.greedy)
         fields.setdefault("max_seconds", self.max_seconds)
         return SpeechRequest(name, text, **fields)
 
@@ -395,7 +413,23 @@ def _step(engine: Engine, spoken: dict[str, Utterance]) -> None:
             utterance.end = event.error.code
 
 
+def _random_frames(
+    codec: Codec, shape: tuple[int, ...], generator: torch.Generator
+) -> torch.Tensor:
+    if codec.codebook_size is None:
+        return torch.randn(shape, generator=generator)
+    return torch.randint(codec.codebook_size, shape, generator=generator)
+
+
+def _same_codes(expected: Rows[tuple[float, ...]], got: Rows[tuple[float, ...]], what: str) -> None:
+    """Codes are the same; latents are, but for what the batch's size rounds differently."""
+    assert len(got) == len(expected), f"{what}: {len(expected)} frames, or {len(got)}"
+    wanted, found = torch.tensor(expected), torch.tensor(got)
+    tolerance = 1e-3 if wanted.is_floating_point() else 0.0
+    assert torch.allclose(found, wanted, rtol=tolerance, atol=tolerance), f"{what}: frames differ"
+
+
 def _same(expected: Utterance, got: Utterance, what: str) -> None:
-    assert got.codes == expected.codes, f"{what}: the codes differ"
+    _same_codes(expected.codes, got.codes, what)
     assert got.end == expected.end, f"{what}: one ends with {expected.end}, the other {got.end}"
     assert len(got.pcm) == len(expected.pcm), f"{what}: the sound differs in length"

@@ -176,7 +176,7 @@ class Worker:
         prompts = self._engine.prompts
 
         def add() -> bool:
-            prompts.require_context("voice")
+            prompts.require_voices()
             prompts.voices.add(message.name, message.speaker, message.segments)
             return True
 

@@ -162,7 +162,7 @@ def test_reference_clips_are_the_voices(directory: Path) -> None:
         assert (first.speaker, second.speaker) == (0, 1)
         assert [first.text, second.text] == list(TRANSCRIPTS.values())
         assert torch.equal(codes_of(first), model.codec.encode(torch.from_numpy(sound)))
-        assert codes_of(second).shape == (model.num_codebooks, 4)
+        assert codes_of(second).shape == (model.codec.frame_width, 4)
 
 
 def codes_of(segment: Segment) -> torch.Tensor:

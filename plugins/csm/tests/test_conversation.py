@@ -205,7 +205,7 @@ def test_a_clip_is_encoded_once(make_engine: MakeEngine, monkeypatch: pytest.Mon
     for text in ("hi", "so long"):
         say(engine, text, context=(Segment(0, "it is", audio=clip(4).numpy()),))
     assert len(times) == 1
-    assert engine.model.num_codebooks == CODEBOOKS
+    assert engine.model.codec.frame_width == CODEBOOKS
 
 
 def test_a_prompt_that_failed_is_not_kept(

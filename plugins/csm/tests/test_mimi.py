@@ -141,7 +141,7 @@ def test_streams_and_encodes_like_transformers(make: Make, changes: dict[str, An
 def test_sizes_come_from_the_configuration() -> None:
     codec = Mimi({}, num_codebooks=32)  # MimiConfig's defaults are CSM's codec
     assert (codec.sample_rate, codec.frame_rate, codec.frame_size) == (24000, 12.5, 1920)
-    assert (codec.num_codebooks, codec.codebook_size) == (32, 2048)
+    assert (codec.frame_width, codec.codebook_size) == (32, 2048)
 
 
 def test_rope_theta_in_both_spellings(make: Make, tmp_path: Path) -> None:

@@ -110,7 +110,7 @@ class Mimi:
         self.frame_size: int = c["frame_size"]
         self.frames_per_step = 1
         self.frame_rate: float = self.sample_rate / self.frame_size
-        self.num_codebooks = num_codebooks
+        self.frame_width = num_codebooks
         self.codebook_size: int = c["codebook_size"]
         self.device = torch.device(device)
         self._config = c
@@ -131,8 +131,8 @@ class Mimi:
             # A copy, because the tensor may be a view of the file.
             return tensor.to(self.device, torch.float32, copy=True)
 
-        self._encoder = MimiEncoder(self._config, self.num_codebooks, LATENTS_PER_FRAME, read)
-        self._decoder = MimiDecoder(self._config, self.num_codebooks, LATENTS_PER_FRAME, read)
+        self._encoder = MimiEncoder(self._config, self.frame_width, LATENTS_PER_FRAME, read)
+        self._decoder = MimiDecoder(self._config, self.frame_width, LATENTS_PER_FRAME, read)
         loader.ignore(*(prefix + name for name in quantizer_tensors(self._config)))
 
     @property
@@ -164,7 +164,7 @@ class Mimi:
         short one.
         """
         if not len(pcm):
-            return torch.empty(self.num_codebooks, 0, dtype=torch.int64, device=self.device)
+            return torch.empty(self.frame_width, 0, dtype=torch.int64, device=self.device)
         pcm = pcm.to(self.device, torch.float32)
         pcm = nn.functional.pad(pcm, (0, -len(pcm) % self.frame_size))
         clip = self._encoder.begin()

@@ -27,9 +27,7 @@ def sound(codec: Mimi) -> torch.Tensor:
     """A tone that rises, noise, and what the codec makes of random codes: 15 s."""
     codec.allocate(1)
     generator = torch.Generator().manual_seed(5)
-    frames = torch.randint(
-        codec.codebook_size, (100, 1, codec.num_codebooks, 1), generator=generator
-    )
+    frames = torch.randint(codec.codebook_size, (100, 1, codec.frame_width, 1), generator=generator)
     slot = torch.tensor([0])
     spoken = [codec.step(f, slot, torch.tensor([i == 0]))[0][0] for i, f in enumerate(frames)]
     return torch.cat([clip(87), *spoken])
@@ -54,5 +52,5 @@ def test_encodes_like_moshi(codec: Mimi, sound: torch.Tensor) -> None:
         if name.startswith(CODEC_PREFIX)
     }
     config = read_config(str(CHECKPOINT))["codec_config"]
-    moshi = MoshiEncoder(config, tensors, codec.num_codebooks)
+    moshi = MoshiEncoder(config, tensors, codec.frame_width)
     assert torch.equal(codec.encode(sound), moshi.encode(sound))

@@ -55,7 +55,6 @@ class OrpheusModel:
         end_ids: ids that end the utterance.
     """
 
-    num_codebooks = 1
     takes_context = False
     voices: Sequence[Voice] = tuple(Voice(name, speaker) for speaker, name in enumerate(VOICES))
     default_sampling = SAMPLING

@@ -42,7 +42,7 @@ class SlotSnac:
     and in any batch, and the windows that share a frame hear the same noise there.
     """
 
-    num_codebooks = 1
+    frame_width = 1
     frames_per_step = FRAME_TOKENS
 
     def __init__(self, config: Mapping[str, Any], device: torch.device | str = "cpu") -> None:

@@ -35,6 +35,8 @@ def before_call(context: schemathesis.HookContext, case: schemathesis.Case, kwar
         body["context"] = json.dumps([{"speaker": 0, "text": "before", "audio": SOUND}])
     if "pronunciations" in body and case.media_type == "multipart/form-data":
         body["pronunciations"] = json.dumps({"nginx": "engine x"})
+    if "parameters" in body and case.media_type == "multipart/form-data":
+        body["parameters"] = "{}"
     without_point(body)
     if body.get("max_seconds"):
         body["max_seconds"] = min(body["max_seconds"], MAX_SECONDS)

@@ -17,6 +17,7 @@ from litestar import Litestar
 from litestar.routes import HTTPRoute
 
 from tests.conftest import TONE, RunningServer
+from tests.glide import GlideParameters
 from tests.server.test_bad_requests import check_error
 from tests.test_docs import section
 from vox_serve.audio.formats import FORMATS
@@ -99,6 +100,18 @@ def test_every_field_is_described_and_bounded(document: Json, kind: type) -> Non
         assert number["type"] == ("integer" if allowed.kind is int else "number")
     choice = fields["format"] if kind is GenerateRequest else fields["response_format"]["anyOf"][0]
     assert choice["enum"] == list(FORMATS)
+
+
+def test_parameters_of_some_models_alone_are_declared() -> None:
+    engines = Engines([TONE], ServerConfig(), load_plugins(TONE.plugins), in_thread=True)
+    engines.own_parameters = GlideParameters.ranges()
+    app = create_app(engines)
+    schemas = json.loads(app.dependencies["document"].dependency().content)["components"]["schemas"]
+    steps = {"type": "integer", "minimum": 1, "maximum": 3, "description": "halvings of the noise"}
+    for body in ("GenerateRequest", "SpeechBody"):
+        field = schemas[body]["properties"]["parameters"]["anyOf"][0]
+        assert field["properties"]["steps"] == steps
+        assert field["additionalProperties"] is False
 
 
 def test_forms_have_the_fields_that_are_read(document: Json) -> None:

@@ -538,13 +538,14 @@ def test_a_codec_that_fails_on_a_voice(
     assert value(server, "finished_total", reason="error") == 0, "no sequence has failed"
 
 
-def test_a_model_that_takes_no_context(
+def test_a_model_whose_codec_does_not_encode(
     start_server: StartServer, directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ToneModel, "takes_context", False)
+    monkeypatch.delattr(ToneCodec, "encode")
     drop(directory, "anna")
     server = start_server(server=keeping(directory))
-    assert "not trained" in broken(server)["anna.wav"]
+    assert "cannot learn voices" in broken(server)["anna.wav"]
     assert "cannot learn voices" in check_error(upload(server, name="bert"), 422, "model")
     assert speak(server, "hum_a").status_code == 200
 

@@ -17,6 +17,7 @@ from litestar.openapi.spec import License, Server, Tag
 from litestar.types import ControllerRouterHandler
 
 import vox_serve
+from vox_serve.sampling import Range
 from vox_serve.server import replies
 from vox_serve.server.body import JSON_FIELDS
 from vox_serve.server.openapi.operation import ERRORS, JSON
@@ -88,9 +89,16 @@ class Document:
     content: bytes = b""
 
     def write(
-        self, handlers: Sequence[ControllerRouterHandler], dependencies: Mapping[str, Provide]
+        self,
+        handlers: Sequence[ControllerRouterHandler],
+        dependencies: Mapping[str, Provide],
+        own: Mapping[str, Range],
     ) -> None:
-        """Write the document for an application with these handlers."""
+        """Write the document for an application with these handlers.
+
+        Args:
+            own: sampling parameters that only some of the models have.
+        """
         config = OpenAPIConfig(
             title="vox_serve",
             version=vox_serve.__version__,
@@ -114,7 +122,7 @@ class Document:
                     parameter["schema"]["minLength"] = 1
                     parameter["example"] = PATH_EXAMPLES[parameter["name"]]
         document["components"] = {
-            "schemas": _schemas(),
+            "schemas": _schemas(own),
             "headers": HEADERS,
             "responses": {str(status): _error(status) for status in ERRORS},
         }
@@ -134,7 +142,7 @@ def _error(status: int) -> Json:
     return {"description": ERRORS[status], "headers": headers, "content": content}
 
 
-def _schemas() -> Json:
+def _schemas(own: Mapping[str, Range]) -> Json:
     """The schemas of all request and response bodies."""
     kinds = [kind for kind in vars(replies).values() if _is_reply(kind)]
     _, found = msgspec.json.schema_components(
@@ -146,6 +154,8 @@ def _schemas() -> Json:
         schema["description"] = inspect.cleandoc(schema["description"]).partition("\n\n")[0]
         for field in schema.get("properties", {}).values():
             _tidy(field)
+    for body in ("GenerateRequest", "SpeechBody"):
+        _declare(found[body]["properties"]["parameters"], own)
     found["GenerateForm"] = _generate_form(found["GenerateRequest"])
     found["GenerateRequest"]["not"] = {
         "required": ["voice", "speaker"],
@@ -153,6 +163,21 @@ def _schemas() -> Json:
     }
     _allow_aliases(found["VoiceForm"])
     return found | {"Event": EVENT}
+
+
+def _declare(field: Json, own: Mapping[str, Range]) -> None:
+    """Name the parameters that only some models have."""
+    schema = next(one for one in field["anyOf"] if one.get("type") == "object")
+    schema["additionalProperties"] = False
+    schema["properties"] = {
+        name: {
+            "type": "integer" if allowed.kind is int else "number",
+            "minimum": allowed.kind(allowed.low),
+            "maximum": allowed.kind(allowed.high),
+            "description": allowed.text,
+        }
+        for name, allowed in own.items()
+    }
 
 
 def _is_reply(kind: object) -> bool:
@@ -176,7 +201,7 @@ def _generate_form(body: Json) -> Json:
     """The schema of the same fields sent as a form."""
     form = copy.deepcopy(body)
     form["title"] = "GenerateForm"
-    form["description"] += "  `context` and `pronunciations` are JSON texts."
+    form["description"] += "  `context`, `parameters` and `pronunciations` are JSON texts."
     for field in form["properties"].values():
         _as_in_a_form(field)
     for name in JSON_FIELDS:

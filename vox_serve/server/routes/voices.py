@@ -99,11 +99,8 @@ async def add(
     form = await read_voice(request, engines.server.read_timeout)
     client = engines.choose(form.model or None)
     request.scope["state"]["model"] = client.model
-    if not client.admit().takes_context:
-        raise UnspeakableText(
-            f"{client.model} cannot learn voices: it was not trained to continue earlier speech",
-            "model",
-        )
+    if not client.admit().takes_voices:
+        raise UnspeakableText(f"{client.model} cannot learn voices from clips", "model")
     record = VoiceRecord(
         text=form.text.strip(),
         speaker=form.speaker,
