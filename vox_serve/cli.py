@@ -1,4 +1,4 @@
-"""vox-serve launch | say | bench | models | plugins | new-plugin."""
+"""vox-serve launch | say | bench | plan | models | plugins | new-plugin."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ import attrs
 
 from vox_serve import __version__, launch
 from vox_serve.bench.config import BenchConfig
-from vox_serve.config import EngineConfig
+from vox_serve.config import DEFAULT_MODEL, DTYPES, EngineConfig
 from vox_serve.errors import ConfigError, VoxServeError
 from vox_serve.flags import Parser, add_flags, read_flags
 from vox_serve.messages import SpeechRequest
 from vox_serve.new_plugin import new_plugin
+from vox_serve.plan.config import PlanConfig
 from vox_serve.plugins import load_plugins
 from vox_serve.text import Lexicon, Normalize, read_lexicon
 
@@ -67,6 +68,15 @@ def _parser() -> Parser:
     add_flags(bench, BenchConfig)
     bench.set_defaults(run=_bench)
 
+    plan = commands.add_parser("plan", help="simulate a load: how many devices does it need?")
+    plan.add_argument("costs", type=Path, help="JSON file of what the steps cost on the device")
+    add_flags(plan, PlanConfig)
+    measured = plan.add_argument_group("what --measure loads")
+    measured.add_argument("--model", default=DEFAULT_MODEL, help="alias, hub id or directory")
+    measured.add_argument("--device", default="auto", help="torch device (default: auto)")
+    measured.add_argument("--dtype", default="auto", choices=DTYPES, help="number format")
+    plan.set_defaults(run=_plan)
+
     models = commands.add_parser("models", help="list what --model accepts")
     models.set_defaults(run=_models)
     plugins = commands.add_parser("plugins", help="list the installed plugins")
@@ -105,6 +115,19 @@ def _bench(arguments: argparse.Namespace) -> int:
     from vox_serve.bench.command import bench  # imports tqdm
 
     return bench(arguments.url, read_flags(arguments, BenchConfig))
+
+
+def _plan(arguments: argparse.Namespace) -> int:
+    from vox_serve.workers.threads import let_threads_sleep
+
+    let_threads_sleep()
+    from vox_serve.plan.command import plan  # imports torch
+
+    config = read_flags(arguments, PlanConfig)
+    engine = EngineConfig(model=arguments.model, device=arguments.device, dtype=arguments.dtype)
+    if config.slots is not None:
+        engine = attrs.evolve(engine, max_batch_size=config.slots)
+    return plan(arguments.costs, config, engine)
 
 
 def _models(_: argparse.Namespace) -> int:

@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from vox_serve.engine import scheduler as scheduler_module
 from vox_serve.engine.scheduler import (
     KEPT_SECONDS,
     PIECE_POSITIONS,
@@ -134,16 +133,14 @@ def test_a_sequence_whose_frames_are_all_begun_is_not_run_again():
 
 
 @pytest.fixture
-def clock(monkeypatch):
+def clock():
     """The seconds that the scheduler sees."""
-    now = [100.0]
-    monkeypatch.setattr(scheduler_module.time, "monotonic", lambda: now[0])
-    return now
+    return [100.0]
 
 
-def between_two_parts(waiting=()):
+def between_two_parts(clock, waiting=()):
     """A scheduler of one slot in which the first part of `a` has ended; others wait."""
-    scheduler = Scheduler(1)
+    scheduler = Scheduler(1, clock=lambda: clock[0])
     first = make_sequence("a", more=True)
     scheduler.add(first)
     assert scheduler.schedule() == [first]
@@ -155,7 +152,7 @@ def between_two_parts(waiting=()):
 
 def test_the_next_part_of_a_text_finds_its_slot_kept(clock):
     b = make_sequence("b")
-    scheduler = between_two_parts([b])
+    scheduler = between_two_parts(clock, [b])
     assert scheduler.schedule() == []
     assert not scheduler.has_work
     part = make_sequence("a", continues=True)
@@ -168,7 +165,7 @@ def test_the_next_part_of_a_text_finds_its_slot_kept(clock):
 
 def test_a_slot_is_not_kept_for_long(clock):
     b = make_sequence("b")
-    scheduler = between_two_parts([b])
+    scheduler = between_two_parts(clock, [b])
     clock[0] += KEPT_SECONDS
     assert scheduler.schedule() == [b]
     part, c = make_sequence("a", continues=True), make_sequence("c")
@@ -180,7 +177,7 @@ def test_a_slot_is_not_kept_for_long(clock):
 
 def test_a_slot_is_kept_for_nobody_who_left(clock):
     b = make_sequence("b")
-    scheduler = between_two_parts([b])
+    scheduler = between_two_parts(clock, [b])
     scheduler.release("a")
     assert scheduler.schedule() == [b]
 

@@ -54,16 +54,24 @@ class Engine:
         model: a loaded model.
         config: slots, caps and sampling defaults.
         checkpoint: limits of the text, if the model was chosen by an alias.
+        runner: runs the model; a simulation replaces it, and the `clock`, in seconds.
     """
 
     def __init__(
-        self, model: Model, config: EngineConfig, checkpoint: CheckpointSpec | None = None
+        self,
+        model: Model,
+        config: EngineConfig,
+        checkpoint: CheckpointSpec | None = None,
+        *,
+        runner: ModelRunner | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.model = model
         self.config = config
         self.checkpoint = checkpoint
-        self.scheduler = Scheduler(config.max_batch_size, config.deterministic)
-        self.runner = ModelRunner(
+        self._clock = clock
+        self.scheduler = Scheduler(config.max_batch_size, config.deterministic, clock)
+        self.runner = runner or ModelRunner(
             model, config.max_batch_size, config.prefix_cache_mib * 2**20, config.deterministic
         )
         self.prompts = Prompts(model, config, checkpoint)
@@ -110,14 +118,14 @@ class Engine:
 
     def step(self) -> StepOutput:
         """Generate one frame for every running sequence, and admit waiting ones."""
-        began = time.perf_counter()
+        began = self._clock()
         admitted = self.scheduler.schedule()
         self._run("advance", self.runner.advance, self.scheduler.speaking())
         self._admit(admitted)
         self._prefill()
         launched = self._launch(self.scheduler.speaking())
         frames = self._collect(launched)
-        self._step_seconds = time.perf_counter() - began
+        self._step_seconds = self._clock() - began
         return self._report(frames)
 
     def warm_up(self) -> None:
@@ -165,7 +173,7 @@ class Engine:
         )
 
     def _admit(self, admitted: Rows[Sequence]) -> None:
-        now = time.monotonic()
+        now = self._clock()
         for sequence in admitted:
             codec = self.model.codec
             sequence.pacing = Pacing(codec.frames_per_step / codec.frame_rate)
@@ -195,7 +203,7 @@ class Engine:
 
     def _collect(self, launched: bool) -> list[Frame]:
         """Read the frames that are due: on a CPU at once, on a GPU one step later."""
-        start = time.perf_counter()
+        start = self._clock()
         read: list[Frame] = []
         while len(self._in_flight) > (self.runner.frames_behind if launched else 0):
             rows, reader = self._in_flight.popleft()
@@ -214,7 +222,7 @@ class Engine:
         """Run a step function; rows that raise are ended, the others returned."""
         if not rows:
             return []
-        start = time.perf_counter()
+        start = self._clock()
         failed = run_isolated(run, rows)
         for sequence, error in failed.items():
             self._fail(sequence, error)
@@ -222,7 +230,7 @@ class Engine:
         return [sequence for sequence in rows if sequence not in failed]
 
     def _took(self, phase: str, start: float) -> None:
-        self._phases[phase] = self._phases.get(phase, 0.0) + time.perf_counter() - start
+        self._phases[phase] = self._phases.get(phase, 0.0) + self._clock() - start
 
     def _postprocess(self, sequence: Sequence, frame: Frame) -> None:
         if not frame.finite:
@@ -245,7 +253,7 @@ class Engine:
         if pcm and sequence.pacing is not None:
             # A codec that takes R frames at once returns sound in every R-th step.
             pace = self._step_seconds * self.model.codec.frames_per_step
-            sounded = sequence.pacing.add(pcm, time.monotonic(), pace)
+            sounded = sequence.pacing.add(pcm, self._clock(), pace)
             if sounded:
                 self._events.append(Audio(sequence.id, sounded))
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import heapq
 import time
 from collections import deque
+from collections.abc import Callable
 
 from vox_serve.engine.sequence import Sequence, SequenceStatus
 from vox_serve.messages import FinishReason
@@ -24,11 +25,20 @@ within milliseconds; one that does not read must not block a slot."""
 
 
 class Scheduler:
-    """Args: the number of slots; whether each prompt runs by itself, always in the same pieces."""
+    """Decides which sequence runs next.
 
-    def __init__(self, num_slots: int, alone: bool = False) -> None:
+    Args:
+        num_slots: sequences that may run at once.
+        alone: run each prompt by itself, always in the same pieces.
+        clock: returns the time in seconds.
+    """
+
+    def __init__(
+        self, num_slots: int, alone: bool = False, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self.num_slots = num_slots
         self._alone = alone
+        self._clock = clock
         self.waiting: deque[Sequence] = deque()
         self.running: dict[str, Sequence] = {}
         self._free_slots = list(range(num_slots))
@@ -58,7 +68,7 @@ class Scheduler:
 
     def schedule(self) -> list[Sequence]:
         """Give free slots to waiting sequences, in order; returns those that got one."""
-        now = time.monotonic()
+        now = self._clock()
         self._kept = {name: until for name, until in self._kept.items() if until > now}
         admitted: list[Sequence] = []
         for sequence in list(self.waiting):
@@ -93,7 +103,7 @@ class Scheduler:
             del self.running[sequence.id]
             heapq.heappush(self._free_slots, sequence.slot)
             if sequence.more and reason in (FinishReason.STOP, FinishReason.LENGTH):
-                self._kept[sequence.id] = time.monotonic() + KEPT_SECONDS
+                self._kept[sequence.id] = self._clock() + KEPT_SECONDS
         else:
             self.waiting.remove(sequence)
         sequence.finish_reason = reason
