@@ -27,8 +27,8 @@ from vox_serve.engine.prefix_cache import PrefixCache
 from vox_serve.engine.runner import ModelRunner
 from vox_serve.engine.sequence import Sequence
 from vox_serve.errors import RequestError
-from vox_serve.messages import Audio, EngineInfo, Event, Failed, Finished, SpeechRequest, Started
-from vox_serve.model import KVLayout, Model, Prompt
+from vox_serve.messages import Audio, Event, Failed, Finished, SpeechRequest, Started
+from vox_serve.model import CheckpointSpec, KVLayout, Model, Prompt
 from vox_serve.parts import Parts, in_parts
 from vox_serve.plan import virtual
 from vox_serve.plan.costs import Costs
@@ -92,13 +92,15 @@ class _Server:
         self._loop = asyncio.get_running_loop()
         self._runner = _Runner(costs, site.slots)
         config = EngineConfig(max_batch_size=site.slots)
+        limits = CheckpointSpec("", "", "", costs.max_characters, costs.max_words)
         self._engine = Engine(
             cast(Model, _Model(costs, site.seed)),
             config,
+            limits,
             runner=self._runner,
             clock=lambda: self._loop.time() + self._runner.elapsed * site.slowdown,
         )
-        self._info = _info(costs, self._engine)
+        self._info = self._engine.info(costs.model, "simulated", 0.0)
         self._open: dict[str, asyncio.Queue[Event]] = {}
         self._woken = asyncio.Event()
         self._count = 0
@@ -244,7 +246,7 @@ class _Prompt(Prompt):
 class _Codec:
     frame_rate: float
     frames_per_step: int
-    num_codebooks: int = 1
+    frame_width: int = 1
     frame_size: int = 1
     sample_rate: int = 1
 
@@ -252,7 +254,7 @@ class _Codec:
 class _Model:
     """The figures of a model: prompts of the right length, and utterances too."""
 
-    device = torch.device("cpu")
+    device, dtype, weight_bytes = torch.device("cpu"), torch.float32, 0
     default_sampling = SamplingParams()
     voices = (Voice("any", 0),)
 
@@ -273,34 +275,9 @@ class _Model:
         seconds = self._costs.speech.at(len(text))
         seconds *= max(0.2, self._random.gauss(1.0, self._costs.spread))
         frames = max(1, round(seconds * self._costs.frame_rate))
-        return _Prompt({"ids": ids}, shared, frames)
+        return _Prompt({"ids": ids}, shared, frames=frames)
 
     def _ids(self, text: str) -> torch.Tensor:
         """As many positions as the text has, which differ from those of other texts."""
         count = max(1, round(self._costs.positions.at(len(text))))
         return torch.full((count,), -crc32(text.encode()), dtype=torch.int64)
-
-
-def _info(costs: Costs, engine: Engine) -> EngineInfo:
-    return EngineInfo(
-        model=costs.model,
-        kind="simulated",
-        summary="",
-        device=costs.device,
-        dtype="",
-        torch_version="",
-        weight_bytes=0,
-        cache_bytes=0,
-        num_slots=engine.scheduler.num_slots,
-        sample_rate=1,
-        frame_rate=costs.frame_rate,
-        num_codebooks=1,
-        max_positions=costs.max_positions,
-        max_seconds=engine.config.max_seconds,
-        max_characters=costs.max_characters,
-        max_words=costs.max_words,
-        takes_context=costs.takes_context,
-        voices=(("any", 0),),
-        sampling=SamplingParams(),
-        load_seconds=0.0,
-    )
