@@ -41,7 +41,7 @@ MAX_WEIGHTS = 32 * 2**20
 MAX_ROWS = 32
 """With more rows torch's matrix products are faster."""
 WIDE, BLOCK = 16, 64
-"""As in the C file: sizes must be multiples of WIDE; a matrix is stored in blocks of BLOCK outputs."""
+"""As in the C file: sizes are multiples of WIDE; a matrix is stored in blocks of BLOCK outputs."""
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
 SOURCE = Path(__file__).with_name("decode_step.c")
 
@@ -287,7 +287,7 @@ def _compiled() -> Path:
 
 
 def c_compiler() -> list[str] | None:
-    """The command of this machine's C compiler: `$CC`, or the first of cc, gcc and clang that is installed."""
+    """The command of this machine's C compiler: `$CC`, else cc, gcc or clang."""
     if os.environ.get("CC"):
         return shlex.split(os.environ["CC"])
     found = (shutil.which(name) for name in ("cc", "gcc", "clang"))
