@@ -71,9 +71,16 @@ class HalfLinear(nn.Module):
 
     def __init__(self, weight: torch.Tensor) -> None:
         super().__init__()
+        self.out_features, self.in_features = weight.shape
         self.nbytes = 2 * weight.numel()
         self._packed = _quantized().linear_prepack_fp16(weight.float(), None)
         self._run = _quantized().linear_dynamic_fp16
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """float32 `[out, in]`: a copy."""
+        weight: torch.Tensor = _quantized().linear_unpack_fp16(self._packed)[0]
+        return weight
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y: torch.Tensor = self._run(x, self._packed)
@@ -250,8 +257,8 @@ def pack(layer: nn.Module, form: str) -> nn.Module:
 
 def held_bytes(module: nn.Module) -> int:
     """Memory of a network's weights in bytes, in any form."""
-    packed = (HalfLinear, Int8Linear, PackedLinear)  # packed weights are not tensors of the module
-    held = sum(int(m.nbytes) for m in module.modules() if isinstance(m, packed))
+    # Packed weights are not tensors of the module: its `nbytes` counts them.
+    held = sum(int(getattr(m, "nbytes", 0)) for m in module.modules())
     tensors: int = sum(tensor.nbytes for tensor in module.state_dict().values())
     return held + tensors
 

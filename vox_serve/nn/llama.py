@@ -6,7 +6,7 @@ and value weights form one matrix, gate and up weights another.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache, cached_property
 from types import MappingProxyType
 from typing import Any
@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from vox_serve.errors import CheckpointError
 from vox_serve.model import KVCache, KVLayout, KVView, Place
+from vox_serve.nn.decode_step import DecodeStep, decode_step
 from vox_serve.nn.kernels import HEAD_DIMS, decode_attention, use_triton
 from vox_serve.nn.linear import Linear
 from vox_serve.nn.residual import RMSNorm, Rows, left_by, normed_sum, read
@@ -203,12 +204,20 @@ class Llama(nn.Module):
         self.config = config
         self.layers = nn.ModuleList(Layer(config, i) for i in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self._decode_step: DecodeStep | None = None
 
-    def prepare(self, device: torch.device, dtype: torch.dtype) -> None:
-        """Compute the RoPE tables; call it once the weights are loaded."""
+    def prepare(
+        self, device: torch.device, dtype: torch.dtype, heads: Iterable[nn.Module] = ()
+    ) -> None:
+        """Compute what follows from the weights and sizes; call it once the weights are loaded.
+
+        Args:
+            heads: all those that will be given to `forward`.
+        """
         tables = self.config.rope.table(self.config.head_dim, self.config.max_position_embeddings)
         cos, sin = (table.to(device=device, dtype=dtype) for table in tables)
         self.tables = Tables(cos, sin, signed(sin))
+        self._decode_step = decode_step(self, heads)
 
     def forward(
         self,
@@ -217,6 +226,10 @@ class Llama(nn.Module):
         kv: KVView,
         head: nn.Module | None = None,
     ) -> torch.Tensor:
+        step = self._decode_step
+        if step is not None and step.takes(x, head, isinstance(kv, FrameCache)):
+            hidden: torch.Tensor = step(x.tensor if isinstance(x, Rows) else x, kv, head)
+            return hidden
         rotation = Rotation(self.tables, positions)
         added: torch.Tensor | None = None
         for layer in self.layers:

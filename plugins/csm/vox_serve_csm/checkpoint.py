@@ -97,7 +97,7 @@ def load_network(config: CsmConfig, loader: WeightLoader, options: LoadOptions) 
     device, dtype = torch.device(options.device), getattr(torch, options.dtype)
     loader.build(network, sources, device, dtype, options.weights)
     network.backbone.prepare(device, dtype)
-    network.depth.prepare(device, dtype)
+    network.depth.prepare(device, dtype, network.depth_heads)
     return network
 
 

@@ -1,0 +1,304 @@
+"""One position of each row through a small Llama stack, as one call of compiled C, on a CPU.
+
+In a small model, dispatching some 25 torch operations per layer takes several times as long as
+their arithmetic.  `decode_step.c` does all of them in one call.  The machine's C compiler builds it
+at the first start, in about a second; later starts load it from a cache.  Without a compiler, plain
+torch does the work.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import logging
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from vox_serve.nn.linear import HalfLinear, Linear
+from vox_serve.nn.residual import Rows
+
+if TYPE_CHECKING:
+    from vox_serve.model import KVView
+    from vox_serve.nn.llama import Llama
+
+log = logging.getLogger("vox_serve.nn")
+
+MAX_WEIGHTS = 32 * 2**20
+"""In a larger stack arithmetic takes most of the time, and torch divides it among the cores."""
+MAX_ROWS = 32
+"""With more rows torch's matrix products are faster."""
+WIDE, BLOCK = 16, 64
+"""As in the C file: sizes are multiples of WIDE; a matrix is stored in blocks of BLOCK outputs."""
+FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
+SOURCE = Path(__file__).with_name("decode_step.c")
+
+
+class _Matrix(ctypes.Structure):
+    _fields_ = (
+        ("data", ctypes.c_void_p),
+        ("out", ctypes.c_int64),
+        ("in_", ctypes.c_int64),
+        ("bfloat16", ctypes.c_int64),
+    )
+
+
+class _Layer(ctypes.Structure):
+    _fields_ = (
+        ("attention_norm", ctypes.c_void_p),
+        ("feed_forward_norm", ctypes.c_void_p),
+        ("qkv", _Matrix),
+        ("output", _Matrix),
+        ("gate_up", _Matrix),
+        ("down", _Matrix),
+    )
+
+
+class _Stack(ctypes.Structure):
+    _fields_ = (
+        ("layers", ctypes.c_int64),
+        ("heads", ctypes.c_int64),
+        ("kv_heads", ctypes.c_int64),
+        ("head_dim", ctypes.c_int64),
+        ("turns", ctypes.c_int64),
+        ("eps", ctypes.c_float),
+        ("cos", ctypes.c_void_p),
+        ("sin", ctypes.c_void_p),
+        ("norm", ctypes.c_void_p),
+        ("layer", ctypes.POINTER(_Layer)),
+    )
+
+
+class DecodeStep(nn.Module):
+    """A loaded stack in the form that the C code reads; `decode_step` makes it.
+
+    It holds its own copy of the matrices, as bfloat16 if that loses no precision.
+    """
+
+    def __init__(self, stack: Llama, heads: Iterable[nn.Module], library: ctypes.CDLL) -> None:
+        super().__init__()
+        config = stack.config
+        self._run = library.decode_step
+        self._held: list[torch.Tensor] = []  # C knows their addresses only
+        self.nbytes = 0
+        layers = [self._layer(layer) for layer in stack.layers]
+        tables, norm = stack.tables, stack.norm.weight.detach()
+        self._held += [tables.cos, tables.sin, norm]
+        self._stack = _Stack(
+            len(layers),
+            config.num_attention_heads,
+            config.num_key_value_heads,
+            config.head_dim,
+            len(tables.cos),
+            config.rms_norm_eps,
+            tables.cos.data_ptr(),
+            tables.sin.data_ptr(),
+            norm.data_ptr(),
+            (_Layer * len(layers))(*layers),
+        )
+        self._by_stack = ctypes.byref(self._stack)
+        self._layers = len(layers)
+        self._pointers = ctypes.c_void_p * (2 * len(layers))
+        self._numbers = {head: number for number, head in enumerate(heads)}
+        self._heads = [self._matrix(head) for head in heads]
+        _steps[id(self)] = self
+        hidden, inner = config.hidden_size, config.intermediate_size
+        queries, pairs = config.num_attention_heads, config.num_key_value_heads
+        attention = 2 * (queries + pairs) * config.head_dim  # with room for what it gives
+        self._row_work = 2 * hidden + max(3 * inner, attention)
+        self._group = queries // pairs
+
+    def takes(self, x: torch.Tensor | Rows, head: nn.Module | None, in_order: bool) -> bool:
+        """Whether the C code can run this pass.
+
+        Args:
+            in_order: all rows are at the same position, so x may span several positions if `head`
+                reads the last one.
+        """
+        rows, time = (len(x.ids), 1) if isinstance(x, Rows) else x.shape[:2]
+        known = head is None or head in self._numbers
+        return known and rows <= MAX_ROWS and (time == 1 or (in_order and head is not None))
+
+    def forward(self, x: torch.Tensor, kv: KVView, head: nn.Module | None) -> torch.Tensor:
+        """`x` `[B, 1, H]` to `[B, 1, H]`, or `[B, T, H]` to the head's outputs `[B, N]`."""
+        places = [kv.place(layer) for layer in range(self._layers)]
+        caches = [cache for place in places for cache in place[:2]]
+        number = -1 if head is None else self._numbers[head]
+        out: torch.Tensor = _operator()(id(self), number, x, caches, *places[0][2:])
+        return out[:, None] if head is None else out
+
+    def run(
+        self,
+        number: int,
+        x: torch.Tensor,
+        caches: Sequence[torch.Tensor],
+        slots: torch.Tensor,
+        positions: torch.Tensor,
+    ) -> torch.Tensor:
+        """Run the C code.
+
+        Args:
+            number: of the head; -1: no head.
+            caches: keys and values of each layer in turn.
+        """
+        rows, time, hidden = x.shape
+        pointers = self._pointers(*[cache.data_ptr() for cache in caches])
+        capacity = caches[0].shape[1]
+        matrix = None if number < 0 else self._heads[number]
+        work = x.new_empty(rows * self._row_work + self._group * (capacity + WIDE))
+        out = x.new_empty(rows, hidden if matrix is None else matrix.out)
+        for later in range(time):
+            residual = x[:, later].clone(memory_format=torch.contiguous_format)
+            self._run(
+                self._by_stack,
+                pointers,
+                ctypes.c_int64(capacity),
+                ctypes.c_void_p(slots.data_ptr()),
+                ctypes.c_void_p(positions.data_ptr()),
+                ctypes.c_int64(later),
+                ctypes.c_int64(rows),
+                ctypes.c_void_p(residual.data_ptr()),
+                None if matrix is None or later < time - 1 else ctypes.byref(matrix),
+                ctypes.c_void_p(out.data_ptr()),
+                ctypes.c_void_p(work.data_ptr()),
+            )
+        return out
+
+    def _layer(self, layer: Any) -> _Layer:
+        attention, feed_forward = layer.attention, layer.feed_forward
+        matrices = attention.qkv, attention.output, feed_forward.gate_up, feed_forward.down
+        norms = layer.attention_norm.weight.detach(), layer.feed_forward_norm.weight.detach()
+        self._held += norms
+        return _Layer(*[norm.data_ptr() for norm in norms], *map(self._matrix, matrices))
+
+    def _matrix(self, layer: nn.Module) -> _Matrix:
+        assert isinstance(layer, Linear | HalfLinear)
+        weight = layer.weight.detach()
+        out, inputs = weight.shape
+        halves = weight.bfloat16()
+        short = torch.equal(halves.float(), weight)
+        padded = F.pad(halves if short else weight, (0, 0, 0, -out % BLOCK))
+        blocks = padded.view(-1, BLOCK, inputs).transpose(1, 2).contiguous()
+        self._held.append(blocks)
+        self.nbytes += blocks.nbytes
+        return _Matrix(blocks.data_ptr(), out, inputs, short)
+
+
+_steps: WeakValueDictionary[int, DecodeStep] = WeakValueDictionary()
+"""By id, because torch's operators take numbers and tensors only."""
+
+
+@cache
+def _operator() -> Callable[..., torch.Tensor]:
+    """The step as an operator of torch, so that tools which record operations see it."""
+
+    def run(step: int, *arguments: Any) -> torch.Tensor:
+        return _steps[step].run(*arguments)
+
+    library = torch.library.Library("vox_serve", "DEF")  # type: ignore[no-untyped-call]
+    library.define(  # type: ignore[no-untyped-call]  # torch ships no types for it
+        "decode_step(int step, int head, Tensor x, Tensor(a!)[] caches, Tensor slots, "
+        "Tensor positions) -> Tensor"
+    )
+    library.impl("decode_step", run, "CPU")  # type: ignore[no-untyped-call]
+    _kept.append(library)  # its operators vanish with it
+    operator: Callable[..., torch.Tensor] = torch.ops.vox_serve.decode_step.default
+    return operator
+
+
+_kept: list[torch.library.Library] = []
+
+
+def decode_step(stack: Llama, heads: Iterable[nn.Module] = ()) -> DecodeStep | None:
+    """The stack's compiled step; None if plain torch has to do the work.
+
+    Args:
+        heads: all layers that a pass may end with.
+    """
+    config, cos = stack.config, stack.tables.cos
+    heads = list(heads)
+    layers = [*stack.layers.modules(), *heads]
+    linear = [layer for layer in layers if isinstance(layer, Linear | HalfLinear)]
+    sizes = (config.hidden_size, config.intermediate_size, config.head_dim)
+    if (
+        cos.device.type != "cpu"
+        or cos.dtype is not torch.float32
+        or len(linear)
+        != 4 * config.num_hidden_layers + len(heads)  # some weights have another form
+        or sum(layer.in_features * layer.out_features for layer in linear) > MAX_WEIGHTS
+        or any(size % WIDE for size in sizes)
+        or any(p.requires_grad for layer in layers for p in layer.parameters())
+    ):
+        return None
+    library = _library()
+    return None if library is None else DecodeStep(stack, heads, library)
+
+
+@cache
+def _library() -> ctypes.CDLL | None:
+    """The compiled C file, built at the first call if the user's cache does not have it."""
+    try:
+        return ctypes.CDLL(str(_compiled()))
+    except (OSError, RuntimeError, subprocess.SubprocessError) as error:
+        said = str(getattr(error, "stderr", None) or error).strip().splitlines()[-1]
+        log.warning(
+            "a small model runs at half speed because its step cannot be compiled: %s", said
+        )
+        return None
+
+
+def _compiled() -> Path:
+    """Path of the library; builds it if it is missing.
+
+    Raises:
+        OSError, RuntimeError, subprocess.SubprocessError: there is no C compiler, it failed, or
+            the cache folder cannot be written to.
+    """
+    compiler = c_compiler()
+    if compiler is None:
+        raise FileNotFoundError("no C compiler: install gcc, or set CC")
+    # Several processors, for which -march=native differs, may share the folder.
+    command = [*compiler, *FLAGS]
+    parts = [SOURCE.read_text(encoding="utf-8"), *command, _processor()]
+    name = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:24]
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vox_serve"
+    library = folder / f"decode_step-{name}.so"
+    if library.is_file():
+        return library
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as unfinished:
+        made = Path(unfinished) / library.name
+        run = [*command, "-o", str(made), str(SOURCE), "-lm"]
+        subprocess.run(run, check=True, capture_output=True, text=True, timeout=60)
+        made.replace(library)  # atomic: another process may be doing the same
+    return library
+
+
+def c_compiler() -> list[str] | None:
+    """The command of this machine's C compiler: `$CC`, else cc, gcc or clang."""
+    if os.environ.get("CC"):
+        return shlex.split(os.environ["CC"])
+    found = (shutil.which(name) for name in ("cc", "gcc", "clang"))
+    return next(([path] for path in found if path), None)
+
+
+def _processor() -> str:
+    """What `-march=native` depends on."""
+    described = Path("/proc/cpuinfo")
+    if not described.is_file():
+        return f"{platform.machine()} {platform.processor()}"
+    lines = described.read_text(encoding="utf-8").splitlines()
+    kinds = ("model name", "flags", "Features", "CPU part")
+    return "\n".join(sorted({line for line in lines if line.startswith(kinds)}))
