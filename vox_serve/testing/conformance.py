@@ -1,4 +1,4 @@
-"""A conformance suite for model plugins: subclass it, say how to load the model, run pytest.
+"""A conformance suite for model plugins: subclass it, define `load`, run pytest.
 
     from vox_serve.testing import ModelConformance
 
@@ -6,8 +6,9 @@
         def load(self, device):
             return load_model(LoadOptions(TINY_CHECKPOINT, device, "float32"))
 
-Each test is a promise of `vox_serve.model.Model` or `vox_serve.codec.Codec` that the core relies
-on.  Use a small checkpoint in float32: rows of a batch are compared with the same row alone.
+Each test checks a requirement of `vox_serve.model.Model` or `vox_serve.codec.Codec` on which the
+core relies.  Use a small checkpoint in float32, because rows of a batch are compared with the same
+rows run one by one.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from vox_serve.testing.replay import Step, created, cuda_graph, no_host_read, re
 
 @attrs.define
 class Utterance:
-    """What one request came to: the numbers of every frame, sound, and how it ended."""
+    """The result of one request: the numbers of every frame, sound, and how it ended."""
 
     codes: list[tuple[float, ...]] = attrs.field(factory=list)
     pcm: bytes = b""
@@ -44,29 +45,29 @@ class Utterance:
 
 
 class ModelConformance:
-    """The promises of a model plugin, one test each.
+    """The requirements for a model plugin, one test each.
 
-    Override `load`, and what does not fit your model.
+    Override `load`, and the attributes that do not fit your model.
     """
 
     texts: Rows[str] = ("Hello there.", "Here is a longer second text.", "And a third.")
-    """Texts that the model can speak; of different lengths."""
+    """Texts of different lengths that the model can speak."""
     too_long = "word " * 20_000
-    """A text that no context holds."""
+    """A text that does not fit any context."""
     max_seconds = 1.0
-    """How long each text is spoken at most."""
+    """The longest audio of each text, in seconds."""
     greedy: Mapping[str, float] = {"temperature": 0.0}
-    """Sampling parameters with which nothing is left to chance."""
+    """Sampling parameters that leave nothing to chance."""
     drawn: Mapping[str, float] = {"temperature": 1.0, "top_k": 0, "top_p": 1.0}
     """Sampling parameters with which the seed decides."""
     plugin_module: str | None = None
-    """The plugin's module, to check that it is light."""
+    """The plugin's module, to check that it does not import torch."""
 
     def load(self, device: str) -> Model:
-        """Make the model, in float32, on a torch device: `cpu`, or `cuda` where there is one."""
+        """Load the model in float32 on a torch device: `cpu`, or `cuda` if available."""
         raise NotImplementedError("a conformance test must define how its model is loaded")
 
-    # The promises
+    # Tests
 
     def test_the_plugin_module_loads_no_torch(self) -> None:
         if self.plugin_module is None:
@@ -132,7 +133,7 @@ class ModelConformance:
         _same(alone, after, "a slot after a cancelled sequence")
 
     def test_what_is_kept_of_a_conversation_changes_nothing(self) -> None:
-        """A prompt whose beginning is restored gives what it gives when all of it is run."""
+        """A prompt with a restored prefix gives the same result as one that is run whole."""
         kept, fresh = self._engine(), self._engine(prefix_cache_mib=0)
         if not kept.prompts.takes_context:
             return
@@ -160,8 +161,8 @@ class ModelConformance:
         different = [speak(seed).codes != speak(1).codes for seed in (2, 3, 4)]
         assert any(different), "another seed must give other codes: is the sampler asked?"
 
-    def test_every_choice_is_the_sampler_s(self) -> None:
-        """A code or noise that does not come from the sampler has no seed."""
+    def test_every_choice_is_sampled(self) -> None:
+        """A code or noise that does not come from the sampler ignores the seed."""
         engine = self._engine()
         codec = engine.model.codec
         asked: list[int] = []
@@ -222,7 +223,7 @@ class ModelConformance:
                 _same(beside, spoken[str(number)], "a row beside one that is not finite")
 
     def test_codes_decode_the_same_in_any_slot_and_company(self) -> None:
-        """Streamed codec: each row has its own state, in any order of slots."""
+        """Each row has its own codec state, in any order of slots."""
         codec = self.load("cpu").codec
         generator = torch.Generator().manual_seed(0)
         shape = (3, codec.frame_width, codec.frames_per_step * 6)
@@ -247,9 +248,9 @@ class ModelConformance:
                 torch.testing.assert_close(together[row], alone, atol=1e-4, rtol=1e-3)
 
     def test_a_cleared_slot_speaks_again(self) -> None:
-        """What is not finite in a codec's state does not outlive the sequence that it failed."""
+        """Non-finite codec state does not affect the slot's next sequence."""
         codec = self.load("cpu").codec
-        num_slots, slot = 13, 5  # a number of slots that no other size is likely to be
+        num_slots, slot = 13, 5  # a number of slots that is unlikely to equal any other size
         generator = torch.Generator().manual_seed(0)
         shape = (4, 1, codec.frame_width, codec.frames_per_step)
         codes = _random_frames(codec, shape, generator)
@@ -287,9 +288,9 @@ class ModelConformance:
             assert spoken.end in ("stop", "length"), "a host read inside the model (see the log)"
 
     def test_replayed_operations_equal_eager(self) -> None:
-        """A step function depends on its tensors alone: played back, it does the same.
+        """A step function depends only on its tensors, so replaying its operations gives the same.
 
-        So it is fit for a CUDA graph; this is shown on the CPU.
+        This shows on a CPU that a CUDA graph can capture it.
         """
         self._replayed_equals_eager("cpu", recorded)
 
@@ -301,7 +302,7 @@ class ModelConformance:
             pytest.skip("this model runs on the CPU alone")
         self._replayed_equals_eager("cuda", cuda_graph)
 
-    # The tools
+    # Tools
 
     @torch.inference_mode()
     def _replayed_equals_eager(self, device: str, capture: Callable[[Step], Step]) -> None:
@@ -370,7 +371,7 @@ class ModelConformance:
 
 
 def watch_frames(engine: Engine, see: Callable[[Sequence, Frame], None]) -> None:
-    """Have `see` called with every frame that the host reads from here on."""
+    """Call `see` with every frame that the host reads from now on."""
     collect = engine.runner.collect
 
     def watched(sequences: Any) -> Any:
@@ -391,7 +392,7 @@ def watch_frames(engine: Engine, see: Callable[[Sequence, Frame], None]) -> None
 
 
 def _record(engine: Engine) -> dict[str, Utterance]:
-    """Collect what the engine says from here on; `_step` fills it."""
+    """Collect the results of requests from now on; `_step` fills in the sound."""
     spoken: dict[str, Utterance] = {}
 
     def keep(sequence: Sequence, frame: Frame) -> None:

@@ -1,4 +1,4 @@
-"""Step functions played back and guarded, to show on a CPU that a CUDA graph can hold them."""
+"""Replays and guards step functions, to show on a CPU that a CUDA graph can capture them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Step = Callable[[], tuple[torch.Tensor, ...]]
 
 
 class _Recorder(TorchDispatchMode):
-    """Keeps every operation with its arguments and results."""
+    """Records every operation with its arguments and results."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # torch ships no types for it
@@ -29,15 +29,15 @@ class _Recorder(TorchDispatchMode):
 
 
 def recorded(function: Step) -> Step:
-    """What a CUDA graph does, without CUDA: run the same operations again on the same tensors.
+    """Do what a CUDA graph does, without CUDA: repeat the same operations on the same tensors.
 
-    Whatever the host decided or counted in the first run stays as it was then.
+    Whatever the host decided or counted in the first run is not repeated.
     """
     with _Recorder() as recorder:
         outputs = function()
 
     def replay() -> tuple[torch.Tensor, ...]:
-        made: dict[int, torch.Tensor] = {}  # by the tensor that stood there in the first run
+        made: dict[int, torch.Tensor] = {}  # keyed by the tensor of the first run
 
         def now(tensor: torch.Tensor) -> torch.Tensor:
             return made.get(id(tensor), tensor)
@@ -54,7 +54,7 @@ def recorded(function: Step) -> Step:
 
 
 def created(function: Callable[[], Any]) -> list[torch.Tensor]:
-    """Every tensor that a function makes."""
+    """Every tensor that a function creates."""
     with _Recorder() as recorder:
         function()
     results = tree_leaves([result for *_, result in recorder.calls])
@@ -62,10 +62,10 @@ def created(function: Callable[[], Any]) -> list[torch.Tensor]:
 
 
 def cuda_graph(function: Step) -> Step:
-    """Capture a function of static tensors; what is returned replays it into the same outputs."""
+    """Capture a function of static tensors; returns one that replays it into the same outputs."""
     side = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # torch ships no types for it
     side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):  # what is made on the first call must not be captured
+    with torch.cuda.stream(side):  # what the first call allocates must not be captured
         function()
         function()
     torch.cuda.current_stream().wait_stream(side)
@@ -81,7 +81,7 @@ def cuda_graph(function: Step) -> Step:
 
 
 class HostRead(AssertionError):
-    """An operation brought a value from the device to the host."""
+    """An operation read a value from the device on the host."""
 
 
 _INDEXING = {torch.ops.aten.index, torch.ops.aten.index_put, torch.ops.aten.index_put_}
@@ -107,7 +107,7 @@ _COPIES = {
 
 
 class _NoRead(TorchDispatchMode):
-    """Refuses operations whose result, or its shape, the host must wait for."""
+    """Rejects operations for whose result, or its shape, the host must wait."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # torch ships no types for it
@@ -122,8 +122,8 @@ class _NoRead(TorchDispatchMode):
 
 
 class _NoCopy(TorchFunctionMode):
-    """Refuses what a CPU tensor does without an operation, in inference mode above all, and
-    numbers that would be copied to the device."""
+    """Rejects reads that a CPU tensor performs without a dispatched operation, mainly in inference
+    mode, and numbers that would be copied to the device."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -136,9 +136,9 @@ class _NoCopy(TorchFunctionMode):
 
 
 def no_host_read(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The same function, raising HostRead where a CUDA graph could not capture it.
+    """The same function, but it raises HostRead where a CUDA graph could not capture it.
 
-    On a CPU such a read costs nothing and would go unnoticed.
+    On a CPU, such a read costs nothing and would go unnoticed.
     """
 
     def run(*args: Any, **kwargs: Any) -> Any:

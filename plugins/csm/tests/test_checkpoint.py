@@ -336,7 +336,7 @@ def missing_tokenizer_config(directory: Path) -> None:
     (directory / "tokenizer_config.json").unlink()
 
 
-@damage(r"tokenizer_config\.json has no eos_token")
+@damage(r"tokenizer_config\.json: has no eos_token")
 def no_end_token(directory: Path) -> None:
     change_json(directory / "tokenizer_config.json", eos_token=None)
 

@@ -106,7 +106,7 @@ def test_a_turn_that_is_cut_off_is_not_remembered(make_engine: MakeEngine) -> No
     alone, _ = say(make_engine(), "hello there")
     engine.add(request("gone", "never mind", conversation="c"))
     engine.step()
-    with pytest.raises(Conflict, match="still spoken"):
+    with pytest.raises(Conflict, match="still being spoken"):
         engine.add(request("early", "hello there", conversation="c"))
     engine.abort("gone")
     assert say(engine, "hello there", conversation="c")[0] == alone
@@ -187,7 +187,7 @@ def test_a_voice_that_does_not_fit_is_refused_before_it_is_encoded(
     monkeypatch.setattr(engine.model.codec, "encode", lambda pcm: pytest.fail("encoded"))
     with pytest.raises(PromptTooLong, match="context is too long"):
         engine.prompts.voices.add("long", 0, (Segment(0, "hi", audio=clip(300).numpy()),))
-    with pytest.raises(RequestError, match="itself"):
+    with pytest.raises(RequestError, match="built-in"):
         engine.prompts.voices.add("conversational_a", 0, ())
     with pytest.raises(NotFound, match="speaker"):
         engine.prompts.voices.add("odd", 7, ())

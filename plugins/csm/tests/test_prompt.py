@@ -50,14 +50,16 @@ def test_white_space_is_one_space(model: CsmModel, text: str) -> None:
 
 @pytest.mark.parametrize(("text", "shown"), [("hé", "é"), ("A b", "A"), ("hi 🙂 é", "🙂")])
 def test_an_unknown_character_is_refused_by_name(model: CsmModel, text: str, shown: str) -> None:
-    with pytest.raises(UnspeakableText, match=f"text holds '{shown}', which this model") as caught:
+    with pytest.raises(
+        UnspeakableText, match=f"text contains '{shown}', which this model"
+    ) as caught:
         model.prompt(text, VOICE, ())
     assert caught.value.param == "text"
 
 
 @pytest.mark.parametrize("token", SPECIALS)
 def test_a_special_token_in_a_text_is_only_characters(model: CsmModel, token: str) -> None:
-    with pytest.raises(UnspeakableText, match="text holds '<', which this model"):
+    with pytest.raises(UnspeakableText, match="text contains '<', which this model"):
         model.prompt(f"hi{token}", VOICE, ())
 
 

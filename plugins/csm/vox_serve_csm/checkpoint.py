@@ -1,7 +1,7 @@
-"""A checkpoint directory to a loaded model.
+"""Loads a model from a checkpoint directory.
 
-It tells two layouts apart: the transformers one, which is read, and Sesame's original one,
-which may lie beside it under `model.safetensors` and interleaves its RoPE pairs.
+Only the transformers layout is read.  Sesame's original layout, which interleaves RoPE pairs, may
+be in the same directory as `model.safetensors`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def load_model(options: LoadOptions) -> CsmModel:
     """Load a CSM checkpoint.
 
     Raises:
-        CheckpointError: says which file, tensor or key is wrong and what to do.
+        CheckpointError: names the file, tensor or key at fault and says what to do.
     """
     directory = options.directory
     config_json = read_config(str(directory))
@@ -61,7 +61,7 @@ def load_model(options: LoadOptions) -> CsmModel:
 
 
 def find_weights(directory: Path, config: Mapping[str, Any]) -> Path:
-    """The file or index that holds the transformers layout."""
+    """The file or index with the transformers layout."""
     named = config.get("transformers_weights")
     if named:
         path = directory / Path(str(named)).name
@@ -111,10 +111,10 @@ def load_codec(config: CsmConfig, loader: WeightLoader, device: torch.device) ->
 
 
 def read_sampling(directory: Path) -> SamplingParams:
-    """Defaults of `generation_config.json` where it has any, else Sesame's 0.9 and 50.
+    """Defaults from `generation_config.json`; those it lacks are Sesame's 0.9 and 50.
 
     Raises:
-        CheckpointError: the file is not a JSON object, or a value in it is out of its range.
+        CheckpointError: the file is not a JSON object, or a value is out of range.
     """
     path = directory / "generation_config.json"
     if not path.is_file():
@@ -130,7 +130,7 @@ def read_sampling(directory: Path) -> SamplingParams:
 
 
 def _audio_embedding(loader: WeightLoader) -> str:
-    """Backbone and depth decoder share one table, stored under either name or both."""
+    """The table shared by backbone and depth decoder, stored under either name or both."""
     names = (
         "backbone_model.embed_tokens.embed_audio_tokens.weight",
         "depth_decoder.model.embed_tokens.weight",

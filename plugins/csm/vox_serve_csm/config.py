@@ -1,4 +1,4 @@
-"""A CSM `config.json` as typed sizes; keys that are left out take CsmConfig's defaults."""
+"""A CSM `config.json` as typed sizes; missing keys get the defaults of CsmConfig."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ class CsmConfig:
         num_codebooks: K.
         audio_vocab: ids per codebook, reserved ones included.
         text_vocab: ids of the text tokenizer.
-        end_code: a frame of nothing but this code ends the utterance.
-        codec: the Mimi configuration, as it is.
+        end_code: a frame that consists only of this code ends the utterance.
+        codec: the Mimi configuration, unchanged.
     """
 
     backbone: LlamaConfig

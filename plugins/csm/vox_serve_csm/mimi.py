@@ -1,7 +1,7 @@
-"""Mimi, the codec inside CSM: 24 kHz sound to frames of 80 ms and back.
+"""Mimi, the codec of CSM: converts 24 kHz sound to frames of 80 ms and back.
 
-This module knows the transformers configuration of a Mimi checkpoint.  It knows nothing of CSM,
-of checkpoint files or of the engine.
+Reads the transformers configuration of a Mimi checkpoint; independent of CSM, of checkpoint files
+and of the engine.
 
 Mimi is described in section 3.3 of the Moshi paper, https://arxiv.org/abs/2410.00037.
 """
@@ -21,9 +21,9 @@ from vox_serve_csm.mimi_encoder import PIECE_FRAMES, MimiEncoder
 from vox_serve_csm.mimi_quantizer import quantizer_tensors
 
 LATENTS_PER_FRAME = 2
-"""Stride between latents and frames: fixed in transformers' `MimiModel`, so here too."""
+"""Latents per frame; fixed in transformers' `MimiModel`."""
 
-# transformers' MimiConfig defaults: a published config.json may leave them out.
+# The defaults of transformers' MimiConfig, which a published config.json may omit.
 _DEFAULTS: dict[str, Any] = {
     "sampling_rate": 24000,
     "hidden_size": 512,
@@ -50,11 +50,11 @@ _DEFAULTS: dict[str, Any] = {
 
 
 def _read_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Fill in the defaults; refuse with a ValueError what is not supported."""
+    """Fill in the defaults.  Raises ValueError if a setting is not supported."""
     if config.get("sliding_window", 0) is None:
         raise ValueError("codec_config: sliding_window is null; a stream needs a finite window")
     c = _DEFAULTS | {key: value for key, value in config.items() if value is not None}
-    c["rope"] = {"rope_theta": c.get("rope_theta", 10000.0)}  # transformers 4's spelling
+    c["rope"] = {"rope_theta": c.get("rope_theta", 10000.0)}  # the name in transformers 4
     c["rope"] |= c.get("rope_scaling", {}) | c.get("rope_parameters", {})
     c["frame_size"] = LATENTS_PER_FRAME * prod(c["upsampling_ratios"])
     frame_rate = c["sampling_rate"] / c["frame_size"]
@@ -93,11 +93,11 @@ class Mimi:
 
         Args:
             config: keys of transformers' `MimiConfig` (a CSM checkpoint's `codec_config`).
-            num_codebooks: K, how many of the checkpoint's codebooks are in use.
-            device: where its weights and state live.
+            num_codebooks: K, the number of the checkpoint's codebooks to use.
+            device: of its weights and state.
 
         Raises:
-            ValueError: the configuration asks for something that is not supported.
+            ValueError: the configuration has a setting that is not supported.
         """
         c = _read_config(config)
         semantic, total = c["num_semantic_quantizers"], c["num_quantizers"]
@@ -119,8 +119,8 @@ class Mimi:
         """Fill the weights from a checkpoint's tensors, one at a time.
 
         Args:
-            loader: has the tensors by the names of transformers.
-            prefix: what is put before each name.
+            loader: has the tensors under the names that transformers uses.
+            prefix: of each name.
 
         Raises:
             CheckpointError: a tensor is missing or has another shape.
@@ -137,11 +137,11 @@ class Mimi:
 
     @property
     def weight_bytes(self) -> int:
-        """Memory that the weights take."""
+        """Memory of the weights in bytes."""
         return held_bytes(self._encoder) + held_bytes(self._decoder)
 
     def allocate(self, num_slots: int) -> int:
-        """Make the state rows of slots 0 .. num_slots - 1."""
+        """Allocate the state rows of slots 0 .. num_slots - 1; returns their bytes."""
         return self._decoder.allocate(num_slots)
 
     @torch.no_grad()
@@ -153,15 +153,14 @@ class Mimi:
         return pcm, torch.full_like(slots, self.frame_size)
 
     def clear(self, slot: int) -> None:
-        """Forget what a slot's row holds; see `Codec.clear`."""
+        """Reset a slot's row; see `Codec.clear`."""
         self._decoder.clear(slot)
 
     @torch.no_grad()
     def encode(self, pcm: torch.Tensor) -> torch.Tensor:
-        """Encode a clip; see `Codec.encode`.  Its last frame is filled up with silence.
+        """Encode a clip; see `Codec.encode`.  The last frame is padded with silence.
 
-        It goes through the encoder in pieces, so that a long clip takes no more memory than a
-        short one.
+        The clip is encoded in pieces, so a long one takes no more memory than a short one.
         """
         if not len(pcm):
             return torch.empty(self.frame_width, 0, dtype=torch.int64, device=self.device)

@@ -1,10 +1,10 @@
-"""Mimi's decoder as a stream: a frame of codes to sound, with its state in a row per slot.
+"""Mimi's decoder as a stream: turns a frame of codes into sound, with a state row per slot.
 
-A frame of codes becomes one latent (quantizer), two latents (upsample), two latents that have
-seen the last `sliding_window` ones (transformer) and sound (SEANet).  It knows nothing of
-checkpoints but the names of their tensors.
+The quantizer turns a frame of codes into one latent, the upsampling into two; the transformer lets
+them attend to the last `sliding_window` latents, and SEANet turns them into sound.  The only thing
+known about checkpoints is the names of their tensors.
 
-Everything is float32: fewer bits are heard as a tone in the pauses.
+Everything is float32: lower precision is audible as a tone in pauses.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from vox_serve_csm.mimi_transformer import StreamingTransformer
 from vox_serve_csm.seanet import Read, decoder_stages
 
 ROWS = 8
-"""Of most products: four utterances, two latents of each."""
+"""The usual rows of a product: four utterances with two latents each."""
 
 
 class _Upsample(nn.Module):
-    """The transposed convolution between frames and latents: each channel by itself, no bias."""
+    """The transposed convolution from frames to latents: depthwise, without a bias."""
 
     now: torch.Tensor  # [stride, C]
     before: torch.Tensor
@@ -49,7 +49,7 @@ class MimiDecoder(nn.Module):
     """Quantizer, upsampling, transformer and SEANet decoder; `allocate`, then `forward`."""
 
     table: torch.Tensor  # [num_codebooks * codebook_size, C]
-    starts: torch.Tensor  # of each codebook in it
+    starts: torch.Tensor  # start of each codebook in it
 
     def __init__(
         self, c: Mapping[str, Any], num_codebooks: int, frame_latents: int, read: Read
@@ -67,17 +67,17 @@ class MimiDecoder(nn.Module):
         self.stages = decoder_stages(c, read, ROWS)
 
     def allocate(self, num_slots: int) -> int:
-        """Make the state of slots 0 .. num_slots - 1; returns its bytes."""
+        """Allocate the state of slots 0 .. num_slots - 1; returns its bytes."""
         stages: list[Any] = [self.upsample, *self.stages]
         width = sum(stage.width for stage in stages)
-        # A last row stays zero, which is how an utterance begins.
+        # The last row stays zero, which is the state at the start of an utterance.
         self._rows = self.table.new_zeros(num_slots + 1, width)
         self._positions = self.starts.new_zeros(num_slots)
         self._rings = self.transformer.rings(num_slots, self.frame_latents)
         return self._rows.nbytes + self._positions.nbytes + self._rings.nbytes
 
     def clear(self, slot: int) -> None:
-        """Make a slot's state as it was at first."""
+        """Restore a slot's initial state."""
         self._rows[slot] = 0
         self._positions[slot] = 0
         self._rings.clear(slot)
@@ -94,7 +94,7 @@ class MimiDecoder(nn.Module):
         x = self.transformer(x, self._rings, slots, first)
         for stage in self.stages:
             x = stage(x, past)
-        # Last of all: a step that raised is to be as if it had not been.
+        # Last, so that a step that raises changes nothing.
         self._rows.index_copy_(0, slots, past.after())
         self._positions.index_copy_(0, slots, first + self.frame_latents)
         pcm: torch.Tensor = x.squeeze(2)

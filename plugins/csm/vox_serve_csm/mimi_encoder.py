@@ -1,7 +1,7 @@
-"""Mimi's encoder as a stream: sound to frames of codes, piece by piece in bounded memory.
+"""Mimi's encoder as a stream: turns sound into frames of codes, piece by piece in bounded memory.
 
-The way of the decoder backwards: SEANet, transformer, downsampling, quantizer.  It knows nothing
-of checkpoints but the names of their tensors.
+It reverses the decoder: SEANet, transformer, downsampling, quantizer.  The only thing known about
+checkpoints is the names of their tensors.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ PIECE_FRAMES = 16
 
 @attrs.define(eq=False)
 class Clip:
-    """What the next piece of a clip needs of those before; `MimiEncoder.begin` makes it."""
+    """State that the next piece of a clip needs; `MimiEncoder.begin` creates it."""
 
     rings: Rings
-    slots: torch.Tensor  # the only one of the rings: int64 [1]
+    slots: torch.Tensor  # the only row of the rings: int64 [1]
     first: torch.Tensor  # position of the next latent: int64 [1]
     past: torch.Tensor | None = None
 
 
 class MimiEncoder(nn.Module):
-    """`begin` a clip, then call with one piece after the other.  Holds no state of its own."""
+    """`begin` a clip, then call with one piece after another.  The state is in the `Clip`."""
 
     def __init__(
         self, c: Mapping[str, Any], num_codebooks: int, frame_latents: int, read: Read

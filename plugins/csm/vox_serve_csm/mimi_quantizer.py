@@ -1,7 +1,7 @@
-"""Mimi's split residual vector quantizer: latents to codes, and what each code stands for.
+"""Mimi's split residual vector quantizer: converts latents to codes, and codes to latents.
 
-A latent is projected twice, for the semantic codebooks and for the acoustic ones.  In each part a
-codebook takes the vector that is nearest to what the codebooks before it have left.
+A latent is projected twice, for the semantic codebooks and for the acoustic ones.  In each part, a
+codebook chooses the vector nearest to the residual of the previous codebooks.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from vox_serve_csm.seanet import Read
 
 EPSILON = 1e-5
-"""A vector is the mean of what training assigned to it; this is the least count it divides by."""
+"""A vector is a sum over training vectors divided by their count; this is the least divisor."""
 
 
 class Quantizer(nn.Module):
@@ -48,7 +48,7 @@ class _Part(nn.Module):
             x = F.linear(x, self.projection)
         codes = []
         for book, half in zip(self.books, self.halves, strict=True):
-            # |x - v|^2 is least where x v - |v|^2 / 2 is greatest; of equals the first is taken.
+            # |x - v|^2 is least where x v - |v|^2 / 2 is greatest; the first of equals is taken.
             code = torch.addmm(half, x, book.t(), beta=-1).argmax(1)
             x = x - F.embedding(code, book)
             codes.append(code)
@@ -66,7 +66,7 @@ def code_table(c: Mapping[str, Any], num_codebooks: int, read: Read) -> torch.Te
 
 
 def quantizer_tensors(c: Mapping[str, Any]) -> Iterator[str]:
-    """The names of all tensors that a checkpoint may have here; not all codebooks are in use."""
+    """The names of all tensors that a checkpoint may have; not all codebooks are used."""
     for name, number in _parts(c, c["num_quantizers"]):
         for layer in range(number):
             for kind in ("embed_sum", "cluster_usage", "initialized"):
@@ -76,7 +76,7 @@ def quantizer_tensors(c: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _parts(c: Mapping[str, Any], num_codebooks: int) -> list[tuple[str, int]]:
-    """What each part's tensors begin with, and how many of its codebooks are in use."""
+    """The prefix of each part's tensors, and the number of its codebooks in use."""
     semantic = c["num_semantic_quantizers"]
     counts = {"semantic": semantic, "acoustic": num_codebooks - semantic}
     names = "quantizer.{}_residual_vector_quantizer."
@@ -95,7 +95,7 @@ def _books(c: Mapping[str, Any], name: str, number: int, read: Read) -> list[tor
 
 
 def _projection(c: Mapping[str, Any], name: str, read: Read) -> torch.Tensor | None:
-    """A matrix `[out, in]`; transformers has none between equal sizes."""
+    """A matrix `[out, in]`; transformers omits it between equal sizes."""
     if not _projects(c):
         return None
     sizes = (_width(c), c["hidden_size"])

@@ -1,7 +1,7 @@
 """Mimi's transformers as streams, with a ring of keys and values per slot and layer.
 
-What depends on the positions alone (RoPE's angles, who sees whom, where in the rings to write) is
-computed once for all layers.
+What depends only on positions (RoPE's angles, the mask, where to write in the rings) is computed
+once for all layers.
 """
 
 from __future__ import annotations
@@ -24,28 +24,34 @@ class _Moment:
 
     slots: torch.Tensor  # [B]
     turns: torch.Tensor  # RoPE: complex [B, T, 1, 1, head_dim / 2]
-    bias: torch.Tensor  # 0 where a latent sees a place of the ring, else -inf: [B, 1, T, capacity]
-    places: torch.Tensor  # of a step's keys and values in a ring's vectors: [B * 2 * heads * T]
+    bias: (
+        torch.Tensor
+    )  # 0 where a latent attends to a place of the ring, else -inf: [B, 1, T, capacity]
+    places: (
+        torch.Tensor
+    )  # index of a step's keys and values in a ring's vectors: [B * 2 * heads * T]
 
 
 @attrs.frozen(eq=False)
 class Rings:
-    """The keys and values that some slots have seen; `StreamingTransformer.rings` makes them."""
+    """Recent keys and values of some slots; `StreamingTransformer.rings` creates them."""
 
     layers: list[torch.Tensor]  # [slots, 2, heads, capacity, head_dim] each
-    # Kept, because fresh pages for it in every layer cost a CPU more than the copy does.
-    batch: torch.Tensor  # a layer's rows that a step reads
+    # Kept, because on a CPU, allocating it in every layer costs more than the copy.
+    batch: torch.Tensor  # buffer for the rows of one layer that a step reads
     time: torch.Tensor  # 0 .. the most latents of a step
     index: torch.Tensor  # 0 .. capacity
-    bias: torch.Tensor  # by the age of a key against the newest latent, and the query's number
-    vectors: torch.Tensor  # where a slot's vectors of each kind and head begin: [2 * heads, 1]
+    bias: (
+        torch.Tensor
+    )  # indexed by a key's age relative to the newest latent, and the query's number
+    vectors: torch.Tensor  # start of a slot's vectors of each kind and head: [2 * heads, 1]
 
     @property
     def nbytes(self) -> int:
         return self.batch.nbytes + sum(ring.nbytes for ring in self.layers)
 
     def clear(self, slot: int) -> None:
-        """Empty a slot's rings: under a mask, 0 x NaN is still NaN."""
+        """Zero a slot's rings, because 0 x NaN is NaN even under a mask."""
         for ring in self.layers:
             ring[slot] = 0
 
@@ -57,7 +63,7 @@ class _Layer(nn.Module):
         q, k, v, out = (read(f"{name}self_attn.{x}_proj.weight", size, size) for x in "qkvo")
         up = read(f"{name}mlp.fc1.weight", inner, size)
         down = read(f"{name}mlp.fc2.weight", size, inner)
-        # The outputs of both halves are scaled.
+        # The outputs of attention and feed-forward are scaled.
         out = out * read(f"{name}self_attn_layer_scale.scale", size)[:, None]
         down = down * read(f"{name}mlp_layer_scale.scale", size)[:, None]
         self.qkv = PackedLinear(
@@ -70,7 +76,7 @@ class _Layer(nn.Module):
     def forward(
         self, x: torch.Tensor, moment: _Moment, ring: torch.Tensor, batch: torch.Tensor
     ) -> torch.Tensor:
-        """`[B * T, C]` to the same; writes to `ring`, its own, and copies rows to `batch`."""
+        """`[B * T, C]` to the same; writes to the layer's `ring`, and copies rows to `batch`."""
         size, (rows, _, heads, _, head_dim) = x.shape[1], batch.shape
         qkv = self.qkv(self.norm1(x)).view(rows, -1, 3, heads, head_dim)
         pairs = qkv[:, :, :2].view(rows, -1, 2, heads, head_dim // 2, 2)
@@ -89,9 +95,9 @@ class StreamingTransformer(nn.Module):
 
     Args:
         c: sizes, see `mimi.py`.
-        read: gives the weights.
-        prefix: of their names.
-        rows: latents of a step in all, as it mostly is; see `PackedLinear`.
+        read: returns a weight by name.
+        prefix: of the names.
+        rows: the usual number of latents in a step, over all slots; see `PackedLinear`.
     """
 
     frequencies: torch.Tensor  # RoPE: [head_dim / 2]
@@ -110,10 +116,10 @@ class StreamingTransformer(nn.Module):
         self.register_buffer("frequencies", frequencies.to(device))
 
     def rings(self, num_slots: int, num_latents: int) -> Rings:
-        """Make rings for steps of at most `num_latents`.
+        """Allocate rings for steps of at most `num_latents`.
 
-        A step writes all its latents before its first one looks back: the ring must hold as
-        many more than the window, or that one would miss the oldest that it sees.
+        A step writes all its latents before it reads, so a ring must hold that many more than
+        the window; otherwise the first latent would miss the oldest ones in its window.
         """
         device, capacity = self.frequencies.device, self.window + num_latents - 1
         time = torch.arange(num_latents, device=device)
@@ -134,10 +140,10 @@ class StreamingTransformer(nn.Module):
     def forward(
         self, x: torch.Tensor, rings: Rings, slots: torch.Tensor, first: torch.Tensor
     ) -> torch.Tensor:
-        """The latents `[B, T, C]` whose positions begin at `first`, int64 `[B]`.
+        """Process latents `[B, T, C]` whose positions start at `first`, int64 `[B]`.
 
-        Writing to the rings can be done again, and what it writes over no latent sees any more:
-        so nothing is changed until the caller's `first` is.
+        Writes to the rings can be repeated, and they overwrite only what is out of the window, so
+        the state changes only when the caller advances `first`.
         """
         batch = rings.batch[: len(slots)]
         moment = self._moment(rings, slots, first, x.shape[1])
@@ -154,8 +160,8 @@ class StreamingTransformer(nn.Module):
         angles = positions[..., None] * self.frequencies
         turns = torch.complex(angles.cos(), angles.sin())[:, :, None, None]
         newest = positions[:, -1:]
-        age = (newest - rings.index) % capacity  # of what a ring holds, [B, capacity]
-        age = age.masked_fill_(age > newest, capacity)  # what no latent was written to yet
+        age = (newest - rings.index) % capacity  # positions in a ring, [B, capacity]
+        age = age.masked_fill_(age > newest, capacity)  # places that have not been written yet
         bias = F.embedding(age, rings.bias[:, -num_latents:]).transpose(1, 2).contiguous()
         places = slots[:, None] * rings.vectors.numel() * capacity
         places = places[..., None] + rings.vectors + (positions % capacity)[:, None]

@@ -1,7 +1,7 @@
 """The CSM network: a Llama backbone over frames, a depth decoder over a frame's codebooks.
 
-Implements `vox_serve.Model`.  Behaviour follows Sesame's published generator; where that and
-transformers differ, the README of this plugin says what is done here.
+Implements `vox_serve.Model`.  Behaviour follows Sesame's published generator; where
+transformers differs from it, this plugin's README describes the behaviour here.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from vox_serve_csm.mimi import Mimi
 from vox_serve_csm.prompt import PromptBuilder
 
 PROJECTED_TOGETHER = 8192
-"""Codes whose embeddings are in memory at once while the model is loaded."""
+"""Codes whose embeddings are in memory at the same time while the model loads."""
 
 
 class CsmNetwork(nn.Module):
@@ -47,7 +47,7 @@ class CsmModel:
         codec: loaded Mimi.
         builder: makes prompts.
         voices: speakers with their reference clips.
-        default_sampling: what a request gets that names nothing.
+        default_sampling: applies where a request sets nothing.
     """
 
     def __init__(
@@ -113,15 +113,15 @@ class CsmModel:
 
     def advance(self, codes: torch.Tensor, slots: torch.Tensor, kv: KVCache) -> torch.Tensor:
         embedded = self.network.audio_embedding(codes + self._offsets)
-        x = embedded.sum(dim=1)  # in float32, and rounded once
+        x = embedded.sum(dim=1)  # summed in float32, and rounded once
         return self.network.backbone.advance(x, slots, kv)
 
     @torch.no_grad()
     def _project_codes(self) -> torch.Tensor:
-        """What the depth decoder gets of each code but the last codebook's, computed once.
+        """The depth decoder's input for each code but the last codebook's, precomputed.
 
-        `[(K - 1) * vocabulary, depth width]`: so a frame needs the projector for its hidden
-        state alone.
+        `[(K - 1) * vocabulary, depth width]`.  So a frame uses the projector only for its hidden
+        state.
         """
         rows = (self.num_codebooks - 1) * self.config.audio_vocab
         width = self.config.depth.hidden_size

@@ -15,7 +15,7 @@ def _matches(config: Mapping[str, Any]) -> bool:
 
 
 def _files(config: Mapping[str, Any]) -> Sequence[str]:
-    """The transformers layout alone; the original one lies beside it and is as large."""
+    """Only the transformers layout; the original layout in the same repository is as large."""
     prefix = "transformers" if config.get("transformers_weights") else "model"
     return ["*.json", f"{prefix}*.safetensors*", "prompts/*.wav"]
 
@@ -36,7 +36,7 @@ def vox_serve_models() -> Sequence[ModelSpec]:
             matches=_matches,
             files=_files,
             load=_load,
-            # Trained on transcripts: capitals, accents and everyday signs are left to it.
+            # Trained on transcripts, so it reads capitals, accents and everyday signs itself.
             front_end=FrontEnd(language="en"),
         )
     ]

@@ -1,53 +1,40 @@
-"""Text and context to prompt tokens.
+"""Turns text and context into prompt tokens.
 
-A prompt is `tokens` int64 `[T, K + 1]`: K columns of audio codes and one of text ids, with
--1 where a column is empty.  A text position fills the last column only, an audio frame all
-others.  Per context segment: text, its frames, one frame of end codes; then the text to say.
+A prompt is `tokens` int64 `[T, K + 1]`: K columns of audio codes and one of text ids, with -1 in
+empty columns.  A text position fills only the last column, an audio frame all others.  Each context
+segment is its text, its frames and one frame of end codes; the text to speak follows.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer
 
 from vox_serve import (
-    CheckpointError,
     Prompt,
     PromptTooLong,
     Segment,
     UnspeakableText,
 )
-from vox_serve.hub import read_json
+from vox_serve.nn.tokenizer import CheckpointTokenizer
 
 EMPTY = -1
 
 
 class TextTokenizer:
-    """The checkpoint's own tokenizer, with begin and end tokens put on here.
-
-    Some tokenizers add both by themselves and some only the first, so none may add any.
+    """The checkpoint's tokenizer, with begin and end tokens around each text.
 
     Raises:
         CheckpointError: a file or a special token is missing.
     """
 
     def __init__(self, directory: Path) -> None:
-        path = directory / "tokenizer.json"
-        stored, config = read_json(path), read_json(directory / "tokenizer_config.json")
-        try:
-            self._tokenizer = Tokenizer.from_str(json.dumps(stored))
-        except Exception as error:  # tokenizers raises bare Exception
-            raise CheckpointError(f"{path}: cannot be read ({error})") from error
-        # A request that spells a special token out gets its characters, never its id.
-        self._tokenizer.encode_special_tokens = True
-        self.begin = self._special(config, "bos_token")
-        self.end = self._special(config, "eos_token")
-        unknown = config.get("unk_token")
-        self.unknown = self._id(unknown) if unknown else None
+        self._tokenizer = CheckpointTokenizer(directory)
+        self.begin = self._tokenizer.special("bos_token")
+        self.end = self._tokenizer.special("eos_token")
+        self.unknown = self._tokenizer.find_special("unk_token")
 
     def encode(self, text: str, speaker: int) -> list[int]:
         """`[speaker]text` between begin and end.
@@ -55,10 +42,10 @@ class TextTokenizer:
         Runs of white space become one space.
 
         Raises:
-            UnspeakableText: a character that the tokenizer does not know.
+            UnspeakableText: the text has a character that the tokenizer does not have.
         """
         spoken = f"[{speaker}]{' '.join(text.split())}"
-        encoding = self._tokenizer.encode(spoken, add_special_tokens=False)
+        encoding = self._tokenizer.encode(spoken)
         ids: list[int] = encoding.ids
         if self.unknown is not None and self.unknown in ids:
             start, end = encoding.offsets[ids.index(self.unknown)]
@@ -66,19 +53,6 @@ class TextTokenizer:
                 f"text contains {spoken[start:end]!r}, which this model cannot speak", "text"
             )
         return [self.begin, *ids, self.end]
-
-    def _special(self, config: dict[str, object], key: str) -> int:
-        token = config.get(key)
-        if not token:
-            raise CheckpointError(f"tokenizer_config.json has no {key}")
-        return self._id(token)
-
-    def _id(self, token: object) -> int:
-        content = token["content"] if isinstance(token, dict) else token
-        number = self._tokenizer.token_to_id(str(content))
-        if number is None:
-            raise CheckpointError(f"tokenizer.json does not contain the token {content!r}")
-        return int(number)
 
 
 class PromptBuilder:

@@ -1,4 +1,4 @@
-"""SEANet, the convolutions of Mimi: sound to latents, and latents to sound.
+"""SEANet, the convolutions of Mimi: convert sound to latents, and latents to sound.
 
 Described in https://arxiv.org/abs/2009.02095.  Tensors are `[B, T, channels]`; every stage is
 called as `stage(x, past)` and has a `width`, see `vox_serve.nn.Past`.
@@ -17,13 +17,13 @@ from torch.nn import functional as F
 from vox_serve.nn import CausalConv, Past, TransposedConv
 
 Read = Callable[..., torch.Tensor]
-"""`read(name, *shape)`: a checkpoint's tensor, float32, on the device that computes."""
+"""`read(name, *shape)`: a checkpoint's tensor as float32 on the compute device."""
 
 LOG2_E = math.log2(math.e)
 
 
 class Elu(nn.Module):
-    """`x` where it is above 0, else `exp(x) - 1`."""
+    """`x` if x > 0, else `exp(x) - 1`."""
 
     width = 0
 
@@ -32,7 +32,7 @@ class Elu(nn.Module):
 
 
 class Residual(nn.Module):
-    """A way around two convolutions: `[B, T, C]` to the same."""
+    """Two convolutions with a residual connection: `[B, T, C]` to the same."""
 
     def __init__(self, first: CausalConv, second: CausalConv, shortcut: CausalConv | None) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class Residual(nn.Module):
 
 
 def encoder_stages(c: Mapping[str, Any], read: Read, rows: int) -> nn.ModuleList:
-    """`[B, samples, 1]` to latents `[B, T, hidden_size]`, by the names of transformers."""
+    """`[B, samples, 1]` to latents `[B, T, hidden_size]`, with transformers' tensor names."""
     stages = _Stages("encoder.layers.", c, read, rows)
     width = c["num_filters"]
     stages.conv(1, width, c["kernel_size"])
@@ -60,7 +60,7 @@ def encoder_stages(c: Mapping[str, Any], read: Read, rows: int) -> nn.ModuleList
 
 
 def decoder_stages(c: Mapping[str, Any], read: Read, rows: int) -> nn.ModuleList:
-    """Latents `[B, T, hidden_size]` to `[B, samples, 1]`, by the names of transformers."""
+    """Latents `[B, T, hidden_size]` to `[B, samples, 1]`, with transformers' tensor names."""
     stages = _Stages("decoder.layers.", c, read, rows)
     width = c["num_filters"] * 2 ** len(c["upsampling_ratios"])
     stages.conv(c["hidden_size"], width, c["kernel_size"])
@@ -75,7 +75,7 @@ def decoder_stages(c: Mapping[str, Any], read: Read, rows: int) -> nn.ModuleList
 
 
 class _Stages:
-    """Makes stages one after the other; a checkpoint numbers them."""
+    """Builds stages one after another; a checkpoint numbers them."""
 
     def __init__(self, prefix: str, c: Mapping[str, Any], read: Read, rows: int) -> None:
         self.made = nn.ModuleList()
@@ -119,6 +119,6 @@ class _Stages:
 def _elu(x: torch.Tensor) -> torch.Tensor:
     if x.device.type != "cpu":
         return F.elu(x)
-    # On a CPU torch's version takes twice as long, nearly all of it for exp; this one uses exp2.
+    # On a CPU, torch's version takes twice as long, mostly for exp; this one uses exp2.
     y = x.clamp_max(0.0).mul_(LOG2_E).exp2_().sub_(1.0)
     return torch.maximum(x, y, out=y)

@@ -11,8 +11,8 @@ from vox_serve.audio import AudioUnreadable, read_audio
 
 MAX_CLIP_SECONDS = 60.0
 
-# What is said in prompts/conversational_a.wav and _b.wav of sesame/csm-1b; the clips come with
-# the checkpoint, their transcripts with Sesame's demonstration script.
+# Transcripts of prompts/conversational_a.wav and _b.wav of sesame/csm-1b.  The clips are in the
+# checkpoint, the transcripts in Sesame's demonstration script.
 TRANSCRIPTS = {
     "conversational_a": (
         "like revising for an exam I'd have to try and like keep up the momentum because I'd "
@@ -36,10 +36,10 @@ TRANSCRIPTS = {
 def read_voices(directory: Path, codec: EncodingCodec) -> tuple[Voice, ...]:
     """Speakers 0 and 1.  Both get both clips as context, as in Sesame's demonstration.
 
-    A checkpoint without `prompts/` has the speakers without context.
+    In a checkpoint without `prompts/`, they have no context.
 
     Raises:
-        CheckpointError: a clip is there but cannot be read.
+        CheckpointError: a clip exists but cannot be read.
     """
     segments = []
     for speaker, (name, transcript) in enumerate(TRANSCRIPTS.items()):

@@ -1,4 +1,4 @@
-"""Names the checkpoint that lies beside this file."""
+"""Names the checkpoint in this directory."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""English words in the letters that the voice was trained on; imports no torch.
+"""Spells English words in the letters that the voice was trained on; imports no torch.
 
-The core's front end writes numbers, signs and capitals out.  What is particular to this voice is
-its alphabet, `a` to `z`, the apostrophe, the space and `, . ; : ! ?`, and that it learned words:
-of a letter that stands alone, and of a word without a vowel, it hardly makes a sound.  Those are
-spelled by the names of their letters (`Plan B` is `plan bee`).
+The core's front end writes numbers, signs and capitals out.  This voice also has a small alphabet,
+`a` to `z`, the apostrophe, the space and `, . ; : ! ?`, and it learned whole words: a single
+letter, or a word without a vowel, is hardly audible.  Those are spelled with the names of their
+letters (`Plan B` becomes `plan bee`).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _WORD = re.compile(r"[A-Za-z]+(?:'[A-Za-z]+)*'?")
 
 
 def spell(text: str) -> str:
-    """Words in the voice's own alphabet; they end with `.`, `!` or `?`."""
+    """The words in the voice's alphabet, ending with `.`, `!` or `?`."""
     return _punctuated(" ".join(_spelled(text.split())))
 
 
@@ -49,7 +49,7 @@ def _is_capital(word: str) -> bool:
 
 
 def _named(match: re.Match[str]) -> str:
-    """The names of the letters of what is not a word."""
+    """The names of the letters of something that is not a word."""
     word, mark, rest = match[0].partition("'")
     lower = word.lower()
     if rest not in ("", "s") or (len(word) > 1 and set(lower) & set("aeiouy")):
@@ -73,5 +73,5 @@ FRONT_END = FrontEnd(language="en", alphabet=frozenset(ALPHABET + LETTERS.upper(
 
 
 def normalise(text: str) -> str:
-    """What the voice says of a text.  Raises UnspeakableText."""
+    """A text as the voice reads it.  Raises UnspeakableText."""
     return FRONT_END.read(text).text

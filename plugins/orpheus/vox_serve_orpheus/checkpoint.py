@@ -1,7 +1,7 @@
-"""A checkpoint directory to a loaded model: Orpheus's weights and SNAC's, safetensors alone.
+"""Loads a model from a checkpoint directory: Orpheus and SNAC, only from safetensors.
 
-Orpheus lies as `save_pretrained` writes it, in one file or in shards under an index.  SNAC lies
-beside it: `snac/config.json` and `snac/model.safetensors`, or `snac_config.json` and
+Orpheus is stored as `save_pretrained` writes it, in one file or in shards with an index, and SNAC
+in the same directory: `snac/config.json` and `snac/model.safetensors`, or `snac_config.json` and
 `snac.safetensors`.
 """
 
@@ -29,8 +29,8 @@ from vox_serve_orpheus.prompt import OrpheusTokenizer, PromptBuilder
 from vox_serve_orpheus.snac import SlotSnac
 
 CONTEXT = 8192
-"""Positions that are used at most: the length of Orpheus's training sequences.  Its config.json
-says Llama 3.2's 131072, for which the cache of one slot would take 15 GB."""
+"""The longest context in positions: the length of Orpheus's training sequences.  Its config.json
+has Llama 3.2's 131072, with which the cache of one slot would take 15 GB."""
 ROPE_THETA = 500_000.0
 DEFAULTS: Mapping[str, Any] = {
     "hidden_size": 3072,
@@ -48,11 +48,11 @@ def load_model(options: LoadOptions) -> OrpheusModel:
     """Load an Orpheus checkpoint.
 
     Raises:
-        CheckpointError: says which file, tensor or key is wrong and what to do.
+        CheckpointError: names the file, tensor or key at fault and says what to do.
     """
     directory, device = options.directory, torch.device(options.device)
     config = read_config(str(directory))
-    codec = load_codec(directory, device)  # the small part first: it may be missing
+    codec = load_codec(directory, device)  # first, because it is small and may be missing
     tokenizer = OrpheusTokenizer(directory, codec.codebook_size)
     vocab = int(config.get("vocab_size", 156940))
     if vocab <= tokenizer.last_code:
@@ -82,7 +82,7 @@ def load_network(
     options: LoadOptions,
 ) -> OrpheusNetwork:
     """Build and fill the network, layer by layer."""
-    # A table is read by rows and a packed matrix is not, so in such a form they are two.
+    # A packed matrix cannot be read by rows as an embedding table, so the two are separate then.
     with uninitialised():
         network = OrpheusNetwork(sizes, vocab, shared=tied and not options.weights)
     head = EMBEDDING if tied else HEAD
@@ -118,7 +118,7 @@ def load_codec(directory: Path, device: torch.device) -> SlotSnac:
 
 
 def _end_ids(config: Mapping[str, Any]) -> list[int]:
-    """transformers ends at these too."""
+    """Ids at which transformers also ends."""
     named = config.get("eos_token_id")
     ids = named if isinstance(named, list) else [named]
     return [number for number in ids if isinstance(number, int)]

@@ -1,6 +1,6 @@
 """Put SNAC beside an Orpheus checkpoint: `python -m vox_serve_orpheus.convert_snac CHECKPOINT`.
 
-The hub has SNAC as a pickle only, which the server never reads.  This reads it with
+The hub has SNAC only as a pickle, which the server never reads.  This command reads it with
 `weights_only=True`, which runs no code, and writes safetensors.
 """
 
@@ -47,10 +47,10 @@ def convert(source: str, directory: Path) -> Path:
 
 
 def find_directory(checkpoint: str) -> Path:
-    """The directory of an Orpheus checkpoint; that of a hub id is where the server downloads it.
+    """The directory of an Orpheus checkpoint; for a hub id, where the server downloads it.
 
     Raises:
-        CheckpointError: there is no such directory, or the hub does not give it.
+        CheckpointError: there is no such directory, or it cannot be downloaded.
     """
     if not Path(checkpoint).is_dir() and not is_hub_id(checkpoint):
         raise CheckpointError(f"{checkpoint}: no such directory, and not a hub id")

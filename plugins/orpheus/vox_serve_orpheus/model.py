@@ -1,8 +1,8 @@
 """The Orpheus network: a Llama with one token per frame, seven of which are a frame of SNAC.
 
-Implements `vox_serve.Model` with a single codebook.  A code is the token's distance from the
-first code's id: 0 .. 7 x 4096 - 1 are codes, and what lies outside are text and markers, which
-may be sampled, as in the reference, and go back into the model as what they are.
+Implements `vox_serve.Model` with a single codebook.  A code is the token's id minus the
+first code's id.  Values outside 0 .. 7 x 4096 - 1 are text and markers, which may be sampled, as in
+the reference, and are fed back unchanged.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from vox_serve.nn import Embedding, Linear, Llama, LlamaConfig, held_bytes
 from vox_serve_orpheus.prompt import PromptBuilder
 from vox_serve_orpheus.snac import SlotSnac
 
-# In the order of the project's README; the place in it is the speaker id.
+# In the order of Orpheus's README; the index is the speaker id.
 VOICES = ("tara", "leah", "jess", "leo", "dan", "mia", "zac", "zoe")
-# What independent implementations of the published server agree on; no top-k.
+# Independent implementations of the published server agree on these; no top-k.
 SAMPLING = SamplingParams(temperature=0.6, top_k=0, top_p=0.8, repetition_penalty=1.3)
 
 
@@ -28,7 +28,7 @@ class OrpheusNetwork(nn.Module):
     """The weights, with parameters uninitialised; `checkpoint.py` fills them.
 
     Args:
-        shared: the head is the embedding table itself.
+        shared: the head and the embedding are one table.
     """
 
     def __init__(self, config: LlamaConfig, vocab: int, shared: bool) -> None:

@@ -8,10 +8,10 @@ from typing import Any
 from vox_serve import CheckpointSpec, FrontEnd, LoadOptions, Model, ModelSpec, hookimpl
 
 TAGS = frozenset(["laugh", "chuckle", "sigh", "cough", "sniffle", "groan", "yawn", "gasp"])
-"""Sounds that it was trained to make."""
+"""Tags for sounds that it was trained to make."""
 HUB_ID = "canopylabs/orpheus-3b-0.1-ft"
 MARK = "vox_serve_model"
-"""A key of `config.json` that names the model kind, where the vocabulary's size does not."""
+"""A key of `config.json` that names the kind of model if the vocabulary's size does not."""
 
 # Llama 3's 128256 ids, 10 markers and 7 x 4096 codes; published checkpoints have two spare ids
 # (156940), and a fine-tune may have padded its table to a multiple of up to 256.
@@ -19,7 +19,7 @@ VOCABULARY = range(128256 + 10 + 7 * 4096, 157184 + 1)
 
 
 def _matches(config: Mapping[str, Any]) -> bool:
-    """Orpheus says `model_type` "llama" like any Llama; its vocabulary gives it away."""
+    """Orpheus has the `model_type` "llama" like any Llama; it is identified by its vocabulary."""
     if config.get("model_type") != "llama":
         return False
     return config.get(MARK) == "orpheus" or config.get("vocab_size") in VOCABULARY
@@ -45,7 +45,7 @@ def vox_serve_models() -> Sequence[ModelSpec]:
             matches=_matches,
             files=_files,
             load=_load,
-            # Trained on transcripts: capitals, accents and everyday signs are left to it.
+            # Trained on transcripts, so it reads capitals, accents and everyday signs itself.
             front_end=FrontEnd(language="en", kept_tags=TAGS),
         )
     ]

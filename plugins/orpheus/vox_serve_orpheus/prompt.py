@@ -1,53 +1,40 @@
-"""Text to prompt tokens, and the ids that Orpheus gave a meaning.
+"""Turns text into prompt tokens, and finds the ids of Orpheus's markers and codes.
 
 Orpheus appended `<custom_token_0>`, `<custom_token_1>`, ... to Llama 3's tokenizer: ten markers,
-then the codes.  The ids are read from `tokenizer.json` by those names.  Which marker means what
-is in github.com/canopyai/Orpheus-TTS, issues 76 and 200; the published ids stand beside each.
+then the codes.  Their ids are read from `tokenizer.json`.  For the meaning of the markers, see
+github.com/canopyai/Orpheus-TTS, issues 76 and 200; comments give the published ids.
 
 A prompt is `tokens` int64 `[T]`.
 """
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer
 
 from vox_serve import CheckpointError, Prompt, PromptTooLong, Voice
-from vox_serve.hub import read_json
+from vox_serve.nn.tokenizer import CheckpointTokenizer
 
 FIRST_CODE = 10
-"""Number of the custom token that is code 0 at the first position of a frame."""
+"""The number of the custom token for code 0 at the first position of a frame."""
 
 
 class OrpheusTokenizer:
-    """The checkpoint's own tokenizer; special tokens are put on here and never by it.
+    """The checkpoint's tokenizer, with Orpheus's markers around the text.
 
     Args:
-        directory: holds `tokenizer.json` and `tokenizer_config.json`.
-        num_codes: how many codes follow the markers (7 x 4096).
+        directory: contains `tokenizer.json` and `tokenizer_config.json`.
+        num_codes: the number of codes that follow the markers (7 x 4096).
 
     Raises:
-        CheckpointError: a file or a token is missing, or the codes are not in one row.
+        CheckpointError: a file or a token is missing, or the codes' ids are not consecutive.
     """
 
     def __init__(self, directory: Path, num_codes: int) -> None:
-        path = directory / "tokenizer.json"
-        stored, config = read_json(path), read_json(directory / "tokenizer_config.json")
-        begin = config.get("bos_token")
-        try:
-            self._ids = {token["content"]: token["id"] for token in stored["added_tokens"]}
-            # Added tokens are found in any text, whatever flags they have.  Without them a request
-            # that spells a marker out gets its characters, never its id.
-            self._tokenizer = Tokenizer.from_str(json.dumps(stored | {"added_tokens": []}))
-        except Exception as error:  # tokenizers raises bare Exception
-            raise CheckpointError(f"{path}: cannot be read ({error})") from error
-        if not begin:
-            raise CheckpointError("tokenizer_config.json has no bos_token")
-        begin_text = self._id(begin["content"] if isinstance(begin, dict) else begin)  # 128000
-        end_text = self._id("<|eot_id|>")  # 128009
+        self._tokenizer = CheckpointTokenizer(directory)
+        begin_text = self._tokenizer.special("bos_token")  # 128000
+        end_text = self._tokenizer.id_of("<|eot_id|>")  # 128009
         start_speech, self.end_speech = self._custom(1), self._custom(2)  # 128257, 128258
         start_human, end_human = self._custom(3), self._custom(4)  # 128259, 128260
         start_ai = self._custom(5)  # 128261
@@ -56,23 +43,18 @@ class OrpheusTokenizer:
         self.first_code = self._custom(FIRST_CODE)  # 128266
         self.last_code = self._custom(FIRST_CODE + num_codes - 1)  # 156937
         if self.last_code - self.first_code != num_codes - 1:
-            raise CheckpointError(f"{path}: the ids of its {num_codes} codes are not consecutive")
+            raise CheckpointError(
+                f"{self._tokenizer.path}: the ids of its {num_codes} codes are not consecutive"
+            )
 
     def encode(self, text: str, voice: str) -> list[int]:
         """`voice: text` between the markers.  Runs of white space become one space."""
         spoken = f"{voice}: {' '.join(text.split())}"
-        ids = self._tokenizer.encode(spoken, add_special_tokens=False).ids
+        ids = self._tokenizer.encode(spoken).ids
         return [*self._before, *ids, *self._after]
 
     def _custom(self, number: int) -> int:
-        return self._id(f"<custom_token_{number}>")
-
-    def _id(self, token: str) -> int:
-        if token not in self._ids:
-            raise CheckpointError(
-                f"tokenizer.json does not contain the token {token!r}: not Orpheus's tokenizer"
-            )
-        return int(self._ids[token])
+        return self._tokenizer.id_of(f"<custom_token_{number}>")
 
 
 class PromptBuilder:

@@ -1,12 +1,13 @@
-"""SNAC, the codec inside Orpheus: windows of four frames of codes to 24 kHz sound.
+"""SNAC, the codec of Orpheus: turns windows of four frames of codes into 24 kHz sound.
 
-This module knows the `snac` package's blocks and how to hold its streaming state in one row per
-slot.  It knows nothing of Orpheus's network, of checkpoint files or of the engine.
+Builds on the `snac` package's blocks, and keeps the streaming state in a row per slot; independent
+of Orpheus's network, of checkpoint files and of the engine.
 
 SNAC (https://arxiv.org/abs/2410.14411) has three levels of codes; a frame is one code of the
-first, two of the second and four of the third.  It is not causal.  So a frame is decoded with
+first, two of the second and four of the third.  It is not causal, so a frame is decoded with
 one frame before it and two after, as the published streaming code does: it keeps samples
-2048:4096 of each window of 28 tokens.  The first and the last two frames are never heard.
+2048:4096 of each window of 28 tokens.  The first and the last two frames of
+an utterance are never played.
 """
 
 from __future__ import annotations
@@ -24,22 +25,22 @@ from torch.nn.utils.parametrize import remove_parametrizations
 from vox_serve.nn import WeightLoader, uninitialised
 
 LEVELS = ((0,), (1, 4), (2, 3, 5, 6))
-"""Which of a frame's tokens are the codes of each level, in order of time."""
+"""The indices of a frame's tokens that are codes of each level, in order of time."""
 FRAME_TOKENS = 7
 WINDOW = 4
 """Frames that are decoded together."""
 KEPT = 1
-"""The frame of the window that is heard."""
+"""The frame of the window that is played."""
 NOISE_FRAMES = 256
-"""Frames after which the noise comes again (22 s)."""
+"""Frames after which the noise repeats (22 s)."""
 
 
 class SlotSnac:
     """The `Codec` of Orpheus.  Float32 throughout; build, `load`, `allocate`, then use.
 
-    SNAC adds noise to what it decodes.  Here an utterance's first frame is the seed of its noise,
-    which is then a function of the frame's number: so the same codes give the same sound, alone
-    and in any batch, and the windows that share a frame hear the same noise there.
+    SNAC adds noise to what it decodes.  Here, an utterance's first frame is the seed of its noise,
+    which depends only on that and the frame's number.  So the same codes give the same sound, alone
+    and in any batch, and the windows that share a frame get the same noise for it.
     """
 
     frame_width = 1
@@ -49,11 +50,11 @@ class SlotSnac:
         """Build an unfilled codec of any size.
 
         Args:
-            config: SNAC's own `config.json`.
-            device: where its weights and state live.
+            config: SNAC's `config.json`.
+            device: of its weights and state.
 
         Raises:
-            ValueError: the configuration asks for what is not supported here.
+            ValueError: the configuration has a setting that is not supported.
         """
         strides = config.get("vq_strides")
         if strides != [4, 2, 1]:
@@ -70,7 +71,7 @@ class SlotSnac:
         self.device = torch.device(device)
         self._network = nn.ModuleDict({"quantizer": network.quantizer, "decoder": network.decoder})
         self._network.to_empty(device=self.device).eval().requires_grad_(False)
-        self._snac = network  # the same two parts; its encoder stays empty
+        self._snac = network  # the same two parts as the package; the encoder stays empty
         self._level_size: int = network.codebook_size
         self.codebook_size = FRAME_TOKENS * self._level_size
         self.sample_rate: int = network.sampling_rate
@@ -84,13 +85,13 @@ class SlotSnac:
         self._levels = [torch.tensor(level, device=self.device) for level in LEVELS]
 
     def load(self, loader: WeightLoader) -> None:
-        """Fill the weights from a checkpoint of SNAC, one at a time; the encoder's are left.
+        """Fill the weights from a checkpoint of SNAC, one at a time, except the encoder's.
 
         Args:
-            loader: has the tensors by the names of the package's state dict.
+            loader: has the tensors under the names of the package's state dict.
 
         Raises:
-            CheckpointError: a tensor is missing, has another shape, or is left over.
+            CheckpointError: a tensor is missing, has the wrong shape, or is unknown.
         """
         loader.ignore(*(name for name in loader.unused if name.startswith("encoder.")))
         for name, target in self._network.state_dict().items():
@@ -101,12 +102,12 @@ class SlotSnac:
 
     @property
     def weight_bytes(self) -> int:
-        """Memory that the weights and the noise take."""
+        """Memory of the weights and the noise in bytes."""
         tensors = [*self._network.state_dict().values(), *(block.table for block in self._noise)]
         return sum(tensor.nbytes for tensor in tensors)
 
     def allocate(self, num_slots: int) -> int:
-        """Make the state rows of slots 0 .. num_slots - 1; see `Codec.allocate`."""
+        """Allocate the state rows of slots 0 .. num_slots - 1; see `Codec.allocate`."""
         self._seen = torch.zeros(num_slots, dtype=torch.int64, device=self.device)
         self._seed = torch.zeros_like(self._seen)
         shape = (num_slots, WINDOW - 1, FRAME_TOKENS)
@@ -139,7 +140,7 @@ class SlotSnac:
     def _decode(self, window: torch.Tensor, first: torch.Tensor) -> torch.Tensor:
         """Windows `[B, 4, 7]` to pcm `[B, N]`; `first` `[B]` chooses the rows of the noise."""
         codes = window - self._offsets
-        # A token out of place in the frame is not a code of its level: code 0 is heard instead.
+        # A token at the wrong place in the frame is not a code of its level; use code 0 instead.
         codes = torch.where((codes < 0) | (codes >= self._level_size), 0, codes)
         numbers = first[:, None] + self._numbers
         for block in self._noise:
@@ -150,7 +151,7 @@ class SlotSnac:
         return pcm[:, 0, start : start + self.frame_size]
 
     def _replace_blocks(self) -> None:
-        """Fold the weight norms, and put our own blocks in the places of two of SNAC's."""
+        """Fold the weight norms, and replace two of SNAC's blocks with ours."""
         for module in list(self._network.modules()):
             if hasattr(module, "parametrizations"):
                 remove_parametrizations(module, "weight")
@@ -168,10 +169,10 @@ class SlotSnac:
                     setattr(parent, name, self._noise[-1])
 
     def _narrow(self) -> None:
-        """Let each block compute no more than the frame that is heard depends on.
+        """Restrict each block to the positions on which the played frame depends.
 
-        That is two fifths of the window's work, and changes nothing: what lies further off than
-        the convolutions reach would be thrown away.
+        That is two fifths of the work for the window and does not change the result: everything
+        out of the convolutions' reach would be discarded.
         """
         layers: Any = self._network["decoder"].model
         low, high = KEPT * self.frame_size, (KEPT + 1) * self.frame_size  # of the last rate
@@ -195,7 +196,7 @@ class SlotSnac:
 
 
 def _reach(module: nn.Module) -> int:
-    """Positions to each side that a convolution looks at."""
+    """The number of positions to each side that a convolution reads."""
     if not isinstance(module, nn.Conv1d):
         return 0
     return (module.kernel_size[0] - 1) // 2 * module.dilation[0]
@@ -215,8 +216,8 @@ class _Crop(nn.Module):
 class _Noise(nn.Module):
     """SNAC's noise block with noise from a table `[frame, position]`.
 
-    `frames` `[B, F]` are the rows of the frames that come next, and `begin` is the first
-    position in them that is decoded.
+    `frames` `[B, F]` are the table rows of the window's frames; `begin` is the first position in
+    them that is decoded.
     """
 
     frames: torch.Tensor
@@ -237,8 +238,8 @@ class _Noise(nn.Module):
 class _Snake(nn.Module):
     """x + sin^2(alpha x) / alpha (Ziyin et al., "Snake", 2020), as in SNAC.
 
-    The package compiles it with TorchScript, whose fusion would change the last digits from one
-    call to the next and stands in the way of a CUDA graph.
+    The package compiles it with TorchScript, whose fusion may change the last digits from one call
+    to the next and cannot be captured in a CUDA graph.
     """
 
     def __init__(self, alpha: torch.Tensor) -> None:
