@@ -45,6 +45,8 @@ BAD: list[tuple[type[Any], str, Any]] = [
     (ServerConfig, "send_timeout", 0.0),
     (ServerConfig, "shutdown_timeout", -1.0),
     (ServerConfig, "stall_timeout", 0.0),
+    (ServerConfig, "on_worker_death", "pray"),
+    (ServerConfig, "unload_after", 0.0),
     (ServerConfig, "max_body_bytes", 1023),
     (ServerConfig, "voices_dir", ""),
     (ServerConfig, "voice_alias", ("alloy",)),

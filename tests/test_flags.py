@@ -42,6 +42,8 @@ VALUES: dict[str, tuple[str, Any]] = {
     "send_timeout": ("1.5", 1.5),
     "shutdown_timeout": ("1.5", 1.5),
     "stall_timeout": ("1.5", 1.5),
+    "on_worker_death": ("restart", "restart"),
+    "unload_after": ("1.5", 1.5),
     "max_body_bytes": ("4096", 4096),
     "voices_dir": ("voices", "voices"),
     "parameter": ("noise=0.5", ("noise=0.5",)),

@@ -217,10 +217,28 @@ def test_a_killed_worker_ends_all(start: Start) -> None:
     health = server.http.get("/health")
     assert health.status_code == 503
     assert health.json()["status"] == "dead"
-    assert health.json()["models"][0]["reason"] == "the engine worker ended"
+    reason = health.json()["models"][0]["reason"]
+    assert reason == "the engine worker was killed by SIGKILL (most often for want of memory)"
     assert server.http.post("/generate", json={"text": "5"}).status_code == 503
     server.http.close()  # or the server waits for this connection
     assert server.end(10) == 1
+
+
+def test_a_stopped_worker_is_restarted_and_outlives_no_server(start: Start) -> None:
+    """It is idle when it is stopped, and stopped when the server is killed."""
+    server = start("--on-worker-death", "restart", "--stall-timeout", "1.5")
+    first = server.worker()
+    os.kill(first, signal.SIGSTOP)
+    until(lambda: server.http.get("/health").status_code == 503, 5)
+    (model,) = server.http.get("/health").json()["models"]
+    assert model["status"] == "restarting"
+    assert model["reason"] == "the engine gave no sign of life for 1.5 seconds"
+    until(lambda: server.http.get("/ready").status_code == 200, 30)
+    assert server.worker() != first
+    assert server.http.post("/generate", json={"text": "5"}).status_code == 200
+    os.kill(server.worker(), signal.SIGSTOP)
+    server.process.kill()
+    assert server.end(5) == -signal.SIGKILL
 
 
 def test_a_load_error_is_one_line_and_exit_code_1(tmp_path: Path) -> None:

@@ -45,6 +45,8 @@ TABLE = {
     "slots_used": ("gauge", set()),
     "slots": ("gauge", set()),
     "engine_up": ("gauge", set()),
+    "engine_loaded": ("gauge", set()),
+    "engine_unloads_total": ("counter", set()),
     "engine_last_step_timestamp_seconds": ("gauge", set()),
     "ready": ("gauge", set()),
     "worker_restarts_total": ("counter", set()),

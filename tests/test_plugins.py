@@ -48,7 +48,7 @@ class Point(EntryPoint):
 
     def load(self) -> Any:
         loaded = LOADS[self.value]
-        if isinstance(loaded, Exception):
+        if isinstance(loaded, BaseException):
             raise loaded
         return loaded
 
@@ -99,10 +99,11 @@ def test_installed_plugins_are_found_by_their_group() -> None:
     [
         (ImportError("no such library"), "no such library"),
         (SyntaxError("bad"), "SyntaxError"),
+        (SystemExit(3), "SystemExit: 3"),
         (plugin("no spec"), "AttributeError"),
         (plugin(None), "AttributeError"),
     ],
-    ids=["import", "syntax", "string", "none"],
+    ids=["import", "syntax", "exit", "string", "none"],
 )
 def test_a_broken_plugin_is_reported_and_not_fatal(
     broken: Any, told: str, caplog: pytest.LogCaptureFixture
@@ -112,6 +113,16 @@ def test_a_broken_plugin_is_reported_and_not_fatal(
     assert told in plugins.broken[0].error
     assert list(plugins.models) == ["a"]
     assert "plugin p0 cannot be used" in caplog.text
+
+
+def test_a_model_that_raises_at_a_checkpoint_leaves_it_to_the_others(tmp_path: Path) -> None:
+    def raises(config: Mapping[str, Any]) -> bool:
+        raise KeyError("sizes")
+
+    (tmp_path / "config.json").write_text('{"model_type": "b"}')
+    careless = attrs.evolve(model("a", "a"), matches=raises)
+    plugins = found(plugin(careless, model("b", "b")))
+    assert plugins.resolve(str(tmp_path)).spec.name == "b"
 
 
 def test_a_plugin_that_raises_in_its_hook() -> None:

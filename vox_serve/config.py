@@ -16,6 +16,7 @@ from vox_serve.sampling import RANGES
 DEFAULT_MODEL = "demo"
 DTYPES = ("auto", "bfloat16", "float32")
 QUANTIZE = ("none", "int8", "fp8")
+WORKER_DEATH = ("exit", "restart")
 DAY = 86400
 
 
@@ -119,7 +120,13 @@ class ServerConfig:
     send_timeout: float = setting(30.0, "seconds that a client may leave its audio unread")
     shutdown_timeout: float = setting(30.0, "seconds that running requests get after SIGTERM")
     stall_timeout: float = setting(
-        120.0, "seconds without a step after which a busy engine is hung"
+        120.0, "seconds that a step or a call of the model may take before it counts as hung"
+    )
+    on_worker_death: str = setting(
+        "exit", "a worker that dies or hangs ends the server, or is restarted", WORKER_DEATH
+    )
+    unload_after: float | None = setting(
+        None, "idle seconds after which a model leaves memory until it is asked for again"
     )
     max_body_bytes: int = setting(32 * 2**20, "the largest request body")
     lexicon: str | None = setting(
@@ -146,6 +153,14 @@ class ServerConfig:
     def __attrs_post_init__(self) -> None:
         _require(0 <= self.port <= 65535, "port must be from 0 to 65535")
         _require(self.max_queue >= 0, "max_queue must be 0 or more")
+        _require(
+            self.on_worker_death in WORKER_DEATH,
+            f"on_worker_death must be one of {', '.join(WORKER_DEATH)}",
+        )
+        _require(
+            self.unload_after is None or 0 < self.unload_after <= DAY,
+            f"unload_after must be more than 0, at most {DAY} s",
+        )
         _require(self.max_body_bytes >= 1024, "max_body_bytes must be 1024 or more")
         _require(self.voices_dir != "", "voices_dir must not be empty")
         for name, choices in (("log_level", logs.LEVELS), ("log_format", logs.FORMATS)):

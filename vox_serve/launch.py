@@ -34,13 +34,14 @@ log = logging.getLogger("vox_serve.launch")
 
 
 class Server(uvicorn.Server):
-    """A uvicorn server that drains the engines before shutdown, and exits when one dies."""
+    """A uvicorn server that drains the engines before shutdown, and exits when one is dead."""
 
     def __init__(self, config: uvicorn.Config, engines: Engines, address: str) -> None:
         super().__init__(config)
         self.exit_code = 0
         self._engines = engines
         self._address = address
+        self._announced = False
         engines.watch(self._engine_changed)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
@@ -49,7 +50,8 @@ class Server(uvicorn.Server):
 
     def _engine_changed(self, client: EngineClient) -> None:
         if client.state is EngineState.READY:
-            if self._engines.state is EngineState.READY:
+            if self._engines.state is EngineState.READY and not self._announced:
+                self._announced = True
                 self._announce()
         elif client.state is EngineState.DEAD and not self.should_exit:
             self.exit_code = 1

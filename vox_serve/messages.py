@@ -1,8 +1,8 @@
 """The messages between the server and the engine worker.  Imports no torch.
 
 To the worker: `Add`, `Abort`, `Forget`, `AddVoice`, `RemoveVoice`, `Shutdown`.  From it:
-`Ready` or `LoadFailed` once, then one `StepOutput` per engine step (or heartbeat), with the events
-of all sequences in it.
+`Ready` or `LoadFailed` once, then one `StepOutput` per engine step (or when idle), with the events
+of all sequences in it, and `Alive` several times a second, whatever the engine does.
 """
 
 from __future__ import annotations
@@ -252,11 +252,22 @@ class Stats:
 
 @attrs.frozen
 class StepOutput:
-    """Everything that one engine step (or an idle heartbeat) reports."""
+    """Everything that one engine step (or an idle loop) reports."""
 
     events: tuple[Event, ...] = ()
     stats: Stats = Stats()
 
 
+@attrs.frozen
+class Alive:
+    """The worker's heartbeat.
+
+    Args:
+        calls: a number of its own and the name of each call of the model that is in progress.
+    """
+
+    calls: tuple[tuple[int, str], ...] = ()
+
+
 ToWorker = Add | Abort | Forget | AddVoice | RemoveVoice | Shutdown
-FromWorker = Ready | LoadFailed | StepOutput
+FromWorker = Ready | LoadFailed | StepOutput | Alive

@@ -230,10 +230,12 @@ class Metrics:
     requests_waiting = Row(Gauge, "Requests that wait for a slot.")
     slots_used = Row(Gauge, "Slots in use.")
     slots = Row(Gauge, "All slots, used or free.")
-    engine_up = Row(Gauge, "1 while the engine worker is alive.")
+    engine_up = Row(Gauge, "1 while the engine works, or is unloaded until it is asked for.")
+    engine_loaded = Row(Gauge, "1 while the model is in memory.")
     engine_last_step_timestamp_seconds = Row(Gauge, "Unix time of the engine's last report.")
     ready = Row(Gauge, "1 while requests are accepted.")
     worker_restarts_total = Row(Counter, "Times that the server restarted the engine worker.")
+    engine_unloads_total = Row(Counter, "Times that an idle model was taken out of memory.")
     admission_rejections_total = Row(
         Counter, "Requests rejected before they were queued.", reason=REJECTIONS
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import logging
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -117,7 +117,7 @@ class Plugins:
             if len(held) == 1:
                 return held[0]
         config = hub.read_config(source)
-        fits = [spec for spec in self.models.values() if spec.matches(config)]
+        fits = [spec for spec in self.models.values() if _matches(spec, config)]
         if len(fits) == 1:
             return fits[0]
         kind = f"model_type {config.get('model_type')!r}"
@@ -162,6 +162,14 @@ def _allowed(name: str) -> bool:
     return name not in blocked and (not allowed or name in allowed)
 
 
+def _matches(spec: ModelSpec, config: Mapping[str, Any]) -> bool:
+    try:
+        return spec.matches(config)
+    except Exception:
+        log.exception("the plugin of %s cannot look at this checkpoint", spec.name)
+        return False
+
+
 def _listed(variable: str) -> set[str]:
     return {name.strip() for name in os.environ.get(variable, "").split(",") if name.strip()}
 
@@ -169,7 +177,9 @@ def _listed(variable: str) -> set[str]:
 def _load(found: Plugins, name: str, version: str | None, load: Callable[[], Any]) -> None:
     try:
         info, models, checkpoints = _inspect(found, name, version, load())
-    except Exception as error:  # noqa: BLE001  # a plugin may fail in any way; it must not be fatal
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # noqa: BLE001  # a plugin may fail in any way, SystemExit too
         reason = f"{type(error).__name__}: {error}"
         log.error("plugin %s cannot be used: %s", name, reason)
         found.infos.append(PluginInfo(name, version, error=reason))

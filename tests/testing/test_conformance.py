@@ -193,7 +193,7 @@ WRONG = {
     "test_what_is_kept_of_a_conversation_changes_nothing": LooksAtItsFirstRow,
     "test_the_cap_ends_with_length": StopsTooSoon,
     "test_the_seed_decides": PicksByItself,
-    "test_every_choice_is_the_sampler_s": SamplesTwice,
+    "test_every_choice_is_sampled": SamplesTwice,
     "test_a_row_that_is_not_finite_fails_alone": SpreadsNaN,
     "test_codes_decode_the_same_in_any_slot_and_company": SharesItsPhase,
     "test_a_cleared_slot_speaks_again": MasksByAProduct,

@@ -10,6 +10,7 @@ import attrs
 import torch
 
 from vox_serve.codec import Codec, EncodingCodec
+from vox_serve.engine.calls import Calls
 from vox_serve.engine.cuda_graph import Stream
 from vox_serve.engine.frames import frame_dtype
 from vox_serve.voice import Segment
@@ -19,9 +20,13 @@ KEPT = 256
 
 
 class ContextEncoder:
-    """Args: the codec that encodes, and its device.  Encoding runs in parallel with speech."""
+    """Args: the codec that encodes, its device, and where its calls are noted.
 
-    def __init__(self, codec: Codec, device: torch.device) -> None:
+    Encoding runs in parallel with speech.
+    """
+
+    def __init__(self, codec: Codec, device: torch.device, calls: Calls) -> None:
+        self._calls = calls
         self._codec = cast("EncodingCodec", codec)
         """A model without context needs no encoder."""
         self._stream = Stream(device)
@@ -34,7 +39,7 @@ class ContextEncoder:
         key = hashlib.sha256(segment.audio.tobytes()).digest()
         codes = self._codes.get(key)
         if codes is None:
-            with self._stream.beside():
+            with self._calls.of("encode"), self._stream.beside():
                 codes = self._codec.encode(torch.from_numpy(segment.audio)).cpu()
             self._codes[key] = codes
             while len(self._codes) > KEPT:

@@ -223,7 +223,8 @@ class Engine:
         if not rows:
             return []
         start = self._clock()
-        failed = run_isolated(run, rows)
+        with self.prompts.calls.of(phase):
+            failed = run_isolated(run, rows)
         for sequence, error in failed.items():
             self._fail(sequence, error)
         self._took(phase, start)
@@ -281,7 +282,8 @@ class Engine:
         # At the length limit, the last frame has not been fed back.
         fed = len(turn.codes) - (reason is FinishReason.LENGTH)
         try:
-            following = self.model.prompt(turn.text, turn.voice, turns)
+            with self.prompts.calls.of("prompt"):
+                following = self.model.prompt(turn.text, turn.voice, turns)
         except Exception as error:  # noqa: BLE001  # most likely the context is full; the next turn drops some
             log.debug("%s is not kept: %r", sequence.id, error)
             return
@@ -289,7 +291,7 @@ class Engine:
         if shared_rows(following.inputs, sequence.prompt.inputs) == length:
             self.runner.keep(sequence, following.inputs, length + fed)
 
-    def _fail(self, sequence: Sequence, error: Exception) -> None:
+    def _fail(self, sequence: Sequence, error: BaseException) -> None:
         log.error("the request failed", exc_info=error, extra={"request_id": sequence.id})
         self._errors.append(_error_kind(error))
         self.runner.clear(sequence)
@@ -322,13 +324,13 @@ class NonFiniteLogits(ArithmeticError):
     """A row's logits or samples contained NaN or infinity."""
 
 
-def _failure(error: Exception) -> SequenceFailed:
+def _failure(error: BaseException) -> SequenceFailed:
     return SequenceFailed(
         f"the model failed while it spoke ({type(error).__name__}); see the server's log"
     )
 
 
-def _error_kind(error: Exception) -> str:
+def _error_kind(error: BaseException) -> str:
     if isinstance(error, NonFiniteLogits):
         return "non_finite"
     if isinstance(error, torch.OutOfMemoryError | MemoryError):

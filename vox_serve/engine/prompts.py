@@ -13,6 +13,7 @@ import attrs
 
 from vox_serve.codec import EncodingCodec
 from vox_serve.config import EngineConfig
+from vox_serve.engine.calls import Calls
 from vox_serve.engine.context_encoder import ContextEncoder
 from vox_serve.engine.conversation import Conversations
 from vox_serve.engine.sequence import Sequence, Turn
@@ -51,8 +52,10 @@ class Prompts:
         trained = checkpoint is None or checkpoint.takes_context
         self.takes_context = model.takes_context and trained
         self.takes_voices = isinstance(model.codec, EncodingCodec) and trained
-        self._encoder = ContextEncoder(model.codec, model.device)
-        self.voices = Voices(model, self._encoder)
+        self.calls = Calls()
+        """The model's calls in progress, in any thread."""
+        self._encoder = ContextEncoder(model.codec, model.device, self.calls)
+        self.voices = Voices(model, self._encoder, self.calls)
 
     def prepare(self, request: SpeechRequest) -> Sequence:
         """Check a request and build its prompt; encoding its context may take seconds.
@@ -130,7 +133,8 @@ class Prompts:
     def _prompt(
         self, request: SpeechRequest, voice: Voice, context: Rows[Segment]
     ) -> tuple[Prompt, int]:
-        prompt = self.model.prompt(request.text, voice, context)
+        with self.calls.of("prompt"):
+            prompt = self.model.prompt(request.text, voice, context)
         return prompt, self._frame_cap(request, len(prompt))
 
     def _fit(

@@ -270,7 +270,7 @@ def _side_by_side(numbers: Rows[int] | None) -> slice | None:
 
 def run_isolated(
     run: Callable[[Rows[Sequence]], object], rows: Rows[Sequence]
-) -> dict[Sequence, Exception]:
+) -> dict[Sequence, BaseException]:
     """Run a step function over rows; if it raises, run it for each row separately.
 
     So an exception affects only the rows that cause it.  The function must be able to run again
@@ -288,11 +288,11 @@ def run_isolated(
     return {row: reason for row, reason in alone.items() if reason is not None}
 
 
-def _attempt(run: Callable[[Rows[Sequence]], object], rows: Rows[Sequence]) -> Exception | None:
+def _attempt(run: Callable[[Rows[Sequence]], object], rows: Rows[Sequence]) -> BaseException | None:
     try:
         run(rows)
-    except EngineError:
+    except (EngineError, KeyboardInterrupt):
         raise
-    except Exception as error:  # noqa: BLE001  # the model is a plugin: it may raise anything
+    except BaseException as error:  # noqa: BLE001  # a plugin may raise anything, SystemExit too
         return error
     return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from collections.abc import Sequence as Rows
 
+from vox_serve.engine.calls import Calls
 from vox_serve.engine.context_encoder import ContextEncoder
 from vox_serve.errors import InvalidRequest, NotFound
 from vox_serve.model import Model
@@ -12,10 +13,11 @@ from vox_serve.voice import Segment, Voice
 
 
 class Voices:
-    """Args: a loaded model, and the encoder of its voices' segments."""
+    """Args: a loaded model, the encoder of its voices' segments, and where calls are noted."""
 
-    def __init__(self, model: Model, encoder: ContextEncoder) -> None:
+    def __init__(self, model: Model, encoder: ContextEncoder, calls: Calls) -> None:
         self._model = model
+        self._calls = calls
         self._encoder = encoder
         self._added: dict[str, Voice] = {}
 
@@ -54,7 +56,8 @@ class Voices:
             raise InvalidRequest(f"{name!r} is a built-in voice of the model", "name")
         self.choose(None, speaker)
         blank = tuple(self._encoder.blank(segment) for segment in segments)
-        self._model.prompt("a", Voice(name, speaker, blank), ())  # before the costly part
+        with self._calls.of("prompt"):  # before the costly part
+            self._model.prompt("a", Voice(name, speaker, blank), ())
         encoded = tuple(self._encoder.encode(segment) for segment in segments)
         self._added[name] = Voice(name, speaker, encoded)
 

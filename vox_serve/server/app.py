@@ -51,6 +51,7 @@ def create_app(engines: Engines) -> Litestar:
     """The application that serves these engines; it starts and stops them with itself."""
 
     opened = OpenRequests()
+    registered = Voices(engines)
 
     @asynccontextmanager
     async def engine_runs(_: Litestar) -> AsyncIterator[None]:
@@ -58,6 +59,7 @@ def create_app(engines: Engines) -> Litestar:
         try:
             yield
         finally:
+            registered.close()
             await engines.stop()
 
     async def count(message: Message, scope: Scope) -> None:
@@ -76,7 +78,7 @@ def create_app(engines: Engines) -> Litestar:
     document = Document()
     dependencies = {
         "engines": _always(engines),
-        "registered": _always(Voices(engines)),
+        "registered": _always(registered),
         "open_requests": _always(opened),
         "document": _always(document),
     }

@@ -9,7 +9,7 @@ import msgspec
 from vox_serve.messages import EngineInfo
 from vox_serve.plugins import PluginInfo
 
-Status = Literal["starting", "ready", "draining", "dead"]
+Status = Literal["ready", "unloaded", "loading", "starting", "restarting", "draining", "dead"]
 
 
 class Reply(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
@@ -32,7 +32,7 @@ class Error(Reply):
 
 
 class ModelHealth(Reply):
-    """One model's state; `reason` is present if it is dead."""
+    """One model's state; `reason` says why its worker ended or could not be loaded."""
 
     model: str
     status: Status

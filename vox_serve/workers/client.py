@@ -1,4 +1,8 @@
-"""The server's side of one engine: admits requests, sends them, routes what comes back."""
+"""The server's side of one engine: admits requests, sends them, routes what comes back.
+
+It also holds the worker's life: starts it, watches it, ends it when it is idle for long or hangs,
+and starts it again if that is wanted.
+"""
 
 from __future__ import annotations
 
@@ -9,16 +13,17 @@ import time
 import uuid
 from collections.abc import Awaitable, Callable, Iterator
 from enum import Enum
+from functools import partial
 
 import attrs
 
-from vox_serve import __version__
 from vox_serve.config import EngineConfig, ServerConfig
 from vox_serve.errors import QueueFull, Unavailable
 from vox_serve.messages import (
     Abort,
     Add,
     AddVoice,
+    Alive,
     Done,
     EngineInfo,
     Event,
@@ -37,18 +42,27 @@ from vox_serve.messages import (
 from vox_serve.metrics import Metrics
 from vox_serve.text import FrontEnd
 from vox_serve.voice import Segment
+from vox_serve.workers import figures
+from vox_serve.workers.life import KnownConversations, Pulse, Restarts
 from vox_serve.workers.link import Link
 
-GAUGES = ("requests_running", "requests_waiting", "slots_used", "prefixes", "conversations")
-"""The gauges set to 0 once the engine is dead."""
 log = logging.getLogger("vox_serve.client")
 
 
 class EngineState(Enum):
-    STARTING = "starting"
+    """From the best to the worst."""
+
     READY = "ready"
+    UNLOADED = "unloaded"  # idle for long: the next request has the model loaded again
+    LOADING = "loading"  # again, because requests wait for it
+    STARTING = "starting"
+    RESTARTING = "restarting"  # the worker died; requests are refused until it is there again
     DRAINING = "draining"
     DEAD = "dead"
+
+
+ACCEPTING = (EngineState.READY, EngineState.UNLOADED, EngineState.LOADING)
+"""The states in which requests are accepted."""
 
 
 class EngineClient:
@@ -75,28 +89,56 @@ class EngineClient:
         self.server = server
         self.metrics = metrics
         self.front_end = front_end
-        self.state = EngineState.STARTING
         self.info: EngineInfo | None = None
         self.stats = Stats()
         self.voices: tuple[tuple[str, int], ...] = ()
-        """Names and speakers that a request may ask for, as the engine last reported them."""
+        """Names and speakers that a request may ask for."""
         self.failure: str | None = None
-        """Why the engine is dead."""
+        """Why the worker ended, until it is ready again."""
         self.on_change: Callable[[EngineClient], None] = lambda client: None
         """Called in the event loop when the state changes."""
         self.before_ready: Callable[[EngineClient], Awaitable[None]] | None = None
         """Awaited once the model is loaded; requests are accepted after it returns."""
-        self._link = Link(engine, server.log, in_thread)
+        self._in_thread = in_thread
+        self._phase = EngineState.STARTING
+        """The worker's own state, whether or not the server is draining."""
+        self._draining = False
+        self._link: Link | None = None
+        self._pulse: Pulse | None = None
+        """Of the worker once its model is loaded."""
         self._open: dict[str, asyncio.Queue[Event]] = {}
         self._expected = 0
+        self._held: list[ToWorker] = []
+        """What waits until the model is loaded again."""
+        self._reported: tuple[tuple[str, int], ...] = ()
+        """The worker's own list of voices, which grows while stored ones are added again."""
+        self._conversations = KnownConversations(
+            engine.conversation_timeout, engine.max_conversations
+        )
+        self._restarts = Restarts()
+        self._last_used = time.monotonic()
         self._watchdog: asyncio.Task[None] | None = None
         self._preparation: asyncio.Task[None] | None = None
-        self._last_step = time.monotonic()
+        self._ending: asyncio.Task[None] | None = None
+        """Waits for the end of a worker that was given up."""
+        self._beginning: asyncio.Task[None] | None = None
+        """Starts the next worker after that."""
 
     @property
     def model(self) -> str:
         """The name by which requests choose it."""
         return self.metrics.model
+
+    @property
+    def state(self) -> EngineState:
+        if self._draining and self._phase is not EngineState.DEAD:
+            return EngineState.DRAINING
+        return self._phase
+
+    @property
+    def accepts(self) -> bool:
+        """Are requests accepted?"""
+        return self.state in ACCEPTING
 
     @property
     def open_requests(self) -> int:
@@ -106,8 +148,7 @@ class EngineClient:
     async def start(self) -> None:
         """Start the worker; returns at once, while the model is still loading."""
         self._changed = asyncio.Event()
-        self._link.start(self._receive, self._die)
-        self.metrics.registry.watch_process(self.model, "worker", self._link.pid)
+        self._start(self._new_link())
         self._watchdog = asyncio.create_task(self._watch())
 
     async def wait_ready(self) -> None:
@@ -118,22 +159,23 @@ class EngineClient:
             raise Unavailable(f"the engine is down: {self.failure}")
 
     def admit(self) -> EngineInfo:
-        """The loaded model, if requests are accepted.  Raises Unavailable if they are not."""
-        if self.state is EngineState.READY and self.info is not None:
+        """The model, if requests are accepted.  Raises Unavailable if they are not."""
+        if self.accepts and self.info is not None:
             return self.info
         reason = {
             EngineState.STARTING: "the model is still loading",
             EngineState.DRAINING: "the server is shutting down",
+            EngineState.RESTARTING: f"the engine is being restarted: {self.failure}",
         }.get(self.state, f"the engine is down: {self.failure}")
         kind = "draining" if self.state is EngineState.DRAINING else "engine_down"
         self.metrics.admission_rejections_total(kind).inc()
         raise Unavailable(reason)
 
     def check_room(self) -> EngineInfo:
-        """The loaded model, if one more request is accepted.
+        """The model, if one more request is accepted.
 
         Raises:
-            Unavailable: starting, draining or dead.
+            Unavailable: starting, restarting, draining or dead.
             QueueFull: all slots are taken and the queue is full.
         """
         info = self.admit()
@@ -163,25 +205,35 @@ class EngineClient:
         """Send a request; its events come out of the queue, a Finished or Failed last.
 
         The next part of a text has the same id and the same queue.  A request that continues
-        speech in progress is accepted even if the queue is full or the server is draining.
+        speech in progress is accepted even if the queue is full or the server is draining.  One
+        for an unloaded model has it loaded, and waits for that.
 
         Raises:
             Unavailable, QueueFull: as `check_room`.
+            ConversationLost: its conversation ended with an earlier worker.
         """
         if not request.continues:
             self.check_room()
         elif self.state is not EngineState.DRAINING:
             self.admit()
+        if request.conversation is not None:
+            self._conversations.use(request.conversation)
         return self._ask(request.id, Add(request))
 
     def forget_soon(self, conversation: str) -> None:
         """Drop a conversation without waiting for it; unknown ones are ignored."""
-        if self.state in (EngineState.READY, EngineState.DRAINING):
-            self._link.send(Forget("", conversation))
+        self._conversations.forget(conversation)
+        if self._phase in (EngineState.READY, EngineState.LOADING):
+            self._send(Forget("", conversation))
 
     async def forget(self, conversation: str) -> bool:
-        """Drop a conversation; False if there is none.  Raises Unavailable."""
+        """Drop a conversation, a lost one too; False if there is none.  Raises Unavailable."""
+        lost = self._conversations.forget(conversation)
+        if lost:
+            return True
         self.admit()
+        if self._phase is EngineState.UNLOADED:
+            return False
         request_id = uuid.uuid4().hex
         return await self._done(request_id, Forget(request_id, conversation))
 
@@ -193,7 +245,7 @@ class EngineClient:
         Raises:
             RequestError: the model cannot take the voice, or the engine is unavailable.
         """
-        if self.info is None or self.state is not EngineState.STARTING:
+        if self._preparation is None or (self._draining and not self._held):
             self.admit()
         request_id = uuid.uuid4().hex
         if self.front_end is not None:
@@ -204,6 +256,10 @@ class EngineClient:
     async def remove_voice(self, name: str) -> bool:
         """Forget a voice; False if there is none.  Raises Unavailable."""
         self.admit()
+        if self._phase is EngineState.UNLOADED:
+            before = self.voices
+            self.voices = tuple(voice for voice in before if voice[0] != name)
+            return len(self.voices) < len(before)
         request_id = uuid.uuid4().hex
         return await self._done(request_id, RemoveVoice(request_id, name))
 
@@ -219,68 +275,104 @@ class EngineClient:
         return event.found
 
     def _ask(self, request_id: str, message: ToWorker) -> asyncio.Queue[Event]:
-        if not self._open:
-            self._last_step = time.monotonic()
         events = self._open.setdefault(request_id, asyncio.Queue())
-        self._link.send(message)
+        self._last_used = time.monotonic()
+        if self._phase is EngineState.UNLOADED:
+            self._load_again()
+        self._send(message)
         return events
+
+    def _send(self, message: ToWorker) -> None:
+        """Send a message, once stored voices are there if it is about a request."""
+        if self._phase is EngineState.LOADING and isinstance(message, Add | Abort | Forget):
+            self._held.append(message)
+        elif self._link is not None:
+            self._link.send(message)
 
     def abort(self, request_id: str) -> None:
         """End a request whose client left: no more events, and its slot is freed."""
         if self._open.pop(request_id, None) is not None:
-            self._link.send(Abort(request_id))
+            self._send(Abort(request_id))
 
     def drain(self) -> None:
         """Accept no more requests; open ones continue."""
-        if self.state in (EngineState.STARTING, EngineState.READY):
-            self._set_state(EngineState.DRAINING)
+        if not self._draining and self._phase is not EngineState.DEAD:
+            self._draining = True
+            self._tell()
 
     async def stop(self) -> None:
         """End the worker, gently first; open requests fail."""
-        for task in (self._watchdog, self._preparation):
+        for task in (self._watchdog, self._beginning):
             if task is not None:
                 task.cancel()
-        if self.info is None:
-            self._link.kill()  # while loading, it does not read messages
-        await self._link.stop()
+        loading = self._pulse is None
+        link = self._part()
+        if link is not None:
+            if loading:
+                link.kill()  # it would not read the message
+            await link.stop()  # not as a task: one that is cancelled early never begins
+        if self._ending is not None:
+            await asyncio.wait((self._ending,))
         self._die("the server has shut down")
 
-    def _receive(self, message: FromWorker) -> None:
+    def _new_link(self) -> Link:
+        self._link = Link(self.config, self.server.log, self._in_thread)
+        return self._link
+
+    def _start(self, link: Link) -> None:
+        link.start(partial(self._receive, link), partial(self._ended, link))
+        self.metrics.registry.watch_process(self.model, "worker", link.pid)
+
+    def _receive(self, link: Link, message: FromWorker) -> None:
+        if link is not self._link:  # a worker that has been given up
+            return
         if isinstance(message, Ready):
             self.info = message.info
-            self.voices = message.info.voices
-            self._describe(message.info)
-            if self.state is EngineState.STARTING:
-                self._preparation = asyncio.create_task(self._prepare())
+            self._pulse = Pulse(self.server.stall_timeout)
+            self._hear_of_voices(message.info.voices)
+            figures.loaded(self.metrics, message.info)
+            self._preparation = asyncio.create_task(self._prepare(link))
         elif isinstance(message, LoadFailed):
-            self._die(message.message)
+            self._load_failed(message.message)
+        elif isinstance(message, Alive):
+            if self._pulse is not None:
+                self._pulse.beat(message)
         elif isinstance(message, StepOutput):
-            self._last_step = time.monotonic()
+            if self._pulse is not None:
+                self._pulse.stepped()
             for event in message.events:
                 self._route(event)
-            self._record(message.stats)
+            self.stats = message.stats
+            figures.stepped(self.metrics, self.stats, self.info, len(self._open))
 
-    async def _prepare(self) -> None:
+    async def _prepare(self, link: Link) -> None:
         """Run `before_ready`; the engine still starts if it fails."""
         try:
             if self.before_ready is not None:
                 await self.before_ready(self)
         except Exception:
             log.exception("%s: preparing the engine failed; it serves without that", self.model)
-        if self.state is EngineState.STARTING:
-            self._set_state(EngineState.READY)
+        if link is not self._link:  # it died meanwhile
+            return
+        self._preparation = self.failure = None
+        self._last_used = time.monotonic()
+        held, self._held = self._held, []
+        for message in held:
+            link.send(message)
+        self._set_phase(EngineState.READY)
+        self._hear_of_voices(self._reported)
 
-    def _describe(self, info: EngineInfo) -> None:
-        self.metrics.slots().set(info.num_slots)
-        self.metrics.engine_memory_bytes("weights").set(info.weight_bytes)
-        self.metrics.engine_memory_bytes("slots").set(info.cache_bytes)
-        self.metrics.build_info.labels(
-            self.model, __version__, info.torch_version, info.device
-        ).set(1)
+    def _hear_of_voices(self, voices: tuple[tuple[str, int], ...]) -> None:
+        """Note the worker's voices; those that it does not have again yet may be asked for."""
+        self._reported = voices
+        if self._phase in (EngineState.LOADING, EngineState.RESTARTING):
+            voices = tuple(dict.fromkeys((*self.voices, *voices)))
+        self.voices = voices
+        self.metrics.voices().set(len(self.voices))
 
     def _route(self, event: Event) -> None:
         if isinstance(event, Done) and event.voices is not None:
-            self.voices = event.voices  # even if nobody waits for it any longer
+            self._hear_of_voices(event.voices)  # also if nobody waits for it any longer
         events = self._open.get(event.request_id)
         if events is None:  # aborted here, while the worker was still speaking it
             return
@@ -288,60 +380,121 @@ class EngineClient:
             del self._open[event.request_id]
         events.put_nowait(event)
 
-    def _record(self, stats: Stats) -> None:
-        self.stats = stats
-        metrics = self.metrics
-        metrics.engine_last_step_timestamp_seconds().set_to_current_time()
-        metrics.requests_running().set(stats.running)
-        # Requests that are still in the pipe or being prepared count as waiting.
-        metrics.requests_waiting().set(max(0, len(self._open) - stats.running))
-        metrics.slots_used().set(stats.running)
-        for phase, seconds in stats.phase_seconds:
-            metrics.engine_step_seconds(phase).observe(seconds)
-        for kind in stats.errors:
-            metrics.engine_errors_total(kind).inc()
-        if stats.batch_size:
-            metrics.batch_size().observe(stats.batch_size)
-        metrics.frames_total().inc(stats.frames)
-        metrics.reserved_codes_total().inc(stats.reserved_codes)
-        metrics.prompt_positions_total("prefilled").inc(stats.prefilled)
-        metrics.prompt_positions_total("restored").inc(stats.restored)
-        metrics.prefix_lookups_total("hit").inc(stats.hits)
-        metrics.prefix_lookups_total("miss").inc(stats.misses)
-        metrics.prefixes().set(stats.prefixes)
-        metrics.engine_memory_bytes("prefixes").set(stats.prefix_bytes)
-        metrics.conversations().set(stats.conversations)
-        metrics.voices().set(len(self.voices))
-        for kind, size in zip(("used", "free"), stats.device_memory or (), strict=False):
-            metrics.device_memory_bytes.labels(self.model, kind).set(size)
-        if self.info is not None:
-            metrics.audio_seconds_total().inc(stats.frames / self.info.frame_rate)
-
     async def _watch(self) -> None:
-        """Declare the worker hung if requests are open and no step has ended for too long."""
-        limit = self.server.stall_timeout
+        """Notice a worker that hangs, and one that is idle."""
+        limits = [self.server.stall_timeout, self.server.unload_after or 4.0]
+        interval = min(1.0, min(limits) / 4)
         while True:
-            await asyncio.sleep(min(1.0, limit / 4))
-            if self._open and time.monotonic() - self._last_step > limit:
+            await asyncio.sleep(interval)
+            if self._pulse is None or self._link is None:
+                continue
+            problem = self._pulse.tick(interval)
+            if problem is not None:
                 self.metrics.engine_errors_total("hang").inc()
-                self._link.kill()
-                self._die(f"the engine completed no step for {limit:g} seconds")
+                self._lost(problem)
+            elif self._idle():
+                self._unload()
+
+    def _idle(self) -> bool:
+        """Has the model been idle for long enough to be unloaded?"""
+        after = self.server.unload_after
+        if self.state is not EngineState.READY or after is None:
+            return False
+        if self._open or self._expected or self._conversations.any:
+            self._last_used = time.monotonic()
+        return time.monotonic() - self._last_used > after
+
+    def _unload(self) -> None:
+        """End the worker, for its memory; the next request starts another."""
+        self._give_up(kill=False)
+        log.info("%s is unloaded after %g idle seconds", self.model, self.server.unload_after)
+        self.metrics.engine_unloads_total().inc()
+        self._set_phase(EngineState.UNLOADED)
+
+    def _load_again(self) -> None:
+        """Have an unloaded model loaded."""
+        self._beginning = asyncio.create_task(self._begin(self._new_link()))
+        self._set_phase(EngineState.LOADING)
+
+    async def _begin(self, link: Link, delay: float = 0.0) -> None:
+        """Start a worker once the one before has ended, so that its memory is free."""
+        if self._ending is not None:
+            await asyncio.wait((self._ending,))
+        await asyncio.sleep(delay)
+        self._start(link)
+
+    def _load_failed(self, reason: str) -> None:
+        if self._phase is not EngineState.LOADING:
+            self._lost(reason)
+            return
+        self._give_up(kill=False)  # the next request tries again: others may have the memory now
+        log.error("%s: %s", self.model, reason)
+        self.failure = reason
+        self._fail_open(f"the model cannot be loaded: {reason}")
+        self._set_phase(EngineState.UNLOADED)
+
+    def _ended(self, link: Link, reason: str) -> None:
+        if link is self._link:
+            self._lost(reason)
+
+    def _lost(self, reason: str) -> None:
+        """The worker died or hangs: start another one, or give up."""
+        restart = self.server.on_worker_death == "restart"
+        wanted = restart and self.info is not None and not self._draining
+        delay = self._restarts.next_delay() if wanted else None
+        if delay is None:
+            self._die(f"{reason}, too often" if wanted else reason)
+            return
+        self._give_up(kill=True)
+        log.error("%s: %s; it is restarted in %g s", self.model, reason, delay)
+        self.metrics.worker_restarts_total().inc()
+        self.failure = reason
+        self._conversations.lose()
+        self._fail_open(f"the engine is being restarted: {reason}")
+        self._beginning = asyncio.create_task(self._begin(self._new_link(), delay))
+        self._set_phase(EngineState.RESTARTING)
 
     def _die(self, reason: str) -> None:
-        if self.state is EngineState.DEAD:
+        if self._phase is EngineState.DEAD:
             return
+        self._give_up(kill=True)
         self.failure = reason
-        self.stats = Stats()
-        for gauge in GAUGES:
-            getattr(self.metrics, gauge)().set(0)
-        for request_id, events in self._open.items():
-            events.put_nowait(Failed(request_id, Unavailable(f"the engine is down: {reason}")))
-        self._open.clear()
-        self._set_state(EngineState.DEAD)
+        self._fail_open(f"the engine is down: {reason}")
+        self._set_phase(EngineState.DEAD)
 
-    def _set_state(self, state: EngineState) -> None:
-        self.state = state
-        self.metrics.engine_up().set(state in (EngineState.READY, EngineState.DRAINING))
-        self.metrics.ready().set(state is EngineState.READY)
+    def _give_up(self, kill: bool) -> None:
+        """Have the worker end."""
+        link = self._part()
+        if link is not None:
+            if kill:
+                link.kill()
+            self._ending = asyncio.create_task(link.stop())
+
+    def _part(self) -> Link | None:
+        """Hear no more of the worker, which must be ended."""
+        link, self._link = self._link, None
+        if self._preparation is not None:
+            self._preparation.cancel()
+        self._pulse = self._preparation = None
+        self.stats = Stats()
+        figures.gone(self.metrics)
+        self.metrics.registry.watch_process(self.model, "worker", None)
+        return link
+
+    def _fail_open(self, reason: str) -> None:
+        for request_id, events in self._open.items():
+            events.put_nowait(Failed(request_id, Unavailable(reason)))
+        self._open.clear()
+        self._held.clear()
+
+    def _set_phase(self, phase: EngineState) -> None:
+        self._phase = phase
+        self._tell()
+
+    def _tell(self) -> None:
+        """The state has changed."""
+        up = self.accepts or self.state is EngineState.DRAINING
+        self.metrics.engine_up().set(up)
+        self.metrics.ready().set(self.accepts)
         self._changed.set()
         self.on_change(self)

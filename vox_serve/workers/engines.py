@@ -103,13 +103,7 @@ class Engines:
     @property
     def state(self) -> EngineState:
         """The worst state of any engine."""
-        order = (
-            EngineState.READY,
-            EngineState.STARTING,
-            EngineState.DRAINING,
-            EngineState.DEAD,
-        )
-        return max((client.state for client in self), key=order.index)
+        return max((client.state for client in self), key=list(EngineState).index)
 
     def watch(self, listener: Callable[[EngineClient], None]) -> None:
         """Have `listener` called in the event loop with each engine whose state changes."""

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import logging
 import multiprocessing
+import os
 import signal
+import sys
 import threading
 from collections.abc import Callable
 from multiprocessing.connection import Connection
@@ -20,12 +23,14 @@ from vox_serve.messages import FromWorker, Shutdown, ToWorker
 from vox_serve.workers.threads import let_threads_sleep
 
 JOIN_SECONDS = 5.0
+PR_SET_PDEATHSIG = 1
+"""Of Linux's prctl: the signal that a process gets when its parent's thread ends."""
 M = TypeVar("M")
 log = logging.getLogger("vox_serve.client")
 
 
 class Link:
-    """Starts a worker and carries messages both ways.
+    """Starts a worker and carries messages both ways, for one life of that worker.
 
     Lives in the event loop; two threads do the blocking reads and writes of the pipe.  Imports no
     torch: the worker module is imported where the worker runs.
@@ -42,6 +47,8 @@ class Link:
         self._in_thread = in_thread
         self._outbox: SimpleQueue[ToWorker | None] = SimpleQueue()
         self._worker: BaseProcess | threading.Thread | None = None
+        self.pid: int | None = None
+        """The worker's process id; None if it has no process of its own."""
 
     def start(self, receive: Callable[[FromWorker], None], ended: Callable[[str], None]) -> None:
         """Start the worker and return at once.
@@ -61,43 +68,46 @@ class Link:
         else:
             self._worker = context.Process(
                 target=_process_main,
-                args=(theirs, self._config, self._log),
+                args=(theirs, self._config, self._log, os.getpid()),
                 name="vox-serve-engine",
                 daemon=True,
             )
         self._worker.start()
-        if not self._in_thread:
+        if isinstance(self._worker, BaseProcess):
+            self.pid = self._worker.pid
             theirs.close()  # otherwise the pipe would stay open when the worker ends
-        for body in (self._read, self._write):
-            threading.Thread(target=body, args=(ours,), name=body.__name__, daemon=True).start()
-
-    @property
-    def pid(self) -> int | None:
-        """The worker's process id; None if it has no process of its own."""
-        return self._worker.pid if isinstance(self._worker, BaseProcess) else None
+        self._writer = threading.Thread(
+            target=self._write, args=(ours,), name="to-engine", daemon=True
+        )
+        self._writer.start()
+        self._reader = threading.Thread(
+            target=self._read, args=(ours,), name="from-engine", daemon=True
+        )
+        self._reader.start()
 
     def send(self, message: ToWorker) -> None:
-        """Send a message; it is lost if the worker has ended."""
+        """Send a message, also before `start`; it is lost if the worker has ended."""
         self._outbox.put(message)
 
     def kill(self) -> None:
-        """End a worker process at once."""
+        """End a worker process at once; a thread ends when it next reads its messages."""
         if isinstance(self._worker, BaseProcess):
             self._worker.kill()
+        else:
+            self.send(Shutdown())
 
     async def stop(self) -> None:
         """End the worker: ask it to, and kill the process if it does not."""
         self.send(Shutdown())
         self._outbox.put(None)
-        worker = self._worker
-        if worker is None:
+        if self._worker is None:
             return
         try:
-            await asyncio.to_thread(worker.join, JOIN_SECONDS)
+            await asyncio.to_thread(self._reader.join, JOIN_SECONDS)
         finally:  # also when a second Ctrl-C cancels the wait
-            if isinstance(worker, BaseProcess) and worker.is_alive():
-                worker.kill()
-                worker.join(JOIN_SECONDS)
+            if self._reader.is_alive():
+                self.kill()
+                self._reader.join(JOIN_SECONDS)
 
     def _write(self, connection: Connection) -> None:
         with contextlib.suppress(OSError):  # a dead worker is noticed by the reader
@@ -105,7 +115,7 @@ class Link:
                 connection.send(message)
 
     def _read(self, connection: Connection) -> None:
-        reason = "the engine worker ended"
+        reason = None
         while True:
             try:
                 message = connection.recv()
@@ -114,24 +124,70 @@ class Link:
             except Exception:  # a plugin may define errors of its own
                 log.exception("a message of the engine worker cannot be read")
                 reason = "a message of the engine worker cannot be read"
+                self.kill()
                 break
             self._call(self._receive, message)
-        self._call(self._ended, reason)
+        self._outbox.put(None)
+        self._writer.join(JOIN_SECONDS)  # it must not write to a descriptor that is another's
+        connection.close()
+        self._call(self._ended, reason or self._how_it_ended())
+
+    def _how_it_ended(self) -> str:
+        """Wait for the end of the worker, which has closed its end of the pipe.
+
+        The only place that does: of two threads that wait for a process, one is told nothing.
+        """
+        worker = self._worker
+        assert worker is not None
+        worker.join(JOIN_SECONDS)
+        if not isinstance(worker, BaseProcess):
+            return "the engine worker ended"
+        if worker.exitcode is None:
+            worker.kill()
+            worker.join(JOIN_SECONDS)
+            return "the engine worker closed its pipe and hung"
+        return f"the engine worker {describe_exit(worker.exitcode)}"
 
     def _call(self, listener: Callable[[M], None], message: M) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed
             self._loop.call_soon_threadsafe(listener, message)
 
 
-def _process_main(connection: Connection, config: EngineConfig, log: LogSettings) -> None:
+def describe_exit(code: int) -> str:
+    """How a process ended, by its exit code as `multiprocessing` reports it."""
+    if code >= 0:
+        return f"ended with exit code {code}"
+    try:
+        name = signal.Signals(-code).name
+    except ValueError:
+        name = f"signal {-code}"
+    hint = " (most often for want of memory)" if name == "SIGKILL" else ""
+    return f"was killed by {name}{hint}"
+
+
+def _process_main(
+    connection: Connection, config: EngineConfig, log: LogSettings, server: int
+) -> None:
     # Ctrl-C and some supervisors signal the whole group.  The server handles that and lets running
     # requests end; this process ends with the pipe.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
+    _end_with(server)
     let_threads_sleep()
     from vox_serve.workers.worker import run_process
 
     run_process(connection, config, log)
+
+
+def _end_with(server: int) -> None:
+    """Have the kernel kill this process when the server ends, whatever this process is doing.
+
+    Only Linux can; elsewhere the worker's heartbeat notices (`worker.Heart`).
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != server:  # it ended before the call
+            os._exit(1)
 
 
 def _thread_main(connection: Connection, config: EngineConfig) -> None:

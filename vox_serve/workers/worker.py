@@ -1,7 +1,7 @@
 """The loop around `Engine.step`, and the process that it runs in.
 
 The loop drains the inbox, steps and posts the outbox; when idle, it sleeps until a message comes or
-a heartbeat is due.  Long texts, requests with context and new voices are prepared in a thread,
+a report is due.  Long texts, requests with context and new voices are prepared in a thread,
 because encoding a minute of audio takes seconds and must not delay other requests.  In tests, the
 same loop runs in a thread.
 """
@@ -11,8 +11,10 @@ from __future__ import annotations
 import contextlib
 import gc
 import logging
+import os
 import socket
 import sys
+import threading
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +23,7 @@ from multiprocessing.connection import Connection, wait
 from typing import TypeVar
 
 from vox_serve.config import EngineConfig
+from vox_serve.engine.calls import Calls
 from vox_serve.engine.engine import Engine
 from vox_serve.engine.load import load_engine
 from vox_serve.engine.sequence import Sequence
@@ -31,10 +34,12 @@ from vox_serve.messages import (
     Abort,
     Add,
     AddVoice,
+    Alive,
     Done,
     Event,
     Failed,
     Forget,
+    FromWorker,
     LoadFailed,
     Ready,
     RemoveVoice,
@@ -45,7 +50,11 @@ from vox_serve.messages import (
 )
 from vox_serve.plugins import load_plugins
 
-HEARTBEAT_SECONDS = 0.25
+IDLE_SECONDS = 0.25
+"""How often an idle loop reports."""
+HEARTBEAT_SECONDS = 0.2
+GRACE_SECONDS = 2.0
+"""How long the loop has to notice by itself that the server is gone."""
 T = TypeVar("T")
 log = logging.getLogger("vox_serve.worker")
 
@@ -68,7 +77,9 @@ def run(connection: Connection, config: EngineConfig, own_process: bool = False)
         except VoxServeError as error:
             connection.send(LoadFailed(str(error)))
             return
-        except Exception as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # a plugin may raise anything, SystemExit too
             log.exception("the model cannot be loaded")
             connection.send(LoadFailed(f"the model cannot be loaded: {error!r}"))
             return
@@ -76,9 +87,41 @@ def run(connection: Connection, config: EngineConfig, own_process: bool = False)
             gc.collect()
             gc.freeze()
         connection.send(Ready(info))
-        Worker(connection, engine).serve()
+        Worker(connection, engine).serve(own_process)
     except (EOFError, BrokenPipeError, ConnectionResetError):
         log.debug("the server is gone")
+
+
+class Heart:
+    """Sends a sign of life and the model's calls in progress, in a thread of its own.
+
+    Args:
+        send: sends a message to the server.
+        calls: of the model.
+        own_process: end the process if the server is gone and the loop does not notice.
+    """
+
+    def __init__(self, send: Callable[[FromWorker], None], calls: Calls, own_process: bool) -> None:
+        self._send = send
+        self._calls = calls
+        self._own_process = own_process
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name="heart", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stopped.set()
+        self._thread.join()
+
+    def _beat(self) -> None:
+        try:
+            while not self._stopped.wait(HEARTBEAT_SECONDS):
+                self._send(Alive(self._calls.running))
+        except OSError:  # the server is gone
+            if self._own_process and not self._stopped.wait(GRACE_SECONDS):
+                os._exit(1)
 
 
 class Worker:
@@ -86,6 +129,7 @@ class Worker:
 
     def __init__(self, connection: Connection, engine: Engine) -> None:
         self._connection = connection
+        self._sending = threading.Lock()
         self._engine = engine
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="prepare")
         self._preparing: set[str] = set()
@@ -93,15 +137,22 @@ class Worker:
         """What the loop must do with the pool's results."""
         self._wake_reader, self._wake_writer = socket.socketpair()
 
-    def serve(self) -> None:
+    def serve(self, own_process: bool = False) -> None:
         """Step while there is work; an exception from `Engine.step` ends the worker."""
+        heart = Heart(self._send, self._engine.prompts.calls, own_process)
+        heart.start()
         try:
-            while self._drain(0.0 if self._engine.has_work else HEARTBEAT_SECONDS):
-                self._connection.send(self._engine.step())
+            while self._drain(0.0 if self._engine.has_work else IDLE_SECONDS):
+                self._send(self._engine.step())
         finally:
+            heart.stop()
             self._pool.shutdown(wait=False, cancel_futures=True)
             self._wake_reader.close()
             self._wake_writer.close()
+
+    def _send(self, message: FromWorker) -> None:
+        with self._sending:
+            self._connection.send(message)
 
     def _drain(self, seconds: float) -> bool:
         """Handle messages, waiting up to `seconds` for the first; False after `Shutdown`."""
@@ -190,7 +241,7 @@ class Worker:
         self._post(Done(request_id, found, voices=self._engine.prompts.voices.names))
 
     def _post(self, event: Event) -> None:
-        self._connection.send(StepOutput((event,), self._engine.stats))
+        self._send(StepOutput((event,), self._engine.stats))
 
 
 def _attempt(work: Callable[[], T], problem: str, request_id: str) -> T | RequestError:
@@ -198,6 +249,8 @@ def _attempt(work: Callable[[], T], problem: str, request_id: str) -> T | Reques
         return work()
     except RequestError as error:
         return error.plain()
-    except Exception as error:  # the model is a plugin: it may raise anything
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # the model is a plugin: it may raise anything, SystemExit too
         log.error("%s", problem, exc_info=error, extra={"request_id": request_id})
         return SequenceFailed(f"{problem} ({type(error).__name__}); see the server's log")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import io
 import json
 import os
@@ -19,7 +21,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from tests.conftest import TONE, RunningServer, until
+from tests.conftest import TONE, RunningServer, running_server, until
 from tests.server.conftest import value
 from tests.server.test_bad_requests import check_error
 from tests.tone import ToneCodec, ToneModel
@@ -30,6 +32,7 @@ from vox_serve.plugins import load_plugins
 from vox_serve.server.app import create_app
 from vox_serve.server.routes.voices import MAX_AUDIO_BYTES
 from vox_serve.server.voices import registry
+from vox_serve.server.voices.registry import Voices
 from vox_serve.server.voices.store import VoiceRecord, VoiceStore, VoiceUnusable
 from vox_serve.workers.engines import Engines
 
@@ -164,15 +167,54 @@ def test_formats(
 
 
 def test_a_voice_survives_a_restart(start_server: StartServer, directory: Path) -> None:
-    first = start_server(server=keeping(directory))
-    made = upload(first, speaker="1").json()
+    with running_server(server=keeping(directory)) as first:
+        made = upload(first, speaker="1").json()
+        spoken = speak(first, "anna").content
     second = start_server(server=keeping(directory))
     assert second.http.get(f"{ROUTE}/anna").json() == made
     assert names(second) == ["hum_a", "hum_b", "anna"]
     assert broken(second) == {}
-    assert speak(second, "anna").content == speak(first, "anna").content
+    assert speak(second, "anna").content == spoken
     assert second.http.delete(f"{ROUTE}/anna").status_code == 200
     assert names(start_server(server=keeping(directory))) == ["hum_a", "hum_b"]
+
+
+def test_of_two_servers_one_may_change_the_directory(
+    start_server: StartServer, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other reads it, refuses to change it, and takes it over once it is free."""
+    monkeypatch.setattr(registry, "CLAIM_SECONDS", 0.05)
+    directory.mkdir()
+    left = directory / ".anna.wav.x1y2z3.tmp"
+    left.touch()
+    with running_server(server=keeping(directory)) as first:
+        assert not left.exists(), "what a killed server left is removed"
+        for name in ("anna", "bert"):
+            upload(first, name=name)
+        second = start_server(server=keeping(directory))
+        assert names(second) == ["hum_a", "hum_b", "anna", "bert"]
+        refused = upload(second, name="cleo")
+        check_error(refused, 503, code="unavailable")
+        assert "another server holds" in refused.text
+        check_error(second.http.delete(f"{ROUTE}/anna"), 503, code="unavailable")
+        assert names(second) == ["hum_a", "hum_b", "anna", "bert"]
+        assert first.http.delete(f"{ROUTE}/anna").status_code == 200
+        upload(first, name="dora")
+    until(lambda: ("dora", 0) in second.client.voices)
+    assert names(second) == ["hum_a", "hum_b", "bert", "dora"]
+    assert speak(second, "dora").status_code == 200
+    assert upload(second, name="cleo").status_code == 201
+
+
+def test_a_directory_that_cannot_be_locked_is_refused(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(descriptor: int, how: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", fails)
+    with pytest.raises(ConfigError, match="cannot be locked: No locks available"):
+        Voices(Engines([TONE], keeping(directory), load_plugins(TONE.plugins)))
 
 
 def test_without_a_directory(start_server: StartServer, tmp_path: Path) -> None:

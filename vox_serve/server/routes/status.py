@@ -15,9 +15,10 @@ from vox_serve.metrics import CONTENT_TYPE
 from vox_serve.server import replies
 from vox_serve.server.openapi.operation import described
 from vox_serve.server.voices.registry import Voices
-from vox_serve.workers.client import EngineClient, EngineState
+from vox_serve.workers.client import ACCEPTING, EngineClient, EngineState
 from vox_serve.workers.engines import Engines
 
+DOWN = (EngineState.DEAD, EngineState.RESTARTING)
 TEXT = {CONTENT_TYPE: OpenAPIMediaType(schema=Schema(type=OpenAPIType.STRING))}
 
 
@@ -25,19 +26,20 @@ TEXT = {CONTENT_TYPE: OpenAPIMediaType(schema=Schema(type=OpenAPIType.STRING))}
     "/health",
     tags=["server"],
     operation_class=described(),
-    responses={503: ResponseSpec(replies.Health, False, "An engine is dead")},
+    responses={503: ResponseSpec(replies.Health, False, "An engine is dead or being restarted")},
 )
 async def health(
     engines: NamedDependency[Engines], registered: NamedDependency[Voices]
 ) -> Response[replies.Health]:
-    """200 while the server is starting, ready or draining; 503 once an engine is dead."""
+    """503 while an engine is dead or being restarted, else 200."""
     body = replies.Health(
         status=engines.state.value,
         models=[_health(client) for client in engines],
         broken_plugins={info.name: info.error or "" for info in engines.plugins.broken},
         broken_voices=registered.broken,
     )
-    return Response(body, status_code=503 if engines.state is EngineState.DEAD else 200)
+    down = any(client.state in DOWN for client in engines)
+    return Response(body, status_code=503 if down else 200)
 
 
 def _health(client: EngineClient) -> replies.ModelHealth:
@@ -48,8 +50,8 @@ def _health(client: EngineClient) -> replies.ModelHealth:
         waiting=client.stats.waiting,
         slots=client.info.num_slots if client.info else 0,
     )
-    if client.state is EngineState.DEAD:
-        body.reason = client.failure or ""
+    if client.failure is not None:
+        body.reason = client.failure
     return body
 
 
@@ -62,7 +64,7 @@ def _health(client: EngineClient) -> replies.ModelHealth:
 async def ready(engines: NamedDependency[Engines]) -> Response[replies.Readiness]:
     """200 only while every model accepts requests."""
     found = engines.state
-    status = 200 if found is EngineState.READY else 503
+    status = 200 if found in ACCEPTING else 503
     headers = {} if status == 200 else {"Retry-After": "5"}
     body = replies.Readiness(status=found.value)
     return Response(body, status_code=status, headers=headers)

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import IO
 
@@ -18,6 +20,7 @@ import numpy.typing as npt
 from vox_serve.audio import AudioUnreadable, read_audio
 from vox_serve.errors import (
     AlreadyExists,
+    ConfigError,
     InvalidRequest,
     NotFound,
     QueueFull,
@@ -36,6 +39,8 @@ from vox_serve.workers.client import EngineClient
 from vox_serve.workers.engines import Engines
 
 MAX_VOICES = 1000
+CLAIM_SECONDS = 2.0
+"""How often a server that may only read the directory asks for more."""
 MAX_WAITING = 8
 """The most voices being added at once: one is being encoded, the others wait."""
 Samples = npt.NDArray[np.float32]
@@ -80,6 +85,7 @@ class Voices:
     """
 
     def __init__(self, engines: Engines) -> None:
+        server = engines.server
         self.broken: dict[str, str] = {}
         """Files in the directory that cannot be used as voices, with the reason."""
         self._engines = engines
@@ -88,13 +94,49 @@ class Voices:
         self._store: VoiceStore | None = None
         self._lock = asyncio.Lock()
         self._waiting = 0
-        if engines.server.voices_dir is not None:
-            self._store = VoiceStore(Path(engines.server.voices_dir).expanduser())
-            self._stored, problems = self._store.scan()
-            for file, reason in problems.items():
-                self._report(file, reason)
-            self._give_out()
+        self._claimed = True
+        """Is the directory ours to change?"""
+        self._claiming: asyncio.Task[None] | None = None
+        self._kept = server.voices_dir is not None
+        self._scratch: tempfile.TemporaryDirectory[str] | None = None
+        if server.voices_dir is not None:
+            self._open(Path(server.voices_dir).expanduser())
+        elif server.on_worker_death == "restart" or server.unload_after is not None:
+            # A worker that is started again gets the voices from here.
+            self._scratch = tempfile.TemporaryDirectory(prefix="vox-serve-voices-")
+            self._store = VoiceStore(Path(self._scratch.name))
         engines.prepare(self._load)
+
+    def close(self) -> None:
+        """Leave the directory to others."""
+        if self._claiming is not None:
+            self._claiming.cancel()
+        if self._store is not None:
+            self._store.close()
+        if self._scratch is not None:
+            self._scratch.cleanup()
+
+    def _open(self, directory: Path) -> None:
+        self._store = VoiceStore(directory)
+        try:
+            self._claimed = self._store.claim()
+        except OSError as error:
+            raise ConfigError(
+                f"voices_dir {directory} cannot be locked: {error.strerror}"
+            ) from error
+        if not self._claimed:
+            log.warning(
+                "another server holds %s: voices cannot be changed until it ends", directory
+            )
+        self._scan()
+
+    def _scan(self) -> None:
+        """Read what the directory has."""
+        assert self._store is not None
+        self._stored, problems = self._store.scan()
+        for file, reason in problems.items():
+            self._report(file, reason)
+        self._give_out()
 
     def listed(self, model: str | None = None) -> list[KnownVoice]:
         """Every voice that a request may name, or those of one model."""
@@ -142,10 +184,10 @@ class Voices:
             InvalidRequest: it is built into a model.
             Unavailable: the server is not ready, or the files cannot be deleted.
         """
+        self._require_engine(name)  # now: the lock may be held until a model is ready
         async with self._lock:
+            self._require_engine(name)
             known = self._registered.get(name)
-            for client in [known.client] if known is not None else self._engines:
-                client.admit()
             if known is None and any(_owns(client, name) for client in self._engines):
                 raise InvalidRequest(f"{name!r} is a built-in voice of the model", "voice")
             if not NAME.fullmatch(name):
@@ -157,10 +199,17 @@ class Voices:
                 raise Unavailable(f"the voice cannot be deleted: {error.strerror}") from error
             if known is None and not stored:
                 raise _unknown(name)
+            self._stored.pop(name, None)
             if known is not None:
                 del self._registered[name]
                 await known.client.remove_voice(name)
             self.broken = {f: why for f, why in self.broken.items() if Path(f).stem != name}
+
+    def _require_engine(self, name: str) -> None:
+        """Raise Unavailable if the voice's model, or any if nobody has it, takes no requests."""
+        known = self._registered.get(name)
+        for client in [known.client] if known is not None else self._engines:
+            client.admit()
 
     def find(self, name: str, model: str | None) -> KnownVoice:
         """One voice.
@@ -201,11 +250,18 @@ class Voices:
                 self._report(f"{name}.json", f"{problem}; this server has {', '.join(models)}")
 
     async def _load(self, client: EngineClient) -> None:
-        """Add the directory's voices to an engine that has loaded."""
-        mine = [name for name, record in self._stored.items() if record.model == client.model]
+        """Add the stored voices to an engine that has loaded, for the first time or again."""
+        if not self._claimed and self._claiming is None:
+            self._claiming = asyncio.create_task(self._wait_for_directory())
+        await self._load_all(client, tuple(self._stored))
+
+    async def _load_all(self, client: EngineClient, names: Iterable[str]) -> None:
+        mine = [name for name in names if self._stored[name].model == client.model]
         for name in mine:
             try:
-                await self._load_one(client, name)
+                async with self._lock:
+                    if name in self._stored:
+                        await self._load_one(client, name)
             except Unavailable:
                 return  # the engine is shutting down or dead
             except (RequestError, VoiceUnusable) as error:
@@ -215,6 +271,22 @@ class Voices:
                 self._report(f"{name}.wav", repr(error))
         if mine:
             log.info("%s: %d stored voices read", client.model, len(mine))
+
+    async def _wait_for_directory(self) -> None:
+        """Take the directory over from a server that ends, and load what that one added."""
+        assert self._store is not None
+        while not await asyncio.to_thread(self._store.claim):
+            await asyncio.sleep(CLAIM_SECONDS)
+        log.info("the voices directory may be changed now")
+        async with self._lock:
+            before, self._claimed, self.broken = self._stored, True, {}
+            self._scan()
+            for name in before.keys() - self._stored.keys():
+                gone = self._registered.pop(name, None)
+                if gone is not None and gone.client.accepts:
+                    await gone.client.remove_voice(name)
+        for client in filter(lambda client: client.accepts, self._engines):
+            await self._load_all(client, self._stored.keys() - before.keys())
 
     async def _load_one(self, client: EngineClient, name: str) -> None:
         assert self._store is not None
@@ -242,11 +314,11 @@ class Voices:
         self, client: EngineClient, name: str, record: VoiceRecord, audio: Samples, rate: int
     ) -> None:
         """Store and list the voice; if it cannot be stored, remove it from the model."""
-        if self._store is None:
+        if not self._kept:
             log.warning(
                 "voice %r will be lost when the server stops; use --voices-dir to keep voices", name
             )
-        else:
+        if self._store is not None:
             try:
                 await asyncio.to_thread(self._store.write, name, record, audio, rate)
             except Exception as error:
@@ -254,13 +326,13 @@ class Voices:
                 if not isinstance(error, OSError):
                     raise
                 raise Unavailable(f"the voice cannot be stored: {error.strerror}") from error
+            self._stored[name] = record
         self._register(client, name, record, len(audio) / rate)
 
     def _register(
         self, client: EngineClient, name: str, record: VoiceRecord, seconds: float
     ) -> None:
-        kept = self._store is not None
-        self._registered[name] = RegisteredVoice(name, client, record, seconds, kept)
+        self._registered[name] = RegisteredVoice(name, client, record, seconds, self._kept)
         log.info("voice %r of %s: %.1f s", name, client.model, seconds)
 
     async def _require_free(self, client: EngineClient, name: str) -> None:

@@ -7,6 +7,8 @@ transcript).  Users may also add such files by hand; they are read at start.
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import io
 import logging
 import os
@@ -32,6 +34,8 @@ MAX_TEXT_CHARACTERS = 2000
 MAX_SPEAKER = 999
 TRANSCRIPT_BYTES = 64 * 2**10
 AUDIO, TRANSCRIPTS = ".wav", (".json", ".txt")
+UNFINISHED = re.compile(r"\..+\.(wav|json)\.\w+\.tmp")
+"""What a server that was killed while it stored a voice has left."""
 log = logging.getLogger("vox_serve.voices")
 
 
@@ -64,12 +68,16 @@ def check_text(text: str) -> str:
 class VoiceStore:
     """The voices in a directory, which is created if it is missing.
 
+    Several servers may read a directory; the first that claims it may change it, until it ends.
+
     Raises:
         ConfigError: the directory cannot be created or read.
     """
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
+        self._lock: int | None = None
+        """A descriptor of the directory; the kernel unlocks it when this process ends."""
         try:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._names()
@@ -77,6 +85,38 @@ class VoiceStore:
         except OSError as error:
             reason = error.strerror
             raise ConfigError(f"voices_dir {directory} cannot be used: {reason}") from error
+
+    def claim(self) -> bool:
+        """May this server change the directory?  Not while another holds it.
+
+        Raises:
+            OSError: the directory cannot be locked.
+        """
+        if self._lock is not None:
+            return True
+        descriptor = os.open(self._directory, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            return False
+        except OSError:
+            os.close(descriptor)
+            raise
+        self._lock = descriptor
+        for name in filter(UNFINISHED.fullmatch, self._names()):
+            (self._directory / name).unlink(missing_ok=True)
+        return True
+
+    def close(self) -> None:
+        """Let another server change the directory."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def _require_claim(self) -> None:
+        if not self.claim():
+            raise BlockingIOError(errno.EAGAIN, "another server holds the voices directory")
 
     def scan(self) -> tuple[dict[str, VoiceRecord], dict[str, str]]:
         """The voices by name, and why other files cannot be used; does not read audio."""
@@ -115,6 +155,7 @@ class VoiceStore:
         Raises:
             OSError: it cannot be written.  No error leaves a file behind.
         """
+        self._require_claim()
         sound, wav = self._path(name, AUDIO), io.BytesIO()
         soundfile.write(wav, audio, sample_rate, format="WAV", subtype="FLOAT")
         self._put(sound, wav.getvalue())
@@ -128,6 +169,7 @@ class VoiceStore:
 
     def remove(self, name: str) -> bool:
         """Delete a voice's files; False if there are none.  Raises OSError."""
+        self._require_claim()
         there = set(self._names())
         paths = [self._path(name, suffix) for suffix in (*TRANSCRIPTS, AUDIO)]
         found = [path for path in paths if path.name in there]

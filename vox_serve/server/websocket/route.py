@@ -37,7 +37,7 @@ from vox_serve.server.speech import check_voice, given_reading, given_sampling
 from vox_serve.server.voices.aliases import voice_of
 from vox_serve.server.websocket.connection import Connection, ServerEnds, Start
 from vox_serve.server.websocket.session import Session
-from vox_serve.workers.client import EngineClient, EngineState
+from vox_serve.workers.client import EngineClient
 from vox_serve.workers.engines import Engines
 
 PATH = "/v1/audio/stream"
@@ -94,7 +94,7 @@ def _refusal(scope: Scope, engines: Engines) -> Response[bytes] | None:
     host = headers.get(b"host", b"").decode("latin-1")
     if b"origin" in headers and origin.lower() != host.lower():
         return error_response(403, "pages of other origins may not connect", "forbidden")
-    if all(client.state is not EngineState.READY for client in engines):
+    if not any(client.accepts for client in engines):
         return answer_to(Unavailable(f"the server is {engines.state.value}"))
     return None
 

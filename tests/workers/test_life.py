@@ -1,0 +1,101 @@
+"""When a worker counts as hung, when it may start again, and what it is known to remember."""
+
+from __future__ import annotations
+
+import pytest
+
+from vox_serve.errors import ConversationLost
+from vox_serve.messages import Alive
+from vox_serve.workers import life
+from vox_serve.workers.life import KnownConversations, Pulse, Restarts
+from vox_serve.workers.link import describe_exit
+
+
+def test_a_worker_that_beats_and_steps_is_well() -> None:
+    pulse = Pulse(2.0)
+    for number in range(100):
+        pulse.stepped()
+        pulse.beat(Alive(((number, "emit"),)))
+        assert pulse.tick(0.5) is None
+
+
+def test_a_worker_that_is_stopped_is_noticed_before_its_call_could_be_too_long() -> None:
+    pulse = Pulse(120.0)
+    problems = [pulse.tick(1.0) for _ in range(11)]
+    assert problems[:10] == [None] * 10
+    assert problems[10] == "the engine gave no sign of life for 10 seconds"
+
+
+def test_a_call_that_does_not_return_is_named() -> None:
+    pulse = Pulse(5.0)
+    problem = None
+    for _ in range(6):
+        assert problem is None
+        pulse.stepped()  # the loop goes on: it is the thread beside it that hangs
+        pulse.beat(Alive(((7, "encode"),)))
+        problem = pulse.tick(1.0)
+    assert problem == "the model's encode did not return within 5 seconds"
+
+
+def test_a_loop_that_stands_still_outside_a_call_is_noticed_too() -> None:
+    pulse = Pulse(5.0)
+    problems = []
+    for _ in range(6):
+        pulse.beat(Alive())
+        problems.append(pulse.tick(1.0))
+    assert problems == [None] * 5 + ["the engine made no step for 5 seconds"]
+
+
+def test_restarts_wait_longer_each_time_and_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(life.time, "monotonic", lambda: now[0])
+    restarts = Restarts()
+    delays = [restarts.next_delay() for _ in range(11)]
+    assert delays == [0.5, 1, 2, 4, 8, 16, 30, 30, 30, 30, None]
+    now[0] = 601.0
+    assert restarts.next_delay() == 0.5, "what was ten minutes ago is forgiven"
+
+
+def test_a_lost_conversation_is_refused_until_it_is_forgotten(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(life.time, "monotonic", lambda: now[0])
+    known = KnownConversations(idle_seconds=60, limit=3)
+    known.use("a")
+    known.use("b")
+    assert known.any
+    known.lose()
+    assert not known.any
+    for _ in range(2):
+        with pytest.raises(ConversationLost, match="'a' was lost"):
+            known.use("a")
+    assert known.forget("a")
+    assert not known.forget("a")
+    known.use("a")
+    now[0] = 61.0
+    known.use("b")  # it would have been forgotten by now
+
+
+def test_the_ids_of_conversations_are_bounded() -> None:
+    known = KnownConversations(idle_seconds=60, limit=3)
+    for number in range(5):
+        known.use(str(number))
+    known.lose()
+    known.use("0")
+    known.use("1")
+    with pytest.raises(ConversationLost):
+        known.use("2")
+
+
+@pytest.mark.parametrize(
+    ("code", "told"),
+    [
+        (-9, "was killed by SIGKILL (most often for want of memory)"),
+        (-11, "was killed by SIGSEGV"),
+        (-63, "was killed by signal 63"),
+        (3, "ended with exit code 3"),
+    ],
+)
+def test_the_end_of_a_process_has_a_name(code: int, told: str) -> None:
+    assert describe_exit(code) == told
