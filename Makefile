@@ -9,13 +9,14 @@ EXTRAS ?= dev
 # Arguments for the command behind a verb: make serve ARGS="--port 9000 --model DIR"
 ARGS ?=
 
-.PHONY: help setup check test test-slow test-oldest serve bench bench-gpu dist lock dashboard voice voice-eval clean
+.PHONY: help setup check test test-slow test-oldest serve site bench bench-gpu dist lock dashboard voice voice-eval clean
 
 help:
 	@echo "make serve    install what is needed and speak on port 8000 (ARGS=... for flags)"
 	@echo "make test     install what is needed, run the checks and the tests"
 	@echo "make setup    install everything for development into $(VENV)"
-	@echo "make check    ruff, mypy, import contract"
+	@echo "make check    ruff, mypy, import contract, the documentation's links"
+	@echo "make site     the documentation as web pages, into build/site"
 	@echo "make test-slow  the tests that take minutes (full-size model; some 8 GB of memory)"
 	@echo "make test-oldest  the tests on the oldest versions of what is needed, in $(OLDEST)"
 	@echo "make voice    train the demo voice anew (SIZE=cpu or gpu, WORK=folder; hours)"
@@ -48,6 +49,11 @@ check: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/zensical build --strict
+
+site: $(VENV)/.dev
+	$(BIN)/zensical build --strict --clean
+	@echo "build/site/index.html; to read and edit them live: $(BIN)/zensical serve"
 
 test: check
 	$(BIN)/pytest -n auto -m "not slow" $(ARGS)

@@ -2,15 +2,21 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import msgspec
 import pytest
 import soundfile
+from attrs import fields
 
+import vox_serve.errors
 import vox_serve.hookspecs
+from deploy.site import reference
+from tests.audio.test_formats import decode
 from tests.conftest import running_server
 from vox_serve.audio.formats import FORMATS
 from vox_serve.config import EngineConfig
@@ -23,9 +29,56 @@ from vox_serve.server.voices.aliases import VOICES
 ROOT = Path(__file__).parents[1]
 
 
-def listings(document: str, language: str) -> list[str]:
-    text = (ROOT / document).read_text()
-    return re.findall(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+FENCE = re.compile(r"^```(\w*)(?: title=\"([^\"\n]*)\")?\n(.*?)^```", re.DOTALL | re.MULTILINE)
+PAGES = ["README.md", *sorted(str(p.relative_to(ROOT)) for p in (ROOT / "docs").rglob("*.md"))]
+COMMANDS = ("bash", "python", "sh")
+ELSEWHERE = {
+    "docs/writing-a-plugin.md": "test_the_plugin_tutorial_makes_a_plugin_that_hums, test_guide.py"
+}
+NOT_RUN = {
+    "README.md": {
+        "make serve      # installs into .venv": "continuous integration installs and tests",
+        ".venv/bin/huggingface-cli login": "an account, gated weights",
+        ".venv/bin/python -m vox_serve.launch": "gated weights",
+    },
+    "docs/benchmarking.md": {
+        "vox-serve bench http://localhost:8000": "minutes; test_bench.py runs the command",
+        "python -m benchmarks.gpu.estimate": "a minute",
+        "make bench-gpu": "a GPU",
+    },
+    "docs/operations.md": {
+        "python3.11 -m venv /opt/vox-serve": "systemd",
+        "GRAFANA_PASSWORD=": "Docker",
+    },
+    "docs/scaling.md": {"vox-serve plan costs.json": "minutes; its own tests run the command"},
+    "docs/how-to/examples.md": {"pip install av": "a registry"},
+    "docs/how-to/kubernetes.md": {"docker build": "a cluster"},
+    "docs/how-to/livekit.md": {"import asyncio": "hundreds of packages"},
+    "docs/how-to/openai-clients.md": {"export OPENAI_BASE_URL": "it only sets variables"},
+    "docs/how-to/pipecat.md": {"from pipecat": "hundreds of packages"},
+    "docs/tutorial/first-sound.md": {"make serve": "continuous integration installs and tests"},
+}
+"""Listings that no test runs, by how they begin, and what they need."""
+
+
+def listings(document: str, *languages: str) -> list[str]:
+    found = FENCE.findall((ROOT / document).read_text())
+    return [text for language, _, text in found if language in languages]
+
+
+def is_not_run(document: str, text: str) -> bool:
+    return any(text.startswith(start) for start in NOT_RUN.get(document, ()))
+
+
+def to_run(document: str) -> list[list[str]]:
+    """The commands of a page, in its order."""
+    found = FENCE.findall((ROOT / document).read_text())
+    shells = {"bash": ["bash", "-eo", "pipefail", "-c"], "python": [sys.executable, "-c"]}
+    return [
+        [*shells[language], text]
+        for language, _, text in found
+        if language in shells and not is_not_run(document, text)
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -34,26 +87,42 @@ def demo_server():
         yield server
 
 
-@pytest.mark.parametrize("document", ["README.md", "docs/http-api.md"])
-def test_the_requests_run_as_they_stand(document, demo_server, tmp_path):
-    """Only the port is replaced: another server may hold 8000."""
-    shell = [text for text in listings(document, "bash") if "localhost" in text]
-    python = [text for text in listings(document, "python") if "localhost" in text]
-    assert shell
+@pytest.mark.parametrize("document", [p for p in PAGES if p not in ELSEWHERE and to_run(p)])
+def test_the_listings_run_as_they_stand(document, demo_server, tmp_path):
+    """Only the address is replaced, as another server may hold 8000, and where the program is."""
     address = demo_server.url.removeprefix("http://")
-    for command in [["bash", "-ec", t] for t in shell] + [
-        [sys.executable, "-c", t] for t in python
-    ]:
-        command[-1] = command[-1].replace("localhost:8000", address)
-        subprocess.run(command, cwd=tmp_path, check=True, timeout=60)
-        for file in tmp_path.iterdir():
-            if file.suffix == ".wav":
-                audio, rate = soundfile.read(file)
-                assert rate == 24000
-                assert len(audio) > rate / 2
-            else:
-                assert file.stat().st_size > 24000
-            file.unlink()
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = os.environ | {"PATH": path}
+    for command in to_run(document):
+        if "ffmpeg" in command[-1] and shutil.which("ffmpeg") is None:
+            pytest.skip("ffmpeg is not installed")
+        command[-1] = command[-1].replace("localhost:8000", address).replace(".venv/bin/", "")
+        subprocess.run(command, cwd=tmp_path, check=True, timeout=60, env=environment)
+    made = list(tmp_path.iterdir())
+    assert made
+    for file in made:
+        if file.suffix in (".wav", ".flac", ".mp3"):
+            audio, rate = decode(file.read_bytes())
+            assert rate == 24000
+            assert len(audio) > rate / 2
+        else:
+            assert file.stat().st_size > 8000
+
+
+def test_every_listing_runs_or_says_what_it_needs():
+    """What is not run is in NOT_RUN, and has a title on its page; GitHub shows none."""
+    for page in PAGES:
+        for language, title, text in FENCE.findall((ROOT / page).read_text()):
+            if is_not_run(page, text):
+                assert title or page == "README.md", f"{page} does not mark: {text}"
+            elif page not in ELSEWHERE:
+                assert language != "sh", f"{page}: nothing runs {text}"
+
+
+def test_what_is_not_run_is_there():
+    for page, starts in NOT_RUN.items():
+        texts = [text for _, _, text in FENCE.findall((ROOT / page).read_text())]
+        assert [s for s in starts if not any(text.startswith(s) for text in texts)] == []
 
 
 def test_the_plugin_tutorial_makes_a_plugin_that_hums(tmp_path):
@@ -109,6 +178,38 @@ def test_formats_and_aliases_are_documented(names):
         assert rows == [(one.name, one.media_type) for one in FORMATS.values()]
     else:
         assert all(f"`{name}`" in section("POST /v1/audio/speech") for name in names)
+
+
+def test_the_site_shows_every_flag_and_route():
+    shown = "".join(map(reference.flags, reference.CONFIGS))
+    flags = [
+        f"`--{f.name.replace('_', '-')}`" for c in reference.CONFIGS.values() for f in fields(c)
+    ]
+    assert [flag for flag in flags if flag not in shown] == []
+    routes = reference.routes()
+    document = reference.openapi()
+    operations = [f"{m.upper()} {path}" for path, ms in document["paths"].items() for m in ms]
+    assert re.findall("^## ([A-Z]+ .*)$", routes, re.MULTILINE) == operations
+    links = set(re.findall(r"\(#(\w+)\)", routes))
+    objects = {name.lower() for name in re.findall(r"^### (\w+)$", routes, re.MULTILINE)}
+    assert objects == {name.lower() for name in document["components"]["schemas"]}
+    assert links <= objects
+    assert "| `temperature` | number from 0 to 5 |" in routes
+
+
+def test_every_public_name_is_in_the_reference():
+    page = (ROOT / "docs/reference/python.md").read_text()
+    assert "::: vox_serve.errors\n" in page
+    names = set(vox_serve.__all__) - set(vars(vox_serve.errors)) - {"__version__", "hookimpl"}
+    assert {name for name in names if f"::: vox_serve.{name}\n" not in page} == set()
+
+
+def test_every_page_is_in_the_navigation():
+    nav = tomllib.loads((ROOT / "zensical.toml").read_text())["project"]["nav"]
+    named = re.findall(r"'([\w/-]+\.md)'", str(nav))
+    assert sorted(f"docs/{page}" for page in named) == [
+        page for page in PAGES if page != "README.md"
+    ]
 
 
 def test_every_metric_is_documented():
