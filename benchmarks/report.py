@@ -1,4 +1,4 @@
-"""The figures as tables, and docs/performance.md; made from the JSON alone."""
+"""Writes tables and docs/performance.md; uses only the JSON."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Result = Mapping[str, Any]
 
 
 def tables(found: Result) -> str:
-    """Everything that was measured, as Markdown."""
+    """All results as Markdown."""
     parts = [_targets(found["results"])]
     for name, result in found["results"].items():
         parts += [f"## {SETTINGS[name]}", *_setting(result)]
@@ -27,7 +27,7 @@ def tables(found: Result) -> str:
 
 
 def page(found: Result, picture: str) -> str:
-    """docs/performance.md; `picture` is the name of the file beside it."""
+    """The text of docs/performance.md; `picture` is the name of its picture's file."""
     facts = {**found["machine"], "command": f"`{found['command']}`"}
     machine = _table(["machine", ""], ([key, str(value)] for key, value in facts.items()))
     return PAGE.format(
