@@ -6,25 +6,26 @@ PROJECTS := -e plugins/csm -e plugins/demo_voice -e plugins/orpheus
 PYPROJECTS := pyproject.toml $(wildcard plugins/*/pyproject.toml)
 # The extras of the core that `make setup` installs: make bench VENV=.venv-moshi EXTRAS=dev,moshi
 EXTRAS ?= dev
-# Arguments for the command behind a verb: make serve ARGS="--port 9000 --model DIR"
+# Arguments for a target's command: make serve ARGS="--port 9000 --model DIR"
 ARGS ?=
 
 .PHONY: help setup check test test-slow test-oldest serve site bench bench-gpu dist lock dashboard voice voice-eval clean
 
 help:
-	@echo "make serve    install what is needed and speak on port 8000 (ARGS=... for flags)"
-	@echo "make test     install what is needed, run the checks and the tests"
+	@echo "make serve    install the runtime and serve on port 8000 (ARGS=... for flags)"
+	@echo "make test     install the development tools, run the checks and the tests"
 	@echo "make setup    install everything for development into $(VENV)"
 	@echo "make check    ruff, mypy, import contract, the documentation's links"
-	@echo "make site     the documentation as web pages, into build/site"
-	@echo "make test-slow  the tests that take minutes (full-size model; some 8 GB of memory)"
-	@echo "make test-oldest  the tests on the oldest versions of what is needed, in $(OLDEST)"
-	@echo "make voice    train the demo voice anew (SIZE=cpu or gpu, WORK=folder; hours)"
-	@echo "make bench    measure against the reference implementation (ARGS=--help)"
-	@echo "make dist     wheels and sdists of everything, into dist/"
-	@echo "make lock     what the container holds: deploy/container/lock*.txt"
-	@echo "make dashboard  deploy/grafana/dashboards/ from dashboard.py"
-	@echo "make bench-gpu  right, how fast, beside whom: one NVIDIA GPU, ten minutes (ARGS=--help)"
+	@echo "make site     build the documentation as web pages, into build/site"
+	@echo "make test-slow  tests that take minutes (full-size model; about 8 GB of memory)"
+	@echo "make test-oldest  the tests with the oldest supported dependencies, in $(OLDEST)"
+	@echo "make voice    retrain the demo voice (SIZE=cpu or gpu, WORK=folder; takes hours)"
+	@echo "make voice-eval  measure the demo voice beside its teacher (ARGS=--help)"
+	@echo "make bench    compare with the reference implementation (ARGS=--help)"
+	@echo "make dist     build wheels and sdists, into dist/"
+	@echo "make lock     regenerate deploy/container/lock*.txt"
+	@echo "make dashboard  regenerate deploy/grafana/dashboards/"
+	@echo "make bench-gpu  correctness and speed on one NVIDIA GPU, ten minutes (ARGS=--help)"
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -61,7 +62,7 @@ test: check
 test-slow: $(VENV)/.dev
 	$(BIN)/pytest -m slow $(ARGS)
 
-# The lower bounds of the pyproject files, taken at their word; and moshi, a second judge of Mimi.
+# The lower bounds of the pyproject files; and moshi, a second reference for Mimi.
 OLDEST ?= .venv-oldest
 $(OLDEST)/.dev: $(PYPROJECTS)
 	$(MAKE) VENV=$(OLDEST) $(OLDEST)/bin/python

@@ -1,7 +1,7 @@
 """A CSM checkpoint of full size with random weights, in the hub's layout.
 
 Sizes are the defaults of `CsmConfig`.  Weights are uniform with the scale of a trained
-network, never zero, and stored in float32 as the hub stores them: some 6.6 GB.
+network, never zero, and stored in float32 as on the hub: about 6.6 GB.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ TOKENIZER = Path(__file__).parents[1] / "plugins/demo_voice/vox_serve_demo_voice
 INDEX = "transformers.safetensors.index.json"
 TIED = "backbone_model.embed_tokens.embed_audio_tokens.weight"
 TABLE = "depth_decoder.model.embed_tokens.weight"
-"""The same table under both names: transformers 4 ties them by itself, 5 does not."""
+"""The same table under both names: transformers 4 ties them automatically, 5 does not."""
 SHARD_BYTES = 4_500_000_000
 
 
 def write_full_size(directory: Path, config: CsmConfig | None = None) -> Path:
-    """Write the checkpoint unless it is there; returns `directory`."""
+    """Write the checkpoint unless it exists; returns `directory`."""
     if (directory / INDEX).is_file():
         return directory
     directory.mkdir(parents=True, exist_ok=True)
@@ -60,7 +60,7 @@ def write_full_size(directory: Path, config: CsmConfig | None = None) -> Path:
     (directory / "config.json").write_text(json.dumps(written))
     for file in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(TOKENIZER / file, directory / file)
-    # The index comes last: it says that all is there.
+    # The index is written last, so its presence means that everything is there.
     (directory / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
     return directory
 

@@ -1,4 +1,4 @@
-"""What stands side by side in the CPU benchmark, and how it is measured: in turn."""
+"""The columns of the CPU benchmark, which are measured in turn."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ FORMS: Mapping[str, dict[str, str]] = {
     "bfloat16": {"dtype": "bfloat16"},
     "int8": {"quantize": "int8"},
 }
-"""How vox_serve holds its weights here, and the settings for it."""
+"""The forms of vox_serve's weights, with their settings."""
 
 
 @attrs.frozen
@@ -41,8 +41,8 @@ class Setting:
         key: its name in the results.
         model: alias or directory, as `--model` takes it.
         directory: the checkpoint.
-        frames: by batch; None: until the model ends by itself.
-        most_rounds: of those that are asked for, by batch, where they take long.
+        frames: by batch; None: until the model ends the utterance.
+        most_rounds: upper limit of the rounds, by batch, where they take long.
     """
 
     key: str
@@ -52,11 +52,11 @@ class Setting:
     most_rounds: Mapping[int, int] = attrs.field(factory=dict)
 
     def rounds(self, batch: int, asked: int) -> int:
-        """How often a batch is measured."""
+        """The number of rounds for a batch."""
         return min(asked, self.most_rounds.get(batch, asked))
 
     def engine_config(self, form: str, slots: int) -> EngineConfig:
-        """Of vox_serve on a CPU with weights in this form."""
+        """The configuration of vox_serve on a CPU with weights in this form."""
         return EngineConfig(model=self.model, device="cpu", max_batch_size=slots, **FORMS[form])
 
 
@@ -66,10 +66,11 @@ class Column:
 
     Args:
         key: its name in the results.
-        speak: a batch and its frames to figures in seconds, `frame` and `first_audio` among them.
-        threads: by batch, what it runs with.
-        batches: that it takes part in.
-        seconds: that its first run may take.
+        speak: takes a batch and its frames; returns figures in seconds, including `frame` and
+            `first_audio`.
+        threads: the number of threads, by batch.
+        batches: in which it takes part.
+        seconds: limit of its first run.
     """
 
     key: str
@@ -84,14 +85,14 @@ class Column:
 
 
 def our_engines(setting: Setting, slots: int) -> dict[str, Engine]:
-    """By form; each warm."""
+    """A warmed-up engine for each form."""
     return {
         form: load_engine(setting.engine_config(form, slots), load_plugins())[0] for form in FORMS
     }
 
 
 def our_columns(engines: Mapping[str, Engine], setting: Setting) -> list[Column]:
-    """vox_serve in each form, with the threads that it chose itself."""
+    """vox_serve in each form, with the number of threads that it chooses."""
     chosen = torch.get_num_threads()
     columns = []
     for form, engine in engines.items():
@@ -110,7 +111,7 @@ def our_columns(engines: Mapping[str, Engine], setting: Setting) -> list[Column]
 def peer_columns(
     setting: Setting, prompt: torch.Tensor, left_out: dict[str, str]
 ) -> Iterator[Column]:
-    """The peers, loaded one by one as they are asked for; what cannot run says why in `left_out`.
+    """The peers, loaded one by one when needed; `left_out` says why others cannot run.
 
     Args:
         prompt: token ids `[T]` of the text.
@@ -139,7 +140,7 @@ def peer_columns(
     if moshi is not None:
 
         def converse(batch: int, frames: int | None) -> dict[str, float]:
-            assert frames is not None  # seen to above
+            assert frames is not None  # checked above
             return attrs.asdict(moshi.speak(batch, frames))
 
         yield Column("moshi", converse, dict(threads), (1, 4))
@@ -162,11 +163,11 @@ def _transformers(
 def in_turn(
     columns: list[Column], batch: int, frames: int | None, rounds: int, left_out: dict[str, str]
 ) -> dict[str, dict[str, list[float]]]:
-    """All columns of a batch, one after the other, so many times over.
+    """Measure all columns of a batch in turn, for a number of rounds.
 
     Returns:
-        By column the spread of each figure.  A first round, which is not counted, warms up; a
-        column that fails in it says why in `left_out`.
+        The spread of each figure, by column.  The first round warms up and is not counted; if a
+        column fails in it, `left_out` has the reason.
     """
     taking_part, runs, first_runs = [], dict[str, list[dict[str, float]]](), dict[str, float]()
     for column in columns:
@@ -185,7 +186,7 @@ def in_turn(
 
 
 def try_threads(column: Column, batch: int, frames: int | None) -> None:
-    """Give a column one thread or all, whichever is faster: small models mostly want one."""
+    """Give a column one thread or all, whichever is faster: for small models, usually one."""
     found = {}
     for threads in (1, ALL_THREADS):
         column.threads[batch] = threads
@@ -195,7 +196,7 @@ def try_threads(column: Column, batch: int, frames: int | None) -> None:
 
 
 def _first(column: Column, batch: int, frames: int | None) -> float:
-    """Seconds that its first run took."""
+    """The duration of its first run in seconds."""
     start = time.perf_counter()
     with _limited(column.seconds):
         column.run(batch, frames)
@@ -213,7 +214,7 @@ def _attempt(key: str, make: Callable[[], Any], left_out: dict[str, str]) -> Any
 
 @contextmanager
 def _limited(seconds: int | None) -> Iterator[None]:
-    """Raises TimeoutError in the main thread after so many seconds."""
+    """Raise TimeoutError in the main thread after this many seconds."""
 
     def ring(signum: int, frame: FrameType | None) -> None:
         raise TimeoutError(f"its first run, compiling included, took more than {seconds} s")

@@ -1,10 +1,10 @@
-"""vox_serve beside its peers on a CPU: the same work, in turn, in one run.
+"""Compares vox_serve with its peers on a CPU: the same work, in turn, in one run.
 
     python -m benchmarks.csm                     the demo voice and CSM at full size
-    python -m benchmarks.csm --only demo         the short form
+    python -m benchmarks.csm --only demo         only the demo voice
     python -m benchmarks.csm --from-json FILE --page docs/performance.md
 
-Prints the tables and writes JSON to benchmarks/results/; --page writes the page and, beside it,
+Prints the tables and writes JSON to benchmarks/results/; --page writes the page and
 its picture.
 """
 
@@ -49,7 +49,7 @@ LOADING_SECONDS = 0.4
 
 
 class Parts:
-    """Runs the parts of one setting, says what it does, and keeps how long each took."""
+    """Runs the parts of one setting, logs them, and records how long each took."""
 
     def __init__(self, setting: Setting) -> None:
         self._setting = setting
@@ -64,11 +64,11 @@ class Parts:
 
 
 def run(setting: Setting, rounds: int, texts: int, frames: int) -> dict[str, Any]:
-    """Everything about one model.
+    """Measure everything about one model.
 
     Args:
-        rounds: measured, after one that warms up.
-        texts, frames: of the comparison with float32: texts, and the most frames of each.
+        rounds: measured rounds, after one for warming up.
+        texts, frames: for the comparison with float32: texts, and the most frames of each.
     """
     part, left_out = Parts(setting), dict[str, str]()
     result: dict[str, Any] = {
@@ -78,7 +78,7 @@ def run(setting: Setting, rounds: int, texts: int, frames: int) -> dict[str, Any
     result["loading"] = part("memory while loading", lambda: _loading(setting))
     batches, floor, voices = _speed(setting, rounds, part, left_out)
     result |= {"batches": batches, "floor": floor, "first_audio": voices, "left_out": left_out}
-    gc.collect()  # the engines and peers, before the server or the float32 form comes
+    gc.collect()  # free engines and peers before the server or the float32 form is loaded
     result["quality"] = part(
         "beside float32",
         lambda: quality.measure(setting.model, "cpu", quality.TEXTS[:texts], frames),
@@ -102,7 +102,7 @@ def _speed(
     setting: Setting, rounds: int, part: Parts, left_out: dict[str, str]
 ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
     """Batches, floors and first audio, with all engines and peers in memory at once."""
-    # With the slots that it takes: each has its keys and values, and memory is short.
+    # With as many slots as needed: each has keys and values, and memory is limited.
     few = max(SMALL_BATCHES)
     engines = part("load vox_serve", lambda: our_engines(setting, few))
     columns = our_columns(engines, setting)
@@ -122,7 +122,7 @@ def _speed(
             peers.clear()
             torch.compiler.reset()  # what it compiled holds its model
             gc.collect()
-            engines.update(part("load vox_serve anew", lambda b=batch: our_engines(setting, b)))
+            engines.update(part("reload vox_serve", lambda b=batch: our_engines(setting, b)))
             torch.set_num_threads(threads)
             columns.extend([*our_columns(engines, setting), *kept])
         batches[str(batch)] = part(
@@ -151,7 +151,7 @@ def _try_threads(setting: Setting, peers: list[Column]) -> None:
         return
     for batch, frames in setting.frames.items():
         try_threads(eager, batch, frames)
-    for peer in peers:  # what is compiled is compiled for a number of threads
+    for peer in peers:  # compiled code depends on the number of threads
         peer.threads.update(eager.threads)
 
 
@@ -172,7 +172,7 @@ def _rates() -> dict[str, float]:
 def _floors(
     engines: dict[str, Engine], single: dict[str, Any], rates: dict[str, float]
 ) -> dict[str, dict[str, float]]:
-    """The time in which the weights of a frame can be read here, in the form that they have."""
+    """The time in which this machine can read the weights of a frame, in their form."""
     floors = {}
     for form, engine in engines.items():
         size = ours.bytes_per_frame(engine)
@@ -191,13 +191,13 @@ def log(line: str) -> None:
 
 
 def demo(rounds: int) -> dict[str, Any]:
-    """Real weights: it speaks until its text ends."""
+    """A setting with real weights, which speaks until its text ends."""
     setting = Setting("demo", "demo", TOKENIZER, dict.fromkeys((1, 4, 16)))
     return run(setting, rounds, texts=10, frames=40)
 
 
 def full(directory: Path, rounds: int) -> dict[str, Any]:
-    """Random weights never end by themselves: so many frames."""
+    """A setting with random weights, which never end, so the number of frames is fixed."""
     log(f"full: checkpoint in {directory}")
     write_full_size(directory)
     setting = Setting("full", str(directory), directory, {1: 6, 4: 4, 16: 3}, {16: 2})
@@ -205,7 +205,7 @@ def full(directory: Path, rounds: int) -> dict[str, Any]:
 
 
 def measure(asked: argparse.Namespace) -> dict[str, Any]:
-    """All that was asked for; written as it comes, so that a run that is cut leaves something."""
+    """Run everything requested; results are written at once, so an interrupted run keeps them."""
     found: dict[str, Any] = {
         "machine": machine.describe(),
         "command": f"python -m benchmarks.csm {asked.shown}",
@@ -246,7 +246,7 @@ def main() -> None:
     parser.add_argument("--page", type=Path, help="write the page there, its picture beside it")
     parser.add_argument("--from-json", type=Path, help="measure nothing: take these results")
     asked = parser.parse_args()
-    # Without paths: the page names no place on somebody's disk.
+    # Without paths, because the page must not name a place on someone's disk.
     asked.shown = f"--rounds {asked.rounds}" + (f" --only {asked.only}" if asked.only else "")
     if asked.from_json:
         found = json.loads(asked.from_json.read_text(encoding="utf-8"))

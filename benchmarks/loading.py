@@ -1,9 +1,9 @@
-"""Memory and time of loading one form of a model, in a process of its own.
+"""Measures memory and time of loading one form of a model, in a separate process.
 
     python -m benchmarks.loading MODEL DTYPE QUANTIZE SECONDS
 
-prints one JSON object.  A process of its own, because the largest resident set of a process only
-ever rises.
+prints one JSON object.  The process is separate, because the largest resident set of a process
+never falls.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from vox_serve.plugins import load_plugins
 
 
 def measure(config: EngineConfig, seconds: float) -> dict[str, float]:
-    """Run this module over a configuration and read what it prints.
+    """Run this module with a configuration and read its output.
 
     Returns:
         `seconds` to load and warm up with one slot; `weights`, `rise` of the resident set
@@ -31,7 +31,7 @@ def measure(config: EngineConfig, seconds: float) -> dict[str, float]:
         `rise_over_weights`.
 
     Raises:
-        RuntimeError: it failed; says how.
+        RuntimeError: it failed; has the end of its error output.
     """
     command = [sys.executable, "-m", "benchmarks.loading"]
     command += [config.model, config.dtype, config.quantize, str(seconds)]
@@ -44,7 +44,7 @@ def measure(config: EngineConfig, seconds: float) -> dict[str, float]:
 
 def _run(config: EngineConfig, seconds: float) -> dict[str, float]:
     plugins = load_plugins()
-    # What libraries take on first use is not the model's.
+    # Memory that libraries allocate on first use does not belong to the model.
     torch.nn.functional.linear(torch.ones(1, 8), torch.ones(8, 8))
     before, start = machine.resident_memory(), time.perf_counter()
     engine, _ = load_engine(config, plugins)

@@ -1,4 +1,4 @@
-"""What the figures were measured on, and how fast it reads weights; every result names it."""
+"""Describes the machine, which every result names, and measures how fast it reads weights."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ALL_THREADS = torch.get_num_threads()
 
 
 def describe() -> dict[str, str | int | float]:
-    """Processor, cores, versions, date, and how busy the machine is now."""
+    """Processor, cores, versions, date and current load."""
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "processor": _processor(),
@@ -34,7 +34,7 @@ def describe() -> dict[str, str | int | float]:
 
 
 def package_version(name: str) -> str:
-    """Of an installed package; one that is missing is named as such."""
+    """The version of a package, or that it is not installed."""
     try:
         return version(name)
     except PackageNotFoundError:
@@ -45,10 +45,10 @@ def package_version(name: str) -> str:
 def bandwidth(form: str, gigabytes: float = 0.5, repeats: int = 5) -> float:
     """Bytes per second at which matrices are read by a matrix-vector product; the best run.
 
-    That is what a decode step at batch 1 does, so it is the floor of one.
+    A decode step at batch 1 does this, so it gives a lower bound of its time.
 
     Args:
-        form: in which they are held: `float16`, `int8` (`vox_serve.nn.linear`) or `bfloat16`.
+        form: of the matrices: `float16`, `int8` (`vox_serve.nn.linear`) or `bfloat16`.
     """
     rows, columns = 8192, 2048
     dtype = torch.bfloat16 if form == "bfloat16" else torch.float32
@@ -82,7 +82,7 @@ def _status(key: str, pid: str) -> int:
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
         if line.startswith(f"{key}:"):
             return int(line.split()[1]) * 1024
-    raise RuntimeError(f"this kernel tells no {key}")
+    raise RuntimeError(f"this kernel does not report {key}")
 
 
 def _processor() -> str:

@@ -1,4 +1,4 @@
-"""moshi as a peer of the benchmarks, where it is installed (extra `moshi`); see `peers.py`."""
+"""moshi as a peer of the benchmarks, if it is installed (extra `moshi`); see `peers.py`."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from benchmarks.peers import Timing, now, require_frames
 class Moshi:
     """moshi's `LMGen` with the sizes of a CSM, random weights and its own Mimi in float32.
 
-    The text stream stands for codebook 0 and the depformer makes the others, so that a frame
-    takes as many passes as CSM's.  The depformer's steps share their weights, and as many heads
-    share keys and values as CSM's.  It has no text prompt: nothing is prefilled.
+    The text stream takes the place of codebook 0 and the depformer generates the others, so that a
+    frame takes as many passes as CSM's.  The depformer's steps share their weights, and as many
+    heads share keys and values as in CSM.  There is no text prompt, so nothing is prefilled.
 
     Args:
         config: a CSM checkpoint's config.json.
@@ -32,7 +32,7 @@ class Moshi:
         model: Any = LMModel(**_lm_sizes(config), device="meta", dtype=dtype)
         self._model = _filled(model.to_empty(device=device)).eval()
         self.bytes_per_frame = _bytes_per_frame(self._model)
-        """Weights that one frame at batch 1 reads, the codec's not counted."""
+        """Weights that one frame at batch 1 reads, without the codec's."""
         self._mimi = loaders.get_mimi(None, device=device, num_codebooks=self._books)
         for book in self._mimi.quantizer.modules():
             if hasattr(book, "embedding_sum"):
@@ -40,7 +40,7 @@ class Moshi:
 
     @torch.inference_mode()
     def speak(self, count: int, frames: int) -> Timing:
-        """Speak so many rows for so many frames, 2 or more; every frame is sound at once."""
+        """Speak a number of rows for 2 or more frames; each frame is decoded at once."""
         require_frames(frames)
         generator = LMGen(self._model, use_sampling=False)
         nothing = torch.empty(count, 0, 1, dtype=torch.int64, device=self._device)
@@ -76,7 +76,7 @@ def _lm_sizes(config: Mapping[str, Any]) -> dict[str, Any]:
         "num_heads": heads,
         "kv_repeat": heads // config["num_key_value_heads"],
         "num_layers": config["num_hidden_layers"],
-        # Its gated layers are two thirds as wide as they are told.
+        # moshi makes gated layers two thirds as wide as this argument.
         "hidden_scale": 1.5 * config["intermediate_size"] / config["hidden_size"],
         "context": config["max_position_embeddings"],
         "norm": "rms_norm_f32",
@@ -90,7 +90,7 @@ def _lm_sizes(config: Mapping[str, Any]) -> dict[str, Any]:
         "depformer_dim_feedforward": 3 * depth["intermediate_size"] // 2,
         "depformer_gating": "silu",
         "depformer_pos_emb": "rope",
-        # One set of weights for all steps; without any schedule it cannot size its cache.
+        # One set of weights for all steps; without a schedule, moshi cannot size its cache.
         "depformer_weights_per_step": True,
         "depformer_weights_per_step_schedule": [0] * (books - 1),
         "depformer_multi_linear": False,

@@ -1,4 +1,4 @@
-"""Our side of a comparison: an engine that speaks, and what a frame of it reads and takes."""
+"""Our side of a comparison: runs an engine, and measures its frames."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ def speak(
     """Speak texts together, greedy.
 
     Args:
-        seconds: so much of each text; None: until it ends by itself.
-        voice: name of one; the model's first unless given.
+        seconds: the length of each text; None: until the model ends it.
+        voice: its name; by default the model's first.
 
     Returns:
-        `first_audio`: seconds from the first text's arrival to the first sound in hand;
-        `frame`: seconds per frame after it, of the longest text, the whole batch; of that
+        `first_audio`: seconds from the first text's arrival to its first sound;
+        `frame`: seconds per frame after that, of the longest text, for the whole batch; split into
         `advance_per_frame`, `emit_per_frame` and `codec_per_frame`; `real_time_factor`: time
         over audio, all texts together; `frames` of the longest text.
 
@@ -70,7 +70,7 @@ def speak(
 
 
 def first_audio(engine: Engine, text: str, seed: int) -> dict[str, float]:
-    """First sound of one text: alone, with a voice that is new, and again with that voice.
+    """First sound of one text: without a voice, with a new voice, and again with that voice.
 
     The voice is 20 s of random codes, or as much as half the model's context holds.  The second
     time the engine finds its keys and values in the prefix cache.
@@ -92,13 +92,13 @@ def first_audio(engine: Engine, text: str, seed: int) -> dict[str, float]:
 def bytes_per_frame(engine: Engine) -> int:
     """Weights that one frame at batch 1 reads: the backbone once, the depth decoder K - 1 times.
 
-    A row of an embedding counts for nothing; the codec is not counted.
+    Rows of embeddings and the codec are not counted.
     """
     network: Any = engine.model.network  # type: ignore[attr-defined]  # a CSM
     passes = engine.model.codec.frame_width - 1
     once = [network.backbone, network.head, network.depth_heads]
-    # The codes come projected from a table; only the hidden state is projected in each frame, and
-    # even that matrix may be folded away.
+    # Projected codes are in a table.  Only the hidden state is projected in each frame, and even
+    # that matrix may have been merged into another.
     projector = getattr(network, "projector", None)
     read = sum(map(held_bytes, [*once, *([projector] if projector else [])]))
     return read + passes * held_bytes(network.depth)

@@ -1,7 +1,7 @@
 """transformers as a peer of the benchmarks; `moshi_peer.py` is the other one.
 
-They have one interface: they speak, and say how long it took.  Each runs with its own code and
-its own codec; nothing of vox_serve is in them.  Both choose the likeliest code each time (greedy).
+Both have the same interface: they speak and return the time it took.  Each runs its own code and
+codec, without any part of vox_serve.  Both sample greedily.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from transformers import CompileConfig, CsmForConditionalGeneration
 from transformers.generation import MaxLengthCriteria, StoppingCriteriaList
 
 LONGEST = 150
-"""Frames after which a run without a forced count is cut."""
+"""The most frames of a run without a fixed number."""
 
 
 @attrs.frozen
@@ -25,9 +25,9 @@ class Timing:
     """One run of a peer over a batch."""
 
     first_audio: float
-    """Seconds from the call to the first sound in hand."""
+    """Seconds from the call to the first sound."""
     frame: float
-    """Seconds per frame after the first, the whole batch."""
+    """Seconds per frame after the first, for the whole batch."""
     real_time_factor: float
     """Time over audio, all rows together."""
 
@@ -39,9 +39,8 @@ class Transformers:
         directory: a checkpoint in the transformers layout.
         device: torch device.
         dtype: of all weights, the codec's included.
-        compiled: with static caches, as its documentation of CSM says: `generate` then compiles
-            by itself, on a CPU too where its own flag for that is set, in the first run of each
-            batch size.
+        compiled: with static caches, as in its documentation of CSM: `generate` then compiles in
+            the first run of each batch size, also on a CPU if its flag for that is set.
     """
 
     def __init__(
@@ -56,7 +55,7 @@ class Transformers:
         self._compiled = compiled
         graphs = {} if self._device.type == "cuda" else {"mode": "default"}
         self._compile_config = CompileConfig(**graphs)
-        # The flag is its own; without it `generate` compiles on CUDA only.
+        # A flag of transformers; without it, `generate` compiles only on CUDA.
         self._compile_config._compile_all_devices = True
 
     def compiled_twin(self) -> Transformers:
@@ -66,13 +65,13 @@ class Transformers:
         return twin
 
     def speak(self, ids: torch.Tensor, frames: int | None) -> Timing:
-        """Speak text token ids `[B, T]`; it hands nothing out before its end.
+        """Speak text token ids `[B, T]`.
 
-        So its first audio is a run of one frame, and the time per frame comes from the difference
-        between that and a longer run.
+        It returns nothing before its end, so first audio is measured with a run of one frame, and
+        the time per frame is the difference between that and a longer run.
 
         Args:
-            frames: 2 or more; None: until it ends by itself, at most 150.
+            frames: 2 or more; None: until the model ends, at most 150.
         """
         require_frames(frames)
         ids = ids.to(self._device)
@@ -93,7 +92,7 @@ class Transformers:
             each.generation_config.cache_implementation = "static" if self._compiled else None
             each.generation_config.compile_config = self._compile_config if self._compiled else None
         if self._compiled:
-            # A static cache is as long as the longest run: another length would compile anew.
+            # A static cache has the length of the longest run; another length would compile again.
             stop = MaxLengthCriteria(ids.shape[1] + frames)
             length = {
                 "max_length": ids.shape[1] + most,
@@ -106,11 +105,11 @@ class Transformers:
 
 def require_frames(frames: int | None) -> None:
     if frames is not None and frames < 2:
-        raise ValueError(f"frames must be 2 or more, not {frames}: the first is no measure")
+        raise ValueError(f"frames must be 2 or more, not {frames}: the first cannot be measured")
 
 
 def now(device: torch.device) -> float:
-    """The clock, once the device has done what it was given."""
+    """The time, after all work on the device has ended."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()

@@ -15,7 +15,7 @@ SPLIT = {"advance": "tab:blue", "emit": "tab:orange", "codec": "tab:green"}
 
 
 def draw(found: Mapping[str, Any], path: Path) -> None:
-    """A row of two pictures for each setting; the file's ending names its format."""
+    """Draw a row of two charts for each setting; the file's extension selects the format."""
     results = found["results"]
     figure = Figure(figsize=(11, 3.8 * len(results)), layout="constrained")
     rows = figure.subplots(len(results), 2, squeeze=False)

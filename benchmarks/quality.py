@@ -1,8 +1,8 @@
-"""How near the shorter forms of a model come to float32: share of equal codes, teacher-forced.
+"""Compares smaller weight formats with float32: the share of equal codes, teacher-forced.
 
-The float32 form speaks texts greedily.  Every other form then gets that form's code at every
-position, in the backbone and within the depth decoder, and what it would have picked itself is
-compared: so one different code does not make all later ones different.
+The float32 form speaks texts greedily.  Every other form then gets that form's codes at every
+position, in the backbone and in the depth decoder, and its choices are compared with them.  So one
+different code does not change all later ones.
 
     python -m benchmarks.quality MODEL [--device cuda] [--frames 40]
 """
@@ -30,7 +30,7 @@ FORMS = {
     },
     "cuda": {"bfloat16": ("bfloat16", None), "fp8": ("bfloat16", "fp8")},
 }
-"""By device and name: what is computed in, and how linear layers hold their weights."""
+"""By device and name: number format of the computation, and form of linear layers' weights."""
 TEXTS = (
     TEXT,
     "your table for two is ready.",
@@ -46,7 +46,7 @@ TEXTS = (
 
 
 class Recorder:
-    """A `vox_serve.sampling.Sampler` that hands out forced codes and keeps the logits.
+    """A `vox_serve.sampling.Sampler` that returns given codes and keeps the logits.
 
     Args:
         forced: int64 `[K]`, the codes of one frame; None: the likeliest ones.
@@ -65,21 +65,21 @@ class Recorder:
 
 @attrs.frozen(eq=False)
 class Spoken:
-    """One text: codes `[F, K]` that were fed back, and the logits `[F, K, V]` on the host."""
+    """Results of one text: codes `[F, K]` that were fed back, and host logits `[F, K, V]`."""
 
     codes: torch.Tensor
     logits: torch.Tensor
 
 
 def load_form(model: str, device: str, dtype: str, weights: str | None) -> Model:
-    """A model without an engine around it."""
+    """Runs a model without an engine."""
     resolved = load_plugins().resolve(model)
     return resolved.spec.load(LoadOptions(resolved.directory(), device, dtype, weights))
 
 
 @torch.inference_mode()
 def speak(model: Model, text: str, frames: int, forced: torch.Tensor | None = None) -> Spoken:
-    """At most so many frames of one text, up to the end; with `forced` `[F, K]` exactly those."""
+    """Speak one text, at most this many frames; with `forced` `[F, K]`, exactly those."""
     device = model.device
     slots = torch.zeros(1, dtype=torch.int64, device=device)
     kv = SlotKVCache(model.kv_layout, 1, model.max_positions, device, model.dtype)
@@ -132,11 +132,11 @@ def compare(reference: Sequence[Spoken], form: Sequence[Spoken]) -> dict[str, fl
 
 
 def measure(model: str, device: str, texts: Sequence[str], frames: int) -> dict[str, Any]:
-    """Every form of a device beside float32, one in memory at a time.
+    """Compare every form of a device with float32, one at a time in memory.
 
     Args:
         device: `cpu` or a CUDA device.
-        frames: the most of each text.
+        frames: the most frames of each text.
 
     Returns:
         `texts`, `frames` and `codes` that were compared, and by form what `compare` gives.
@@ -167,7 +167,9 @@ def main() -> None:
     )
     parser.add_argument("model", help="alias or directory")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--texts", type=int, default=len(TEXTS), help="how many of its own texts")
+    parser.add_argument(
+        "--texts", type=int, default=len(TEXTS), help="how many of the built-in texts"
+    )
     parser.add_argument("--frames", type=int, default=40, help="the most of each text")
     asked = parser.parse_args()
     print(json.dumps(measure(asked.model, asked.device, TEXTS[: asked.texts], asked.frames)))

@@ -1,4 +1,4 @@
-"""The figures as tables, and docs/performance.md; made from the JSON alone."""
+"""Writes tables and docs/performance.md; uses only the JSON."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Result = Mapping[str, Any]
 
 
 def tables(found: Result) -> str:
-    """Everything that was measured, as Markdown."""
+    """All results as Markdown."""
     parts = [_targets(found["results"])]
     for name, result in found["results"].items():
         parts += [f"## {SETTINGS[name]}", *_setting(result)]
@@ -27,7 +27,7 @@ def tables(found: Result) -> str:
 
 
 def page(found: Result, picture: str) -> str:
-    """docs/performance.md; `picture` is the name of the file beside it."""
+    """The text of docs/performance.md; `picture` is the name of its picture's file."""
     facts = {**found["machine"], "command": f"`{found['command']}`"}
     machine = _table(["machine", ""], ([key, str(value)] for key, value in facts.items()))
     return PAGE.format(
@@ -201,46 +201,45 @@ rounds; a first round, not counted, warms up. "Time over audio" below 1 is faste
 
 ## What is the same, and what is not
 
-- All columns of a setting were in memory together and ran in turn within each round; for batch 16
-  vox_serve was loaded anew with as many slots, and those that do not take part had been let go.
-  Memory while loading, the comparison with float32 and the server came before or after, alone.
-- The same: checkpoint, prompt, batch, and where weights are random the number of frames; the
-  likeliest code each time. Each side decodes its codes with its own codec. vox_serve and
-  transformers read the same weights; that codes differ between forms makes no frame longer.
-- The demo voice speaks to the end of the text, at most 150 frames for transformers; forms need not
-  end at the same frame.
-- Forms: "vox_serve" is what it does by default on a CPU, float16 weights with float32 sums, the
-  codec in float32. Its int8 rounds weights and inputs of the language model. The peers compute in
-  bfloat16, transformers its codec too, moshi its codec in float32.
-- All columns run in one process as vox_serve's engine sets it up: idle threads turn some
-  microseconds, then sleep, and freed memory is kept; the peers have the good of it too.
-- Threads: vox_serve runs with those that it chooses. Where that is one, the peers were tried
-  with one and with all, and run with the faster; else with all.
+- All columns of a setting were in memory together and ran in turn within each round; for batch 16,
+  vox_serve was reloaded with that many slots, and columns that do not take part had been unloaded.
+  Memory while loading, the comparison with float32, and the server were measured separately.
+- The same: checkpoint, prompt, batch, greedy sampling and, with random weights, the number of
+  frames. Each side decodes with its own codec. vox_serve and transformers read the same weights;
+  codes differ between forms, which does not change the time per frame.
+- The demo voice speaks to the end of the text, at most 150 frames for transformers; forms may end
+  at different frames.
+- Forms: "vox_serve" is the default on a CPU: float16 weights with float32 sums, and the codec in
+  float32. int8 rounds weights and inputs of the language model. The peers compute in bfloat16,
+  including the codec in transformers; moshi's codec is in float32.
+- All columns run in one process as vox_serve's engine sets it up: idle threads spin for
+  some microseconds and then sleep, and freed memory is kept; the peers benefit from this too.
+- Threads: vox_serve chooses their number. If that is one, the peers were tried with one thread and
+  with all, and run with the faster; otherwise they run with all.
 - vox_serve and moshi decode each frame when it is made. Transformers decodes at the end, row by
-  row, and hands nothing out before: its first audio is a run of one frame, and its time per frame
+  row, and returns nothing before: its first audio is a run of one frame, and its time per frame
   the difference to a longer run.
-- "transformers, compiled": static caches and torch.compile, as its documentation of CSM says,
+- "transformers, compiled": static caches and torch.compile, as in its documentation of CSM,
   with its own flag for devices other than CUDA, on the weights of the other column. It compiles
-  each batch size anew, so it runs at batch 1 only. Its first run, which compiles, may take
-  {limit} s. On a CPU this is no recommendation of theirs: eager may well be faster.
-- moshi: `LMGen` with the sizes of the checkpoint and random weights of its own. The text stream
-  stands for codebook 0 and the depformer makes the 31 others; the depformer's steps share one set
-  of weights, and as many heads share keys and values as in CSM, so a frame reads the same
-  matrices. Not the same: it speaks without a prompt, its first audio holds no prefill; its
-  attention runs over all positions of its cache each time; the depformer projects
-  the hidden state anew in each of its steps and has embedding tables of its own; RoPE is not
-  scaled. It runs at batch 1 and 4. Its own torch.compile is on, as it is by default.
-- The floor is the time that the weights of a frame take to be read once, by products of matrices
-  in the same form with a vector, one after the other, with all threads: the best of 40 runs, half
-  of them before the batches and half after, for a shared machine's memory is not always as fast.
-  The codec and the keys and values are not in it. It is the rate out of memory: a model as small
-  as the demo voice may stay in the processor's caches.
-- First audio with a voice: text alone has no prefix to share but its own; a new voice's context of
-  random codes is run in full; the second request finds it in the prefix cache. The peers keep no
-  prefixes.
-- Beside float32: every form gets the codes of the float32 form at every position, and its own
+  for each batch size, so it runs only at batch 1. Its first run, which compiles, may take
+  {limit} s. They do not recommend this on a CPU, where eager may well be faster.
+- moshi: `LMGen` with the sizes of the checkpoint and other random weights. The text stream takes
+  the place of codebook 0 and the depformer generates the 31 others; the depformer's steps share one
+  set of weights, and as many heads share keys and values as in CSM, so a frame reads the same
+  matrices. Not the same: it has no prompt, so its first audio includes no prefill; its attention
+  runs over all positions of its cache each time; the depformer projects the hidden state again in
+  each of its steps and has separate embedding tables; RoPE is not scaled. It runs at batch 1
+  and 4. Its torch.compile is on, as by default.
+- The floor is the time to read the weights of a frame once, by products of matrices in the same
+  form with a vector, one after another, with all threads. It is the best of 40 runs, half of them
+  before the batches and half after, because the speed of a shared machine's memory varies. It does
+  not include the codec, keys or values. It measures main memory: a model as small as the demo voice
+  may stay in the processor's caches.
+- First audio with a voice: "text alone" has no voice; a new voice's context of random codes is run
+  in full; the second request finds it in the prefix cache. The peers do not cache prefixes.
+- Compared with float32: every form gets the codes of the float32 form at every position, and its
   choice is compared with that form's. The spread is the standard deviation of the float32 logits
-  over the vocabulary. Random weights have small margins between codes: there, equal shares say
-  less than the errors do.
+  over the vocabulary. Random weights have small margins between codes, so there the errors say more
+  than the shares of equal codes.
 
 {tables}"""

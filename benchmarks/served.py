@@ -1,4 +1,4 @@
-"""The server as a client meets it: `python -m vox_serve.launch`, over HTTP on this machine."""
+"""Measures the server over HTTP: `python -m vox_serve.launch`, on this machine."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from vox_serve.bench.load import plan
 
 HEADER_BYTES = 44
 BYTES_PER_SECOND = 48_000
-"""Of 16-bit mono sound at 24 kHz."""
+"""Bytes per second of 16-bit mono sound at 24 kHz."""
 
 
 def measure(
     model: str, text: str, rounds: int, clients: Sequence[int], duration: float
 ) -> dict[str, Any]:
-    """Serve a model with default settings; its client runs beside it, on the same cores.
+    """Serve a model with default settings; its client runs on the same cores.
 
     Returns:
         `single`: first audio and real-time factor of one greedy stream at a time, as spreads
-        over the rounds; `closed_loop`: a list, for each number of clients, of what
-        `vox-serve bench` finds in `duration` seconds with its own texts; `exit_code`.
+        over the rounds; `closed_loop`: for each number of clients, the results of
+        `vox-serve bench` over `duration` seconds with its built-in texts; `exit_code`.
 
     Raises:
         RuntimeError: the server did not start.

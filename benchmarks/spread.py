@@ -1,4 +1,4 @@
-"""A figure over several rounds: its median, least and most."""
+"""Summarizes a figure over several rounds: median, minimum and maximum."""
 
 from __future__ import annotations
 
@@ -13,5 +13,5 @@ def spread(values: Iterable[float]) -> list[float]:
 
 
 def spreads(rounds: Sequence[dict[str, float]]) -> dict[str, list[float]]:
-    """The spread of each figure that the rounds have."""
+    """The spread of each figure in the rounds."""
     return {name: spread(each[name] for each in rounds) for name in rounds[0]}

@@ -1,4 +1,4 @@
-"""What the page and the picture call the columns, and what was aimed at."""
+"""The titles of columns in the page and the picture, and the design's targets."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ SETTINGS: Mapping[str, str] = {
 
 @attrs.frozen
 class Target:
-    """A figure that the design aims at.
+    """A target of the design.
 
     Args:
-        name: what, and what it is to be.
-        setting: whose results it is read from.
-        read: those results to what was measured, in words, and whether it is met.
+        name: the figure and its target.
+        setting: whose results are read.
+        read: takes those results; returns the measurement in words, and whether the target is met.
     """
 
     name: str

@@ -35,7 +35,7 @@ class Spoken:
 
 
 def run_engine(engine: Engine, steps: int | None = None) -> dict[str, Spoken]:
-    """Step until the work is done (or so many steps); returns what each request got."""
+    """Step until the work is done, or this many steps; returns what each request got."""
     spoken: dict[str, Spoken] = {}
     while engine.has_work and steps != 0:
         collect(engine.step(), spoken)

@@ -78,7 +78,7 @@ def test_a_stall_is_an_underrun_and_a_later_one_only_if_the_player_waits_again()
     once = recording((1.0, 0.1), (1.4, 0.1), (1.5, 0.1))
     assert (once.underruns, once.viable) == (1, False)
     assert once.worst_underrun == pytest.approx(0.3)
-    # What a clock trembles is no further underrun.
+    # Jitter of the clock does not count as another underrun.
     assert recording((1.0, 0.1), (1.4, 0.1), (1.505, 0.1), (1.609, 0.1)).underruns == 1
     twice = recording((1.0, 0.1), (1.4, 0.1), (1.7, 0.1))
     assert (twice.underruns, twice.worst_underrun) == (2, pytest.approx(0.5))
@@ -222,7 +222,7 @@ def ask(
 HEADER = wav_header(24_000, None)
 
 
-def test_a_header_alone_is_no_sound() -> None:
+def test_a_header_does_not_count_as_sound() -> None:
     one = ask((0.5, HEADER), (0.25, FRAME), (0.01, FRAME), (0.02, b""))
     assert one.outcome is Outcome.OK
     assert one.first_audio == 0.75
@@ -248,7 +248,7 @@ def test_a_stall_of_the_server_is_an_underrun() -> None:
     assert one.worst_underrun == pytest.approx(0.45 - 0.16)
 
 
-def test_a_slow_first_sound_is_no_underrun() -> None:
+def test_a_slow_first_sound_is_not_an_underrun() -> None:
     one = ask((9.0, HEADER + FRAME), (0.05, FRAME))
     assert (one.first_audio, one.underruns, one.viable) == (9.0, 0, True)
 
@@ -288,7 +288,7 @@ def test_any_error_body_is_bearable(said: bytes) -> None:
         ([(0.0, httpx.ReadTimeout("slow"))], {}, "cut connection"),
     ],
 )
-def test_what_is_no_speech_fails_by_kind(steps, headers, failure) -> None:
+def test_responses_without_speech_fail_by_kind(steps, headers, failure) -> None:
     one = ask(*steps, **headers)
     assert (one.outcome, one.failure) == (Outcome.FAILED, failure)
     assert not one.viable
@@ -422,7 +422,7 @@ def test_a_server_that_hangs_times_out(began: bytes) -> None:
     assert (one.outcome, one.failure) == (Outcome.FAILED, "timeout")
 
 
-def test_nobody_listens() -> None:
+def test_a_closed_port_fails() -> None:
     async def run() -> Recording:
         async with SpeechClient(find_target("http://127.0.0.1:1", None), ONE) as client:
             made = Recording("hello", client.clock())

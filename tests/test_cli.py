@@ -63,7 +63,7 @@ def test_say_writes_plain_samples(tmp_path: Path) -> None:
     assert (tmp_path / "out.pcm").stat().st_size == 9 * 1280
 
 
-def test_say_refuses_an_ending_that_is_no_format_before_it_loads(
+def test_say_rejects_an_unknown_file_extension_before_it_loads(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "out.wma"

@@ -165,7 +165,7 @@ def test_a_repository_without_a_config_is_one_line(fake_hub: FakeHub) -> None:
 
 @pytest.mark.parametrize("step", ["config", "files"])
 def test_no_network_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
-    with socket.socket() as closed:  # bound, but nobody listens: refused at once
+    with socket.socket() as closed:  # bound but not listening: refused at once
         closed.bind(("127.0.0.1", 0))
         point_to(f"http://127.0.0.1:{closed.getsockname()[1]}", tmp_path, monkeypatch)
         with pytest.raises(CheckpointError, match="the hub cannot be reached") as caught:

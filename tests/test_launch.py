@@ -67,7 +67,7 @@ class Launched:
         return found
 
     def worker(self) -> int:
-        """The engine's process: the child that is no resource tracker."""
+        """The engine's process: the child that is not the resource tracker."""
         (pid,) = (
             pid
             for pid in self.processes()

@@ -82,7 +82,7 @@ def test_an_exception_of_a_request_shows_where_but_not_what(kind: type[Lines]) -
     assert "RuntimeError: secret" in shown
 
 
-def test_an_exception_of_nobodys_request_shows_all() -> None:
+def test_an_exception_outside_a_request_shows_its_message() -> None:
     assert "RuntimeError: secret" in as_json(record("it failed", caught()))["traceback"]
 
 

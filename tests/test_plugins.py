@@ -1,4 +1,4 @@
-"""Finding plugins and models: what is broken is told, and harms nothing else."""
+"""Finding plugins and models: broken ones are reported and do no other harm."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_an_entry_point() -> None:
     assert not plugins.broken
 
 
-def test_a_model_has_a_name_that_is_no_path(tmp_path: Path) -> None:
+def test_a_models_name_is_not_a_path(tmp_path: Path) -> None:
     directory = tmp_path / "my-tone"
     directory.mkdir()
     (directory / "config.json").write_text('{"model_type": "tone"}')
@@ -206,7 +206,7 @@ def test_an_alias_is_resolved() -> None:
 
 def test_a_directory_is_matched_by_its_config(tmp_path: Path) -> None:
     plugins = found(plugin(model("a", "kind_a")), plugin(model("b", "kind_b")))
-    # The names say one thing, the configuration another: it alone counts.
+    # The names and the configuration disagree: only the configuration counts.
     resolved = plugins.resolve(directory(tmp_path / "a", {"model_type": "kind_b"}))
     assert resolved.spec.name == "b"
     assert resolved.checkpoint is None
@@ -222,7 +222,7 @@ def test_never_by_substring(tmp_path: Path) -> None:
 
 
 def test_the_directory_of_an_alias_has_its_limits() -> None:
-    """A checkpoint that knows what it can speak says so under either name."""
+    """A checkpoint with limits reports them under either name."""
     checkpoint = load_plugins(points=[TONE]).resolve(str(tone.CHECKPOINT) + "/").checkpoint
     assert checkpoint is not None
     assert checkpoint.alias == "tone"

@@ -1,1 +1,1 @@
-"""The suite for one NVIDIA GPU: `suite` says what it does."""
+"""The suite for one NVIDIA GPU; see `suite`."""

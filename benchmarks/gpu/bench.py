@@ -1,7 +1,7 @@
 """What the sections of the GPU suite share: sizes, time, results, the model and running sequences.
 
-A section runs in a process of its own (`suite.py` says why) and fills a result, which is written
-after each of its parts, so that a run that is cut keeps what it has.
+A section runs in a separate process (see `suite.py`) and fills a result, which is written after
+each of its parts, so that an interrupted run keeps its results.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ FRAME_SECONDS = 0.08
 
 
 class Skipped(Exception):
-    """A part does not run here; the message says why."""
+    """A part cannot run here; the message says why."""
 
 
 @attrs.frozen
 class Scale:
-    """How large everything is: the real thing on a GPU, or the same code in seconds on a CPU."""
+    """All sizes: full size for a GPU, or small ones that run in seconds on a CPU."""
 
     device: str
     dtype: str
@@ -50,10 +50,10 @@ class Scale:
     batches: tuple[int, ...]
     contexts: tuple[int, ...]
     frames: int
-    """Measured per cell of the frame table."""
+    """Frames measured per cell of the frame table."""
     warm_seconds: float
     buffer_bytes: int
-    """Of the two that bandwidth is measured with."""
+    """Bytes of each of the two buffers with which bandwidth is measured."""
     parity_frames: int
     voice_positions: int
     first_audio_rounds: int
@@ -125,7 +125,7 @@ class Bench:
     Args:
         scratch: a folder for checkpoints and the files of the parts.
         output: where the result goes, as JSON.
-        seconds: that the section may take.
+        seconds: the section's time limit.
     """
 
     scale: Scale
@@ -141,14 +141,14 @@ class Bench:
 
     @property
     def left(self) -> float:
-        """Seconds until the section is cut."""
+        """Seconds until the section's time limit."""
         return self.began + self.seconds - time.monotonic()
 
     def part(self, name: str, run: Callable[[], Any], needs: float = 0.0) -> Any:
         """Run a part and write what it returns; None if it failed or was skipped.
 
         Args:
-            needs: seconds at full size that must be left, or the part is skipped.
+            needs: the part is skipped if fewer seconds (at full size) are left.
         """
         needs *= self.scale.full_size
         start = time.monotonic()
@@ -171,20 +171,21 @@ class Bench:
         self.output.write_text(json.dumps(self.result, indent=1) + "\n")
 
     def checkpoint(self) -> Path:
-        """The random checkpoint, written unless it is there: bfloat16, made on the device."""
+        """The random checkpoint in bfloat16, generated on the device unless it exists."""
         directory = self.scratch / ("full-size-bf16" if self.scale.full_size else "tiny")
         config = None if self.scale.full_size else tiny_config()
         dtype = torch.get_default_dtype()
         torch.set_default_dtype(getattr(torch, self.scale.dtype))
         try:
-            # Weights are made where and as what torch makes tensors: seconds instead of minutes.
+            # Generate weights on the default device in the default dtype: seconds instead of
+            # minutes.
             with torch.device(self.device):
                 return write_full_size(directory, config)
         finally:
             torch.set_default_dtype(dtype)
 
     def model(self, quantize: str = "none", dtype: str | None = None) -> CsmModel:
-        """The checkpoint, loaded as a server loads it; in the scale's dtype unless told."""
+        """The checkpoint, loaded as a server loads it; by default in the scale's dtype."""
         asked = "auto" if quantize != "none" else dtype or self.scale.dtype
         config = EngineConfig("", dtype=asked, quantize=quantize)
         computed, weights = number_formats(config, self.scale.device)
@@ -193,15 +194,15 @@ class Bench:
 
 @contextmanager
 def an_engine(model: CsmModel, slots: int, **settings: Any) -> Iterator[Engine]:
-    """An engine with no graph captured yet: each step captures the bucket that it meets.
+    """An engine without captured graphs: each step captures the bucket that it needs.
 
-    A codec holds the state of one engine's slots, so there must be one engine at a time.
+    A codec holds the state of one engine's slots, so only one engine may exist at a time.
     """
     engine = Engine(model, EngineConfig("", max_batch_size=slots, **settings))
     try:
         yield engine
     finally:
-        # Captured graphs and their pools go with the runner, and its cycles with the collector.
+        # Free the runner with its captured graphs and pools; it has reference cycles.
         engine.__dict__.clear()
         del engine
         free_memory()
@@ -216,8 +217,8 @@ def free_memory() -> None:
 def speaking(engine: Engine, count: int, context: int, frames: int) -> list[Sequence]:
     """Sequences whose prompts count as run: `context` positions of random keys and values.
 
-    Slots 0 .. count - 1 of an engine in which nobody speaks.  How long a step takes hangs on
-    how many positions there are, not on what they hold.
+    They use slots 0 .. count - 1 of an idle engine.  The time of a step depends on the number of
+    positions, not on their content.
     """
     runner, codec = engine.runner, engine.model.codec
     columns = engine.model.codec.frame_width + 1
@@ -239,14 +240,14 @@ def speaking(engine: Engine, count: int, context: int, frames: int) -> list[Sequ
 
 
 def rewind(engine: Engine, rows: list[Sequence], context: int) -> None:
-    """Back to the end of the prompt."""
+    """Reset the sequences to the end of their prompts."""
     engine.runner.kv.lengths[: len(rows)] = context
     for row in rows:
         row.launched = row.frames = 0
 
 
 def stop(engine: Engine) -> None:
-    """End all that speaks."""
+    """End all sequences."""
     for name in list(engine.scheduler.running):
         engine.abort(name)
     while engine.has_work:
@@ -254,12 +255,12 @@ def stop(engine: Engine) -> None:
 
 
 def request(name: str, text: str, frames: int, **fields: Any) -> SpeechRequest:
-    """A request of so many frames; random weights never end by themselves."""
+    """A request with this number of frames; random weights never end an utterance."""
     return SpeechRequest(name, text, max_seconds=frames * FRAME_SECONDS, **fields)
 
 
 def random_context(model: CsmModel, positions: int, seed: int) -> tuple[Segment, ...]:
-    """A segment of random codes that takes some `positions` of a prompt."""
+    """A segment of random codes that takes about `positions` positions of a prompt."""
     generator = torch.Generator().manual_seed(seed)
     shape = (model.codec.frame_width, positions)
     codes = torch.randint(0, model.codec.codebook_size, shape, generator=generator)
@@ -267,7 +268,7 @@ def random_context(model: CsmModel, positions: int, seed: int) -> tuple[Segment,
 
 
 def tiny_config() -> CsmConfig:
-    """A few layers; the text vocabulary is that of the tokenizer which `write_full_size` copies."""
+    """A few layers; the text vocabulary is that of the tokenizer copied by `write_full_size`."""
     from plugins.csm.tests.checkpoints import small_config
 
     vocabulary = json.loads((TOKENIZER / "config.json").read_text())["text_vocab_size"]
@@ -275,7 +276,7 @@ def tiny_config() -> CsmConfig:
 
 
 def one_line(error: BaseException) -> str:
-    """What went wrong: the kind of error and the first line of its message."""
+    """The kind of an error and the first line of its message."""
     lines = [line for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0] if lines else ''}"[:300]
 

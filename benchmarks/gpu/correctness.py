@@ -1,7 +1,7 @@
-"""Is it right on this device?  Before any figure of speed.
+"""Checks correctness on this device, before speed is measured.
 
-Our frames against transformers' (float32, a reduced CSM whose head size the attention kernel
-takes), captured steps against the same steps run eagerly, and what `--deterministic` promises.
+Compares our frames with transformers' (float32, a reduced CSM with a head size that the attention
+kernel supports), captured steps with the same steps run eagerly, and tests `--deterministic`.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ COUNT = re.compile(r"(\d+)(?:/\d+)? (?:tests )?(passed|failed|skipped|collected|
 
 
 class WrongResult(AssertionError):
-    """The device computed something else than it should."""
+    """The device computed a wrong result."""
 
 
 def run(bench: Bench) -> None:
@@ -72,17 +72,17 @@ def run(bench: Bench) -> None:
 
 
 def gpu_tests(bench: Bench) -> dict[str, Any]:
-    """`pytest -m gpu` in a process of its own.
+    """Run `pytest -m gpu` in a separate process.
 
-    Where packages are missing that tests or their fixtures import, the kernels' tests alone run,
-    without fixtures, and the result says so.
+    If packages that tests or fixtures import are missing, only the kernels' tests run, without
+    fixtures, and the result states this.
     """
     missing = [name for name in IMPORTED_BY_TESTS if importlib.util.find_spec(name) is None]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "gpu"]
     if missing:
         command += ["--noconftest", *KERNEL_TESTS]
     elif not bench.scale.full_size:
-        command += ["--collect-only", *KERNEL_TESTS]  # without a device each would be skipped
+        command += ["--collect-only", *KERNEL_TESTS]  # without a device, all would be skipped
     limit = max(20.0, 0.6 * bench.left)
     done = subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True, timeout=limit, check=False
@@ -100,11 +100,11 @@ def gpu_tests(bench: Bench) -> dict[str, Any]:
 
 
 def parity(bench: Bench) -> dict[str, Any]:
-    """Greedy codes in float32 are transformers', alone and among requests that join and leave."""
+    """Greedy float32 codes equal transformers', also while others join and leave."""
     directory, frames = bench.scratch / "reduced", bench.scale.parity_frames
     sizes = {"head_dim": 32, "max_position_embeddings": 1024}
     reference = write_checkpoint(directory, depth={"head_dim": 32}, **sizes)
-    # transformers 5.17 leaves the two tables apart, whatever its configuration says.
+    # transformers 5.17 does not tie the two tables, whatever its configuration says.
     table = reference.depth_decoder.model.embed_tokens.weight
     with torch.no_grad():
         reference.backbone_model.embed_tokens.embed_audio_tokens.weight.copy_(table)
@@ -118,7 +118,7 @@ def parity(bench: Bench) -> dict[str, Any]:
                 codes(engine, {0: [("0", text)]}, frames)["0"],
                 expected[text],
             )
-    # The third joins two that speak, one leaves, and slots are used again.
+    # The third joins two running ones, one leaves, and slots are reused.
     plan = {
         0: [("0", TEXTS[0]), ("1", TEXTS[4])],
         2: [("2", TEXTS[2])],
@@ -142,7 +142,7 @@ def codes(
     leaves: Mapping[int, str] | None = None,
     **fields: Any,
 ) -> dict[str, Frames]:
-    """The frames of requests that join at the steps of a plan, greedy unless told otherwise."""
+    """The frames of requests that join at the steps of a plan; greedy by default."""
     spoken: dict[str, Frames] = defaultdict(list)
     watch_frames(engine, lambda sequence, frame: spoken[sequence.id].append(frame.codes))
     fields = {"sampling": {"temperature": 0.0}, **fields}
@@ -172,7 +172,7 @@ def captured_as_eager(bench: Bench) -> dict[str, Any]:
                     runner._take_step,
                     runner._sound_step,
                 ):
-                    step._stream = None  # a server has no use for a switch
+                    step._stream = None  # a server does not need a switch for this
             outcomes.append(everything(engine, requests))
     for name in outcomes[0]:
         for kind in ("codes", "pcm"):
@@ -181,7 +181,7 @@ def captured_as_eager(bench: Bench) -> dict[str, Any]:
 
 
 def deterministic(bench: Bench) -> dict[str, Any]:
-    """With the flag a request's bytes are the same alone and in company; without it, are they?"""
+    """With the flag, other requests do not change a request's bytes; compare without it."""
     model, frames = bench.model(), max(4, bench.scale.parity_frames // 2)
     asked = request("asked", TEXT, frames, sampling={"seed": 7})
     others = [request(str(n), TEXT[: 12 + 9 * n], frames, sampling={"seed": n}) for n in range(3)]
@@ -193,12 +193,12 @@ def deterministic(bench: Bench) -> dict[str, Any]:
                 sounds.append(everything(engine, [*company, asked])["asked"]["pcm"])
         same[flag] = sounds[0] == sounds[1]
     if not same[True]:
-        raise WrongResult("--deterministic: other bytes in company than alone")
+        raise WrongResult("--deterministic: other requests change the bytes")
     return {"frames": frames, "same_without_the_flag": same[False]}
 
 
 def everything(engine: Engine, requests: Rows[SpeechRequest]) -> dict[str, dict[str, Any]]:
-    """Codes and samples of requests, each of which joins two steps after the one before."""
+    """Codes and samples of requests, each of which joins two steps after the previous one."""
     spoken: dict[str, dict[str, Any]] = {r.id: {"codes": [], "pcm": b""} for r in requests}
     watch_frames(engine, lambda sequence, frame: spoken[sequence.id]["codes"].append(frame.codes))
     waiting, step = list(requests), 0
@@ -215,7 +215,7 @@ def everything(engine: Engine, requests: Rows[SpeechRequest]) -> dict[str, dict[
 
 
 def logits(bench: Bench) -> dict[str, Any]:
-    """The shorter forms graded by teacher-forced logits, as `benchmarks/quality.py` says."""
+    """Compare the smaller weight formats by teacher-forced logits; see `benchmarks/quality.py`."""
     frames, forms = max(2, bench.scale.parity_frames // 2), {"bfloat16": ("bfloat16", "none")}
     if bench.device.type == "cuda" and torch.cuda.get_device_capability() >= FP8_CAPABILITY:
         forms["fp8"] = ("bfloat16", "fp8")
@@ -238,11 +238,11 @@ def logits(bench: Bench) -> dict[str, Any]:
 
 
 def require_same(what: str, ours: Any, expected: Any) -> None:
-    """Raises WrongResult, which names the first place where they part."""
+    """Raise WrongResult with the first place where they differ."""
     if ours != expected:
         pairs = zip(ours, expected, strict=False)
         place = next((n for n, (one, other) in enumerate(pairs) if one != other), len(expected))
-        raise WrongResult(f"{what}: differs from place {place} of {len(expected)} on")
+        raise WrongResult(f"{what}: differs from place {place} of {len(expected)}")
 
 
 def no_failure(events: Rows[Any]) -> None:

@@ -1,10 +1,10 @@
-"""Milliseconds per frame on an NVIDIA H200, estimated from what the steps launch: no device.
+"""Estimates milliseconds per frame on an NVIDIA H200 from what the steps launch, without a device.
 
     python -m benchmarks.gpu.estimate
 
-An estimate, to judge a change before a GPU is there.  A node costs its start, and a step its bytes
-or its products, whichever takes longer.  The three columns of the model are what is likely, between
-the best and the worst that is plausible.
+The estimate helps to judge a change before a GPU is available.  A node costs its launch, and a step
+its bytes or its products, whichever takes longer.  The three columns of the model are the likely
+value, and the best and worst plausible ones.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Costs:
     bandwidth: float
     """Bytes per microsecond."""
     overlapped_bandwidth: float
-    """Where the next weights are fetched while the last products run."""
+    """If the next weights are fetched while the previous products run."""
     flops: float = 650e6
     float32_flops: float = 45e6
 
@@ -60,14 +60,14 @@ class Costs:
         return starts + max(moved, short + nodes.float32_flops / self.float32_flops)
 
     def frame(self, of: dict[str, Nodes]) -> float:
-        """Microseconds of a frame: the codec runs beside it, and shares the memory with it."""
+        """Microseconds of a frame: the codec runs in parallel, and shares the memory bandwidth."""
         main = self.of(of["advance"]) + self.of(of["emit"])
         side = self.of(of["take"]) + self.of(of["codec"])
         return max(main, side, sum(nodes.bytes for nodes in of.values()) / self.bandwidth)
 
 
 H200 = 4.3e6
-"""Bytes per microsecond of an H200's memory, as large copies reach it."""
+"""Bytes per microsecond of an H200's memory that large copies reach."""
 # Nodes of graphs: published traces.  Overlapped products: 100 nodes over 2.47 GB in 795 us,
 # https://github.com/msaroufim/megakernels-vs-cuda-graphs
 LIKELY = Costs(2.3, 2.7, 1.65, 2.2, 1.75, 3.5, 0.78 * H200, H200)

@@ -69,9 +69,10 @@ def require_fp8(device: torch.device) -> None:
 def cell(
     engine: Engine, batch: int, context: int, frames: int, rate: float | None
 ) -> dict[str, Any]:
-    """Each step by itself, a frame of all three, the engine's whole step; and their floors.
+    """Measure each step separately, a frame of all three, and the engine's whole step, with floors.
 
-    A frame may take less than its steps together: the codec runs beside the next `advance`.
+    A frame may take less time than its steps together, as the codec runs in parallel with the next
+    `advance`.
     """
     rows = speaking(engine, batch, context, 10**6)
     runner = engine.runner
@@ -91,7 +92,7 @@ def cell(
     }
     found: dict[str, Any] = {}
     try:
-        frame()  # captures, and loads what is loaded late
+        frame()  # captures, and loads what is loaded lazily
         for name, run in runs.items():
             rewind(engine, rows, context)
             found[name] = spread(blocks(engine.model.device, run, frames))
@@ -105,10 +106,10 @@ def cell(
 
 
 def blocks(device: torch.device, run: Callable[[], object], frames: int) -> list[float]:
-    """Seconds per call, of some blocks of calls back to back; `frames` calls in all.
+    """Seconds per call in blocks of back-to-back calls; `frames` calls in all.
 
-    By the host's clock, with the device idle before and after a block: the steps run on more than
-    one CUDA stream, so that events on one of them would miss the others.
+    Uses the host's clock, with the device idle before and after a block, because the steps run on
+    several CUDA streams, and events on one of them would miss the others.
     """
     calls = max(1, frames // BLOCKS)
     run()
@@ -124,7 +125,7 @@ def blocks(device: torch.device, run: Callable[[], object], frames: int) -> list
 
 
 def floors(engine: Engine, batch: int, context: int, rate: float) -> dict[str, float]:
-    """Seconds in which each step's bytes can be read; batch and context as in the cell."""
+    """The time in seconds to read each step's bytes, for the batch and context of the cell."""
     model: Any = engine.model
     backbone = held_bytes(model.network.backbone)
     kv = engine.runner.kv
@@ -132,7 +133,7 @@ def floors(engine: Engine, batch: int, context: int, rate: float) -> dict[str, f
     read = {
         "advance": backbone + batch * context * kv.position_bytes,
         "emit": bytes_per_frame(engine) - backbone,
-        # The codec's own figure counts its encoder too.
+        # The codec's figure includes its encoder.
         "codec": held_bytes(model.codec._decoder) + batch * codec_state,
     }
     seconds = {name: count / rate for name, count in read.items()}

@@ -1,4 +1,4 @@
-"""The full-size models on the meta device: every shape of the real thing, and no memory."""
+"""The full-size models on the meta device: all shapes, but no memory."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def csm(fp8: bool = False) -> CsmModel:
         shapes: Any = _Shapes(MimiModel(TransformersConfig().codec_config).state_dict())
     codec = Mimi(config.codec, config.num_codebooks, META)
     codec.load(WeightLoader(shapes))
-    prompts: Any = None  # nobody speaks
+    prompts: Any = None  # no voices are needed
     return CsmModel(config, network, codec, prompts, (), None)
 
 
@@ -74,7 +74,7 @@ SNAC = {
 
 
 class _Shapes:
-    """What stands for a checkpoint's files."""
+    """Takes the place of a checkpoint's files."""
 
     path = Path("meta")
 
@@ -84,7 +84,7 @@ class _Shapes:
 
 
 def _hold(network: nn.Module, fp8: bool) -> None:
-    """Weights in the form in which CUDA holds them."""
+    """Weights in the form used on CUDA."""
     network.bfloat16().requires_grad_(False)
     for name, layer in list(network.named_modules()):
         if isinstance(layer, Linear):

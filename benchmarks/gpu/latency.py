@@ -34,7 +34,7 @@ START_SECONDS = 120.0
 
 
 def first_audio(bench: Bench) -> None:
-    """With nobody else there: from `Engine.add` to the first sound out of `Engine.step`."""
+    """Without other requests: from `Engine.add` to the first sound from `Engine.step`."""
     model = bench.model()
     rounds, positions = bench.scale.first_audio_rounds, bench.scale.voice_positions
     voice = random_context(model, positions, 0)
@@ -50,7 +50,7 @@ def first_audio(bench: Bench) -> None:
 
         bench.part("no voice", lambda: timed([()] * rounds))
         bench.part("voice, not cached", lambda: timed(fresh))
-        seconds_to_sound(engine, request("first", TEXT, 25, context=voice))  # which keeps it
+        seconds_to_sound(engine, request("first", TEXT, 25, context=voice))  # which caches it
         bench.part("voice, cached", lambda: timed([voice] * rounds))
 
 
@@ -71,7 +71,7 @@ def seconds_to_sound(engine: Engine, asked: SpeechRequest) -> tuple[float, int]:
 
 
 def http(bench: Bench) -> None:
-    """A server in a process of its own, and `vox-serve bench` in another."""
+    """Run a server in one process and `vox-serve bench` in another."""
     bench.part("poisson", lambda: _poisson(bench))
 
 
@@ -120,7 +120,7 @@ def server(bench: Bench) -> Iterator[str]:
         )
         try:
             assert process.stdout is not None
-            # It tells its address when it is ready, or ends; the suite cuts what hangs.
+            # It prints its address when it is ready, or exits; the suite ends a section that hangs.
             lines = (line.split() for line in process.stdout)
             address = next((words[1] for words in lines if words[:1] == ["address"]), None)
             if address is None:

@@ -1,7 +1,7 @@
-"""What a captured step launches: kernels, their bytes and their products, without a device.
+"""Counts what a captured step launches: kernels, their bytes and their products, without a device.
 
-The full-size model lies on the meta device, which knows shapes and no numbers.  A step runs once,
-as it would be captured, and every operation and every launch of a Triton kernel is counted.
+The full-size model is on the meta device, which has shapes but no numbers.  A step runs once, as it
+would be captured, and all operations and all launches of Triton kernels are counted.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ NOTHING = {
     *(aten._unsafe_view, aten._reshape_alias, aten.detach, aten.alias, aten.set_),
 }
 HIDDEN = {aten.scaled_dot_product_attention: 3}
-"""What is one operation here and several kernels on a device: an estimate."""
+"""Operations that are several kernels on a device: an estimate."""
 STEPS = ("advance", "emit", "take", "codec")
 
 
@@ -49,13 +49,13 @@ class Nodes:
     launches: Counter[str] = attrs.Factory(Counter)
     overlapped_products: int = 0
     products: int = 0
-    """Of the launches, matrix products."""
+    """Launches that are matrix products."""
     overlapped: int = 0
-    """Of the launches, those that may start before the one before has ended."""
+    """Launches that may start before the previous one has ended."""
     bytes: int = 0
     flops: int = 0
     float32_flops: int = 0
-    """Of these, products of float32, which the tensor cores do not take."""
+    """Products of float32, which tensor cores do not support."""
 
     @property
     def count(self) -> int:
@@ -101,7 +101,7 @@ def _bytes(tensors: Any) -> int:
 
 @contextmanager
 def counting(context: int) -> Iterator[Nodes]:
-    """Count what is launched inside.
+    """Count launches inside the block.
 
     Args:
         context: positions of each row that attention over a long cache reads.
@@ -156,7 +156,7 @@ def steps(model: Model, batch: int, context: int = 500) -> dict[str, Nodes]:
     }
     with torch.inference_mode():
         for name, run in runs.items():
-            with counting(context):  # what is made once
+            with counting(context):  # what is computed once
                 run(slots, None)
             with counting(context) as nodes:
                 run(slots, None)

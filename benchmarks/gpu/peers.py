@@ -1,6 +1,7 @@
-"""Other engines beside ours, on the same device, in the same process, one after the other.
+"""Compares other engines with ours, on the same device, in the same process, one after another.
 
-The same random weights where a peer can read them, the same dtype, text and number of frames.
+All use the same dtype, text and number of frames, and the same random weights if they can read
+them.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ FIGURES = ("first_audio", "frame", "real_time_factor")
 
 
 def run(bench: Bench) -> None:
-    # A peer that cannot be imported must not keep ours from being measured.
+    # If a peer cannot be imported, ours is measured anyway.
     warm_clocks(bench.device, bench.scale.warm_seconds)
     model = bench.model()
     ids = model.prompt(TEXT, model.voices[0], ()).inputs["tokens"][:, -1]
@@ -112,7 +113,7 @@ def ours(bench: Bench, model: CsmModel) -> None:
 
 
 def together(engine: Engine, count: int, frames: int) -> dict[str, float]:
-    """Speak the text so many times at once, greedy; seconds."""
+    """Speak the text in a batch of this size, greedily; returns seconds."""
     for number in range(count):
         engine.add(request(str(number), TEXT, frames, sampling={"temperature": 0.0}))
     start = time.perf_counter()
@@ -131,7 +132,7 @@ def together(engine: Engine, count: int, frames: int) -> dict[str, float]:
 
 
 def summary(runs: list[dict[str, float]]) -> dict[str, list[float]]:
-    """Median, least and most of each figure, in seconds."""
+    """Median, minimum and maximum of each figure, in seconds."""
     return {
         key: [round(of(run[key] for run in runs), 6) for of in (_median, min, max)]
         for key in FIGURES

@@ -1,4 +1,4 @@
-"""What the device does in a frame: kernels by time, how many there are, and how long it idles."""
+"""Profiles a frame on the device: kernels by time, their number, and idle time."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def shares(spans: list[tuple[str, float, float]], frames: int) -> dict[str, Any]
 
 
 def busy(spans: list[tuple[str, float, float]]) -> float:
-    """Time in which at least one is under way."""
+    """The time during which at least one is running."""
     total, reached = 0.0, float("-inf")
     for _, begin, end in sorted(spans, key=lambda span: span[1]):
         total += max(0.0, end - max(begin, reached))

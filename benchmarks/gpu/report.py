@@ -1,4 +1,4 @@
-"""The GPU suite's figures as Markdown, from its JSON; targets beside them.  Imports no torch."""
+"""Writes the GPU suite's results as Markdown, with targets, from its JSON.  Imports no torch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CELL = ("advance", "emit", "codec", "frame", "engine_step")
 
 
 def report(document: dict[str, Any]) -> str:
-    """All sections; what did not run says why."""
+    """All sections, with reasons for those that did not run."""
     sections = document["sections"]
     results = {name: section.get("result", {}) for name, section in sections.items()}
     parts = [
@@ -138,7 +138,7 @@ def _section(title: str, heads: Sequence[str], rows: Iterable[Sequence[Any]]) ->
 
 
 def _table(heads: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """Empty if there are no rows."""
+    """A table; empty if there are no rows."""
     lines = ["| " + " | ".join(str(cell).replace("|", "/") for cell in row) + " |" for row in rows]
     if not lines:
         return ""

@@ -1,4 +1,4 @@
-"""The suite's first section: what machine this is, and the random checkpoint on its disk."""
+"""The suite's first section: describes the machine, and writes the random checkpoint."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""How many streams can one device feed in real time?
+"""Finds the number of streams that one device can speak in real time.
 
-Every stream has its slot and some context, all speak in one batch, and the engine runs freely.  A
-stream underruns if its frame n comes later than 80 ms x n after its first.  Nobody joins or leaves
-meanwhile: what prefills cost others is seen in the section over HTTP.
+Every stream has a slot and some context, all are in one batch, and the engine runs freely.  A
+stream underruns if its frame n arrives later than 80 ms x n after its first.  No stream joins or
+leaves; the HTTP section shows how prefill affects others.
 """
 
 from __future__ import annotations
@@ -74,8 +74,8 @@ def largest(
 ) -> tuple[int, bool]:
     """The largest count up to `most` that fits: by doubling, then bisection down to `step`.
 
-    Returns 0 if `first` does not fit and nothing below it does; the second is False if `goes_on`
-    ended the search before it was that exact.
+    Returns 0 if neither `first` nor any smaller count fits; the second value is False if `goes_on`
+    ended the search early.
     """
     low, high, count = 0, most + 1, first
     while goes_on():
@@ -91,7 +91,7 @@ def largest(
 
 
 def trial(bench: Bench, model: CsmModel, count: int) -> dict[str, Any]:
-    """One batch of so many streams; frames of all of them come with the step that read them."""
+    """One batch of this many streams; all frames arrive with the step that reads them."""
     frames = bench.scale.stream_frames
     with an_engine(model, count) as engine:
         speaking(engine, count, bench.scale.stream_context, WARM_FRAMES + frames + 2)

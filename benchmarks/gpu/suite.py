@@ -1,11 +1,11 @@
-"""The GPU suite: is CSM right on this device, how fast, beside whom, and where does time go?
+"""The GPU suite: correctness and speed of CSM on this device, compared with peers, and a profile.
 
     python -m benchmarks.gpu            one NVIDIA GPU, under ten minutes
     python -m benchmarks.gpu --smoke    the same code over a tiny model on a CPU
 
-Needs nothing but the repository and its dependencies: weights are random.  Each section runs in a
-process of its own: a device fault poisons a process, one that hangs can be ended, and a peer's
-memory is given back for sure.  JSON is written after every section, and after every part of one.
+Needs only the repository and its dependencies, because weights are random.  Each section runs in a
+separate process: a device fault makes a process unusable, a process that hangs can be ended, and a
+peer's memory is always freed.  JSON is written after every section, and after every part of one.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ GRACE_SECONDS = 5.0
 
 @attrs.frozen
 class Section:
-    """Where a section is, and the seconds without which it is not worth to begin it."""
+    """A section's entry point and the least time it needs, in seconds."""
 
     name: str
     module: str
@@ -98,7 +98,7 @@ class Suite:
         return report(self.document)
 
     def run(self, section: Section, later: float) -> None:
-        """Run a section in a process; what later ones need of the budget is kept for them."""
+        """Run a section in a process, within the budget that later sections leave."""
         left = self._end - time.monotonic()
         if left < section.needs:
             reason = f"needs some {section.needs:.0f} s, {max(0.0, left):.0f} s are left"
@@ -115,7 +115,7 @@ class Suite:
         self._keep(section.name, kept | ({"reason": reason} if reason else {}) | {"result": found})
 
     def _child(self, name: str, result: Path, seconds: float) -> str:
-        """Returns why it did not end well; empty if it did."""
+        """Returns why it failed; empty if it did not."""
         arguments = self._arguments
         command = [sys.executable, "-m", "benchmarks.gpu", "--section", name]
         command += ["--result", str(result), "--budget", str(seconds - GRACE_SECONDS)]
@@ -123,7 +123,7 @@ class Suite:
         paths = [ROOT, *(ROOT / "plugins" / plugin for plugin in PLUGINS)]
         path = os.pathsep.join([*map(str, paths), os.environ.get("PYTHONPATH", "")])
         environment = {**os.environ, "PYTHONPATH": path.rstrip(os.pathsep)}
-        # A session of its own, so that what it has started ends with it.
+        # A new session, so that its child processes end with it.
         process = subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True)
         try:
             code = process.wait(seconds)

@@ -1,7 +1,6 @@
-"""Time on a device, its memory's speed, and figures with their spread.
+"""Measures time on a device and its memory's speed, and summarizes figures.
 
-Knows nothing of models.  On a CPU the same calls read the host's clock, so that every section can
-be tried without a GPU.
+On a CPU, the same calls read the host's clock, so every section can be tried without a GPU.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ class Marks:
         self._marks: list[Any] = []
 
     def mark(self) -> None:
-        """Here, after all that was launched so far."""
+        """Mark the time after all work launched so far."""
         if self._device.type != "cuda":
             self._marks.append(time.perf_counter())
             return
@@ -61,7 +60,7 @@ def synchronize(device: torch.device) -> None:
 
 
 def warm_clocks(device: torch.device, seconds: float) -> None:
-    """Multiply matrices for so long: an idle GPU runs at a fraction of its clock rate."""
+    """Multiply matrices for some time, because an idle GPU runs at a fraction of its clock rate."""
     size = 4096 if device.type == "cuda" else 64
     matrix = torch.rand(size, size, device=device)
     end = time.perf_counter() + seconds
@@ -77,7 +76,7 @@ def bandwidth(device: torch.device, num_bytes: int, repeats: int = 20) -> dict[s
     Medians; `best` is the larger one, and the floors of the frame table use it.
 
     Args:
-        num_bytes: of one buffer, of which there are two; far more than the caches hold.
+        num_bytes: of each of two buffers; much larger than the caches.
     """
     source = torch.rand(num_bytes // 4, device=device)
     target = torch.empty_like(source)

@@ -184,7 +184,7 @@ def test_resampling_does_not_depend_on_pieces(rate: int) -> None:
     [
         ("wav", 10),
         ("pcm", 10),
-        ("flac", 50),  # a block of 1152 samples, and one sample to know that it is no last one
+        ("flac", 50),  # a block of 1152 samples, and one sample to know that it is not the last
         ("mp3", 80),  # frames of 24 ms: look-ahead is one, and the encoder takes whole ones
         ("opus", 40),  # a page of 20 ms, and the look-ahead
         ("aac", 130),  # frames of 43 ms: one of look-ahead, two overlap

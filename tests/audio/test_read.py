@@ -77,7 +77,7 @@ def test_too_long_is_noticed_while_it_is_read(format: str, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("claimed", [0xFFFFFFFF, 0x7FFFFFF0, 4])
-def test_a_header_that_lies_is_no_matter(claimed: int) -> None:
+def test_a_header_with_a_wrong_length_does_no_harm(claimed: int) -> None:
     """What counts is what is there, up to what the header says."""
     content = bytearray(clip(np.full(100, 0.25)).getvalue())
     assert content[36:40] == b"data"

@@ -1,4 +1,4 @@
-"""The page is made from results alone; targets are read from them."""
+"""The page is made only from results; targets are read from them."""
 
 import json
 from pathlib import Path

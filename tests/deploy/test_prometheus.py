@@ -172,7 +172,7 @@ def test_every_panel_shows_something(observed: Observed, capsys: pytest.CaptureF
 
 
 def test_the_panels_can_be_drawn(observed: Observed, tmp_path: Path) -> None:
-    """For docs/dashboard.png: VOX_WRITE_PICTURES=1 makes it anew."""
+    """For docs/dashboard.png: VOX_WRITE_PICTURES=1 redraws it."""
     picture = tmp_path / "dashboard.png"
     draw(BOARD, observed.course, picture)
     assert picture.stat().st_size > 100_000

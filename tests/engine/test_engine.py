@@ -66,7 +66,7 @@ def test_requests_join_and_leave_between_frames():
     }
 
 
-def test_sampling_is_the_same_alone_and_in_company():
+def test_sampling_is_the_same_alone_and_in_a_batch():
     fields = {"sampling": {"temperature": 1.0, "seed": 7}}
     engine = fresh_engine()
     engine.add(SpeechRequest("mine", "9 tones", **fields))
@@ -79,7 +79,7 @@ def test_sampling_is_the_same_alone_and_in_company():
     assert alone("9 tones", **fields).pcm != alone("9 tones", **other_seed).pcm
 
 
-def test_a_seed_is_drawn_and_told_when_none_is_given():
+def test_a_seed_is_drawn_and_reported_if_none_is_given():
     first, second = (alone("9 tones", sampling={"temperature": 1.0}) for _ in range(2))
     assert isinstance(first.end, Finished)
     assert first.pcm != second.pcm
@@ -376,7 +376,7 @@ def test_context_is_refused_where_the_checkpoint_takes_none():
     assert caught.value.param == "context"
 
 
-def test_what_the_server_is_told_brings_no_torch_along(tone_engine):
+def test_what_the_server_receives_does_not_import_torch(tone_engine):
     assert b"torch." not in pickle.dumps(tone_engine.info("tone", "tone", 1.0)).replace(
         b"torch_version", b""
     )

@@ -6,7 +6,7 @@ FRAME = 0.08
 
 
 def packing(steps: list[float]) -> list[int]:
-    """Frames in each pacing, where each step takes so many seconds."""
+    """Frames sent at once, if each step takes this many seconds."""
     pacing, now, sizes = Pacing(FRAME), 100.0, []
     for seconds in steps:
         now += seconds

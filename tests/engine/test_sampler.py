@@ -1,4 +1,4 @@
-"""The sampler: its noise, its filters against transformers', and that rows stand alone."""
+"""The sampler: its noise, its filters against transformers', and that rows are independent."""
 
 import pytest
 import torch

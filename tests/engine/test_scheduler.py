@@ -100,7 +100,7 @@ def test_prompts_of_like_length_run_together_and_the_others_next():
     assert steps == [[("0", 60), ("2", 64)], [("1", 66), ("4", 128)], [("3", 130)], []]
 
 
-def test_a_prompt_that_nobody_waits_for_runs_whole():
+def test_a_prompt_that_delays_nobody_runs_whole():
     scheduler = Scheduler(4)
     scheduled(scheduler, PREFILL_POSITIONS - 1)
     assert run_prompts(scheduler) == [("0", PREFILL_POSITIONS - 1)]
@@ -175,7 +175,7 @@ def test_a_slot_is_not_kept_for_long(clock):
     assert scheduler.schedule() == [part], "it still goes before those that wait"
 
 
-def test_a_slot_is_kept_for_nobody_who_left(clock):
+def test_no_slot_is_kept_for_a_client_that_left(clock):
     b = make_sequence("b")
     scheduler = between_two_parts(clock, [b])
     scheduler.release("a")

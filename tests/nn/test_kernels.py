@@ -1,4 +1,4 @@
-"""The small operations: plain against the parts they stand for, Triton against plain."""
+"""The small operations: plain against their definitions, Triton against plain."""
 
 from __future__ import annotations
 
@@ -247,7 +247,7 @@ def test_what_is_not_finite_stays_in_its_row(device: torch.device, capacity: int
 
 
 @on_device
-def test_padding_harms_nobody(device: torch.device):
+def test_padding_changes_no_result(device: torch.device):
     spare = 4
     case = Case(4, 2, 32, 300, [299, 7, 0, 300, 5000], torch.float32, device, [0, 1] + [spare] * 3)
     alone = case.run(triton_attention.decode_attention, slice(2))

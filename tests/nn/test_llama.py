@@ -46,7 +46,7 @@ def pair(request):
     torch.manual_seed(0)
     rope = rope_json(request.param)
     reference_config = ReferenceConfig(**SIZES, **rope, vocab_size=8)
-    if hasattr(reference_config, "rope_parameters"):  # transformers 5 spells it anew
+    if hasattr(reference_config, "rope_parameters"):  # transformers 5 has a new spelling
         reference_config.rope_parameters = {"rope_theta": 500.0, **(request.param or {})}
         reference_config.rope_parameters.setdefault("rope_type", "default")
     reference = LlamaModel(reference_config).eval()
@@ -115,7 +115,7 @@ def test_padded_rows_in_dirty_slots_equal_single_rows(pair):
         torch.testing.assert_close(out[row, 0], expected, atol=2e-5, rtol=1e-4)
 
 
-def test_padding_beyond_the_context_harms_nobody(pair):
+def test_padding_beyond_the_context_changes_no_result(pair):
     llama, _ = pair
     cache, slots = make_cache(llama), torch.tensor([0])
     positions = torch.arange(60, 70)[None]

@@ -204,7 +204,7 @@ def test_a_bad_row_is_flagged_and_harms_no_other(device: torch.device, bad: floa
     params = mixed(16, 3)
     rows = Rows(params, size)
     logits = rows.logits(size)
-    logits[:, 3] = -torch.inf  # a code that the model rules out is no fault
+    logits[:, 3] = -torch.inf  # a code that the model excludes is not an error
     expected = rows.plain(logits, 0)[0]
     spoiled = logits.clone()
     if bad == -torch.inf:

@@ -23,7 +23,7 @@ class Gate:
         self._changed = threading.Condition()
 
     def allow(self, frames: float) -> None:
-        """Let so many more frames (of the whole batch) be made."""
+        """Let this many more frames (of the whole batch) be generated."""
         with self._changed:
             self._frames = frames
             self._changed.notify_all()

@@ -124,7 +124,7 @@ def test_a_client_that_leaves(
     assert (fields["outcome"], fields["error"]) == ("cancelled", "ClientGone")
 
 
-def test_the_text_is_told_only_if_that_is_allowed(
+def test_the_text_is_logged_only_if_allowed(
     start_server: StartServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     server = start_server(server=ServerConfig(port=0, log_text=True))
@@ -133,7 +133,7 @@ def test_the_text_is_told_only_if_that_is_allowed(
     assert "finish stop, text '7 frames. And more.'" in caplog.text
 
 
-def test_an_error_that_nobody_expected_carries_the_request(
+def test_an_unexpected_error_is_logged_with_its_request(
     tone_server: RunningServer, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from vox_serve.logs import JSONLines, LogSettings
@@ -158,7 +158,7 @@ def test_an_error_that_nobody_expected_carries_the_request(
 
 @pytest.fixture
 def spans(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], dict[str, Any]]:
-    """Waits for so many spans; by their names."""
+    """Wait for this many spans; returns them by name."""
     memory = pytest.importorskip("opentelemetry.sdk.trace.export.in_memory_span_exporter")
     monkeypatch.setattr(traces, "_tracer", None)
     monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "20")

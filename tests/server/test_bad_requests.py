@@ -1,4 +1,4 @@
-"""What /generate refuses: the status, the one error shape, the named field; nobody is disturbed."""
+"""What /generate rejects: the status, the error shape, the named field; others are not disturbed."""
 
 from __future__ import annotations
 
@@ -222,8 +222,8 @@ def test_bad_form(tone_server: RunningServer, form: list[Any], param: str | None
     check_error(tone_server.http.post("/generate", files=form), 400, param, "invalid_request")
 
 
-def test_an_uploaded_file_is_no_field_and_is_closed(tone_server: RunningServer) -> None:
-    """A large one lies in a temporary file; left open it would be a ResourceWarning."""
+def test_an_uploaded_file_is_not_a_field_and_is_closed(tone_server: RunningServer) -> None:
+    """A large one is in a temporary file, which would cause a ResourceWarning if left open."""
     for _ in range(3):
         files = {"text": ("a.txt", b"x" * 2 * 2**20)}
         check_error(tone_server.http.post("/generate", files=files), 400, "text")
@@ -276,7 +276,7 @@ def test_refused_by_the_engine(
 
 
 @pytest.mark.parametrize("word", ["nan", "boom"])
-def test_a_whole_answer_that_fails_late_is_no_200(tone_server: RunningServer, word: str) -> None:
+def test_a_whole_answer_that_fails_late_is_not_a_200(tone_server: RunningServer, word: str) -> None:
     """Streams are cut then: see test_life.py."""
     check_error(post(tone_server, text=f"{word} 41"), 500, None, "generation_failed")
 
@@ -321,7 +321,7 @@ def test_refused_requests_are_counted_but_are_no_errors(tone_server: RunningServ
     assert [now - then for now, then in zip(counts(), before, strict=True)] == [3, 0, 0, 0]
 
 
-def test_nonsense_disturbs_nobody(
+def test_nonsense_does_not_disturb_other_requests(
     start_server: Callable[..., RunningServer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TONE_DELAY", "0.01")

@@ -1,6 +1,6 @@
 """Every format over HTTP, whole and streamed: what clients decode, and how it ends early.
 
-The tone has 8 kHz, which every format knows.
+The tone has 8 kHz, which every format supports.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def test_no_frame_at_all_is_a_file(tone_server: RunningServer, name: str, stream
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_the_status_comes_with_sound(gate: Gate, gated_server: RunningServer, name: str) -> None:
-    """Frames are let through one by one: what arrives first is no header alone."""
+    """Frames are let through one by one: what arrives first is not just a header."""
     gate.close()
     body = {"text": "41 frames", "streaming": True, "format": name}
     with post_raw(gated_server, **body) as connection:

@@ -98,7 +98,9 @@ def test_the_cap_is_for_all_parts(tone_server: RunningServer) -> None:
     assert answer.headers["X-Finish-Reason"] == "length"
 
 
-def test_what_cannot_be_spoken_is_told_before_the_first_sound(tone_server: RunningServer) -> None:
+def test_what_cannot_be_spoken_is_reported_before_the_first_sound(
+    tone_server: RunningServer,
+) -> None:
     text = LONG + "And here is something unspeakable."
     answer = tone_server.http.post("/generate", json={"text": text, "streaming": True})
     assert answer.status_code == 422
@@ -232,7 +234,7 @@ def test_a_client_that_leaves_unread_parts_leaves_nothing(
 
 
 class Cutter:
-    """The normaliser of a server; it works on long texts until it is told that it is done."""
+    """The normaliser of a server; it works on long texts until the test lets it finish."""
 
     def __init__(self) -> None:
         self.at_work = threading.Event()
@@ -277,7 +279,7 @@ def test_a_long_text_is_cut_beside_the_others(narrow: RunningServer, end: str) -
     assert narrow.client._expected == 0
 
 
-def test_a_full_queue_is_told_before_anything_is_cut(gate: Gate, narrow: RunningServer) -> None:
+def test_a_full_queue_is_reported_before_anything_is_cut(gate: Gate, narrow: RunningServer) -> None:
     cutter = Cutter()
     narrow.client.front_end = FrontEnd(language=None, finish=cutter)
     gate.close()

@@ -108,7 +108,7 @@ def test_a_body_that_does_not_come_is_answered_408(
     assert value(impatient, "client_disconnects_total", phase="queued") == 0
 
 
-def test_a_body_that_nobody_reads_is_no_way_to_stay(impatient: RunningServer) -> None:
+def test_a_body_that_is_not_read_does_not_keep_a_connection_open(impatient: RunningServer) -> None:
     with connect(impatient) as connection:
         connection.sendall(b"POST /nothing HTTP/1.1\r\nHost: x\r\nContent-Length: 10000\r\n\r\n")
         with trickle(connection, b" "):
@@ -153,7 +153,7 @@ def test_a_websocket_may_be_silent(impatient: RunningServer) -> None:
 @pytest.mark.parametrize(
     "data", [b"\x16\x03\x01\x02\r\n\r\n", b"FOO / HTTP/1.1\r\nHost: x\r\n\r\n"]
 )
-def test_what_is_no_http_is_refused_in_our_shape(tone_server: RunningServer, data: bytes) -> None:
+def test_malformed_http_gets_an_error_in_our_shape(tone_server: RunningServer, data: bytes) -> None:
     with connect(tone_server) as connection:
         connection.sendall(data)
         head, _, body = rest(connection).partition(b"\r\n\r\n")

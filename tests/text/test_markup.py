@@ -75,7 +75,7 @@ def test_a_pause_cuts_the_text_in_two(written: str, seconds: float) -> None:
         ("<?xml version='1.0'?><!DOCTYPE s><speak/>", "document type"),
     ],
 )
-def test_what_cannot_be_meant_is_refused(written: str, says: str) -> None:
+def test_invalid_markup_is_rejected(written: str, says: str) -> None:
     with pytest.raises(InvalidRequest, match=says) as caught:
         plain(written)
     assert caught.value.param == "text"

@@ -1,4 +1,4 @@
-"""What a voice that knows letters only is given to say, kind by kind."""
+"""What a voice that reads only letters gets to speak, by kind."""
 
 from __future__ import annotations
 

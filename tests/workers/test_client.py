@@ -1,4 +1,4 @@
-"""EngineClient: what it takes, how answers find their request, and how a worker's end is told."""
+"""EngineClient: admission, routing of answers to requests, and the end of a worker."""
 
 from __future__ import annotations
 
@@ -184,7 +184,7 @@ class Unreadable(RequestError):
         super().__init__("unreadable")
 
 
-def test_a_message_that_cannot_be_read_is_no_silence(
+def test_an_unreadable_message_is_reported(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def add(self, request):

@@ -110,7 +110,7 @@ def small_config() -> dict[str, Any]:
 
 
 def write_tokenizer(directory: Path) -> None:
-    """A character-level tokenizer that adds begin alone by itself, as Llama's does."""
+    """A character-level tokenizer that adds only a begin token itself, as Llama's does."""
     tokenizer = Tokenizer(models.WordLevel(IDS, unk_token=SPECIALS[UNKNOWN]))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
     tokenizer.post_processor = processors.TemplateProcessing(
@@ -262,7 +262,7 @@ def _randomise(model: Any) -> None:
             embeds = "embed" in name and not name.endswith("inputs_embeds_projector.weight")
             fan_in = 1 if embeds else tensor[0].numel()
             tensor.copy_((noise - 0.5) * 4 * max(1, fan_in) ** -0.5)
-    # transformers 4 ties these two by itself, 5 does not.
+    # transformers 4 ties these two automatically, 5 does not.
     table = model.depth_decoder.model.embed_tokens.weight
     model.backbone_model.embed_tokens.embed_audio_tokens.weight.copy_(table)
 

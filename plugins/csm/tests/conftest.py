@@ -38,7 +38,7 @@ class Checkpoint:
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
-    """The small checkpoint that most tests share; nobody changes it."""
+    """The small checkpoint that most tests share; none may change it."""
     directory = tmp_path_factory.mktemp("csm")
     return Checkpoint(directory, write_checkpoint(directory))
 

@@ -110,7 +110,7 @@ def test_defaults_are_those_of_transformers() -> None:
 def test_a_download_takes_what_is_needed_and_nothing_else(
     directory: Path, hub_layout: bool
 ) -> None:
-    """`sesame/csm-1b` holds its weights twice: 6 GB that nobody needs."""
+    """`sesame/csm-1b` contains its weights twice: 6 GB that are not needed."""
     if hub_layout:
         to_hub_layout(directory)
     (directory / "prompts").mkdir()

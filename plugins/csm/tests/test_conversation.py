@@ -37,7 +37,7 @@ def say(engine: Engine, text: str, **fields: Any) -> tuple[Frames, dict[str, int
 
 
 def end_after(engine: Engine, frames: int) -> None:
-    """Have the model end each utterance by itself after so many frames."""
+    """Have the model end each utterance after this many frames."""
     emit, fed = engine.model.emit, {"count": 0}
 
     def ending(hidden: torch.Tensor, sampler: Any) -> Any:
@@ -55,7 +55,7 @@ def end_after(engine: Engine, frames: int) -> None:
 def test_ten_turns_equal_one_request_with_all_of_them(
     make_engine: MakeEngine, ends_by_itself: bool
 ) -> None:
-    """Token for token, and each turn costs its own text alone."""
+    """Token for token, and each turn costs only its own text."""
     engine = make_engine(max_batch_size=2)
     scratch = make_engine(prefix_cache_mib=0)
     cap = FRAMES
@@ -70,7 +70,7 @@ def test_ten_turns_equal_one_request_with_all_of_them(
         expected, whole = say(scratch, text, frames=cap, speaker=speaker, context=tuple(turns))
         assert frames == expected
         own = len(engine.model.prompt(text, engine.model.voices[speaker], ()))
-        # Of what is there already only the end of the last turn has not been run: the frame
+        # Of the earlier turns, only the end of the last one has not been run: the frame
         # of end codes, and the last frame where the cap came before it was fed back.
         behind = 0 if number == 0 else 1 if ends_by_itself else 2
         assert cost["prefilled"] == own + behind

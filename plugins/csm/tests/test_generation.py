@@ -75,7 +75,7 @@ def test_a_frame_of_nothing_but_zeros_ends_and_is_not_sounded(with_silent_heads)
 
 @pytest.mark.parametrize("silent", [{0}, set(range(CODEBOOKS - 1)), set(range(1, CODEBOOKS))])
 def test_fewer_zeros_do_not_end(with_silent_heads, silent: set[int]) -> None:
-    """Neither code 0 alone, nor all but the last (where transformers would stop)."""
+    """Neither only code 0 nor all but the last code (where transformers would stop)."""
     end, pcm, frames = finish(with_silent_heads(silent))
     assert all(frame[book] == 0 for frame in frames for book in silent)
     assert all(any(frame) for frame in frames)
@@ -100,7 +100,7 @@ def test_the_slot_of_an_utterance_that_ended_at_once_is_clean(
 
 
 def test_the_runners_steps_could_be_captured(make_engine: MakeEngine) -> None:
-    """What they do with slots that they do not know, as in a graph, waits for no host."""
+    """With slot numbers unknown to the host, as in a graph, nothing waits for the host."""
     engine = make_engine()
     sampling = {"temperature": 0.9, "top_p": 0.9, "repetition_penalty": 1.1}
     engine.add(request("a", "hello", frames=20, sampling=sampling))
@@ -114,7 +114,7 @@ def test_the_runners_steps_could_be_captured(make_engine: MakeEngine) -> None:
             no_host_read(step)(slots, None)
     assert runner.sampler.frame[0] == frames + 1
     assert runner.kv.lengths[0] == length + 1
-    assert runner.kv.lengths[runner.num_slots] == 0  # what is nobody's does not grow
+    assert runner.kv.lengths[runner.num_slots] == 0  # the spare row does not grow
 
 
 def test_the_runners_steps_stay_on_the_models_device(checkpoint: Checkpoint) -> None:

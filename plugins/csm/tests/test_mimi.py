@@ -118,7 +118,7 @@ def assert_same_sound(actual: torch.Tensor, expected: torch.Tensor) -> None:
 
 @torch.no_grad()
 def pieces(codec: Mimi, pcm: torch.Tensor, num_frames: int) -> torch.Tensor:
-    """Encode a clip in pieces of so many frames."""
+    """Encode a clip in pieces of this many frames."""
     begun = codec._encoder.begin()
     parts = torch.split(pcm, num_frames * codec.frame_size)
     return torch.cat([codec._encoder(part, begun) for part in parts], dim=1)

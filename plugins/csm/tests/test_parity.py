@@ -193,7 +193,7 @@ def count_reserved(frames: Frames) -> int:
 
 
 class Teacher:
-    """A sampler that says what it is told, and keeps the logits that it was shown."""
+    """A sampler that returns given codes and keeps the logits."""
 
     def __init__(self, frames: Frames) -> None:
         self._codes = iter([code for frame in frames for code in frame])

@@ -76,7 +76,7 @@ def test_a_voice_sounds_as_its_sample_in_context(
         assert speak(server, speaker=1) != expected  # the sample is heard
         assert server.http.post(VOICES, files=form).status_code == 201
         assert speak(server, voice="anna") == expected
-        assert speak(server, speaker=1) != expected  # and by those alone who ask for it
+        assert speak(server, speaker=1) != expected  # and only for requests that ask for it
     with running_server(serving(checkpoint), config) as server:
         assert speak(server, voice="anna") == expected
 

@@ -1,6 +1,6 @@
 """The voice that ships: what it says is understood, ends by itself, and is what transformers says.
 
-The teacher's reading of ten unseen sentences lies in `teacher.npz` (`training/reference.py` wrote
+The teacher's reading of ten unseen sentences is in `teacher.npz` (`training/reference.py` wrote
 it), so that a broken decoder, prompt or tokenizer cannot pass unnoticed.  `make voice-eval` is the
 long form.
 """

@@ -1,4 +1,4 @@
-"""The same request and seed gives the same bytes in any company, if that is asked for."""
+"""The same request and seed gives the same bytes whatever else runs, with --deterministic."""
 
 import pytest
 
@@ -41,8 +41,10 @@ def test_the_default_numbers_give_the_codes_of_full_precision() -> None:
 
 
 def round_by_height(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a row comes to hangs on how many rows there are, and on how long its piece of the
-    prompt is: so it is by a hair on most machines, and here plainly on all of them."""
+    """Make a row's result depend on the number of rows and on the length of its piece of the prompt.
+
+    On most machines it does so slightly, by rounding; here it does so clearly on all of them.
+    """
     model, codec = engine.model, engine.model.codec
     prefill, advance, step = model.prefill, model.advance, codec.step
 

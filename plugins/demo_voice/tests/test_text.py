@@ -1,4 +1,4 @@
-"""What is particular to this voice: its letters, and the names of those that stand alone."""
+"""The spelling of this voice: its letters, and the names of single letters."""
 
 from __future__ import annotations
 

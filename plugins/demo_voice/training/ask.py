@@ -1,7 +1,7 @@
-"""A question's end: the vocoder WORLD takes the last words apart and says them higher.
+"""Raises the pitch at the end of questions with the vocoder WORLD.
 
-Only the last second is made anew, and it is faded in where the teacher is quietest, so that the
-rest stays the teacher's own.
+Only the last second is synthesized again, and faded in where the teacher is quietest, so that the
+rest is the teacher's original sound.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from plugins.demo_voice.training.config import PITCH_PERIOD_MS, SAMPLE_RATE, Arr
 from plugins.demo_voice.training.words import words
 
 RISE_S, TOP_S = 0.5, 0.1
-"""The pitch begins to rise, and is at its highest, so long before the last phoneme ends."""
+"""Seconds before the end of the last phoneme at which the pitch begins to rise and is highest."""
 RISE, RISE_AFTER_A_QUESTION_WORD = 7.0, 3.0
-"""Semitones over the sentence's median at its end; `where is it?` asks by its first word, too."""
+"""Semitones over the sentence's median at its end; smaller if the first word is a question word."""
 QUESTION_WORDS = frozenset(words("who whose whom what why where when how which"))
 LOWEST_HZ, HIGHEST_HZ = 60.0, 400.0
 _FADE = 480
@@ -33,7 +33,7 @@ def pitch(sound: Array, period_ms: float = PITCH_PERIOD_MS) -> Array:
 
 
 def ask(sentence: str, sound: Array, last_s: float) -> Array:
-    """Let a statement's sound rise as a question; `last_s` is where its last phoneme ends."""
+    """Raise a statement's end as in a question; `last_s` is the end of its last phoneme."""
     semitones = (
         RISE_AFTER_A_QUESTION_WORD if sentence.split(maxsplit=1)[0] in QUESTION_WORDS else RISE
     )
@@ -57,7 +57,7 @@ def ask(sentence: str, sound: Array, last_s: float) -> Array:
         _PERIOD_MS,
     )[: len(tail)]
     raised = np.pad(raised, (0, len(tail) - len(raised)))
-    # The fade lies in the half second before the rise.
+    # The fade is in the half second before the rise.
     powers = np.convolve(tail[: SAMPLE_RATE // 2] ** 2, np.ones(_FADE), "valid")
     at = int(powers.argmin()) if len(powers) else 0
     share = np.clip((np.arange(len(tail)) - at) / _FADE, 0, 1)

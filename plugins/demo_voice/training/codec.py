@@ -1,14 +1,14 @@
-"""Stage 2: the codec, in three parts that follow each other.
+"""Stage 2: the codec, in three consecutive parts.
 
 encoder   Encoder and quantiser, with no waveform decoder: small heads predict the log-mel and the
-          pitch of each frame, codebook 0 also predicts the teacher's phonemes.  First the
-          latents carry noise and a bound on their information in place of quantisation; then
-          the codebooks start by k-means and learn by moving averages.
-codes     All utterances to codes, under `codes/`; the language model needs no more than these.
-decoder   The waveform decoder on the frozen codes, by spectra and then also by judges that learn
-          to tell its sound from the teacher's.
+          pitch of each frame, codebook 0 also predicts the teacher's phonemes.  At first,
+          noise and a limit on the latents' information replace quantisation; then the codebooks
+          are initialized by k-means and learn by moving averages.
+codes     Encodes all utterances into `codes/`, which is all that the language model needs.
+decoder   The waveform decoder on the frozen codes, with spectral losses and later also
+          discriminators that learn to tell its sound from the teacher's.
 
-Each part saves its state and goes on from it.
+Each part saves its state and resumes from it.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ from plugins.demo_voice.training.spectra import log_mel, spectral_loss
 
 KMEANS_VECTORS = 16000
 JUDGED_FRAMES = 8
-"""The judges look at so much of a crop's end: they cost four times what the decoder does."""
+"""How much of a crop's end the judges see; they cost four times as much as the decoder."""
 SEMITONES = 12 * OCTAVE_SHARE
 
 
 def draw(
     lengths: list[int], step: int, seed: int, batch: int, frames: int
 ) -> list[tuple[int, int]]:
-    """Utterances (with so many frames each) and first frames of a step's crops."""
+    """Utterances (with their numbers of frames) and first frames of a step's crops."""
     rng = torch.Generator().manual_seed(seed * 1_000_003 + step)
     chosen: list[tuple[int, int]] = []
     for number in torch.randint(len(lengths), (batch,), generator=rng).tolist():
@@ -81,11 +81,11 @@ def encoder_loss(
 ) -> dict[str, torch.Tensor]:
     """The encoder's losses on crops `[B, N]` with labels `[B, F, 4]` and pitch `[B, F * 8]`.
 
-    `total` is to be followed.
+    `total` is minimized.
     """
     semantic, acoustic = model.latents(sound)
     config = model.config
-    # A book of N entries can carry log N nats.
+    # A codebook of N entries can carry log N nats.
     semantic_nats = 0.9 * torch.tensor(float(config.codebook_size)).log()
     excess = F.relu(rate(semantic) - semantic_nats) + F.relu(rate(acoustic) - config.rate_nats)
     if quantised:
@@ -124,7 +124,7 @@ def encoder_loss(
 
 @torch.no_grad()
 def start_codebooks(model: CodecModel, sounds: Callable[[int], torch.Tensor]) -> None:
-    """k-means of all codebooks, each on what the ones before it leave over."""
+    """k-means of all codebooks, each on the residual of the previous ones."""
     vectors: tuple[list[torch.Tensor], list[torch.Tensor]] = ([], [])
     while sum(map(len, vectors[0])) < KMEANS_VECTORS:
         for kept, latent in zip(vectors, model.latents(sounds(len(vectors[0]))), strict=True):
@@ -180,7 +180,7 @@ def train_encoder(run: Run, corpus: Corpus, model: CodecModel) -> None:
 
 
 def follow(optimizer: torch.optim.Optimizer, loss: torch.Tensor, rate_now: float) -> None:
-    """One step down, the gradient's norm held."""
+    """One optimizer step with a clipped gradient norm."""
     for group in optimizer.param_groups:
         group["lr"] = rate_now
     optimizer.zero_grad(set_to_none=True)
@@ -190,13 +190,13 @@ def follow(optimizer: torch.optim.Optimizer, loss: torch.Tensor, rate_now: float
 
 
 def fingerprint(model: CodecModel) -> float:
-    """Codes of one encoder mean nothing to another: this tells them apart."""
+    """A fingerprint of the encoder, because codes are valid only for the encoder that made them."""
     books = (*model.semantic, *model.acoustic)
     return sum(float(book.entries.cpu().double().sum()) for book in books)
 
 
 def load_encoder(run: Run, model: CodecModel) -> None:
-    """The trained encoder, frozen.  Exits with a line on what to do where there is none."""
+    """The trained encoder, frozen.  Exits with a message if there is none."""
     state = load(run.path("codec", "encoder.pt"), run.device)
     if not state or state["step"] < run.recipe.codec.encoder_steps:
         raise SystemExit("the encoder is not trained yet; run codec --part encoder first")
@@ -213,7 +213,7 @@ def make_codes(run: Run, corpus: Corpus, model: CodecModel) -> None:
         if path.is_file():
             continue
         made: dict[int, torch.Tensor] = {}
-        # Of like length together: what is padded is thrown away, for the encoder is causal.
+        # Similar lengths together; padding does not matter, because the encoder is causal.
         ordered = sorted(numbers, key=lambda n: corpus.utterances[n].frames)
         for at in range(0, len(ordered), 8):
             some = ordered[at : at + 8]
@@ -233,7 +233,9 @@ def read_codes(run: Run, encoder: float | None = None) -> list[torch.Tensor]:
     for path in sorted(run.path("codes", "x").parent.glob("*.pt")):
         state = load(path) or {}
         if encoder is not None and state["encoder"] != encoder:
-            raise SystemExit(f"{path}: made by another encoder; delete {path.parent} and make anew")
+            raise SystemExit(
+                f"{path}: made by another encoder; delete {path.parent} and encode again"
+            )
         encoder = state["encoder"]
         found += state["codes"]
     return found
@@ -268,7 +270,7 @@ def train_decoder(run: Run, corpus: Corpus, model: CodecModel) -> None:
             some = codes[number][:, first : first + frames]
             some_codes[row, :, : some.shape[1]] = some
             known[row, some.shape[1] * FRAME_SIZE :] = 0
-            # What sounds in a crop's first frame depends on frames that the decoder was not shown.
+            # The sound of a crop's first frame depends on frames outside the crop.
             known[row, : FRAME_SIZE * (first > 0)] = 0
         return some_codes, crops(corpus, drawn, frames), known
 
@@ -296,7 +298,7 @@ def adversarial(
     target: torch.Tensor,
     spectral: torch.Tensor,
 ) -> dict[str, torch.Tensor]:
-    """Teach the judge (hinge loss), then add its opinion and its features to the loss."""
+    """Train the judge (hinge loss), then add its scores and feature matching to the loss."""
     real, fake = judge(target)[0], judge(made.detach())[0]
     pairs = list(zip(real, fake, strict=True))
     doubt = torch.stack([F.relu(1 - r).mean() + F.relu(1 + f).mean() for r, f in pairs]).mean()

@@ -1,4 +1,4 @@
-"""Mimi as the recipe trains it: transformers' modules, our quantiser, our attention window."""
+"""Mimi for training: transformers' modules with our quantiser and attention window."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from plugins.demo_voice.training.config import (
 from plugins.demo_voice.training.quantise import Codebook, quantise
 
 MEL_BANDS, MEL_HOPS = 80, 8
-"""What the encoder's throw-away head predicts of a frame: 80 bands, every 10 ms."""
+"""What the encoder's auxiliary head predicts for a frame: 80 bands, every 10 ms."""
 MIDDLE_HZ, OCTAVE_SHARE = 130.0, 0.5
 """Pitch is predicted as octaves over this, in units of half an octave."""
 
 
 def window_mask(length: int, window: int, device: torch.device) -> torch.Tensor:
-    """bool `[1, 1, T, T]`: a latent sees itself and the `window - 1` before it.
+    """bool `[1, 1, T, T]`: a latent sees itself and the previous `window - 1`.
 
-    Given explicitly because transformers' own mask is only causal, while a stream forgets.
+    Passed explicitly, because transformers' mask is only causal, while a stream has a window.
     """
     steps = torch.arange(length, device=device)
     back = steps[:, None] - steps[None]
@@ -47,7 +47,7 @@ class CodecModel(nn.Module):
         self.acoustic = nn.ModuleList(
             Codebook(config.codebook_size, dim) for _ in range(config.num_codebooks - 1)
         )
-        # Heads of the encoder's step, thrown away afterwards.
+        # Auxiliary heads for training the encoder.
         self.mel_head = nn.Sequential(
             nn.Conv1d(width, 2 * width, 3), nn.GELU(), nn.Conv1d(2 * width, MEL_BANDS * MEL_HOPS, 1)
         )
@@ -57,7 +57,7 @@ class CodecModel(nn.Module):
         self.phone_head = nn.Conv1d(width, len(PHONES) * LABELS_PER_FRAME, 1)
 
     def _products(self, device: torch.device) -> torch.autocast:
-        """bfloat16 products while the encoder trains, if wanted; what is made for use is exact."""
+        """Optionally use bfloat16 products while the encoder trains; results for use are exact."""
         wanted = self._half and self.training
         return torch.autocast(device.type, torch.bfloat16, enabled=wanted)
 
@@ -76,7 +76,7 @@ class CodecModel(nn.Module):
         )
 
     def project(self, semantic: torch.Tensor, acoustic: torch.Tensor) -> tuple[Any, Any]:
-        """Quantised latents to what the decoder adds up, `[B, H, F]` each."""
+        """Quantised latents to the decoder's summands, `[B, H, F]` each."""
         books = self.mimi.quantizer
         return (
             books.semantic_residual_vector_quantizer.output_proj(semantic),
@@ -84,7 +84,7 @@ class CodecModel(nn.Module):
         )
 
     def predict_mel(self, x: torch.Tensor) -> torch.Tensor:
-        """`[B, H, F]` to log-mel `[B, 80, F * 8]`; a frame is read from itself and two before."""
+        """`[B, H, F]` to log-mel `[B, 80, F * 8]`; uses the frame and the two before it."""
         y: torch.Tensor = self.mel_head(nn.functional.pad(x, (2, 0)))
         bands = y.view(len(y), MEL_BANDS, MEL_HOPS, -1)
         return bands.transpose(2, 3).flatten(2)
@@ -120,8 +120,8 @@ class CodecModel(nn.Module):
             ]
             semantic, acoustic = (torch.as_tensor(p).transpose(1, 2) for p in parts)
             x = sum(self.project(semantic, acoustic))
-        # Never in half: what the phases of the last upsampling leave over from rounding is a tone
-        # at a quarter of the sample rate, heard in pauses.
+        # Never in half precision: rounding in the phases of the last upsampling leaves a tone at a
+        # quarter of the sample rate, audible in pauses.
         x = self.mimi.upsample(x)
         mask = window_mask(x.shape[2], self.config.window, x.device)
         x = self.mimi.decoder_transformer(x.transpose(1, 2), attention_mask=mask)[0]
@@ -132,7 +132,7 @@ class CodecModel(nn.Module):
     def freeze_encoder(self) -> None:
         """Round to bfloat16, as the checkpoint will be, and stop learning.
 
-        Codes made from now on are those that the shipped encoder makes.
+        From now on, codes equal those of the shipped encoder.
         """
         for part in (self.mimi.encoder, self.mimi.encoder_transformer, self.mimi.downsample):
             part.requires_grad_(False)
@@ -147,7 +147,7 @@ class CodecModel(nn.Module):
 
     @torch.no_grad()
     def write_back(self) -> None:
-        """Put the codebooks into Mimi's own buffers."""
+        """Write the codebooks to Mimi's buffers."""
         for book, theirs in self._books():
             theirs.embed_sum.copy_(book.entries)
             theirs.cluster_usage.fill_(1)
@@ -155,7 +155,7 @@ class CodecModel(nn.Module):
 
     @torch.no_grad()
     def read_back(self) -> None:
-        """Take the codebooks from Mimi's own buffers, as `write_back` left them."""
+        """Read the codebooks from Mimi's buffers, as `write_back` wrote them."""
         for book, theirs in self._books():
             book.entries.copy_(theirs.embed_sum)
 
@@ -173,21 +173,21 @@ class CodecModel(nn.Module):
 
 
 def scaled_pitch(hertz: torch.Tensor) -> torch.Tensor:
-    """What `predict_pitch` says of voiced places."""
+    """The target of `predict_pitch` at voiced places."""
     return (hertz.clamp(min=1) / MIDDLE_HZ).log2() / OCTAVE_SHARE
 
 
 def rate(latent: torch.Tensor) -> torch.Tensor:
-    """Nats per frame that a Gaussian channel of unit noise carries of `[B, D, F]`, mean."""
+    """Mean nats per frame that a Gaussian channel of unit noise carries for `[B, D, F]`."""
     return 0.5 * torch.log1p(latent.square()).sum(1).mean()
 
 
 def trapezoid(step: int, steps: int, warmup: int = 100, fall: float = 0.3, cold: int = 0) -> float:
-    """The learning rate's factor: a linear start, level, a linear fall in the last part to 0.02.
+    """The learning rate's factor: linear warm-up, constant, linear decay to 0.02 at the end.
 
-    The start is at step `cold`, the first one that the optimizer knows nothing of.
+    The warm-up starts at step `cold`, the first one without optimizer state.
 
-    It is level for so long that a run may be given more steps while it goes (Hägele et al.
+    It is constant for most of the run, so that steps may be added during the run (Hägele et al.
     2024, "Scaling laws and compute-optimal training beyond fixed training durations").
     """
     left = (steps - step) / (fall * steps)

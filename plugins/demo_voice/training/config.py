@@ -1,7 +1,7 @@
-"""Every number of the recipe, in two sizes and two smaller ones to try it with.
+"""All numbers of the recipe, in two sizes and two smaller ones for trials.
 
-`cpu` is meant for two cores and some hours, `gpu` for one GPU and some ten minutes; `quick`
-gives a first impression in an hour and a half of two cores, `tiny` shows that every stage runs.
+`cpu` is for two cores and some hours, `gpu` for one GPU and about ten minutes; `quick` gives a
+first impression after an hour and a half on two cores; `tiny` shows that every stage runs.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ LABELS_PER_FRAME = 4
 """Phoneme labels are 20 ms apart, frames 80 ms."""
 PITCHES_PER_FRAME, PITCH_PERIOD_MS = 8, 10.0
 TEACHERS = ("hts", "rms")
-"""Who teaches speaker 0 and 1, of those in `teacher.py`."""
+"""The teachers of speakers 0 and 1, from `teacher.py`."""
 PHONES = words(
     "pau aa ae ah ao aw ax axr ay b ch d dh dx eh el em en er ey f g hh hv ih iy jh k l m n ng nx "
     "ow oy p r s sh t th uh uw v w y z zh"
 )
-"""As all teachers name them."""
+"""The phonemes; all teachers use the same names."""
 
 
 @attrs.frozen
 class DataConfig:
     """Args: sentences (1,000 are over an hour), held-out ones included, which are skipped;
-    sentences of one shard; one sentence in so many is held out."""
+    sentences of one shard; one sentence in this many is held out."""
 
     sentences: int = 48000
     shard_sentences: int = 200
@@ -46,12 +46,12 @@ class CodecConfig:
 
     Args:
         rate_nats: information that a frame's acoustic latent may carry before it is quantised,
-            a little below what the acoustic codebooks can (nine bits each are 6.2 nats).
-        phone_weight: of the phonemes' cross entropy beside the mel distance.
-        pitch_weight: of the distance in half octaves beside the mel distance.
+            slightly below the capacity of the acoustic codebooks (nine bits each, 6.2 nats).
+        phone_weight: of the phonemes' cross entropy relative to the mel distance.
+        pitch_weight: of the pitch distance in half octaves relative to the mel distance.
         quantise_at: share of the encoder's steps after which the codebooks are made.
-        adversarial_at: share of the decoder's steps after which judges join in;
-            1 leaves them out.
+        adversarial_at: share of the decoder's steps after which judges are used;
+            1 means never.
         decoder_fall: the decoder's learning rate falls in this last share of its steps.
     """
 
@@ -135,7 +135,7 @@ class LmConfig:
 
     Args:
         tokens: positions of one step, padding included.
-        depth_share: share of the frames that the depth decoder learns from in a step.
+        depth_share: share of the frames from which the depth decoder learns in a step.
         context_share: share of the sequences with one to three turns before the last.
         frame_dropout: at most this share of a sequence's input frames is blanked.
         grow: the longest turn allowed grows from `first_frames` to no limit in this share

@@ -1,4 +1,4 @@
-"""The data of stage 1, as the stages after it read it."""
+"""Reads the data of stage 1 for the later stages."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from plugins.demo_voice.training.config import (
 
 _PHONE_IDS = {name: i for i, name in enumerate(PHONES)}
 IGNORED = -100
-"""The label of what lies after the teacher's last phoneme; torch's cross entropy skips it."""
+"""The label for everything after the teacher's last phoneme; torch's cross entropy skips it."""
 
 
 @attrs.frozen
 class Utterance:
-    """Where a training utterance lies in its shard, and what it says."""
+    """A training utterance: its place in its shard, and its text."""
 
     text: str
     speaker: int
@@ -39,7 +39,7 @@ class Utterance:
 
 
 class Corpus:
-    """The rendered shards, mapped, not read."""
+    """The rendered shards, memory-mapped."""
 
     def __init__(self, folder: Path) -> None:
         self.utterances: list[Utterance] = []
@@ -69,7 +69,7 @@ class Corpus:
         return sum(u.samples for u in self.utterances) / SAMPLE_RATE / 3600
 
     def sound(self, number: int, first: int = 0, frames: int | None = None) -> torch.Tensor:
-        """Float32 `[frames * 1920]` from a frame on; silence fills what is missing."""
+        """Float32 `[frames * 1920]` from a frame on; padded with silence."""
         u = self.utterances[number]
         count = u.frames - first if frames is None else frames
         begin_at, wanted = first * FRAME_SIZE, count * FRAME_SIZE
@@ -99,5 +99,5 @@ class Corpus:
 
 
 def pitch_count(samples: int) -> int:
-    """How many pitches are kept of so many samples."""
+    """The number of pitch values for this number of samples."""
     return samples * PITCHES_PER_FRAME // FRAME_SIZE + 1

@@ -1,4 +1,4 @@
-"""The checkpoint's `config.json`, in the spellings of transformers 4 and 5 alike."""
+"""The checkpoint's `config.json`, for both transformers 4 and 5."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from plugins.demo_voice.training.config import Recipe, Stack
 from plugins.demo_voice.training.tokenizer import AUDIO, AUDIO_END, BEGIN, PAD, VOCABULARY
 
 RESERVED = 3
-"""Ids that each codebook has beyond its codes, as CSM's own do."""
+"""Ids that each codebook has in addition to its codes, as in CSM."""
 
 
 def csm_json(recipe: Recipe) -> dict[str, Any]:

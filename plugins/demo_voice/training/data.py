@@ -1,8 +1,8 @@
 """Stage 1: sentences, read by the teachers, as shards of sound with phonemes and pitch.
 
 A shard is `data/NNNNN.npy` (int16, its utterances end to end), `data/NNNNN.pitch.npy` (F0 in Hz
-every 10 ms, 0 where unvoiced) and `data/NNNNN.json`.  Shards that are there are left alone, so a
-run that was broken off goes on where it was.
+every 10 ms, 0 where unvoiced) and `data/NNNNN.json`.  Existing shards are kept, so an
+interrupted run resumes.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from vox_serve_demo_voice.text import normalise
 
 
 def make_shard(shard: int, config: DataConfig, folder: Path) -> float:
-    """Render one shard if it is not there; returns its seconds of sound."""
+    """Render one shard if it does not exist; returns its seconds of sound."""
     index = folder / f"{shard:05d}.json"
     if index.is_file():
         return sum(int(e["samples"]) for e in json.loads(index.read_text("utf-8"))) / SAMPLE_RATE

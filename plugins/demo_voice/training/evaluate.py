@@ -1,8 +1,8 @@
-"""Stage 5: a checkpoint as a listener would hear it, beside its teachers.
+"""Stage 5: evaluates the sound of a checkpoint, compared with its teachers.
 
-The sentences of `heard.txt`, which no grammar wrote and nobody trained on, are read by the
-teacher, sent through the checkpoint's codec, and spoken by the checkpoint through the engine that
-serves it.  Prints a table and writes the same as JSON.
+The sentences of `heard.txt`, which are neither generated nor used for training, are read by the
+teacher, passed through the checkpoint's codec, and spoken by the checkpoint with the engine.
+Prints a table and writes the same as JSON.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ SYSTEMS = ("teacher", "codec", "generated")
 
 @attrs.frozen
 class Sentence:
-    """`kind` is `pair` for those that are said twice, with a full stop and a question mark."""
+    """`kind` is `pair` for sentences that are spoken twice, as statement and as question."""
 
     kind: str
     text: str
 
 
 def sentences() -> list[Sentence]:
-    """Those of `heard.txt`; of a pair, first the statement, then the question."""
+    """The sentences of `heard.txt`; for a pair, first the statement, then the question."""
     found: list[Sentence] = []
     for written in SENTENCES.read_text(encoding="utf-8").splitlines():
         kind, bar, text = written.partition("|")
@@ -64,7 +64,7 @@ def measure(
     recogniser: hearing.Recogniser,
     name: str,
 ) -> dict[str, float]:
-    """The figures of one system and speaker: means over the sentences, pairs apart."""
+    """The figures of one system and speaker: means over the sentences, with pairs separate."""
     rows: list[dict[str, float]] = []
     endings: list[float] = []
     breaths: list[float] = []
@@ -77,7 +77,7 @@ def measure(
         if sentence.kind == "pair":
             endings.append(hearing.ending(f0))
             continue
-        # The recogniser spells what was to be said as it spells what it heard.
+        # Spell the reference text as the recogniser spells what it hears.
         wanted = recogniser.plain(sentence.text)
         missed = hearing.wrong(wanted, recogniser.words(sound))
         for kind in ("all", sentence.kind):
@@ -141,7 +141,7 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any]:
         sounds = {
             "teacher": read,
             "codec": [through_codec(model.codec, x) for x in tqdm(read, desc="codec")],
-            # A second of silence stands in for what is too short to be measured.
+            # A second of silence replaces sound that is too short to measure.
             "generated": [u.sound if len(u.sound) > 9600 else np.zeros(24000) for u in spoken],
         }
         if options.sounds:
@@ -161,7 +161,7 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any]:
             }
         )
     return {
-        # The shipped one without the place of this checkout.
+        # The shipped checkpoint without the path of this checkout.
         "checkpoint": "shipped" if directory == CHECKPOINT else directory.name,
         "sentences": sum(s.kind != "pair" for s in said),
         "temperature": options.temperature,
@@ -170,7 +170,7 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def keep(folder: Path, speaker: int, sounds: Mapping[str, Sequence[Array]]) -> None:
-    """Write all of them for one's own ears and eyes."""
+    """Write all sounds, for listening."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, some in sounds.items():
         for i, sound in enumerate(some):

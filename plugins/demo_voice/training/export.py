@@ -1,8 +1,7 @@
-"""Stage 4: the trained parts as a checkpoint directory in transformers layout.
+"""Stage 4: exports the trained parts to a checkpoint directory in transformers layout.
 
-In bfloat16, but for what makes the sound.
-
-The result lies under `checkpoint/` of the work folder, and is loaded once to see that it does.
+Everything is bfloat16, except the waveform decoder.  The result is in `checkpoint/` of the work
+folder, and is loaded once as a test.
 """
 
 from __future__ import annotations
@@ -62,7 +61,7 @@ def codec_tensors(model: CodecModel) -> dict[str, torch.Tensor]:
 
 
 def _dtype(name: str) -> torch.dtype:
-    """What makes the sound stays exact: its rounding is heard as a tone in pauses."""
+    """The waveform decoder stays in float32; its rounding is audible as a tone in pauses."""
     exact = ("upsample.", "decoder_transformer.", "decoder.")
     return (
         torch.float32 if name.startswith(tuple(CODEC_PREFIX + e for e in exact)) else torch.bfloat16
@@ -70,12 +69,12 @@ def _dtype(name: str) -> torch.dtype:
 
 
 def megabytes(tensors: Mapping[str, torch.Tensor]) -> float:
-    """What they take as they are shipped."""
+    """Bytes of the tensors as they are shipped."""
     return sum(t.numel() * _dtype(name).itemsize for name, t in tensors.items()) / 1e6
 
 
 def shipped_language(checkpoint: Path) -> dict[str, torch.Tensor]:
-    """What a checkpoint holds beside the codec."""
+    """The tensors of a checkpoint other than the codec's."""
     tensors = load_file(checkpoint / "model.safetensors")
     return {name: t for name, t in tensors.items() if not name.startswith(CODEC_PREFIX)}
 
@@ -112,7 +111,7 @@ def write(
 
 
 def export(run: Run, kept: Path | None = None) -> Path:
-    """Args: kept: a checkpoint whose language model is taken, in place of a trained one."""
+    """Args: kept: a checkpoint whose language model is used instead of a trained one."""
     codec = CodecModel(run.recipe.codec)
     waves, trained = load(run.path("codec", "decoder.pt")), load(run.path("lm", "lm.pt"))
     if not waves or not (trained or kept):

@@ -1,9 +1,9 @@
-"""What a listener would hear of a voice: words, quality, pitch, hiss and lines, as figures.
+"""Measures what a listener hears: words, quality, pitch, hiss and lines.
 
-Its recogniser (Whisper tiny.en) and its judge of quality (DNSMOS) come from packages that ship
-their weights, the extra `voice`; what needs that extra is imported where it is used, so that the
-rest can be tested without.  A recogniser guesses from context, so its error compares
-recordings and is not what a person would miss.
+The recogniser (Whisper tiny.en) and the quality estimator (DNSMOS) are in packages that ship their
+weights (extra `voice`); they are imported where they are used, so that the rest can be tested
+without them.  A recogniser guesses from context, so its errors compare recordings; they are not the
+errors of a person.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Recogniser:
         self._plain = EnglishTextNormalizer({})
 
     def words(self, sound: Array) -> list[str]:
-        """What it hears in sound at 24 kHz, spelled as `plain` does."""
+        """The words in sound at 24 kHz, spelled as by `plain`."""
         parts, _ = self._whisper.transcribe(
             soxr.resample(sound, SAMPLE_RATE, 16000).astype(np.float32),
             language="en",
@@ -52,12 +52,12 @@ class Recogniser:
         return self.plain(" ".join(part.text for part in parts))
 
     def plain(self, text: str) -> list[str]:
-        """Words to compare: figures for numbers, letters and digits said singly as one word."""
+        """Words to compare: numbers as figures; single letters and digits joined to one word."""
         return str(_SPELLED.sub("", self._plain(text))).split()
 
 
 def wrong(said: Sequence[str], heard: Sequence[str]) -> int:
-    """The fewest words to replace, drop or add; at most as many as were said."""
+    """The fewest words to replace, drop or add; at most the number of words."""
     row = list(range(len(heard) + 1))
     for i, word in enumerate(said, 1):
         diagonal, row[0] = row[0], i
@@ -87,7 +87,7 @@ def pitch(sound: Array) -> Array:
 
 
 def ending(f0: Array) -> float:
-    """Semitones of the last 100 ms that are voiced over the whole; nan if nothing is."""
+    """Semitones of the last voiced 100 ms relative to the whole; nan if nothing is voiced."""
     voiced = f0[f0 > 0]
     if not len(voiced):
         return float("nan")
@@ -117,7 +117,7 @@ def harmonics_to_noise(sound: Array, f0: Array) -> float:
 
 
 def hiss(sound: Array) -> list[float]:
-    """How far each fricative's window of 60 ms repeats itself: a noise has 0.3, a buzz near 1.
+    """How far each fricative's window of 60 ms repeats itself: 0.3 for noise, near 1 for a buzz.
 
     The highest autocorrelation at 2 to 29 ms where most of the energy lies above 3 kHz.
     """

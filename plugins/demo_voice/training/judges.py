@@ -1,8 +1,8 @@
-"""The judges of the waveform decoder: real or made?
+"""The discriminators (judges) of the waveform decoder.
 
 One looks at STFTs of three resolutions (after Encodec, 2210.13438), one at the waveform folded
-at five prime periods (after HiFi-GAN, 2010.05646): a hiss that repeats is a pattern to both.
-Both are small: they are to be followed on two cores.
+at five prime periods (after HiFi-GAN, 2010.05646): both detect a hiss that repeats.
+Both are small, so that they can be trained on two cores.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ WINDOWS = (512, 1024, 2048)
 PERIODS = (2, 3, 5, 7, 11)
 _norm = nn.utils.parametrizations.weight_norm
 Opinion = tuple[torch.Tensor, list[torch.Tensor]]
-"""A map of scores, and the features on the way there."""
+"""A map of scores, and the intermediate features."""
 
 
 class Judges(nn.Module):
-    """All of them; `channels` is the width of a judge's first layer."""
+    """All judges; `channels` is the width of a judge's first layer."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -30,7 +30,7 @@ class Judges(nn.Module):
         )
 
     def forward(self, sound: torch.Tensor) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        """Of `[B, N]`: each judge's scores, and the features of all."""
+        """For sound `[B, N]`: each judge's scores, and all features."""
         opinions: list[Opinion] = [judge(sound) for judge in self.judges]
         return [scores for scores, _ in opinions], [f for _, some in opinions for f in some]
 

@@ -1,6 +1,6 @@
 """Stage 3: the language model, on the codes of stage 2.
 
-The network is `vox_serve_csm`'s own, run over whole sequences; only the losses are here.
+The network is that of `vox_serve_csm`, run over whole sequences; only the losses are here.
 Matrices learn with Muon (Jordan et al. 2024, in torch), the rest with AdamW.
 """
 
@@ -27,7 +27,7 @@ VALIDATION_BATCHES = 4
 
 
 class Whole:
-    """A `KVView` that remembers nothing: all positions are there at once, each sees its past."""
+    """A `KVView` without a cache: all positions are processed at once, each with its past."""
 
     def __init__(self, length: int, device: torch.device) -> None:
         causal = torch.ones(length, length, dtype=torch.bool, device=device).tril()
@@ -39,11 +39,11 @@ class Whole:
         return keys, values
 
     def place(self, layer: int) -> Place:
-        raise NotImplementedError("nothing is written down")
+        raise NotImplementedError("this view keeps no cache")
 
 
 class Learner(nn.Module):
-    """The network and the phoneme head that is thrown away."""
+    """The network, and a phoneme head used only for training."""
 
     def __init__(self, recipe: Recipe) -> None:
         super().__init__()
@@ -60,7 +60,7 @@ class Learner(nn.Module):
                 parameter.fill_(1.0)
             else:
                 parameter.normal_(std=0.02)
-        # What ends in a residual sum starts silent.
+        # Layers whose output is added to the residual start at zero.
         for stack in (self.network.backbone, self.network.depth):
             for layer in stack.layers:
                 layer.attention.output.weight.zero_()  # type: ignore[union-attr,operator]
@@ -72,7 +72,7 @@ class Learner(nn.Module):
             stack.prepare(device, torch.float32)
 
     def forward(self, batch: Batch, frame_dropout: float, depth_share: float) -> dict[str, Any]:
-        """The losses of a batch; `total` is to be followed."""
+        """The losses of a batch; `total` is minimized."""
         net, device = self.network, batch.tokens.device
         length = batch.tokens.shape[1]
         positions = torch.arange(length, device=device)[None]
@@ -95,7 +95,7 @@ class Learner(nn.Module):
         ids = tokens.clamp(min=0)
         offsets = torch.arange(self.csm.num_codebooks, device=tokens.device) * self.csm.audio_vocab
         audio = (self.network.audio_embedding(ids[..., :-1] + offsets) * filled[..., :-1, :]).sum(2)
-        # Some frames are blanked, more in some rows than in others: the text must be read.
+        # Blank some frames, more in some rows than in others, so that the text must be used.
         share = frame_dropout * torch.rand(len(tokens), 1, 1, device=tokens.device)
         ending = (tokens[..., :-1] == self.csm.end_code).all(-1)[..., None]
         kept = (torch.rand(*tokens.shape[:2], 1, device=tokens.device) >= share) | ending
@@ -136,7 +136,7 @@ def optimizers(learner: Learner) -> dict[str, torch.optim.Optimizer]:
 
 @torch.no_grad()
 def validate(learner: Learner, turns: Turns, device: torch.device) -> dict[str, float]:
-    """Losses on turns that training leaves out, nothing blanked."""
+    """Losses on held-out turns, without blanking."""
     learner.eval()
     last = learner.config.steps  # long turns are allowed by then
     found = [learner(turns.batch(last + i).to(device), 0.0, 1.0) for i in range(VALIDATION_BATCHES)]

@@ -1,4 +1,4 @@
-"""How far one recording of a sentence is from another, and what is heard between its words.
+"""Measures the distance between recordings of a sentence, and the noise between its words.
 
 The distance is that of Kubichek (1993) on mel cepstra, after dynamic time warping: 24 kHz
 sound, Hann windows of 1024 samples (43 ms) every 240 (10 ms), `BANDS` mel band magnitudes
@@ -7,7 +7,7 @@ number 0, is left out); of two frames 10 / ln 10 * sqrt(2 * sum of squared diffe
 of two recordings the mean over the warping path.  An orthonormal DCT makes these figures
 larger than those of papers that divide it by its length: compare only with ones made here.
 (The first version's 12.8 dB for its codec and 41.8 dB between different sentences come out as
-13.3 and 41.6 by this definition, so its figures may be held against these.)
+13.3 and 41.6 by this definition, so its figures can be compared with these.)
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def warped_distances(a: Array, others: Sequence[Array]) -> Array:
 
 @attrs.frozen
 class Sound:
-    """What a listener would complain of, in dB relative to full scale, and the peak."""
+    """Levels of audible defects, in dB relative to full scale, and the peak."""
 
     peak: float
     floor_db: float
@@ -83,7 +83,7 @@ class Sound:
     tone_db: float
     """In the same windows, the highest bin of the mean spectrum over its median: hums."""
     tail_db: float
-    """Level of the last 20 ms: speech that was cut off is loud there."""
+    """Level of the last 20 ms: high if speech was cut off."""
 
 
 def listen(sound: Array) -> Sound:

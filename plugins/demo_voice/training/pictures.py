@@ -1,6 +1,6 @@
 """Pictures for the README: curves of the losses, and spectrograms of teacher and voice.
 
-Needs matplotlib (the extra `voice`).  Writes `curves.png` from the logs that are there and,
+Needs matplotlib (the extra `voice`).  Writes `curves.png` from the existing logs and,
 given a checkpoint, `spectrograms.png` of one unseen sentence by both speakers.
 """
 
@@ -56,7 +56,7 @@ def curves(plot: Any, work: Path, target: Path) -> None:
 
 
 def spectrograms(plot: Any, checkpoint: Path, teachers: Sequence[str], target: Path) -> None:
-    """Teacher, codec and voice side by side up to 8 kHz, a row for each speaker."""
+    """Draw teacher, codec and voice side by side up to 8 kHz, a row for each speaker."""
     config = EngineConfig(str(checkpoint), device="cpu", max_batch_size=BATCH)
     model = load_model(LoadOptions(checkpoint, "cpu", *number_formats(config, "cpu")))
     engine = Engine(model, config)

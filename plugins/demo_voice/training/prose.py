@@ -1,8 +1,8 @@
-"""Sentences that others wrote, from texts that Debian packages and that are free for any use.
+"""Sentences from existing texts that Debian packages and that are free for any use.
 
 WordNet's definitions and examples (`wordnet-base`; its licence asks for its notice on copies), the
 Jargon File (`dict-jargon`) and Bierce's Devil's Dictionary (`dict-devil`), both in the public
-domain.  What insults somebody, by the dictionary's own word, is left out.
+domain.  Entries that the dictionary marks as offensive are left out.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ WORDNET = Path("/usr/share/wordnet")
 DICTIONARIES = tuple(Path(f"/usr/share/dictd/{name}.dict.dz") for name in ("jargon", "devil"))
 LEAST_WORDS, MOST_WORDS, MOST_CHARACTERS = 4, 32, 190
 _PLAIN = re.compile(r"[A-Za-z][A-Za-z ,;:'!?-]* [A-Za-z'-]{2,}[.!?]")
-"""No figures: how they are read may change."""
+"""No digits, because how they are read may change."""
 _BARRED = re.compile(
     r"slur|offensive|obscene|disparag|derogat|vulgar|contempt|intercourse|sexual|genital|prostitut"
     r"|nigg|negro|whore|fuck|shit|cunt|penis|vagina|rape|suicid|hitler|nazi|\bjews?\b",
@@ -27,13 +27,13 @@ _BARRED = re.compile(
 
 @cache
 def prose() -> tuple[str, ...]:
-    """All of them in a fixed order, without doubles; empty where no package is installed."""
+    """All sentences in a fixed order, without duplicates; empty if no package is installed."""
     found = dict.fromkeys(s for s in (*_wordnet(), *_dictionaries()) if fits(s))
     return tuple(found)
 
 
 def fits(sentence: str) -> bool:
-    """Is it a sentence that the teachers can read, of a length that the voice may be asked?"""
+    """Can the teachers read this sentence, and does its length suit the voice?"""
     return (
         len(sentence) <= MOST_CHARACTERS
         and LEAST_WORDS <= len(sentence.split()) <= MOST_WORDS
@@ -60,7 +60,8 @@ def _dictionaries() -> Iterator[str]:
             plain = re.sub(r"[{}]|\[[^\]]*\]", "", " ".join(paragraph.split()))
             plain = plain.replace("\u2019", "'")
             for piece in re.split(r"(?<=[.!?])\s+(?=[A-Z])", plain):
-                # The first word of an entry is its headword, and a piece of verse has no end.
+                # The first word of an entry is its headword, and a piece of verse has no sentence
+                # end.
                 if piece[:1].isupper() and piece[-1:] in ".!?":
                     yield piece
 

@@ -1,4 +1,4 @@
-"""Codebooks that learn: nearest entry forward, moving averages and revival behind it.
+"""Codebooks that learn by moving averages, with revival of unused entries.
 
 van den Oord et al., "Neural Discrete Representation Learning" (2017), appendix A.1, for the
 averages; residual stages as in SoundStream (2107.03312).
@@ -48,7 +48,7 @@ class Codebook(nn.Module):
             again = x[torch.randint(len(x), (size,), device=x.device)]
             mean = sums / counts.clamp(min=1)[:, None]
             self.entries.copy_(torch.where(counts[:, None] > 0, mean, again))
-        # Averages as if a batch of ordinary size had been seen.
+        # Initialize averages as if a batch of ordinary size had been seen.
         self.counts.copy_(counts.clamp(min=1) * (8 / counts.mean()))
         self.sums.copy_(self.entries * self.counts[:, None])
         self._reserve()
@@ -72,7 +72,7 @@ class Codebook(nn.Module):
         return counts, torch.zeros_like(self.entries).index_add_(0, codes, x)
 
     def _reserve(self) -> None:
-        """Put the reserved entries where no latent lies: opposite of the mean, far out."""
+        """Put the reserved entries where there are no latents: opposite to the mean, far away."""
         if self.reserved:
             others = self.entries[self.reserved :]
             away = -others.mean(0)

@@ -1,8 +1,8 @@
-"""A work folder from a checkpoint: what a codec needs to go on where its own states are lost.
+"""Recreates a work folder from a checkpoint, to resume training of a codec whose states are lost.
 
-Writes the states that `codec --part encoder` and `--part decoder` would have left, but for what a
-checkpoint does not hold: the optimizer's moments, the heads that are thrown away, the judge.  Set
-`decoder_steps` in config.py higher, run this, then `codec --part codes` and `--part decoder`.
+Writes the states of `codec --part encoder` and `--part decoder`, except what a checkpoint does not
+contain: the optimizer's moments, the auxiliary heads, the judge.  Raise `decoder_steps` in
+config.py, run this, then `codec --part codes` and `--part decoder`.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ def read_codec(model: CodecModel, checkpoint: Path) -> None:
 
 @torch.no_grad()
 def restore(run: Run, checkpoint: Path, decoder_steps: int) -> None:
-    """Write `codec/encoder.pt` and `codec/decoder.pt`.  Exits if there are such already."""
+    """Write `codec/encoder.pt` and `codec/decoder.pt`.  Exits if they already exist."""
     paths = {part: run.path("codec", f"{part}.pt") for part in ("encoder", "decoder")}
     for path in paths.values():
         if path.exists():
-            raise SystemExit(f"{path} is there already; nothing was written")
+            raise SystemExit(f"{path} already exists; nothing was written")
     torch.manual_seed(run.recipe.codec.seed)
     model = CodecModel(run.recipe.codec)
     read_codec(model, checkpoint)

@@ -1,4 +1,4 @@
-"""What the stages share: their flags, their folder, their log, their saved state."""
+"""Shared by the stages: flags, work folder, log, saved state."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ DEFAULT_WORK = Path("~/.cache/vox_serve/voice")
 
 @attrs.frozen
 class Run:
-    """One stage at work: sizes, the folder of all artefacts, the device."""
+    """The context of a stage: sizes, work folder, device."""
 
     recipe: Recipe
     work: Path
@@ -32,7 +32,7 @@ class Run:
     """Products in bfloat16 while training."""
 
     def path(self, *parts: str) -> Path:
-        """A path under the work folder, whose parent is made if it is not there."""
+        """A path under the work folder, whose parent is created if needed."""
         path = self.work.joinpath(*parts)
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
@@ -92,7 +92,7 @@ class _Steps(Dataset[Any]):
 def batches(
     run: Run, make: Callable[[int], Made], start: int, stop: int, name: str
 ) -> Iterator[tuple[int, Made]]:
-    """Steps and what `make` says of each, under a progress bar, made ahead by the workers."""
+    """Steps and `make`'s result for each, with a progress bar; workers compute them ahead."""
     ahead = DataLoader(_Steps(make, start, stop), batch_size=None, num_workers=run.workers)
     yield from tqdm(ahead, initial=start, total=stop, desc=name, mininterval=2)
 
@@ -108,9 +108,9 @@ class Log:
         self._since = time.monotonic()
 
     def add(self, step: int, losses: Mapping[str, torch.Tensor | float]) -> None:
-        """Take the losses of a step; every so many steps, write their means."""
+        """Add the losses of a step; write their means at intervals."""
         for name, value in losses.items():
-            # Added up where they are: to read one now would wait for the GPU.
+            # Summed on the device, because reading one now would wait for the GPU.
             one = value.detach() if isinstance(value, torch.Tensor) else value
             self._sums[name] = self._sums.get(name, 0.0) + one
         self._count += 1
@@ -125,14 +125,14 @@ class Log:
 
 
 def save(path: Path, state: Mapping[str, Any]) -> None:
-    """Write a state whole or not at all."""
+    """Write a state atomically."""
     partial = path.with_suffix(".partial")
     torch.save(dict(state), partial)
     os.replace(partial, path)  # noqa: PTH105
 
 
 def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any] | None:
-    """The state that `save` wrote, or None; nothing but tensors and plain values is read."""
+    """The state that `save` wrote, or None; reads only tensors and plain values."""
     if not path.is_file():
         return None
     state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)

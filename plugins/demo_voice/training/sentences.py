@@ -1,11 +1,11 @@
 """Sentence number n of the training text: prose, our own grammar, lists of names and letters.
 
-Half is prose that others wrote (`prose`), where its packages are installed.  A small grammar over
-the words of `words` makes the rest; where Debian's `wamerican-small` is installed (SCOWL, free
-for any purpose), one slot in three holds a word of that list whose ending gives its part of
-speech away, and its names are listed, too.  The n-th sentence depends on n, the seed and the
-packages alone.  At most 32 words and 190 characters before numbers are written out: more than
-the voice is asked for at once, so that the longest it is asked for are not at the edge.
+Half is existing prose (`prose`), if its packages are installed.  A small grammar over the words of
+`words` generates the rest.  If Debian's `wamerican-small` is installed (SCOWL, free for any
+purpose), one slot in three has a word of that list whose ending shows its part of speech, and its
+names are listed, too.  The n-th sentence depends only on n, the seed and the packages.  It has at
+most 32 words and 190 characters before numbers are written out: more than the voice speaks at once,
+so that its longest texts are not at the edge of the training data.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _ENDINGS = {
 
 
 def sentence(number: int, seed: int) -> str:
-    """The sentence with this number, as one would write it."""
+    """The sentence with this number, in ordinary spelling."""
     rng = random.Random(f"{seed}:{number}")
     while True:
         text = _Grammar(rng).text()
@@ -39,14 +39,14 @@ def sentence(number: int, seed: int) -> str:
 
 
 def held_out(text: str, one_in: int) -> bool:
-    """Is this sentence kept from training?  Depends on its letters alone."""
+    """Is this sentence held out?  Depends only on its letters."""
     letters = "".join(c for c in text.lower() if c.isalnum())
     return int.from_bytes(hashlib.sha256(letters.encode()).digest()[:8]) % one_in == 0
 
 
 @cache
 def rare_words() -> dict[str, tuple[str, ...]]:
-    """Words of the list by part of speech; `any` holds all but names, `name` those."""
+    """Words of the list by part of speech; `any` has all except names, `name` only names."""
     listed = WORD_LIST.read_text(encoding="utf-8").split() if WORD_LIST.is_file() else []
     plain = [x for x in listed if x.isascii() and x.isalpha() and x.islower() and 3 <= len(x) <= 12]
     by_part = {
@@ -79,7 +79,7 @@ class _Grammar:
         return self.rng.choices(list(kinds), list(kinds.values()))[0]()
 
     def written(self) -> str:
-        """Prose; now and then with another mark at its end, for prose seldom asks."""
+        """Prose; sometimes with another mark at its end, because prose has few questions."""
         found = self.pick(prose())
         mark = self.rng.choices((found[-1], "?", "!"), (0.86, 0.09, 0.05))[0]
         return found[:-1] + mark
@@ -227,14 +227,14 @@ class _Grammar:
         return f"Between {self.number()} and {self.number()}, {self.clause()}."
 
     def letters(self) -> str:
-        """Rare words side by side: they teach spelling where grammar cannot guess."""
+        """Rare words in a row, which teach spelling without help from grammar."""
         listed = rare_words()["any"] or w.THINGS
         chosen = [self.pick(listed) for _ in range(self.rng.randint(2, 7))]
         marks = [self.pick(("", "", ",")) for _ in chosen[:-1]] + [self.pick(("", ".", "?", "!"))]
         return self.capital(" ".join(x + mark for x, mark in zip(chosen, marks, strict=True)))
 
     def spelled(self) -> str:
-        """Letters one by one, beside words and digits."""
+        """Single letters among words and digits."""
         alone = self.rng.choices("ABCDEFGHIJKLMNOPQRSTUVWXYZ", k=self.rng.randint(2, 6))
         if self.rng.random() < 0.4:
             alone.insert(self.rng.randrange(len(alone) + 1), str(self.rng.randrange(100)))

@@ -1,4 +1,4 @@
-"""Sound from a checkpoint: what it says of a text, and what its codec leaves of sound."""
+"""Sound from a checkpoint: speaks texts, and passes sound through its codec."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def speak(
 
 
 def through_codec(codec: Codec, sound: Array) -> Array:
-    """Encoded and decoded again, frame by frame as a stream is."""
+    """Encode and decode sound, frame by frame like a stream."""
     codes = codec.encode(torch.from_numpy(sound))
     slot = torch.zeros(1, dtype=torch.long)
     parts = [

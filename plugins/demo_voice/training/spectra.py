@@ -54,12 +54,12 @@ def log_mel(sound: torch.Tensor, window: int, hop: int, bands: int) -> torch.Ten
 RESOLUTIONS = ((256, 24), (512, 40), (1024, 80), (2048, 120))
 """Windows and bands of the waveform decoder's loss."""
 FINE_WINDOWS, FINE_FLOOR = (1024, 2048), 1e-5
-"""Where the loss also looks at each bin: at harmonics, and at lines in hiss and pauses, all of
-which mel bands hide."""
+"""Windows for which the loss also compares each bin: harmonics, and lines in hiss and pauses, which
+mel bands hide."""
 
 
 CEPSTRAL_WINDOW, COEFFICIENTS = 1024, 13
-"""Where the loss also looks at the envelope, as the evaluation does (`measure.py`)."""
+"""The window for which the loss also compares the envelope, like the evaluation (`measure.py`)."""
 
 
 @cache
@@ -73,8 +73,8 @@ def cepstral_basis(bands: int, device: torch.device) -> torch.Tensor:
 def spectral_loss(made: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """Mean log-mel distance of `[B, N]` over the resolutions, with a share for loud peaks.
 
-    One resolution adds the distance of its mel cepstra: of the same error, what changes the
-    envelope counts for more.  The longest windows add the distance of their bins.
+    One resolution adds the distance of its mel cepstra, which gives errors of the envelope more
+    weight.  The longest windows add the distance of their bins.
     """
     total = made.new_zeros(())
     for window, bands in RESOLUTIONS:

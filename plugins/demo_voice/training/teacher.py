@@ -1,9 +1,9 @@
-"""The teachers: normalised text to sound at 24 kHz and the times of its phonemes.
+"""The teachers: turn normalised text into sound at 24 kHz with the times of its phonemes.
 
-`hts` is festival's HTS voice slt, `rms` and `slt` are flite's; all name phonemes alike.  Each
-sentence of a text is read by itself and cut to the same silence before and after, so that the
-pause between sentences is `LEAD_S + TAIL_S` everywhere.  None of them asks: where a sentence
-ends with `?`, a vocoder raises its last half second (`ask.py`).
+`hts` is festival's HTS voice slt, `rms` and `slt` are flite's; all use the same phoneme names.
+Each sentence of a text is read separately and trimmed to the same silence before and after, so that
+the pause between sentences is always `LEAD_S + TAIL_S`.  They have no question intonation, so if a
+sentence ends with `?`, a vocoder raises its last half second (`ask.py`).
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from plugins.demo_voice.training.ask import ask
 from plugins.demo_voice.training.config import SAMPLE_RATE, Array
 
 GAINS = {"hts": 1.7, "rms": 1.6, "slt": 1.0}
-"""So that all peak near 0.7 of full scale."""
+"""Gains, so that all peak near 0.7 of full scale."""
 LEAD_S, TAIL_S = 0.06, 0.26
-"""Silence left before a sentence's first and after its last phoneme; the teachers' own varies."""
+"""Silence before a sentence's first and after its last phoneme; the teachers' varies."""
 _BORDER = re.compile(r"(?<=[.!?]) ")
 _FESTIVAL = """(voice_cmu_us_slt_arctic_hts)
 (define (say text wave labels)
@@ -55,7 +55,7 @@ def render(text: str, teacher: str) -> Rendering:
 
 
 def render_all(texts: Sequence[str], teacher: str) -> list[Rendering]:
-    """Several texts at once, which festival reads faster: it starts up once.
+    """Read several texts at once, which is faster with festival, because it starts only once.
 
     Raises:
         RuntimeError: as `render`.
@@ -134,7 +134,7 @@ def _finish(piece: str, sound: Array, phones: list[tuple[str, float]]) -> Render
     stop = round((last + TAIL_S) * SAMPLE_RATE)
     cut = np.pad(sound, (max(0, -start), max(0, stop - len(sound))))
     cut = cut[max(0, start) : stop + max(0, -start)]
-    # Short ramps, so that the cut itself makes no click.
+    # Short ramps, so that the cut makes no click.
     ramp = np.linspace(0, 1, 120, dtype=np.float32)
     cut[: len(ramp)] *= ramp
     cut[-len(ramp) :] *= ramp[::-1]

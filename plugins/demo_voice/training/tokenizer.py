@@ -16,16 +16,16 @@ SPECIAL = (
 )
 PAD, BEGIN, END, UNKNOWN, AUDIO, AUDIO_END = range(len(SPECIAL))
 VOCABULARY = {token: i for i, token in enumerate((*SPECIAL, *ALPHABET, "[", "]", "0", "1"))}
-"""The digits are the speakers' ids: `normalise` writes all other digits out."""
+"""The digits are speaker ids; `normalise` writes all other digits out."""
 
 
 def encode(text: str, speaker: int) -> list[int]:
-    """Ids of a normalised text as the prompt has them."""
+    """Ids of a normalised text as in a prompt."""
     return [BEGIN, *(VOCABULARY[c] for c in f"[{speaker}]{text}"), END]
 
 
 def tokenizer_json() -> dict[str, Any]:
-    """The contents of `tokenizer.json`; it puts begin and end on by itself."""
+    """The contents of `tokenizer.json`; it adds begin and end itself."""
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
     ends = {
         SPECIAL[i]: {"id": SPECIAL[i], "ids": [i], "tokens": [SPECIAL[i]]} for i in (BEGIN, END)

@@ -1,7 +1,7 @@
-"""Batches for the language model: turns of like length side by side, with and without context.
+"""Batches for the language model: turns of similar length, with and without context.
 
 The layout is that of `vox_serve_csm.prompt`: for each turn its text, its frames, a frame of
-zeros; the frame of zeros is also what the model must say when a turn is over.
+zeros; the model must also generate the frame of zeros at the end of a turn.
 """
 
 from __future__ import annotations
@@ -18,14 +18,15 @@ from plugins.demo_voice.training.tokenizer import encode
 
 EMPTY = -1
 NEIGHBOURS = 400
-"""Turns of a batch come from so many of like length."""
+"""The turns of a batch are drawn from this many turns of similar length."""
 VALIDATION_ONE_IN = 25
 
 
 @attrs.frozen(eq=False)
 class Batch:
-    """`tokens` `[B, T, K + 1]` with -1 where a column is empty; what the state at each position
-    must say next, `targets` `[B, T, K]`, and that frame's `phones` `[B, T, 4]`, or `IGNORED`."""
+    """`tokens` `[B, T, K + 1]` with -1 where a column is empty; the frame that each
+    position must predict, `targets` `[B, T, K]`, and that frame's `phones` `[B, T, 4]`, or
+    `IGNORED`."""
 
     tokens: torch.Tensor
     targets: torch.Tensor
@@ -36,12 +37,12 @@ class Batch:
 
 
 class Turns:
-    """Draws batches; the same for the same step.
+    """Draws batches; the same batch for the same step.
 
     Args:
         corpus: texts and labels.
         codes: `[K, F]` by utterance; it may end before the corpus does.
-        config: how much, how long, how often with context.
+        config: batch size, lengths, share with context.
         validation: draw from the utterances that training leaves out.
     """
 
@@ -64,7 +65,7 @@ class Turns:
         lengths = [
             corpus.utterances[n].frames + len(corpus.utterances[n].text) for n in self._ordered
         ]
-        # Long turns fill a batch with fewer of them, so that they must be drawn more often.
+        # A batch has fewer long turns, so they must be drawn more often.
         self._reach = torch.tensor(lengths).cumsum(0)
 
     def batch(self, step: int) -> Batch:

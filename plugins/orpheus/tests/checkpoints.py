@@ -78,9 +78,9 @@ def write_checkpoint(directory: Path, **changes: Any) -> tuple[Any, Any]:
 
 
 def write_tokenizer(directory: Path) -> None:
-    """A tokenizer of bytes that adds begin by itself, as Llama's does.
+    """A tokenizer of bytes that adds a begin token itself, as Llama's does.
 
-    The custom tokens are no special tokens, as in the published one.
+    As in the published one, the custom tokens are not special tokens.
     """
     alphabet = {letter: number for number, letter in enumerate(byte_letters())}
     tokenizer = Tokenizer(models.BPE(vocab=alphabet, merges=[]))

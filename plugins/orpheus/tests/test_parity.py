@@ -130,7 +130,7 @@ def test_requests_that_join_and_leave(
             assert spoken[name].pcm == b""
             continue
         sound = reference_sound(checkpoint.codec, expected)
-        if name == "2-0":  # how much was held back when its client left hangs on the clock
+        if name == "2-0":  # how much was held back when its client left depends on the clock
             assert 0 < len(spoken[name].pcm) <= 2 * len(sound)
             sound = sound[: len(spoken[name].pcm) // 2]
         assert_sounds_like(spoken[name].pcm, sound)

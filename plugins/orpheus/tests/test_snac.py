@@ -56,7 +56,7 @@ def seed(tokens: torch.Tensor) -> int:
 
 
 def test_utterances_have_noise_of_their_own(codec: SlotSnac, checkpoint: Checkpoint) -> None:
-    """Two that are alike but for their first frame, which is not heard, differ by noise alone."""
+    """Two that differ only in their first frame, which is not played, differ only in noise."""
     one = frames(9)
     other = torch.cat([frames(1, 5), one[1:]])
     sounds = [heard(codec, tokens, slot=0)[2 * FRAME :] for tokens in (one, other)]
@@ -95,7 +95,7 @@ def test_the_noise_is_felt_and_belongs_to_the_frame(
 
 def test_the_noise_comes_again(codec: SlotSnac, checkpoint: Checkpoint) -> None:
     tokens = frames(8)
-    codec._seen[0] = 252  # as if so many frames had been heard
+    codec._seen[0] = 252  # as if this many frames had been decoded
     codec._seed[0] = seed(tokens)
     sound = heard(codec, tokens, slot=0, new=False)
     assert_close(sound[-5 * FRAME :], expected(checkpoint, tokens, frame=252))

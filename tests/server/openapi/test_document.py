@@ -194,7 +194,9 @@ def test_the_sample_is_a_file_that_json_can_hold() -> None:
         ({"text": "5", "top_k": 1.5}, "top_k: Expected `int | null`, got `float`"),
     ],
 )
-def test_a_bound_is_told_in_words(tone_server: RunningServer, fields: Json, message: str) -> None:
+def test_a_bound_is_described_in_words(
+    tone_server: RunningServer, fields: Json, message: str
+) -> None:
     param = next(reversed(fields))
     response = tone_server.http.post("/generate", json=fields)
     assert check_error(response, 400, param, "invalid_request").startswith(message)

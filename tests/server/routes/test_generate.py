@@ -227,7 +227,7 @@ def test_context_audio_of_any_format(tone_server: RunningServer, format: str) ->
     assert speak(tone_server, text="5 frames", context=[turn])[:4] == b"RIFF"
 
 
-def test_seeds_are_told_and_repeat_the_audio(tone_server: RunningServer) -> None:
+def test_seeds_are_reported_and_repeat_the_audio(tone_server: RunningServer) -> None:
     fields = {"text": "20 frames", "temperature": 1.0}
     first, second = (tone_server.http.post("/generate", json=fields) for _ in range(2))
     assert first.content != second.content

@@ -160,8 +160,10 @@ def test_a_failure_in_mid_stream_raises_in_openais_client(
     assert value(gated_server, "requests_total", mode="stream", outcome="error") == 1
 
 
-def test_a_failure_in_mid_events_is_told_and_cut(gate: Gate, gated_server: RunningServer) -> None:
-    """A client that knows no error events still sees that the body is not complete."""
+def test_a_failure_between_events_is_reported_and_cut(
+    gate: Gate, gated_server: RunningServer
+) -> None:
+    """A client that does not handle error events still sees that the body is incomplete."""
     gate.allow(1)
     body = SPEECH | {"input": "boom 41", "stream_format": "sse", "response_format": "pcm"}
     pieces: list[bytes] = []
@@ -237,7 +239,7 @@ def test_required_fields(tone_server: RunningServer, missing: str) -> None:
     check_error(tone_server.http.post(ROUTE, json=body), 400, missing)
 
 
-def test_a_form_is_no_json(tone_server: RunningServer) -> None:
+def test_a_form_is_not_json(tone_server: RunningServer) -> None:
     check_error(tone_server.http.post(ROUTE, files={"input": (None, "5")}), 400)
 
 

@@ -344,7 +344,7 @@ def test_a_name_is_taken_once(server: RunningServer, directory: Path) -> None:
     assert "built-in voice" in check_error(upload(server, name="Hum_A"), 409, "name")
     assert server.http.get(f"{ROUTE}/anna").json()["text"] == "good morning"
     assert names(server) == ["hum_a", "hum_b", "anna"]
-    # A file that came after the start is nobody's to overwrite either.
+    # A file that appeared after the start must not be overwritten either.
     (directory / "Bert.txt").write_text("mine")
     check_error(upload(server, name="bert"), 409, "name")
     assert (directory / "Bert.txt").read_text() == "mine"
@@ -493,7 +493,7 @@ def test_voices_put_there_by_hand(start_server: StartServer, directory: Path) ->
 
 
 def spoil(directory: Path) -> dict[str, str]:
-    """Fill a directory with what is no voice; returns what is to be told of each."""
+    """Fill a directory with unusable voices; returns the expected report of each."""
     outside = directory.parent / "outside.wav"
     outside.write_bytes(sound())
     drop(directory, "Case")

@@ -224,7 +224,7 @@ def test_nothing_to_say(tone_server: RunningServer) -> None:
 
 
 def test_an_alias_is_a_voice_here_too(start_server: Callable[..., RunningServer]) -> None:
-    """The address is under /v1, where every voice that OpenAI's clients know has one."""
+    """The route is under /v1, where all of OpenAI's voices have aliases."""
     server = start_server(server=ServerConfig(port=0, voice_alias=("narrator=hum_b",)))
     spoken = {}
     for voice in ("hum_a", "hum_b", "alloy", "ash", "narrator"):
@@ -312,7 +312,7 @@ def test_limits_count_what_is_spoken_and_clients_see_what_they_wrote(
 # flush, cancel, end
 
 
-def test_flush_speaks_what_is_no_sentence_yet(tone_server: RunningServer) -> None:
+def test_flush_speaks_an_unfinished_sentence(tone_server: RunningServer) -> None:
     with session(tone_server) as speaker:
         speaker.send("text", text="Well, 3 and")
         with pytest.raises(TimeoutError):
@@ -565,7 +565,7 @@ def test_a_segment_that_fails_is_left_out(start_server: StartServer, word: str, 
     assert value(server, "requests_total", mode="stream", outcome=outcome) == 1
 
 
-def test_a_bug_is_told_without_its_text(
+def test_a_bug_is_reported_without_its_text(
     tone_server: RunningServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def bug(self: Session) -> str:
@@ -693,7 +693,7 @@ def test_the_engine_dies(gate: Gate, gated_server: RunningServer) -> None:
         assert "it fell over" in check_fatal(speaker, 1013, "unavailable")
 
 
-def test_text_that_is_no_utf8(tone_server: RunningServer) -> None:
+def test_text_that_is_not_utf8(tone_server: RunningServer) -> None:
     with session(tone_server) as speaker:
         speaker.connection.send(b"\xff{", text=True)
         assert speaker.close()[0] == 1007
