@@ -1,4 +1,4 @@
-"""What /generate rejects: the status, the error shape, the named field; others are not disturbed."""
+"""What /generate rejects: status, error shape, the named field; others are not disturbed."""
 
 from __future__ import annotations
 

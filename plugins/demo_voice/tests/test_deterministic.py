@@ -41,7 +41,7 @@ def test_the_default_numbers_give_the_codes_of_full_precision() -> None:
 
 
 def round_by_height(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make a row's result depend on the number of rows and on the length of its piece of the prompt.
+    """Make a row's result depend on the number of rows and on the length of its prompt's piece.
 
     On most machines it does so slightly, by rounding; here it does so clearly on all of them.
     """
