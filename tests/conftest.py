@@ -107,7 +107,7 @@ def running_server(
     client = next(iter(engines))
     app = create_app(engines)
     config = uvicorn.Config(
-        app, port=0, **uvicorn_settings(server), log_config=None, access_log=False
+        app, port=0, **uvicorn_settings(server, engines.metrics), log_config=None, access_log=False
     )
     config.timeout_graceful_shutdown = 5
     uvicorn_server = uvicorn.Server(config)

@@ -55,8 +55,7 @@ class Conversations:
                 self._make_room()
             self._open[name] = conversation  # the most recently used is last
             if conversation.speaking or conversation.kept_for not in (None, request_id):
-                problem = f"conversation {name!r}: its last turn is still being spoken"
-                raise Conflict(problem, "conversation")
+                raise Conflict("the conversation's last turn is still being spoken", "conversation")
             conversation.speaking, conversation.kept_for = True, None
             return conversation
 

@@ -9,6 +9,7 @@ from litestar.di import NamedDependency
 from litestar.openapi.spec import OpenAPIMediaType, Schema
 from litestar.openapi.spec.enums import OpenAPIType
 
+from vox_serve.server.access.middleware import OPEN, access
 from vox_serve.server.openapi.document import Document
 from vox_serve.server.openapi.operation import JSON, described
 
@@ -25,7 +26,8 @@ POLICY = (
 @get(
     "/openapi.json",
     tags=["server"],
-    operation_class=described(content={JSON: OpenAPIMediaType(schema=OBJECT)}),
+    opt=access(OPEN),
+    operation_class=described(403, content={JSON: OpenAPIMediaType(schema=OBJECT)}),
 )
 async def openapi(document: NamedDependency[Document]) -> Response[bytes]:
     """The OpenAPI document."""
@@ -35,7 +37,8 @@ async def openapi(document: NamedDependency[Document]) -> Response[bytes]:
 @get(
     "/docs",
     tags=["server"],
-    operation_class=described(content={"text/html": OpenAPIMediaType(schema=STRING)}),
+    opt=access(OPEN),
+    operation_class=described(403, content={"text/html": OpenAPIMediaType(schema=STRING)}),
 )
 async def page() -> Response[bytes]:
     """A page that shows the OpenAPI document and sends requests."""

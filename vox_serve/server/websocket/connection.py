@@ -6,6 +6,7 @@ Contains the protocol's messages and their fields, and nothing about speech.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any, cast
 
 import msgspec
@@ -124,7 +125,20 @@ class DrainingProtocol(uvicorn_websockets.WebSocketsSansIOProtocol):
 
     uvicorn's protocol closes the connection at once.  This one only notifies the session, which
     closes the connection itself; uvicorn waits for it as long as it does for HTTP responses.
+
+    Args:
+        closed: called with the transport of a connection that is closed.
     """
+
+    def __init__(
+        self, *args: Any, closed: Callable[[asyncio.BaseTransport], None], **kwargs: Any
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self._closed = closed
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._closed(self.transport)
+        super().connection_lost(exc)
 
     def shutdown(self) -> None:
         if self.handshake_complete and not self.close_sent:
@@ -134,7 +148,6 @@ class DrainingProtocol(uvicorn_websockets.WebSocketsSansIOProtocol):
 
 
 WEBSOCKET: dict[str, Any] = {
-    "ws": DrainingProtocol,
     "ws_max_size": MAX_MESSAGE_BYTES,
     "ws_per_message_deflate": False,  # samples hardly compress, and it takes time
     # The reply to a ping waits behind audio that the client has yet to play, so a late one means
