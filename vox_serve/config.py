@@ -36,6 +36,11 @@ def setting(default: Any, help: str, choices: tuple[str, ...] | None = None) -> 
     return attrs.field(default=default, metadata={"help": help, "choices": choices})
 
 
+def _secret(default: Any, help: str) -> Any:
+    """As `setting`, for what must not be printed."""
+    return attrs.field(default=default, metadata={"help": help, "choices": None}, repr=False)
+
+
 def _require(condition: bool, message: str) -> None:
     if not condition:
         raise ConfigError(message)
@@ -147,9 +152,10 @@ class ServerConfig:
         0, "connections open at once; 0: as many as the descriptor limit allows, at most 4096"
     )
     max_connections_per_address: int = setting(
-        0, "connections of one client address; 0: half of all.  Behind a proxy it is the proxy's"
+        0,
+        "connections of one client address, or of a proxy; 0: half of all",
     )
-    api_key: tuple[str, ...] = setting(
+    api_key: tuple[str, ...] = _secret(
         (), "a key that requests must bring; other users of the machine can see it; repeatable"
     )
     api_keys_file: str | None = setting(
@@ -169,7 +175,7 @@ class ServerConfig:
     allowed_hosts: tuple[str, ...] = setting(
         (),
         "name in the Host header that is answered, *.example.com for all below; * for any; "
-        "repeatable.  Without one: on a loopback address only local names, else any",
+        "repeatable; if not given: only local names on a loopback address, else any",
     )
     lexicon: str | None = setting(
         None, "a JSON file of words and respellings that correct their pronunciation"

@@ -126,12 +126,7 @@ def run(configs: Sequence[EngineConfig], server: ServerConfig) -> int:
         traces.start()
     engines = Engines(configs, server, load_plugins(configs[0].plugins))
     keys = Keys(server)
-    if not keys.required and not is_loopback(server.host):
-        log.warning(
-            "anyone who can reach %s may use this server: it listens on more than this machine and "
-            "has no keys; see --api-keys-file",
-            server.host,
-        )
+    warn_if_open(server, keys)
     raise_descriptor_limit(server)
     listener = listen(server)
     config = uvicorn.Config(
@@ -155,6 +150,16 @@ def run(configs: Sequence[EngineConfig], server: ServerConfig) -> int:
     gc.freeze()
     uvicorn_server.run(sockets=[listener])
     return uvicorn_server.exit_code
+
+
+def warn_if_open(server: ServerConfig, keys: Keys) -> None:
+    """Warn if other machines may use the server without a key."""
+    if not keys.required and not is_loopback(server.host):
+        log.warning(
+            "anyone who can reach %s may use this server, because it has no keys: see "
+            "--api-keys-file, or listen on 127.0.0.1",
+            server.host,
+        )
 
 
 def listen(server: ServerConfig) -> socket.socket:

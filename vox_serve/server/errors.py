@@ -172,8 +172,6 @@ def error_response(
         headers["Retry-After"] = str(retry_after)
     if status == HTTPStatus.UNAUTHORIZED:
         headers["WWW-Authenticate"] = 'Bearer realm="vox_serve"'
-    if status == HTTPStatus.REQUEST_TIMEOUT:
-        headers["Connection"] = "close"  # do not wait for the rest of the body
     body = msgspec.json.encode({"error": error_object(status, message, code, param)})
     return Response(body, status_code=status, media_type="application/json", headers=headers)
 

@@ -66,6 +66,7 @@ class TimedProtocol(HttpToolsProtocol):
         if self._place is Place.NONE:
             transport.abort()
             return
+        self.app = partial(_answer_early, self.app)
         if self._place is Place.SPARE:
             self.app = partial(_answer_on_spare_place, self.app)
         self._expect(self._read_timeout)
@@ -190,6 +191,21 @@ def uvicorn_settings(server: ServerConfig, metrics: Metrics | None = None) -> di
         **WEBSOCKET,
         "ws": partial(DrainingProtocol, closed=connections.closed),
     }
+
+
+async def _answer_early(app: Any, scope: Any, receive: Any, send: Any) -> None:
+    """Say that the connection ends, with an answer that comes before the end of the body."""
+    cycle = send.__self__
+
+    async def send_early(message: Any) -> None:
+        early = message["type"] == "http.response.start" and cycle.more_body
+        if early:
+            message = {**message, "headers": [*message["headers"], (b"connection", b"close")]}
+        await send(message)
+        if early:
+            cycle.keep_alive = True  # or uvicorn would close it at once; `_linger` does
+
+    await app(scope, receive, send_early)
 
 
 async def _answer_on_spare_place(app: Any, scope: Any, receive: Any, send: Any) -> None:

@@ -46,7 +46,7 @@ class Access(ASGIMiddleware):
     def __init__(self, server: ServerConfig, keys: Keys) -> None:
         self._sites = Sites(server)
         self._keys = keys
-        self._bodies = Bodies(server.max_body_bytes_total)
+        self._bodies = Bodies(server.max_body_bytes, server.max_body_bytes_total)
         self._metrics = CLOSED if server.metrics_need_key else OPEN
 
     async def handle(self, scope: Scope, receive: Receive, send: Send, next_app: ASGIApp) -> None:

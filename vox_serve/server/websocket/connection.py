@@ -6,6 +6,7 @@ Contains the protocol's messages and their fields, and nothing about speech.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -13,6 +14,7 @@ import msgspec
 import uvicorn.protocols.websockets.websockets_sansio_impl as uvicorn_websockets
 from litestar.types import Message as AsgiMessage
 from litestar.types import Receive, Send
+from uvicorn.protocols.utils import ClientDisconnected
 
 from vox_serve.errors import RequestError
 from vox_serve.server.body import OutOfBounds, invalid
@@ -22,6 +24,8 @@ from vox_serve.server.speech import VoiceFields
 MAX_MESSAGE_BYTES = 128 * 2**10
 """Limit on one message from a client; a longer one closes the connection with 1009."""
 SERVICE_RESTART = 1012
+log = logging.getLogger("vox_serve.websocket")
+log.setLevel(logging.WARNING)
 
 
 class Start(VoiceFields, tag="start", forbid_unknown_fields=True, kw_only=True):
@@ -135,6 +139,25 @@ class DrainingProtocol(uvicorn_websockets.WebSocketsSansIOProtocol):
     ) -> None:
         super().__init__(*args, **kwargs)
         self._closed = closed
+        # uvicorn writes lines for each connection, with what the client has sent.
+        self.logger = log
+
+    async def send(self, message: Any) -> None:
+        if self.handshake_complete and self.close_sent:  # because of what the client had sent
+            raise ClientDisconnected
+        await super().send(message)
+        if message["type"] == "websocket.http.response.body":
+            self.handshake_complete = True  # refused; uvicorn would complain of a missing answer
+
+    def send_receive_event_to_app(self) -> None:
+        """Pass a message on; uvicorn logs a traceback for text that is not UTF-8."""
+        if self.curr_msg_data_type == "text" and not _is_text(b"".join(self.frames)):
+            self.frames = []
+            if not self.close_sent:
+                self.conn.send_close(1007)
+                self.handle_parser_exception()
+            return
+        super().send_receive_event_to_app()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._closed(self.transport)
@@ -145,6 +168,14 @@ class DrainingProtocol(uvicorn_websockets.WebSocketsSansIOProtocol):
             self.queue.put_nowait({"type": "websocket.disconnect", "code": SERVICE_RESTART})
         else:
             super().shutdown()
+
+
+def _is_text(data: bytes) -> bool:
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 WEBSOCKET: dict[str, Any] = {
