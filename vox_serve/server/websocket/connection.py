@@ -140,7 +140,7 @@ class DrainingProtocol(uvicorn_websockets.WebSocketsSansIOProtocol):
         super().__init__(*args, **kwargs)
         self._closed = closed
         # uvicorn writes lines for each connection, with what the client has sent.
-        self.logger = log
+        self.logger = self.conn.logger = log
 
     async def send(self, message: Any) -> None:
         if self.handshake_complete and self.close_sent:  # because of what the client had sent
