@@ -70,7 +70,9 @@ def closes(server: RunningServer, connection: socket.socket) -> bool:
     ],
     ids=range(12),
 )
-def test_frames_that_are_none(tone_server: RunningServer, frames: tuple[bytes, ...]) -> None:
+def test_frames_that_are_not_messages_are_not_worth_a_traceback(
+    tone_server: RunningServer, frames: tuple[bytes, ...]
+) -> None:
     with connect(tone_server) as connection:
         connection.sendall(UPGRADE % b"")
         assert connection.recv(4096).startswith(b"HTTP/1.1 101 ")
@@ -103,7 +105,9 @@ def test_frames_that_are_none(tone_server: RunningServer, frames: tuple[bytes, .
     ],
     ids=range(19),
 )
-def test_requests_that_are_none(tone_server: RunningServer, data: bytes) -> None:
+def test_requests_that_are_not_http_are_not_worth_a_traceback(
+    tone_server: RunningServer, data: bytes
+) -> None:
     with connect(tone_server) as connection:
         connection.sendall(data)
         assert connection.recv(65536).startswith(b"HTTP/1.1 ")

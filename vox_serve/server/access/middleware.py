@@ -7,7 +7,7 @@ origins.  So a new route is safe until somebody decides otherwise.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any, cast
 
 from litestar import Response
@@ -24,7 +24,6 @@ from vox_serve.server.access.keys import Keys
 from vox_serve.server.access.sites import Sites
 from vox_serve.server.errors import Unauthorized, answer_to
 from vox_serve.server.owner import NOBODY, Owner
-from vox_serve.server.requests import request_id
 
 CLOSED, OPEN, READ, METRICS = "closed", "open", "read", "metrics"
 """Kinds of routes.  `open`: looks at no key, as it says how the server is and what it can do.
@@ -54,18 +53,14 @@ class Access(ASGIMiddleware):
             with self._let_in(scope), self._bodies.counted(scope, receive) as counted:
                 await next_app(scope, counted, send)
             return
-        try:
-            use = self._let_in(scope)
-            use.__enter__()
-        except RequestError as error:
-            request_id(scope)
-            await receive()  # websocket.connect
-            await refuse_handshake(send, answer_to(error))
-            return
-        try:
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(self._let_in(scope))
+            except RequestError as error:
+                await receive()  # websocket.connect
+                await refuse_handshake(send, answer_to(error))
+                return
             await next_app(scope, receive, send)
-        finally:
-            use.__exit__(None, None, None)
 
     def _let_in(self, scope: Scope) -> AbstractContextManager[None]:
         """Check a request; its use of the key is counted in the context that this returns.
