@@ -15,7 +15,7 @@ from litestar.routes import HTTPRoute
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
-from tests.conftest import RunningServer, until
+from tests.conftest import RunningServer, running_server, until
 from tests.server.conftest import Gate, value
 from tests.server.test_bad_requests import check_error
 from vox_serve.config import ServerConfig
@@ -289,9 +289,10 @@ def test_voices_of_keys_and_of_everybody_come_back(
     keys: dict[str, str], start_server: StartServer, tmp_path: Path
 ) -> None:
     config = ServerConfig(port=0, api_keys_file=keys["file"], voices_dir=str(tmp_path))
-    tenants = Tenants(start_server(server=config), keys)
-    tenants.register(tenants.alice, "Alice's words.")
-    tenants.register(tenants.bob, "Bob's words.")
+    with running_server(server=config) as first:
+        tenants = Tenants(first, keys)
+        tenants.register(tenants.alice, "Alice's words.")
+        tenants.register(tenants.bob, "Bob's words.")
     (tmp_path / "shared.wav").write_bytes((tmp_path / "bob" / "anna.wav").read_bytes())
     (tmp_path / "shared.txt").write_text("Everybody's words.")
     (tmp_path / "bob" / "broken.txt").write_text("no audio")
