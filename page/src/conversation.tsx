@@ -103,7 +103,7 @@ export function Conversation() {
     return (
       <div class="card">
         <ModelChoice who={who.value} refusal={null} onChange={(value) => (who.value = value)} />
-        <Problem text={`${model.name} was not trained to follow what was said before.`} />
+        <Problem text={`${model.name} cannot follow a conversation: it was not trained to.`} />
       </div>
     );
   }
@@ -186,7 +186,7 @@ export function Conversation() {
             Play all
           </button>
           <button type="button" disabled={!turns.value.length} onClick={() => void forget()}>
-            Begin anew
+            Start over
           </button>
         </div>
       </form>

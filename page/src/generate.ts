@@ -46,7 +46,7 @@ export async function speak(
   } catch (error) {
     sound.finish(false);
     if (signal.aborted) throw error;
-    throw new Error("The sound broke off: the model failed, or the connection did.");
+    throw new Error("The audio stopped early: the model or the connection failed.");
   } finally {
     player.pump();
   }

@@ -64,7 +64,7 @@ function connect(): WebSocket {
 
 /** A handshake that was refused: browsers do not show why, so ask where an answer can be read. */
 async function explain(): Promise<void> {
-  problem.value = "The connection broke off.";
+  problem.value = "The connection was lost.";
   await look();
   try {
     await send("v1/audio/stream");
@@ -246,7 +246,7 @@ export function Live() {
           >
             Interrupt
           </button>
-          <button type="button" onClick={startRobot}>Let an example type</button>
+          <button type="button" onClick={startRobot}>Play an example</button>
           <button type="button" disabled={!open.value} onClick={close}>Close</button>
           <span class="quiet" role="status">{open.value ? "connected" : "not connected"}</span>
         </div>

@@ -63,7 +63,7 @@ function State() {
     models.reduce((total, one) => total + one[field], 0);
   const words = found
     ? `${found.status}, ${sum("running")} of ${sum("slots")} speaking, ${sum("waiting")} waiting`
-    : unreachable.value || "looking …";
+    : unreachable.value || "connecting …";
   return (
     <details class="state">
       <summary data-status={found?.status ?? "dead"}>{words}</summary>

@@ -233,7 +233,7 @@ function copy(content: string): void {
 
 function History() {
   if (!history.value.length) {
-    return <p class="empty">What you let it say will be here, to hear again and to download.</p>;
+    return <p class="empty">Your speech appears here, to play again and to download.</p>;
   }
   return (
     <section aria-label="History">
@@ -260,7 +260,7 @@ function Entry({ item, latest }: { item: Item; latest: boolean }) {
         <Figures sound={sound} gaps={latest ? player.gaps.value : null} />
         <span class="quiet">
           {item.by}, seed {String(fields.seed)}
-          {sound.done && !sound.whole ? ", not whole" : ""}
+          {sound.done && !sound.whole ? ", incomplete" : ""}
         </span>
         {sound.done && <Download item={item} name={name} />}
       </div>

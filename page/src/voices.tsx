@@ -87,10 +87,10 @@ async function register(): Promise<void> {
   if (model) form.set("model", model);
   refusal.value = null;
   problem.value = done.value = "";
-  busy.value = "The server is listening to the sample …";
+  busy.value = "Registering …";
   try {
     await send("v1/audio/voices", { method: "POST", body: form });
-    done.value = `${name.value} is registered and can be chosen everywhere.`;
+    done.value = `${name.value} is registered: choose it in any view.`;
     name.value = transcript.value = "";
     sample.value = null;
     await refreshVoices();
@@ -142,7 +142,7 @@ export function Voices() {
                 <span class="quiet">
                   {voice.model}, speaker {voice.speaker}
                   {voice.seconds === undefined ? "" : `, ${voice.seconds.toFixed(1)} s of sample`}
-                  {voice.kept === false ? ", until the server ends" : ""}
+                  {voice.kept === false ? ", lost when the server stops" : ""}
                 </span>
                 {voice.text && <p class="quiet">“{voice.text}”</p>}
               </div>
@@ -201,8 +201,8 @@ function NewVoice() {
     >
       <h2 id="new-voice">A new voice</h2>
       <p class="quiet">
-        Up to {MAX_SECONDS} seconds of one person speaking, and the words that are said. Use only
-        voices of people who agree.
+        Up to {MAX_SECONDS} seconds of one person speaking, and the words that are said. Use a voice
+        only with its owner's consent.
       </p>
       <div class="row">
         <Field label="Sample" error={wrong("audio")}>
@@ -250,7 +250,7 @@ function NewVoice() {
           onChange={(value) => (who.value = value)}
         />
         <Choice
-          label="Spoken as speaker"
+          label="As speaker"
           value={who.value.speaker || "0"}
           error={wrong("speaker")}
           options={[...new Set(model?.voices.map((one) => String(one.speaker)))].sort()}

@@ -50,7 +50,7 @@ def test_four_turns_are_one_conversation_that_can_be_heard_and_forgotten(
         page.get_by_role("button", name="Download turn 2").click()
     assert event.value.path().stat().st_size == 44 + 4 * 640 * 2
     with page.expect_response("**/conversations/*") as answer:
-        page.get_by_role("button", name="Begin anew").click()
+        page.get_by_role("button", name="Start over").click()
     assert answer.value.status == 204
     assert bubbles.count() == 0
 
@@ -88,4 +88,4 @@ def test_a_model_that_follows_nothing_says_so(
     models["models"][0]["takes_context"] = False
     page.route("**/models", lambda route: route.fulfill(json=models))
     page.reload()
-    expect(page.get_by_role("alert")).to_contain_text("was not trained to follow")
+    expect(page.get_by_role("alert")).to_contain_text("cannot follow a conversation")

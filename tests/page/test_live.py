@@ -73,7 +73,7 @@ def test_who_begins_to_type_while_it_speaks_interrupts(
     slow_server: RunningServer, open_page: Opened
 ) -> None:
     page = open_page(slow_server, "#live")
-    page.get_by_role("button", name="Let an example type").click()
+    page.get_by_role("button", name="Play an example").click()
     energetic(page)
     field = page.get_by_label("Type here")
     field.press_sequentially("150 frames")
@@ -111,4 +111,4 @@ def test_a_connection_that_is_refused_or_breaks_is_said(
     page.get_by_role("button", name="Close").click()
     expect(page.get_by_role("status")).to_have_text("not connected")
     page.get_by_label("Type here").press_sequentially("5 frames! ")
-    expect(page.get_by_role("alert")).to_contain_text("The connection broke off.")
+    expect(page.get_by_role("alert")).to_contain_text("The connection was lost.")

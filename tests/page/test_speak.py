@@ -142,7 +142,7 @@ def test_stop_is_silence_at_once_and_frees_the_slot(
     slow_server.wait_idle(1)
     wait(page, "window.silenceAfter !== undefined")
     assert page.evaluate("silenceAfter") < 200
-    expect(page.locator(".latest")).to_contain_text("not whole")
+    expect(page.locator(".latest")).to_contain_text("incomplete")
 
 
 def test_leaving_the_page_in_mid_stream_frees_the_slot(
@@ -298,9 +298,9 @@ def test_sound_that_breaks_off_is_said_and_what_came_is_kept(
     speak(page, "20 frames boom")
     energetic(page)
     gate.open()
-    expect(page.get_by_role("alert")).to_contain_text("The sound broke off")
+    expect(page.get_by_role("alert")).to_contain_text("The audio stopped early")
     assert figure(page, "Length") == "0.2 s"
-    expect(page.locator(".latest")).to_contain_text("not whole")
+    expect(page.locator(".latest")).to_contain_text("incomplete")
 
 
 def test_a_full_queue_and_a_server_that_is_gone_are_said(
