@@ -9,7 +9,7 @@ EXTRAS ?= dev
 # Arguments for the command behind a verb: make serve ARGS="--port 9000 --model DIR"
 ARGS ?=
 
-.PHONY: help setup check test test-slow test-oldest serve bench bench-gpu dist lock dashboard voice voice-eval clean
+.PHONY: help setup check test test-slow test-oldest serve bench bench-gpu dist lock dashboard page voice voice-eval clean
 
 help:
 	@echo "make serve    install what is needed and speak on port 8000 (ARGS=... for flags)"
@@ -23,6 +23,7 @@ help:
 	@echo "make dist     wheels and sdists of everything, into dist/"
 	@echo "make lock     what the container holds: deploy/container/lock*.txt"
 	@echo "make dashboard  deploy/grafana/dashboards/ from dashboard.py"
+	@echo "make page     vox_serve/server/page/static/ from page/ (needs node and npm)"
 	@echo "make bench-gpu  right, how fast, beside whom: one NVIDIA GPU, ten minutes (ARGS=--help)"
 
 $(BIN)/python:
@@ -85,6 +86,9 @@ lock: $(VENV)/.dev
 
 dashboard: $(VENV)/.dev
 	$(BIN)/python -m deploy.grafana.dashboard
+
+page:
+	cd page && npm ci && npm run check && npm run build
 
 # The demo voice's recipe: plugins/demo_voice/training/README.md says what it needs and how long it takes.
 SIZE ?= cpu

@@ -17,9 +17,10 @@ from vox_serve.errors import RequestError
 from vox_serve.server import errors
 from vox_serve.server.access.keys import Keys
 from vox_serve.server.access.middleware import Access
-from vox_serve.server.openapi import page
+from vox_serve.server.openapi import route as openapi
 from vox_serve.server.openapi.document import HEADERS, Document
 from vox_serve.server.owner import provide_owner
+from vox_serve.server.page import routes as pages
 from vox_serve.server.requests import OpenRequests, request_id
 from vox_serve.server.routes import cancel, openai, status, voices
 from vox_serve.server.routes.generate import generate
@@ -46,8 +47,10 @@ HANDLERS = (
     status.voices,
     status.plugins,
     status.metrics,
-    page.openapi,
-    page.page,
+    openapi.openapi,
+    pages.page,
+    pages.docs,
+    pages.asset,
 )
 """The routes over HTTP."""
 

@@ -27,7 +27,10 @@ from vox_serve.server.routes.voices import clip
 from vox_serve.server.websocket.route import PATH as WEBSOCKET
 
 StartServer = Callable[..., RunningServer]
-OPEN = {"GET /health", "GET /ready", "GET /metrics", "GET /openapi.json", "GET /docs"}
+OPEN = {
+    *("GET /health", "GET /ready", "GET /metrics", "GET /openapi.json"),
+    *("GET /", "GET /docs", "GET /page/{file}"),
+}
 READ = {
     "GET /models",
     "GET /voices",
@@ -100,9 +103,25 @@ def test_every_route_needs_a_key_unless_it_is_listed_here(
         if route in OPEN | READ:
             assert without.status_code in (200, 404), route
         if route in OPEN:
-            assert wrong.status_code == 200, route
+            assert wrong.status_code in (200, 404), route
     assert value(server, "http_responses_total", route=WEBSOCKET, code="401") == 2
     assert value(server, "http_responses_total", route=WEBSOCKET, code="101") == 1
+
+
+def test_a_browser_gives_the_key_as_a_subprotocol(start_server: StartServer) -> None:
+    server = start_server(server=ServerConfig(port=0, api_key=("se/cret+",)))
+    url = server.url.replace("http://", "ws://") + WEBSOCKET
+    with connect(url, subprotocols=["vox-serve", "vox-serve-key.c2UvY3JldCs"]) as socket:
+        assert socket.subprotocol == "vox-serve"
+    for bad in (
+        "vox-serve-key.c2Uv",
+        "vox-serve-key.",
+        "vox-serve-key",
+        "vox-serve-key.c2UvY3J_dCs",
+    ):
+        with pytest.raises(InvalidStatus) as refused:
+            connect(url, subprotocols=["vox-serve", bad])
+        assert refused.value.response.status_code == 401
 
 
 def test_metrics_by_choice_and_a_key_on_the_command_line(start_server: StartServer) -> None:

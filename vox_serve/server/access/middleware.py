@@ -6,6 +6,7 @@ origins.  So a new route is safe until somebody decides otherwise.
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any, cast
@@ -29,6 +30,11 @@ CLOSED, OPEN, READ, METRICS = "closed", "open", "read", "metrics"
 """Kinds of routes.  `open`: looks at no key, as it says how the server is and what it can do.
 `read`: changes and costs nothing; the key may be missing, and shows its own voices.  `metrics`: as
 open as the server's settings say.  `closed`: all others."""
+
+
+SUBPROTOCOL, KEY_SUBPROTOCOL = "vox-serve", "vox-serve-key"
+"""Subprotocols that a browser offers with a WebSocket, because it cannot send a key in a header:
+the first one, which is chosen, and the second one with a dot and the key as base64url."""
 
 
 def access(kind: str) -> dict[str, Any]:
@@ -107,7 +113,21 @@ def _given_key(headers: Headers) -> str | None:
     scheme, _, key = headers.get("authorization", "").partition(" ")
     if scheme.lower() == "bearer":  # a proxy may use other schemes for its own purposes
         return key.strip()
+    for offered in headers.get("sec-websocket-protocol", "").split(","):
+        marked, _, encoded = offered.strip().partition(".")
+        if marked == KEY_SUBPROTOCOL:
+            return _decoded(encoded)
     return headers.get("x-api-key")
+
+
+def _decoded(text: str) -> str:
+    """A key out of base64url without padding; empty, which is not a key, if it is not that."""
+    try:
+        return base64.b64decode(text + "=" * (-len(text) % 4), b"-_", validate=True).decode(
+            "latin-1"
+        )
+    except ValueError:
+        return ""
 
 
 async def refuse_handshake(send: Send, answer: Response[bytes]) -> None:

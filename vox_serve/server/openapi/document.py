@@ -90,6 +90,7 @@ PATH_EXAMPLES = {
     "conversation": "morning",
     "voice": "anna",
     "name": "tts-1",
+    "file": "page.js",
 }
 
 

@@ -20,7 +20,7 @@ from vox_serve.audio.formats import AudioFormat, find_format
 from vox_serve.errors import InvalidRequest, NotFound, RequestError, Unavailable, UnspeakableText
 from vox_serve.logs import begin
 from vox_serve.messages import SpeechRequest
-from vox_serve.server.access.middleware import refuse_handshake
+from vox_serve.server.access.middleware import SUBPROTOCOL, refuse_handshake
 from vox_serve.server.account import Account
 from vox_serve.server.errors import (
     ClientGone,
@@ -69,7 +69,8 @@ async def _serve(
             problem = Unavailable(f"the server is {engines.state.value}")
             await refuse_handshake(send, answer_to(problem))
             return
-        await send({"type": "websocket.accept", "subprotocol": None, "headers": []})
+        chosen = SUBPROTOCOL if SUBPROTOCOL in scope["subprotocols"] else None
+        await send({"type": "websocket.accept", "subprotocol": chosen, "headers": []})
         connection = Connection(receive, send, engines.server.send_timeout)
         await _converse(connection, engines, opened, owner_of(scope))
     except (ClientGone, OSError):
