@@ -81,7 +81,8 @@ def opened(
 
     def listen(message: ConsoleMessage) -> None:
         # The browser reports each answer that is an error.  Those are tested.
-        if message.type in ("error", "warning") and "Failed to load resource" not in message.text:
+        refused = message.text.startswith(("Failed to load resource", "WebSocket connection to"))
+        if message.type in ("error", "warning") and not refused:
             complaints.append(message.text)
 
     with browser.new_context(**settings) as context:

@@ -249,6 +249,8 @@ ATTEMPTS: dict[str, Callable[[Tenants], None]] = {
     "GET /metrics": lambda tenants: tenants.look("/metrics", 0),
     "GET /openapi.json": lambda tenants: tenants.look("/openapi.json", 0),
     "GET /docs": lambda tenants: tenants.look("/docs", 0),
+    "GET /": lambda tenants: tenants.look("/", 0),
+    "GET /page/{file}": lambda tenants: tenants.look("/page/page.js", 0),
     "DELETE /v1/audio/voices/{voice}": Tenants.remove_voice,
 }
 """For each route of the application, in order, what bob tries on it."""
