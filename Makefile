@@ -9,7 +9,7 @@ EXTRAS ?= dev
 # Arguments for a target's command: make serve ARGS="--port 9000 --model DIR"
 ARGS ?=
 
-.PHONY: help setup check test test-slow test-oldest serve site bench bench-gpu dist lock dashboard voice voice-eval clean
+.PHONY: help setup check test test-slow test-oldest serve site bench bench-gpu dist lock dashboard page voice voice-eval clean
 
 help:
 	@echo "make serve    install the runtime and serve on port 8000 (ARGS=... for flags)"
@@ -25,6 +25,7 @@ help:
 	@echo "make dist     build wheels and sdists, into dist/"
 	@echo "make lock     regenerate deploy/container/lock*.txt"
 	@echo "make dashboard  regenerate deploy/grafana/dashboards/"
+	@echo "make page     rebuild vox_serve/server/page/static/ from page/ (needs node and npm)"
 	@echo "make bench-gpu  correctness and speed on one NVIDIA GPU, ten minutes (ARGS=--help)"
 
 $(BIN)/python:
@@ -92,6 +93,9 @@ lock: $(VENV)/.dev
 
 dashboard: $(VENV)/.dev
 	$(BIN)/python -m deploy.grafana.dashboard
+
+page:
+	cd page && npm ci && npm run check && npm run build
 
 # The demo voice's recipe: plugins/demo_voice/training/README.md says what it needs and how long it takes.
 SIZE ?= cpu

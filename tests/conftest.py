@@ -12,6 +12,7 @@ import attrs
 import httpx
 import pytest
 import uvicorn
+from litestar import Litestar
 
 from tests.tone import ToneModel
 from vox_serve.config import EngineConfig, ServerConfig
@@ -72,6 +73,7 @@ class RunningServer:
     url: str
     client: EngineClient
     http: httpx.Client
+    app: Litestar
 
     def metric(self, series: str) -> float:
         """The value of one series of /metrics, e.g. `vox_serve_ready{model="tone"}`."""
@@ -107,7 +109,7 @@ def running_server(
     client = next(iter(engines))
     app = create_app(engines)
     config = uvicorn.Config(
-        app, port=0, **uvicorn_settings(server), log_config=None, access_log=False
+        app, port=0, **uvicorn_settings(server, engines.metrics), log_config=None, access_log=False
     )
     config.timeout_graceful_shutdown = 5
     uvicorn_server = uvicorn.Server(config)
@@ -119,7 +121,7 @@ def running_server(
     with httpx.Client(base_url=url, timeout=30) as http:
         if wait:
             until(lambda: http.get("/ready").status_code == 200, 60)
-        yield RunningServer(url, client, http)
+        yield RunningServer(url, client, http, app)
     uvicorn_server.should_exit = True
     thread.join(15)
     assert not thread.is_alive(), "the server did not shut down"

@@ -48,6 +48,19 @@ BAD: list[tuple[type[Any], str, Any]] = [
     (ServerConfig, "on_worker_death", "pray"),
     (ServerConfig, "unload_after", 0.0),
     (ServerConfig, "max_body_bytes", 1023),
+    (ServerConfig, "max_body_bytes_total", 1024),
+    (ServerConfig, "max_connections", -1),
+    (ServerConfig, "max_connections_per_address", -1),
+    (ServerConfig, "max_open_per_key", -1),
+    (ServerConfig, "max_per_minute_per_key", 1_000_001),
+    (ServerConfig, "api_key", ("",)),
+    (ServerConfig, "api_key", ("two words",)),
+    (ServerConfig, "api_keys_file", ""),
+    (ServerConfig, "cors_origin", ("example.com",)),
+    (ServerConfig, "cors_origin", ("https://example.com/",)),
+    (ServerConfig, "ws_origin", ("https://*.example.com",)),
+    (ServerConfig, "allowed_hosts", ("https://example.com",)),
+    (ServerConfig, "allowed_hosts", ("example.com:8000",)),
     (ServerConfig, "voices_dir", ""),
     (ServerConfig, "voice_alias", ("alloy",)),
     (ServerConfig, "log_level", "loud"),
@@ -66,6 +79,7 @@ def test_bad_value(config: type[Any], name: str, bad: Any) -> None:
 def test_every_field_can_be_bad_or_is_free_text(config: type[Any]) -> None:
     """A new setting needs a check, or a place in this list."""
     free = {"model", "device", "plugins", "host", "deterministic", "log_text", "traces", "lexicon"}
+    free |= {"metrics_need_key"}
     checked = {name for owner, name, _ in BAD if owner is config}
     assert {field.name for field in attrs.fields(config)} == checked | (
         free & {field.name for field in attrs.fields(config)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import resource
 import signal
 import socket
 import subprocess
@@ -23,6 +24,7 @@ import pytest
 from tests.conftest import until
 from vox_serve import launch
 from vox_serve.config import ServerConfig
+from vox_serve.server.access.keys import new_key
 from vox_serve.workers.client import EngineClient
 
 ROOT = Path(__file__).parent.parent
@@ -399,3 +401,47 @@ def test_traces_that_nobody_takes_hold_up_no_end(tmp_path: Path) -> None:
         assert server.http.post("/generate", json={"text": "5 frames"}).status_code == 200
         server.process.send_signal(signal.SIGTERM)
         assert server.end(6) == 0
+
+
+def test_keys_are_read_again_on_sighup(start: Start, tmp_path: Path) -> None:
+    (old, first), (new, second) = new_key("alice"), new_key("bob")
+    file = tmp_path / "keys"
+    file.write_text(first)
+    server = start("--api-keys-file", str(file), "--host", "0.0.0.0")
+
+    def status(key: str) -> int:
+        headers = {"X-Api-Key": key}
+        return server.http.post("/generate", json={"text": "5"}, headers=headers).status_code
+
+    server.http.base_url = f"http://127.0.0.1:{server.http.base_url.port}"
+    assert [status(old), status(new)] == [200, 401]
+    file.write_text(second)
+    os.kill(server.process.pid, signal.SIGHUP)
+    until(lambda: [status(old), status(new)] == [401, 200])
+    log = server.read_log()
+    assert "1 keys read" in log
+    assert "WARNING" not in log, "it has keys"
+    assert old not in log + server.banner
+    server.process.terminate()
+    assert server.end(10) == 0
+
+
+def test_a_thousand_silent_connections_and_few_descriptors(start: Start) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard < 4096:
+        pytest.skip("this process may not open enough files")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (1024, hard))
+    try:
+        server = start()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 2048), hard))
+    url = server.http.base_url
+    server.http.timeout = 2
+    with ExitStack() as stack, server.stream(text="60", format="pcm") as running:
+        for _ in range(1300):
+            stack.enter_context(socket.create_connection((url.host, url.port), timeout=5))
+        assert httpx.get(f"{url}/health", timeout=2).status_code == 200
+        assert len(running.read()) == 60 * 1280
+    assert len(server.read_log()) < 10_000
+    server.process.terminate()
+    assert server.end(10) == 0

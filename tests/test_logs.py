@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from vox_serve import logs
-from vox_serve.logs import JSONLines, Lines, LogSettings
+from vox_serve.errors import ConfigError, InvalidRequest
+from vox_serve.logs import JSONLines, Lines, LogSettings, RateLimit
 
 
 def record(message: str = "hello", error: BaseException | None = None, **extra: Any):
@@ -82,8 +83,50 @@ def test_an_exception_of_a_request_shows_where_but_not_what(kind: type[Lines]) -
     assert "RuntimeError: secret" in shown
 
 
-def test_an_exception_outside_a_request_shows_its_message() -> None:
-    assert "RuntimeError: secret" in as_json(record("it failed", caught()))["traceback"]
+def test_an_exception_outside_a_request_may_quote_any_request() -> None:
+    assert "RuntimeError: secret" not in as_json(record("it failed", caught()))["traceback"]
+    shown = as_json(record("it failed", caught()), text=True)
+    assert "RuntimeError: secret" in shown["traceback"]
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (OSError(28, "No space left on device", "/secret"), "OSError: No space left on device"),
+        (ConfigError("a flag is wrong"), "ConfigError: a flag is wrong"),
+        (InvalidRequest("secret"), "InvalidRequest (--log-text shows its message)"),
+    ],
+)
+def test_an_error_that_quotes_no_request_is_shown(error: Exception, told: str) -> None:
+    traceback = as_json(record("it failed", error))["traceback"]
+    assert traceback.endswith(told)
+    assert "secret" not in traceback
+
+
+@pytest.mark.parametrize("kind", [Lines, JSONLines])
+def test_asyncio_quotes_no_exception(kind: type[Lines]) -> None:
+    made = record("Task exception was never retrieved\nfuture: <Task exception=E('secret')>")
+    made.name = "asyncio"
+    assert "secret" not in kind(LogSettings()).format(made)
+    assert "secret" in kind(LogSettings(text=True)).format(made)
+
+
+def test_lines_of_one_kind_are_limited_and_counted() -> None:
+    now = 0.0
+    limit = RateLimit(burst=3, seconds=10.0, clock=lambda: now)
+    noise = [record("noise") for _ in range(100)]
+    assert sum(map(limit.filter, noise)) == 3
+    other = record("another place")
+    other.lineno = 2
+    assert limit.filter(other)
+    now = 10.0
+    last = record("noise of %s", args=("x",))
+    assert limit.filter(last)
+    assert last.getMessage() == "noise of x (97 more like this were left out)"
+    requests = [record() for _ in range(100)]
+    for made in requests:
+        made.name = "vox_serve.requests"
+    assert sum(map(limit.filter, requests)) == 100, "each request has its line"
 
 
 def test_a_process_logs_as_it_is_reported() -> None:
@@ -111,4 +154,4 @@ raise KeyError("end")
         ("critical", "vox_serve"),
     ]
     assert "ZeroDivisionError" in lines[2]["traceback"]
-    assert "KeyError: 'end'" in lines[3]["traceback"]
+    assert lines[3]["traceback"].endswith("KeyError (--log-text shows its message)")

@@ -37,6 +37,8 @@ TABLE = {
     "conversations": ("gauge", set()),
     "voices": ("gauge", set()),
     "websocket_sessions": ("gauge", set()),
+    "connections": ("gauge", set()),
+    "connections_refused_total": ("counter", {"reason"}),
     "engine_memory_bytes": ("gauge", {"kind"}),
     "device_memory_bytes": ("gauge", {"kind"}),
     "batch_size": ("histogram", set()),
@@ -57,7 +59,14 @@ TABLE = {
     "plugin_errors_total": ("counter", {"plugin"}),
     "build_info": ("gauge", {"version", "torch", "device"}),
 }
-OPEN = {"http_responses_total", "plugin_errors_total", "build_info", "device_memory_bytes"}
+OPEN = {
+    "http_responses_total",
+    "plugin_errors_total",
+    "build_info",
+    "device_memory_bytes",
+    "connections",
+    "connections_refused_total",
+}
 """Their labels have values that are not known beforehand: no series until something is counted."""
 
 
@@ -70,6 +79,8 @@ def test_every_metric_has_its_type_and_labels_and_starts_at_zero() -> None:
     metrics.http_responses_total.labels("tone", "/generate", "200")
     metrics.plugin_errors_total.labels("tone", "one")
     metrics.device_memory_bytes.labels("tone", "used")
+    metrics.connections.labels("tone")
+    metrics.connections_refused_total.labels("tone", "full")
     metrics.build_info.labels("tone", "1", "2", "cpu")
     found = {}
     for family in text_string_to_metric_families(metrics.registry.exposition().decode()):

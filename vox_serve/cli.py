@@ -1,4 +1,4 @@
-"""vox-serve launch | say | bench | plan | models | plugins | new-plugin."""
+"""vox-serve launch | say | bench | plan | models | plugins | new-plugin | new-key."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from vox_serve.messages import SpeechRequest
 from vox_serve.new_plugin import new_plugin
 from vox_serve.plan.config import PlanConfig
 from vox_serve.plugins import load_plugins
+from vox_serve.server.access.keys import new_key
 from vox_serve.text import Lexicon, Normalize, read_lexicon
 
 NORMALIZE = (
@@ -87,6 +88,12 @@ def _parser() -> Parser:
     new.add_argument("name", help="lower-case letters, digits and _")
     new.add_argument("--directory", type=Path, default=Path(), help="parent directory (default: .)")
     new.set_defaults(run=_new_plugin)
+
+    key = commands.add_parser(
+        "new-key", help="make a key for --api-keys-file: the key on stderr, its line on stdout"
+    )
+    key.add_argument("name", help="whose it is: letters, digits, '_' and '-'")
+    key.set_defaults(run=_new_key)
     return parser
 
 
@@ -156,6 +163,13 @@ def _plugins(arguments: argparse.Namespace) -> int:
 def _new_plugin(arguments: argparse.Namespace) -> int:
     target = new_plugin(arguments.name, arguments.directory)
     print(f"created {target}: run pip install -e {target}, then see its README.md")
+    return 0
+
+
+def _new_key(arguments: argparse.Namespace) -> int:
+    key, line = new_key(arguments.name)
+    print(key, file=sys.stderr)
+    print(line)
     return 0
 
 

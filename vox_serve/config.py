@@ -5,6 +5,7 @@ A field's metadata holds its help text; `vox_serve.flags` turns fields into flag
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import attrs
@@ -18,11 +19,26 @@ DTYPES = ("auto", "bfloat16", "float32")
 QUANTIZE = ("none", "int8", "fp8")
 WORKER_DEATH = ("exit", "restart")
 DAY = 86400
+KEY = re.compile(r"[!-~]{1,512}")
+ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://([A-Za-z0-9_.-]+|\[[0-9A-Fa-f:]+\])(:\d{1,5})?")
+HOST = re.compile(r"(\*\.)?[A-Za-z0-9_.-]+|\[?[0-9A-Fa-f:]+\]?")
+LIMITS = (
+    "max_connections",
+    "max_connections_per_address",
+    "max_open_per_key",
+    "max_per_minute_per_key",
+)
+"""Of connections and keys; 0 has a meaning of its own."""
 
 
 def setting(default: Any, help: str, choices: tuple[str, ...] | None = None) -> Any:
     """A field that the command line shows as a flag."""
     return attrs.field(default=default, metadata={"help": help, "choices": choices})
+
+
+def _secret(default: Any, help: str) -> Any:
+    """As `setting`, for what must not be printed."""
+    return attrs.field(default=default, metadata={"help": help, "choices": None}, repr=False)
 
 
 def _require(condition: bool, message: str) -> None:
@@ -129,6 +145,38 @@ class ServerConfig:
         None, "idle seconds after which a model leaves memory until it is asked for again"
     )
     max_body_bytes: int = setting(32 * 2**20, "the largest request body")
+    max_body_bytes_total: int = setting(
+        128 * 2**20, "memory for the bodies of all open requests; more get 429"
+    )
+    max_connections: int = setting(
+        0, "connections open at once; 0: as many as the descriptor limit allows, at most 4096"
+    )
+    max_connections_per_address: int = setting(
+        0,
+        "connections of one client address, or of a proxy; 0: half of all",
+    )
+    api_key: tuple[str, ...] = _secret(
+        (), "a key that requests must bring; other users of the machine can see it; repeatable"
+    )
+    api_keys_file: str | None = setting(
+        None, "file of hashed keys, from `vox-serve new-key`; read again on SIGHUP"
+    )
+    max_open_per_key: int = setting(0, "requests that one key may have open at once; 0: no limit")
+    max_per_minute_per_key: int = setting(0, "requests of one key in a minute; 0: no limit")
+    metrics_need_key: bool = setting(False, "answer GET /metrics only to those who have a key")
+    cors_origin: tuple[str, ...] = setting(
+        (),
+        "origin whose pages may use the server, for example https://example.com; * for any; "
+        "repeatable",
+    )
+    ws_origin: tuple[str, ...] = setting(
+        (), "origin whose pages may use the WebSocket only; * for any; repeatable"
+    )
+    allowed_hosts: tuple[str, ...] = setting(
+        (),
+        "name in the Host header that is answered, *.example.com for all below; * for any; "
+        "repeatable; if not given: only local names on a loopback address, else any",
+    )
     lexicon: str | None = setting(
         None, "a JSON file of words and respellings that correct their pronunciation"
     )
@@ -162,6 +210,26 @@ class ServerConfig:
             f"unload_after must be more than 0, at most {DAY} s",
         )
         _require(self.max_body_bytes >= 1024, "max_body_bytes must be 1024 or more")
+        _require(
+            self.max_body_bytes_total >= self.max_body_bytes,
+            "max_body_bytes_total must not be less than max_body_bytes",
+        )
+        for name in LIMITS:
+            _require(0 <= getattr(self, name) <= 10**6, f"{name} must be from 0 to 1000000")
+        _require(self.api_keys_file != "", "api_keys_file must not be empty")
+        for key in self.api_key:
+            _require(KEY.fullmatch(key) is not None, "api_key must be 1 to 512 visible characters")
+        for name in ("cors_origin", "ws_origin"):
+            for origin in getattr(self, name):
+                _require(
+                    origin == "*" or ORIGIN.fullmatch(origin) is not None,
+                    f"{name} must be scheme://host[:port] or *, not {origin!r}",
+                )
+        for host in self.allowed_hosts:
+            _require(
+                host == "*" or HOST.fullmatch(host) is not None,
+                f"allowed_hosts must be names without scheme and port, not {host!r}",
+            )
         _require(self.voices_dir != "", "voices_dir must not be empty")
         for name, choices in (("log_level", logs.LEVELS), ("log_format", logs.FORMATS)):
             _require(getattr(self, name) in choices, f"{name} must be one of {', '.join(choices)}")

@@ -23,26 +23,40 @@ from vox_serve.logs import configure
 from vox_serve.messages import EngineInfo
 from vox_serve.plugins import load_plugins
 from vox_serve.server import traces
+from vox_serve.server.access.keys import Keys
+from vox_serve.server.access.sites import is_loopback
 from vox_serve.server.app import create_app
+from vox_serve.server.connections import raise_descriptor_limit
 from vox_serve.server.protocol import uvicorn_settings
 from vox_serve.workers.client import EngineClient, EngineState
 from vox_serve.workers.engines import Engines
 
 DEATH_NOTICE_SECONDS = 3.0
 """How long a server whose engine died answers 503 before it exits."""
+QUEUED_CONNECTIONS = 2048
+"""How many connections the kernel keeps for us while the event loop is busy."""
 log = logging.getLogger("vox_serve.launch")
 
 
 class Server(uvicorn.Server):
     """A uvicorn server that drains the engines before shutdown, and exits when one is dead."""
 
-    def __init__(self, config: uvicorn.Config, engines: Engines, address: str) -> None:
+    def __init__(self, config: uvicorn.Config, engines: Engines, keys: Keys, address: str) -> None:
         super().__init__(config)
+        self._keys = keys
         self.exit_code = 0
         self._engines = engines
         self._address = address
         self._announced = False
         engines.watch(self._engine_changed)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        for listener in sockets or ():
+            listener.listen(QUEUED_CONNECTIONS)
+        if self._engines.server.api_keys_file is not None:
+            loop = asyncio.get_running_loop()
+            loop.add_signal_handler(signal.SIGHUP, self._keys.reload)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._engines.drain()
@@ -111,10 +125,13 @@ def run(configs: Sequence[EngineConfig], server: ServerConfig) -> int:
     if server.traces:
         traces.start()
     engines = Engines(configs, server, load_plugins(configs[0].plugins))
+    keys = Keys(server)
+    warn_if_open(server, keys)
+    raise_descriptor_limit(server)
     listener = listen(server)
     config = uvicorn.Config(
-        create_app(engines),
-        **uvicorn_settings(server),
+        create_app(engines, keys),
+        **uvicorn_settings(server, engines.metrics),
         lifespan="on",
         log_config=None,
         access_log=False,
@@ -123,7 +140,7 @@ def run(configs: Sequence[EngineConfig], server: ServerConfig) -> int:
     )
     port = listener.getsockname()[1]
     host = f"[{server.host}]" if ":" in server.host else server.host
-    uvicorn_server = Server(config, engines, f"http://{host}:{port}")
+    uvicorn_server = Server(config, engines, keys, f"http://{host}:{port}")
     # uvicorn raises a caught signal again once it has shut down; with these in place that
     # ends in our exit code instead of death by signal.
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -135,11 +152,23 @@ def run(configs: Sequence[EngineConfig], server: ServerConfig) -> int:
     return uvicorn_server.exit_code
 
 
+def warn_if_open(server: ServerConfig, keys: Keys) -> None:
+    """Warn if other machines may use the server without a key."""
+    if not keys.required and not is_loopback(server.host):
+        log.warning(
+            "anyone who can reach %s may use this server, because it has no keys: see "
+            "--api-keys-file, or listen on 127.0.0.1",
+            server.host,
+        )
+
+
 def listen(server: ServerConfig) -> socket.socket:
     """Bind the address.  Raises ConfigError if that cannot be done."""
     family = socket.AF_INET6 if ":" in server.host else socket.AF_INET
     try:
-        listener = socket.create_server((server.host, server.port), family=family, backlog=2048)
+        listener = socket.create_server(
+            (server.host, server.port), family=family, backlog=QUEUED_CONNECTIONS
+        )
     except OSError as error:
         raise ConfigError(f"cannot listen on {server.host}:{server.port}: {error}") from error
     # Accepted sockets inherit this.  asyncio sets it too, but not if the socket's protocol is 0, as

@@ -10,16 +10,21 @@ import json
 import logging
 import sys
 import threading
+import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Any
 
 import attrs
 
+from vox_serve.errors import RequestError, VoxServeError
+
 LEVELS = ("debug", "info", "warning", "error")
 FORMATS = ("text", "json")
+REQUESTS = "vox_serve.requests"
+"""The logger of the one line about each request."""
 _request: ContextVar[str | None] = ContextVar("request", default=None)
 
 
@@ -41,6 +46,7 @@ class LogSettings:
 def configure(settings: LogSettings) -> None:
     """Set up this process to log to stderr, including warnings and uncaught exceptions."""
     handler = logging.StreamHandler()
+    handler.addFilter(RateLimit())
     handler.setFormatter(JSONLines(settings) if settings.format == "json" else Lines(settings))
     logging.basicConfig(level=settings.level.upper(), handlers=[handler])
     logging.getLogger("httpx").setLevel(logging.WARNING)
@@ -58,12 +64,63 @@ def begin(request_id: str) -> None:
     _request.set(request_id)
 
 
+class RateLimit(logging.Filter):
+    """Lets only so many lines of one kind through, so that nobody can fill the disk with them.
+
+    A kind is what one statement in the source logs.  The next line that is let through says how
+    many were left out before it.  The one line about each request is not limited.
+
+    Args:
+        burst: how many may come at once.
+        seconds: after so long there is room for one more.
+        clock: in seconds; for tests.
+    """
+
+    def __init__(
+        self,
+        burst: int = 20,
+        seconds: float = 1.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        super().__init__()
+        self._burst = burst
+        self._seconds = seconds
+        self._clock = clock
+        self._kinds: dict[tuple[str, int], _Kind] = {}
+        self._lock = threading.Lock()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.name == REQUESTS and record.levelno <= logging.INFO:
+            return True
+        with self._lock:
+            now = self._clock()
+            kind = self._kinds.setdefault((record.pathname, record.lineno), _Kind(self._burst, now))
+            kind.room = min(self._burst, kind.room + (now - kind.seen) / self._seconds)
+            kind.seen = now
+            if kind.room < 1:
+                kind.left_out += 1
+                return False
+            kind.room -= 1
+            left_out, kind.left_out = kind.left_out, 0
+        if left_out:
+            record.msg = f"{record.getMessage()} ({left_out} more like this were left out)"
+            record.args = None
+        return True
+
+
+@attrs.define
+class _Kind:
+    room: float
+    seen: float
+    left_out: int = 0
+
+
 class Lines(logging.Formatter):
     """A line of text for each record, followed by an exception's traceback.
 
     Args:
-        settings: without `text`, an exception on behalf of a request shows its type and where it
-            was raised, not its message, which may quote the request.
+        settings: without `text`, an exception shows its type and where it was raised, not its
+            message, which may quote a request: whoever raises it may have any request in hand.
     """
 
     def __init__(self, settings: LogSettings) -> None:
@@ -76,12 +133,23 @@ class Lines(logging.Formatter):
         record.exc_text = self.raised(record)
         return super().format(record)
 
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  # logging's name
+        record.message = self.said(record)
+        return super().formatMessage(record)
+
+    def said(self, record: logging.LogRecord) -> str:
+        """A record's message."""
+        message = record.getMessage()
+        if record.name == "asyncio" and not self._text:
+            return message.partition("\n")[0]  # what follows quotes exceptions
+        return message
+
     def raised(self, record: logging.LogRecord) -> str | None:
         """The traceback of a record's exception; None if it has none."""
         if not record.exc_info or record.exc_info[1] is None:
             return None
         error = record.exc_info[1]
-        if self._text or request_of(record) is None:
+        if self._text:
             return "".join(traceback.format_exception(error)).rstrip()
         return "\n".join(reversed([_without_message(one) for one in _chain(error)]))
 
@@ -96,7 +164,7 @@ class JSONLines(Lines):
             "time": when.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
             "level": record.levelname.lower(),
             "logger": record.name,
-            "message": record.getMessage(),
+            "message": self.said(record),
             "request_id": request_of(record),
             **fields,
             "traceback": self.raised(record),
@@ -113,6 +181,10 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 def _without_message(error: BaseException) -> str:
     frames = "".join(traceback.format_tb(error.__traceback__))
+    if isinstance(error, OSError) and error.strerror:
+        return f"{frames}{type(error).__qualname__}: {error.strerror}"  # the system's own words
+    if isinstance(error, VoxServeError) and not isinstance(error, RequestError):
+        return f"{frames}{type(error).__qualname__}: {error}"  # about settings and files
     return f"{frames}{type(error).__qualname__} (--log-text shows its message)"
 
 

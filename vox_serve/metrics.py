@@ -225,6 +225,12 @@ class Metrics:
     device_memory_bytes = OpenRow(
         Gauge, "Memory of the GPU, all its users included: used and free.", "kind"
     )
+    connections = OpenRow(Gauge, "Connections that are open.")
+    connections_refused_total = OpenRow(
+        Counter,
+        "Connections for which there was no room (full), or that made room by waiting (evicted).",
+        "reason",
+    )
     batch_size = Row(Histogram, "Rows of one engine step.", BATCH)
     requests_running = Row(Gauge, "Requests that have a slot.")
     requests_waiting = Row(Gauge, "Requests that wait for a slot.")

@@ -14,6 +14,10 @@ needs_prometheus = pytest.mark.skipif(
     not (shutil.which("prometheus") and shutil.which("promtool")),
     reason="the programs of Debian's package `prometheus` are not installed",
 )
+needs_nginx = pytest.mark.skipif(
+    not (shutil.which("nginx") and shutil.which("openssl")),
+    reason="the programs of Debian's packages `nginx-light` and `openssl` are not installed",
+)
 
 
 def tool(name: str) -> str:

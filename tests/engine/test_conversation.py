@@ -114,3 +114,11 @@ def test_a_text_that_is_aborted_between_two_parts_frees_its_conversation(
     run_engine(tone_engine)
     tone_engine.abort("a")
     assert len(tone_engine.prompts.conversations.begin("ours", "b").turns) == 1
+
+
+def test_a_key_with_many_makes_room_by_its_own() -> None:
+    open_ones = Conversations(60, 4)
+    for name in ("alice/a", "bob/a", "bob/b", "bob/c", "bob/d", "bob/e"):
+        remember(open_ones, name)
+    assert open_ones.forget("alice/a")
+    assert [open_ones.forget(f"bob/{name}") for name in "abcde"] == [False, False, True, True, True]

@@ -52,11 +52,10 @@ class Conversations:
             conversation = self._open.pop(name, None)
             if conversation is None:
                 conversation = Conversation(name)
-                self._make_room()
+                self._make_room(name)
             self._open[name] = conversation  # the most recently used is last
             if conversation.speaking or conversation.kept_for not in (None, request_id):
-                problem = f"conversation {name!r}: its last turn is still being spoken"
-                raise Conflict(problem, "conversation")
+                raise Conflict("the conversation's last turn is still being spoken", "conversation")
             conversation.speaking, conversation.kept_for = True, None
             return conversation
 
@@ -109,9 +108,15 @@ class Conversations:
             if conversation.last_used < oldest:
                 del self._open[conversation.id]
 
-    def _make_room(self) -> None:
-        """Drop those idle for longest, to make room for one more."""
+    def _make_room(self, name: str) -> None:
+        """Drop those idle for longest, to make room for one of this name.
+
+        Those of the same key (what comes before the slash in a name) go first, so that no key can
+        make the server forget another's.
+        """
         excess = len(self._open) + 1 - self._limit
         idle = [c for c in self._open.values() if not (c.speaking or c.kept_for)]
+        key = name.rpartition("/")[0]
+        idle.sort(key=lambda conversation: conversation.id.rpartition("/")[0] != key)
         for conversation in idle[: max(0, excess)]:
             del self._open[conversation.id]

@@ -285,7 +285,7 @@ class Engine:
             with self.prompts.calls.of("prompt"):
                 following = self.model.prompt(turn.text, turn.voice, turns)
         except Exception as error:  # noqa: BLE001  # most likely the context is full; the next turn drops some
-            log.debug("%s is not kept: %r", sequence.id, error)
+            log.debug("%s is not kept: %s", sequence.id, type(error).__name__)
             return
         length = len(sequence.prompt)
         if shared_rows(following.inputs, sequence.prompt.inputs) == length:

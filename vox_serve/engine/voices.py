@@ -40,7 +40,8 @@ class Voices:
             if name == voice.name or (name is None and speaker == voice.speaker):
                 return voice
         if name is not None:
-            names = ", ".join(voice.name for voice in self)
+            # Not those that were added: each may be the voice of one client only.
+            names = ", ".join(voice.name for voice in self._model.voices)
             raise NotFound(f"unknown voice {name!r}; this model has {names}", "voice")
         speakers = ", ".join(str(n) for n in sorted({voice.speaker for voice in self}))
         raise NotFound(f"unknown speaker {speaker}; this model has {speakers}", "speaker")

@@ -14,6 +14,7 @@ from vox_serve.metrics import Metrics
 from vox_serve.parts import private_conversation
 from vox_serve.server import traces
 from vox_serve.server.errors import ClientGone, meaning
+from vox_serve.server.owner import NOBODY, Owner
 from vox_serve.server.traces import Phase
 
 log = logging.getLogger("vox_serve.requests")
@@ -27,12 +28,19 @@ class Account:
         metrics: of the engine that speaks it; the server's own until an engine is chosen.
         mode: `whole` or `stream`; set once the body has been read.
         arrival: when it arrived, by `time.monotonic`.
+        owner: who sent it.
     """
 
     def __init__(
-        self, name: str, metrics: Metrics, mode: str = "whole", arrival: float | None = None
+        self,
+        name: str,
+        metrics: Metrics,
+        mode: str = "whole",
+        arrival: float | None = None,
+        owner: Owner = NOBODY,
     ) -> None:
         self.name = name
+        self.owner = owner
         self.metrics = metrics
         self.mode = mode
         self.arrival = time.monotonic() if arrival is None else arrival
@@ -161,6 +169,7 @@ class Account:
         first = self._first_audio - self.arrival if self._bytes else None
         facts: dict[str, Any] = {
             "model": self.metrics.model,
+            "key": self.owner.key or None,
             "mode": self.mode,
             "outcome": self.outcome,
             **self._asked,

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, cast
 
 from litestar import Litestar
+from litestar.config.cors import CORSConfig
 from litestar.di import Provide
 from litestar.exceptions import HTTPException
 from litestar.types import Message, Scope
 
+from vox_serve.config import ServerConfig
 from vox_serve.errors import RequestError
 from vox_serve.server import errors
-from vox_serve.server.openapi import page
-from vox_serve.server.openapi.document import Document
+from vox_serve.server.access.keys import Keys
+from vox_serve.server.access.middleware import Access
+from vox_serve.server.openapi import route as openapi
+from vox_serve.server.openapi.document import HEADERS, Document
+from vox_serve.server.owner import provide_owner
+from vox_serve.server.page import routes as pages
 from vox_serve.server.requests import OpenRequests, request_id
 from vox_serve.server.routes import cancel, openai, status, voices
 from vox_serve.server.routes.generate import generate
@@ -41,15 +47,23 @@ HANDLERS = (
     status.voices,
     status.plugins,
     status.metrics,
-    page.openapi,
-    page.page,
+    openapi.openapi,
+    pages.page,
+    pages.docs,
+    pages.asset,
 )
 """The routes over HTTP."""
 
 
-def create_app(engines: Engines) -> Litestar:
-    """The application that serves these engines; it starts and stops them with itself."""
+def create_app(engines: Engines, keys: Keys | None = None) -> Litestar:
+    """The application that serves these engines; it starts and stops them with itself.
 
+    Args:
+        keys: those of the engines' server; None: they are read now.
+
+    Raises:
+        ConfigError: the keys or the voices cannot be read.
+    """
     opened = OpenRequests()
     registered = Voices(engines)
 
@@ -64,12 +78,16 @@ def create_app(engines: Engines) -> Litestar:
 
     async def count(message: Message, scope: Scope) -> None:
         """Count a response once it is complete, so that a stream cut short is not a 200."""
-        if message["type"] == "http.response.start":
-            scope["state"]["status"] = message["status"]
-            if not any(name == b"x-request-id" for name, _ in message["headers"]):
+        said = cast("dict[str, Any]", message)
+        kind = said["type"].removeprefix("websocket.")
+        if kind == "http.response.start":
+            scope["state"]["status"] = said["status"]
+            if not any(name == b"x-request-id" for name, _ in said["headers"]):
                 header = (b"x-request-id", request_id(scope).encode())
-                message["headers"] = [*message["headers"], header]
-        elif message["type"] == "http.response.body" and not message.get("more_body", False):
+                said["headers"] = [*said["headers"], header]
+        elif kind == "accept":
+            scope["state"]["status"] = 101
+        if kind == "accept" or (kind == "http.response.body" and not said.get("more_body")):
             template = str(scope.get("path_template") or "unmatched")
             code = str(scope["state"].get("status", ""))
             model = scope["state"].get("model", engines.metrics.model)
@@ -80,12 +98,15 @@ def create_app(engines: Engines) -> Litestar:
         "engines": _always(engines),
         "registered": _always(registered),
         "open_requests": _always(opened),
+        "owner": Provide(provide_owner, sync_to_thread=False),
         "document": _always(document),
     }
     document.write(HANDLERS, dependencies, engines.own_parameters)
     return Litestar(
         route_handlers=[*HANDLERS, websocket.route(engines, opened)],
         dependencies=dependencies,
+        middleware=[Access(engines.server, keys or Keys(engines.server))],
+        cors_config=_cors(engines.server),
         lifespan=[engine_runs],
         before_send=[count],
         request_max_body_size=engines.server.max_body_bytes,
@@ -97,6 +118,17 @@ def create_app(engines: Engines) -> Litestar:
             HTTPException: errors.on_http_exception,
             Exception: errors.on_exception,
         },
+    )
+
+
+def _cors(server: ServerConfig) -> CORSConfig | None:
+    """What pages of the allowed origins may do and see; None if there are none."""
+    if not server.cors_origin:
+        return None
+    return CORSConfig(
+        allow_origins=[origin.lower() for origin in server.cors_origin],
+        allow_methods=["GET", "HEAD", "POST", "DELETE"],
+        expose_headers=list(HEADERS),
     )
 
 

@@ -13,6 +13,7 @@ from litestar.datastructures import UploadFile
 from litestar.exceptions import HTTPException, InternalServerException
 
 from vox_serve.errors import InvalidRequest
+from vox_serve.server.access.bodies import check
 from vox_serve.server.errors import BodyTooSlow, ClientGone
 from vox_serve.server.fields import rule
 
@@ -42,12 +43,13 @@ async def read_body(
         InvalidRequest: it is malformed; names the field.
         BodyTooSlow: it did not arrive in time.
         HTTPException: it is too large.
+        TooMany: there is no memory for it now.
         ClientGone: the client left before all of it had arrived.
     """
     try:
         if form and request.headers.get("content-type", "").lower().startswith(MULTIPART):
             return msgspec.convert(await _form(request, timeout), kind, strict=False)
-        return msgspec.json.decode(await _in_time(request.body(), timeout), type=kind)
+        return msgspec.json.decode(await _in_time(request, _joined(request), timeout), type=kind)
     except msgspec.DecodeError as error:
         raise invalid(error, kind) from error
     except InternalServerException:  # Litestar raises this when the client has left
@@ -62,10 +64,10 @@ async def read_form(request: Request[Any, Any, Any], timeout: float) -> dict[str
     """The fields and files of a multipart form; the caller closes the files.
 
     Raises:
-        InvalidRequest, BodyTooSlow, HTTPException, ClientGone: as `read_body`.
+        InvalidRequest, BodyTooSlow, HTTPException, TooMany, ClientGone: as `read_body`.
     """
     try:
-        form = await _in_time(request.form(), timeout)
+        form = await _in_time(request, request.form(), timeout)
     except InternalServerException:
         raise ClientGone from None
     except HTTPException as error:
@@ -91,12 +93,19 @@ def refuse_files(form: Mapping[str, str | UploadFile], *allowed: str) -> None:
             raise InvalidRequest(f"{name} must be a plain form field, not a file", name)
 
 
-async def _in_time(reading: Awaitable[T], seconds: float) -> T:
+async def _joined(request: Request[Any, Any, Any]) -> bytes:
+    """The body; unlike `Request.body`, keeps no copy for as long as the request is open."""
+    return b"".join([piece async for piece in request.stream()])
+
+
+async def _in_time(request: Request[Any, Any, Any], reading: Awaitable[T], seconds: float) -> T:
     try:
         async with asyncio.timeout(seconds):
             return await reading
     except TimeoutError:
         raise BodyTooSlow(f"the body did not arrive within {seconds:g} seconds") from None
+    finally:
+        check(request.scope)
 
 
 async def _form(request: Request[Any, Any, Any], timeout: float) -> dict[str, object]:

@@ -47,6 +47,32 @@ class BodyTooSlow(RequestError):
     code = "request_timeout"
 
 
+class Unauthorized(RequestError):
+    """The request brings no key, or an unknown one."""
+
+    code = "invalid_api_key"
+
+
+class Forbidden(RequestError):
+    """The request comes from a web page that may not use this server, or by an unknown name."""
+
+    code = "forbidden"
+
+
+class TooMany(RequestError):
+    """The client is over one of its limits.
+
+    Args:
+        retry_after: seconds after which a retry may succeed.
+    """
+
+    code = "rate_limit_exceeded"
+
+    def __init__(self, message: str, retry_after: int = 1) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
 class BinaryMessage(InvalidRequest):
     """The client sent a binary WebSocket frame."""
 
@@ -93,6 +119,8 @@ MEANINGS: dict[type[Exception], Meaning] = {
     InvalidRequest: Meaning(400, 1008, "invalid"),
     BinaryMessage: Meaning(400, 1003, "invalid"),
     Malformed: Meaning(400, 1007, "invalid"),
+    Unauthorized: Meaning(401, 1008, "invalid"),
+    Forbidden: Meaning(403, 1008, "invalid"),
     NotFound: Meaning(404, 1008, "invalid"),
     BodyTooSlow: Meaning(408, 1008, "invalid"),
     Conflict: Meaning(409, 1013, "invalid", retry_after=1),
@@ -102,6 +130,7 @@ MEANINGS: dict[type[Exception], Meaning] = {
     NothingToSpeak: Meaning(422, 1008, "invalid", session_goes_on=True),
     PromptTooLong: Meaning(422, 1008, "invalid", session_goes_on=True),
     QueueFull: Meaning(429, 1013, "error", retry_after=1),
+    TooMany: Meaning(429, 1013, "error", retry_after=1),
     Cancelled: Meaning(499, 1008, "cancelled"),
     SequenceFailed: Meaning(500, 1011, "error", session_goes_on=True),
     InternalError: Meaning(500, 1011, "error"),
@@ -141,8 +170,8 @@ def error_response(
     headers = {}
     if retry_after is not None:
         headers["Retry-After"] = str(retry_after)
-    if status == HTTPStatus.REQUEST_TIMEOUT:
-        headers["Connection"] = "close"  # do not wait for the rest of the body
+    if status == HTTPStatus.UNAUTHORIZED:
+        headers["WWW-Authenticate"] = 'Bearer realm="vox_serve"'
     body = msgspec.json.encode({"error": error_object(status, message, code, param)})
     return Response(body, status_code=status, media_type="application/json", headers=headers)
 
@@ -162,7 +191,8 @@ def on_request_error(_: AnyRequest, error: RequestError) -> Response[bytes]:
 def answer_to(error: RequestError) -> Response[bytes]:
     """The response to a request that failed with `error`."""
     found = meaning(error)
-    return error_response(found.status, error.message, error.code, error.param, found.retry_after)
+    retry_after = error.retry_after if isinstance(error, TooMany) else found.retry_after
+    return error_response(found.status, error.message, error.code, error.param, retry_after)
 
 
 def on_http_exception(_: AnyRequest, error: HTTPException) -> Response[bytes]:

@@ -4,7 +4,8 @@ uvicorn waits forever for headers and bodies.  Here the headers must arrive with
 seconds after a connection is made (or, on a connection that is kept open, after their first byte),
 and the body within the same time again.  A route that reads a body answers a slow one with 408 (see
 `body.py`); this class closes the connections on which no request arrives.  uvicorn also sets no
-limit on headers and answers malformed HTTP in plain text; both are handled here.
+limit on headers or on connections, answers malformed HTTP in plain text, and reads the rest of a
+body that has been refused; all are handled here.
 """
 
 from __future__ import annotations
@@ -19,13 +20,23 @@ import msgspec
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from vox_serve.config import ServerConfig
-from vox_serve.server.errors import error_object
-from vox_serve.server.websocket.connection import WEBSOCKET
+from vox_serve.errors import Unavailable
+from vox_serve.metrics import Metrics
+from vox_serve.server.connections import BACKLOG, Connections, Place
+from vox_serve.server.errors import error_object, error_response
+from vox_serve.server.websocket.connection import WEBSOCKET, DrainingProtocol
 
 GRACE_SECONDS = 1.0
 """Extra time for a body, so that the 408 is sent before the connection is closed."""
 MAX_HEADER_BYTES = 64 * 1024
 """Limit on a request line with its headers, and on the trailers of a chunked body."""
+LINGER_SECONDS = 2.0
+LINGER_BYTES = 2**20
+"""How long and how much of a refused body is received and dropped.  If the connection were closed
+at once, the client would see it reset and might never read the answer."""
+NO_ROOM = "the server has no room for more connections; try again later"
+SPARE_PATHS = ("/health", "/ready", "/metrics")
+"""What is answered on a spare place."""
 log = logging.getLogger("vox_serve.server")
 
 
@@ -34,23 +45,43 @@ class TimedProtocol(HttpToolsProtocol):
 
     Args:
         read_timeout: seconds for the headers, and the same again for the body.
+        connections: all open connections.
     """
 
-    def __init__(self, *args: Any, read_timeout: float, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, read_timeout: float, connections: Connections, **kwargs: Any
+    ) -> None:
         super().__init__(*args, **kwargs)
+        self._connections = connections
+        self._place = Place.NONE
+        self._dropped: int | None = None
+        """Bytes dropped since a body was refused; None if none was."""
         self._read_timeout = read_timeout
         self._deadline: asyncio.TimerHandle | None = None
         self._header_bytes = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self._place = self._connections.take(transport)
+        if self._place is Place.NONE:
+            transport.abort()
+            return
+        self.app = partial(_answer_early, self.app)
+        if self._place is Place.SPARE:
+            self.app = partial(_answer_on_spare_place, self.app)
         self._expect(self._read_timeout)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._connections.closed(self.transport)
         self._expect(None)
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        if self._dropped is not None:
+            self._dropped += len(data)
+            if self._dropped > LINGER_BYTES:
+                self.transport.pause_reading()
+            return
         if self._deadline is None and not self._answering:
             self._expect(self._read_timeout)
         self._header_bytes += len(data)
@@ -80,6 +111,10 @@ class TimedProtocol(HttpToolsProtocol):
         super().on_body(body)
 
     def handle_websocket_upgrade(self) -> None:
+        if self._place is Place.SPARE:
+            self._refuse(HTTPStatus.SERVICE_UNAVAILABLE, NO_ROOM)
+            return
+        self._connections.works(self.transport)
         self._expect(None)
         super().handle_websocket_upgrade()
 
@@ -96,7 +131,24 @@ class TimedProtocol(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         self._expect(None)
         self._header_bytes = 0
+        self._connections.works(self.transport)
         super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self.transport.is_closing():
+            return
+        if not self._answering:
+            self._connections.waits(self.transport)
+        if self.cycle.response_complete and self.cycle.more_body:
+            self._linger()
+
+    def _linger(self) -> None:
+        """Take no more of a body that was refused, but let the client read the answer."""
+        self._unset_keepalive_if_required()
+        self._dropped = 0
+        self.transport.write_eof()
+        self._expect(LINGER_SECONDS)
 
     @property
     def _answering(self) -> bool:
@@ -112,14 +164,60 @@ class TimedProtocol(HttpToolsProtocol):
         self._deadline = None if seconds is None else later(seconds, self._expire)
 
     def _expire(self) -> None:
-        if self._answering or self.flow.read_paused:  # the delay is ours
+        if self._dropped is None and (self._answering or self.flow.read_paused):  # we are slow
             self._expect(self._read_timeout)
             return
         self._deadline = None
+        if self._dropped is not None:
+            self.transport.abort()
+            return
         log.debug("%s did not send a complete request within %g s", self.client, self._read_timeout)
         self.transport.close()
 
 
-def uvicorn_settings(server: ServerConfig) -> dict[str, Any]:
-    """Settings of `uvicorn.Config` for both kinds of connection."""
-    return {"http": partial(TimedProtocol, read_timeout=server.read_timeout), **WEBSOCKET}
+def uvicorn_settings(server: ServerConfig, metrics: Metrics | None = None) -> dict[str, Any]:
+    """Settings of `uvicorn.Config` for both kinds of connection.
+
+    Args:
+        metrics: where to count connections.
+
+    Raises:
+        ConfigError: as `Connections`.
+    """
+    connections = Connections(server, metrics)
+    return {
+        "http": partial(TimedProtocol, read_timeout=server.read_timeout, connections=connections),
+        "backlog": BACKLOG,
+        **WEBSOCKET,
+        "ws": partial(DrainingProtocol, closed=connections.closed),
+    }
+
+
+async def _answer_early(app: Any, scope: Any, receive: Any, send: Any) -> None:
+    """Say that the connection ends, with an answer that comes before the end of the body."""
+    cycle = send.__self__
+
+    async def send_early(message: Any) -> None:
+        early = message["type"] == "http.response.start" and cycle.more_body
+        if early:
+            message = {**message, "headers": [*message["headers"], (b"connection", b"close")]}
+        await send(message)
+        if early:
+            cycle.keep_alive = True  # or uvicorn would close it at once; `_linger` does
+
+    await app(scope, receive, send_early)
+
+
+async def _answer_on_spare_place(app: Any, scope: Any, receive: Any, send: Any) -> None:
+    """Let through what is answered on a spare place, and refuse everything else."""
+    if scope["path"] in SPARE_PATHS:
+        await app(scope, receive, send)
+        return
+    answer = error_response(
+        HTTPStatus.SERVICE_UNAVAILABLE, NO_ROOM, Unavailable.code, retry_after=1
+    )
+    headers = [(b"content-type", b"application/json"), (b"connection", b"close")]
+    headers += [(name.lower().encode(), value.encode()) for name, value in answer.headers.items()]
+    headers.append((b"content-length", str(len(answer.content)).encode()))
+    await send({"type": "http.response.start", "status": answer.status_code, "headers": headers})
+    await send({"type": "http.response.body", "body": answer.content})

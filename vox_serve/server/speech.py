@@ -20,9 +20,11 @@ from vox_serve.errors import InvalidRequest
 from vox_serve.messages import LONG_TEXT_CHARACTERS, EngineInfo, SpeechRequest
 from vox_serve.parts import in_parts
 from vox_serve.sampling import RANGES
+from vox_serve.server.access.bodies import release
 from vox_serve.server.account import Account
 from vox_serve.server.encoding import Encoding
 from vox_serve.server.fields import CONVERSATION, CONVERSATION_RULE, Integer, one_of, sampling
+from vox_serve.server.owner import Owner, owner_of
 from vox_serve.server.requests import OpenRequests, request_id
 from vox_serve.server.response import AudioResponse, EncodedStream, Framing
 from vox_serve.server.stream import AudioStream, unless_gone
@@ -149,6 +151,14 @@ class IncomingRequest:
     account: Account
 
     @property
+    def owner(self) -> Owner:
+        return self.account.owner
+
+    def conversation(self, body: CommonFields) -> str | None:
+        """The inner name of the conversation that the request asks for."""
+        return None if body.conversation is None else self.owner.own(body.conversation)
+
+    @property
     def engine_id(self) -> str:
         """A new id for the engine each time, because clients reuse their ids."""
         return f"{self.account.name}/{uuid.uuid4().hex[:12]}"
@@ -195,9 +205,10 @@ async def answer(
         open_requests: lists the request while it is open.
         parse: reads and checks the request; raises RequestError, HTTPException or ClientGone.
     """
-    account = Account(request_id(request.scope), engines.metrics)
+    account = Account(request_id(request.scope), engines.metrics, owner=owner_of(request.scope))
     try:
         order = await parse(IncomingRequest(request, engines, account))
+        release(request.scope)
         speech = await _split(order, request)
         encoding = None
         if order.framing is not None:

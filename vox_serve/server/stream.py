@@ -69,7 +69,8 @@ class AudioStream:
         self._cancelled_error = False
         self._events = client.submit(request)
         self._opened = OpenRequests() if opened is None else opened
-        self._opened.add(account.name, self)
+        self._name = account.owner.own(account.name)
+        self._opened.add(self._name, self)
         account.admitted(request, info, client.server.log_text)
 
     async def next(self) -> bytes | None:
@@ -130,7 +131,7 @@ class AudioStream:
         if self.account.outcome is not None:
             return
         self.account.end(error, self.finished)
-        self._opened.remove(self.account.name, self)
+        self._opened.remove(self._name, self)
         self._client.abort(self.request.id)
         if self.request.conversation == private_conversation(self.request.id):
             self._client.forget_soon(self.request.conversation)

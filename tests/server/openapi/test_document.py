@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
-import subprocess
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -25,7 +22,6 @@ from vox_serve.config import ServerConfig
 from vox_serve.plugins import load_plugins
 from vox_serve.sampling import RANGES
 from vox_serve.server.app import create_app
-from vox_serve.server.openapi.page import PAGE, POLICY
 from vox_serve.server.routes import generate, openai
 from vox_serve.server.routes.generate import GenerateRequest
 from vox_serve.server.routes.openai import SpeechBody
@@ -34,7 +30,6 @@ from vox_serve.server.websocket.route import PATH
 from vox_serve.workers.engines import Engines
 
 Json = dict[str, Any]
-STUB = Path(__file__).with_name("docs_dom.js")
 
 
 @pytest.fixture(scope="module")
@@ -216,38 +211,3 @@ def test_every_path_tells_its_methods(tone_server: RunningServer, document: Json
         refused = tone_server.http.patch(here)
         check_error(refused, 405, code="method_not_allowed")
         assert allowed(refused) == known, path
-
-
-def test_the_page_needs_nothing_from_elsewhere(tone_server: RunningServer) -> None:
-    response = tone_server.http.get("/docs")
-    assert response.status_code == 200
-    assert response.headers["content-type"].startswith("text/html")
-    assert response.headers["content-security-policy"] == POLICY
-    assert response.content == PAGE
-    assert not re.search(rb"https?://|@import|innerHTML| src=\"", PAGE)
-
-
-@pytest.mark.skipif(shutil.which("node") is None, reason="needs node")
-def test_the_page_shows_all_of_it(document: Json, tmp_path: Path) -> None:
-    """Its script runs against a document object model of forty lines."""
-    script = re.search(rb"<script>(.*)</script>", PAGE, re.DOTALL)
-    assert script
-    (tmp_path / "page.js").write_bytes(STUB.read_bytes() + script[1])
-    (tmp_path / "openapi.json").write_text(json.dumps(document))
-    subprocess.run(["node", "page.js"], cwd=tmp_path, check=True, timeout=60)
-    shown = json.loads((tmp_path / "shown.json").read_text())
-    text = "\n".join(shown["texts"])
-    for path in document["paths"]:
-        assert path in shown["texts"]
-    for schema in document["components"]["schemas"]["SpeechBody"]["properties"].values():
-        assert schema["description"] in text
-    assert "≥ 0.01; ≤ 1" in text
-    assert '"text": "Good morning."' in "\n".join(shown["values"])
-    sent = shown["sent"]
-    assert {"url": "./health", "method": "GET"} in sent
-    assert {"url": "./v1/audio/voices/anna", "method": "DELETE"} in sent
-    spoken = [
-        one for one in sent if one["url"] == "./generate" and isinstance(one.get("body"), str)
-    ]
-    assert json.loads(spoken[0]["body"])["text"] == "Good morning."
-    assert shown["played"] == ["blob:1"] * len(shown["played"]) != []

@@ -56,11 +56,22 @@ HEADERS: Json = {
         "description": "on streams: tells proxies not to buffer",
         "schema": {"const": "no"},
     },
+    "X-Text-Dropped": {
+        "description": "how many characters of the text were left out",
+        "schema": {"type": "integer", "minimum": 1},
+    },
+    "WWW-Authenticate": {"description": "how to send a key", "schema": {"type": "string"}},
     "Retry-After": {
         "description": "in seconds; on 409 only if waiting can help",
         "schema": {"type": "integer", "minimum": 1},
     },
 }
+SECURITY_SCHEMES: Json = {
+    "bearer": {"type": "http", "scheme": "bearer"},
+    "header": {"type": "apiKey", "in": "header", "name": "X-Api-Key"},
+}
+SECURITY: list[Json] = [{}, *({name: []} for name in SECURITY_SCHEMES)]
+"""Of operations that look at keys; the first: none is needed if the server has none."""
 EVENT_KINDS = (replies.SpeechDelta, replies.SpeechDone, replies.Error)
 EVENT: Json = {
     "description": "one event; an error is the last event, and then the connection is cut",
@@ -79,6 +90,7 @@ PATH_EXAMPLES = {
     "conversation": "morning",
     "voice": "anna",
     "name": "tts-1",
+    "file": "page.js",
 }
 
 
@@ -117,12 +129,15 @@ class Document:
         )
         document = app.openapi_schema.to_schema()
         for operation in _operations(document):
+            if "401" in operation["responses"]:
+                operation["security"] = SECURITY
             for parameter in operation.get("parameters", ()):
                 if parameter["in"] == "path":
                     parameter["schema"]["minLength"] = 1
                     parameter["example"] = PATH_EXAMPLES[parameter["name"]]
         document["components"] = {
             "schemas": _schemas(own),
+            "securitySchemes": SECURITY_SCHEMES,
             "headers": HEADERS,
             "responses": {str(status): _error(status) for status in ERRORS},
         }
@@ -136,7 +151,8 @@ def _operations(document: Json) -> Iterator[Json]:
 
 def _error(status: int) -> Json:
     """An error response; all have the same shape."""
-    names = ("X-Request-Id", "Retry-After") if status in (409, 429, 503) else ("X-Request-Id",)
+    more = {401: "WWW-Authenticate", 409: "Retry-After", 429: "Retry-After", 503: "Retry-After"}
+    names = ("X-Request-Id", more[status]) if status in more else ("X-Request-Id",)
     headers = {name: {"$ref": f"#/components/headers/{name}"} for name in names}
     content = {JSON: {"schema": {"$ref": f"{SCHEMAS}Error"}}}
     return {"description": ERRORS[status], "headers": headers, "content": content}

@@ -29,6 +29,8 @@ JSON, EVENT_STREAM = "application/json", "text/event-stream"
 ERRORS: Mapping[int, str] = {
     400: "A malformed request, an unknown field, a value out of range, or no `model` on a server "
     "of several",
+    401: "The API key is missing or unknown; only on a server with keys",
+    403: "The web page's origin or the name in `Host` is not allowed",
     404: "No voice, speaker, model, conversation or request has this name",
     408: "The body did not arrive within `--read-timeout` seconds",
     409: "A turn of the conversation is still being spoken, another open request has this id, or "
@@ -36,7 +38,7 @@ ERRORS: Mapping[int, str] = {
     410: "The conversation was lost when its engine was restarted",
     413: "The body is larger than the server's `--max-body-bytes`",
     422: "The model cannot speak this text, or it does not fit its context",
-    429: "The queue is full",
+    429: "The queue is full, or a limit of the key is reached",
     499: "The request was ended by DELETE /requests/{id}",
     500: "The model failed on this request",
     503: "The server is loading, restarting, shutting down or dead",

@@ -9,6 +9,7 @@ from litestar.params import FromPath, FromQuery
 from vox_serve.errors import NotFound
 from vox_serve.server.fields import CONVERSATION
 from vox_serve.server.openapi.operation import described
+from vox_serve.server.owner import Owner
 from vox_serve.server.requests import OpenRequests
 from vox_serve.workers.engines import Engines
 
@@ -17,17 +18,18 @@ from vox_serve.workers.engines import Engines
     "/conversations/{conversation:str}",
     status_code=204,
     tags=["speech"],
-    operation_class=described(400, 404, 503),
+    operation_class=described(400, 401, 403, 404, 503),
 )
 async def forget(
     engines: NamedDependency[Engines],
+    owner: NamedDependency[Owner],
     conversation: FromPath[str],
     model: FromQuery[str | None] = None,
 ) -> None:
     """Forget a conversation; `model` names its model, if several are served."""
     client = engines.choose(model)
     # Names that clients cannot choose belong to long texts and sessions, which manage their own.
-    if not CONVERSATION.fullmatch(conversation) or not await client.forget(conversation):
+    if not CONVERSATION.fullmatch(conversation) or not await client.forget(owner.own(conversation)):
         raise NotFound(f"unknown conversation {conversation[:128]!r}", "conversation")
 
 
@@ -35,9 +37,13 @@ async def forget(
     "/requests/{request_name:str}",
     status_code=204,
     tags=["speech"],
-    operation_class=described(404),
+    operation_class=described(401, 403, 404),
 )
-async def cancel(open_requests: NamedDependency[OpenRequests], request_name: FromPath[str]) -> None:
+async def cancel(
+    open_requests: NamedDependency[OpenRequests],
+    owner: NamedDependency[Owner],
+    request_name: FromPath[str],
+) -> None:
     """End the requests with this id, running or waiting; their responses are cut."""
-    if not open_requests.cancel(request_name):
+    if not open_requests.cancel(owner.own(request_name)):
         raise NotFound(f"no open request {request_name[:128]!r}", "id")

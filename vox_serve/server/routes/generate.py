@@ -35,6 +35,7 @@ from vox_serve.server.speech import (
     given_reading,
     given_sampling,
 )
+from vox_serve.server.voices.aliases import voice_named
 from vox_serve.server.voices.store import MAX_SPEAKER
 from vox_serve.voice import Segment
 from vox_serve.workers.engines import Engines
@@ -123,12 +124,12 @@ async def _parse(incoming: IncomingRequest) -> SpeechOrder:
         id=incoming.engine_id,
         text=body.text,
         speaker=body.speaker or 0,
-        voice=body.voice,
+        voice=None if body.voice is None else voice_named(client, body.voice, incoming.owner),
         context=context,
         sampling=given_sampling(body),
         **given_reading(body),
         max_seconds=body.max_seconds,
-        conversation=body.conversation,
+        conversation=incoming.conversation(body),
         arrival=incoming.account.arrival,
     )
     framing = Framing(audio_format.media_type) if body.streaming else None

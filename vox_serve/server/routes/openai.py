@@ -17,6 +17,7 @@ from vox_serve.audio.stretch import MAX_SPEED, MIN_SPEED, check_speed
 from vox_serve.errors import InvalidRequest, RequestError
 from vox_serve.messages import SpeechRequest
 from vox_serve.server import replies
+from vox_serve.server.access.middleware import READ, access
 from vox_serve.server.body import read_body
 from vox_serve.server.errors import error_fields
 from vox_serve.server.fields import one_of, words
@@ -161,11 +162,11 @@ async def _parse(incoming: IncomingRequest) -> SpeechOrder:
     request = SpeechRequest(
         id=incoming.engine_id,
         text=body.input,
-        voice=voice_of(client, wanted),
+        voice=voice_of(client, wanted, incoming.owner),
         sampling=given_sampling(body),
         **given_reading(body),
         max_seconds=body.max_seconds,
-        conversation=body.conversation,
+        conversation=incoming.conversation(body),
         arrival=incoming.account.arrival,
     )
     framing = Framing(audio_format.media_type)
@@ -191,14 +192,19 @@ def served(engines: Engines, model: str) -> str:
     return names[0] if model not in names and MODELS.fullmatch(model) else model
 
 
-@get("/v1/models", tags=["models"], operation_class=described())
+@get("/v1/models", tags=["models"], opt=access(READ), operation_class=described(401, 403))
 async def models(engines: NamedDependency[Engines]) -> replies.OpenAIModels:
     """The loaded models, as OpenAI's API lists them."""
     data = [_model(client, engines) for client in engines.loaded]
     return replies.OpenAIModels(object="list", data=data)
 
 
-@get("/v1/models/{name:path}", tags=["models"], operation_class=described(404))
+@get(
+    "/v1/models/{name:path}",
+    tags=["models"],
+    opt=access(READ),
+    operation_class=described(401, 403, 404),
+)
 async def model(engines: NamedDependency[Engines], name: FromPath[str]) -> replies.OpenAIModel:
     """One model, by any name that a request may use for it."""
     client = engines.choose(served(engines, name.removeprefix("/")))
@@ -211,7 +217,7 @@ def _model(client: EngineClient, engines: Engines) -> replies.OpenAIModel:
     )
 
 
-@get("/v1/audio/models", tags=["models"], operation_class=described())
+@get("/v1/audio/models", tags=["models"], opt=access(READ), operation_class=described(401, 403))
 async def audio_models(engines: NamedDependency[Engines]) -> replies.ModelIds:
     """The loaded models, as Open WebUI asks for them."""
     return replies.ModelIds(models=[replies.ModelId(id=c.model) for c in engines.loaded])

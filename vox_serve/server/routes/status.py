@@ -13,7 +13,9 @@ from litestar.openapi.spec.enums import OpenAPIType
 
 from vox_serve.metrics import CONTENT_TYPE
 from vox_serve.server import replies
+from vox_serve.server.access.middleware import METRICS, OPEN, READ, access
 from vox_serve.server.openapi.operation import described
+from vox_serve.server.owner import Owner
 from vox_serve.server.voices.registry import Voices
 from vox_serve.workers.client import ACCEPTING, EngineClient, EngineState
 from vox_serve.workers.engines import Engines
@@ -25,7 +27,8 @@ TEXT = {CONTENT_TYPE: OpenAPIMediaType(schema=Schema(type=OpenAPIType.STRING))}
 @get(
     "/health",
     tags=["server"],
-    operation_class=described(),
+    opt=access(OPEN),
+    operation_class=described(403),
     responses={503: ResponseSpec(replies.Health, False, "An engine is dead or being restarted")},
 )
 async def health(
@@ -58,7 +61,8 @@ def _health(client: EngineClient) -> replies.ModelHealth:
 @get(
     "/ready",
     tags=["server"],
-    operation_class=described(),
+    opt=access(OPEN),
+    operation_class=described(403),
     responses={503: ResponseSpec(replies.Readiness, False, "Requests are not accepted")},
 )
 async def ready(engines: NamedDependency[Engines]) -> Response[replies.Readiness]:
@@ -70,38 +74,50 @@ async def ready(engines: NamedDependency[Engines]) -> Response[replies.Readiness
     return Response(body, status_code=status, headers=headers)
 
 
-@get("/models", tags=["models"], operation_class=described())
-async def models(engines: NamedDependency[Engines]) -> replies.LoadedModels:
+@get("/models", tags=["models"], opt=access(READ), operation_class=described(401, 403))
+async def models(
+    engines: NamedDependency[Engines], owner: NamedDependency[Owner]
+) -> replies.LoadedModels:
     """The loaded models: sizes, limits, voices and sampling defaults of each."""
-    return replies.LoadedModels(models=list(map(_loaded, engines.loaded)))
+    return replies.LoadedModels(models=[_loaded(client, owner) for client in engines.loaded])
 
 
-def _loaded(client: EngineClient) -> Any:
+def _loaded(client: EngineClient, owner: Owner) -> Any:
     assert client.info is not None
     facts = attrs.asdict(client.info, recurse=False)
     name = facts.pop("model")
-    facts["voices"] = [replies.NamedSpeaker(name=n, speaker=s) for n, s in client.voices]
+    facts["voices"] = [
+        replies.NamedSpeaker(name=name, speaker=speaker)
+        for name, _, speaker in owner.seen(client.voices)
+    ]
     return replies.LoadedModel(name=name, **facts)
 
 
-@get("/voices", tags=["voices"], operation_class=described())
-async def voices(engines: NamedDependency[Engines]) -> replies.VoiceNames:
+@get("/voices", tags=["voices"], opt=access(READ), operation_class=described(401, 403))
+async def voices(
+    engines: NamedDependency[Engines], owner: NamedDependency[Owner]
+) -> replies.VoiceNames:
     """The voices of every model, including registered ones."""
     found = [
         replies.VoiceName(name=name, speaker=speaker, model=client.model)
         for client in engines.loaded
-        for name, speaker in client.voices
+        for name, _, speaker in owner.seen(client.voices)
     ]
     return replies.VoiceNames(voices=found)
 
 
-@get("/plugins", tags=["server"], operation_class=described())
+@get("/plugins", tags=["server"], opt=access(READ), operation_class=described(401, 403))
 async def plugins(engines: NamedDependency[Engines]) -> replies.Plugins:
     """The plugins that were found, and why any of them cannot be used."""
     return replies.Plugins(plugins=list(engines.plugins.infos))
 
 
-@get("/metrics", tags=["server"], operation_class=described(content=TEXT))
+@get(
+    "/metrics",
+    tags=["server"],
+    opt=access(METRICS),
+    operation_class=described(401, 403, 429, content=TEXT),
+)
 async def metrics(engines: NamedDependency[Engines]) -> Response[bytes]:
     """The metrics in the Prometheus text format."""
     return Response(engines.registry.exposition(), media_type=CONTENT_TYPE)

@@ -14,9 +14,11 @@ from litestar.params import FromPath, FromQuery
 
 from vox_serve.errors import InvalidRequest, UnspeakableText
 from vox_serve.server import replies
+from vox_serve.server.access.middleware import READ, access
 from vox_serve.server.body import MULTIPART, invalid, read_form, refuse_files
 from vox_serve.server.fields import words
 from vox_serve.server.openapi.operation import described, request_body
+from vox_serve.server.owner import Owner
 from vox_serve.server.voices.registry import KnownVoice, Voices
 from vox_serve.server.voices.store import (
     MAX_SPEAKER,
@@ -86,7 +88,7 @@ EXAMPLE = {"name": "anna", "audio": clip(), "text": "Good morning, this is Anna.
     status_code=201,
     tags=["voices"],
     operation_class=described(
-        *(400, 404, 408, 409, 413, 422, 429, 500, 503),
+        *(400, 401, 403, 404, 408, 409, 413, 422, 429, 500, 503),
         body=request_body({"voice": EXAMPLE}, form=VoiceForm.__name__),
     ),
 )
@@ -94,6 +96,7 @@ async def add(
     request: Request[Any, Any, Any],
     engines: NamedDependency[Engines],
     registered: NamedDependency[Voices],
+    owner: NamedDependency[Owner],
 ) -> replies.Voice:
     """Register a voice."""
     form = await read_voice(request, engines.server.read_timeout)
@@ -107,34 +110,46 @@ async def add(
         model=client.model,
         created=int(time.time()),
     )
-    return _shown(await registered.add(client, form.name, record, form.audio.file))
+    return _shown(await registered.add(owner, client, form.name, record, form.audio.file))
 
 
-@get("/v1/audio/voices", tags=["voices"], operation_class=described())
-async def listed(registered: NamedDependency[Voices]) -> replies.Voices:
+@get("/v1/audio/voices", tags=["voices"], opt=access(READ), operation_class=described(401, 403))
+async def listed(
+    registered: NamedDependency[Voices], owner: NamedDependency[Owner]
+) -> replies.Voices:
     """The voices of every model, including registered ones; no aliases, as people pick from it."""
-    return replies.Voices(voices=list(map(_shown, registered.listed())))
+    return replies.Voices(voices=list(map(_shown, registered.listed(owner))))
 
 
-@get("/v1/audio/voices/{voice:str}", tags=["voices"], operation_class=described(400, 404))
+@get(
+    "/v1/audio/voices/{voice:str}",
+    tags=["voices"],
+    opt=access(READ),
+    operation_class=described(400, 401, 403, 404),
+)
 async def show(
     registered: NamedDependency[Voices],
+    owner: NamedDependency[Owner],
     voice: FromPath[str],
     model: FromQuery[str | None] = None,
 ) -> replies.Voice:
     """One voice, registered or built in; `model` is needed if several models have it."""
-    return _shown(registered.find(voice, model))
+    return _shown(registered.find(owner, voice, model))
 
 
 @delete(
     "/v1/audio/voices/{voice:str}",
     status_code=200,
     tags=["voices"],
-    operation_class=described(400, 404, 503),
+    operation_class=described(400, 401, 403, 404, 503),
 )
-async def remove(registered: NamedDependency[Voices], voice: FromPath[str]) -> replies.VoiceDeleted:
+async def remove(
+    registered: NamedDependency[Voices],
+    owner: NamedDependency[Owner],
+    voice: FromPath[str],
+) -> replies.VoiceDeleted:
     """Forget a registered voice."""
-    await registered.remove(voice)
+    await registered.remove(owner, voice)
     return replies.VoiceDeleted(id=voice, object="audio.voice", deleted=True)
 
 

@@ -1,7 +1,9 @@
-"""Other names for a model's voices."""
+"""The voice that a request means by a name."""
 
 from __future__ import annotations
 
+from vox_serve.errors import NotFound
+from vox_serve.server.owner import Owner
 from vox_serve.workers.client import EngineClient
 
 VOICES = (
@@ -22,19 +24,24 @@ VOICES = (
 """The names of OpenAI's own voices, assigned to the model's voices in order."""
 
 
-def voice_of(client: EngineClient, name: str) -> str:
-    """The name of one of the model's voices.
+def voice_named(client: EngineClient, name: str, owner: Owner) -> str:
+    """The inner name of the model's voice that this owner calls `name`.  Raises NotFound."""
+    for shown, inner, _ in owner.seen(client.voices):
+        if shown == name:
+            return inner
+    raise NotFound(f"unknown voice {name[:128]!r}; GET /voices lists them", "voice")
 
-    Looks for a voice of that name, then a configured alias, then one of OpenAI's names.  Any other
-    name is returned unchanged, for the engine to reject.
+
+def voice_of(client: EngineClient, name: str, owner: Owner) -> str:
+    """As `voice_named`; where there is no such voice, `name` may be an alias.
+
+    Looks for a configured alias first, then for one of OpenAI's names.  Raises NotFound.
     """
-    own = [voice for voice, _ in client.voices]
-    if name in own:
-        return name
-    aliases = client.server.voice_aliases
-    if name in aliases:
-        return aliases[name]
-    if name in VOICES and client.info is not None and client.info.voices:
-        voices = client.info.voices  # without registered voices, which come and go
-        return voices[VOICES.index(name) % len(voices)][0]
-    return name
+    if all(name != shown for shown, _, _ in owner.seen(client.voices)):
+        aliases = client.server.voice_aliases
+        if name in aliases:
+            name = aliases[name]
+        elif name in VOICES and client.info is not None and client.info.voices:
+            voices = client.info.voices  # without registered voices, which come and go
+            name = voices[VOICES.index(name) % len(voices)][0]
+    return voice_named(client, name, owner)

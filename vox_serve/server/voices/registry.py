@@ -1,6 +1,7 @@
 """Voices that clients register: a sample of speech and what is said in it, under a name.
 
-Keeps track of them and keeps the engines and the directory in agreement.
+Keeps track of them and keeps the engines and the directory in agreement.  Inside, a voice has its
+inner name; see `server.owner`.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ from vox_serve.errors import (
     RequestError,
     Unavailable,
 )
+from vox_serve.server.errors import Forbidden
+from vox_serve.server.owner import Owner, split
 from vox_serve.server.voices.store import (
     MAX_SECONDS,
     NAME,
@@ -39,6 +42,7 @@ from vox_serve.workers.client import EngineClient
 from vox_serve.workers.engines import Engines
 
 MAX_VOICES = 1000
+"""Of one owner, with everybody's."""
 CLAIM_SECONDS = 2.0
 """How often a server that may only read the directory asks for more."""
 MAX_WAITING = 8
@@ -52,6 +56,7 @@ class RegisteredVoice:
     """A registered voice.
 
     Args:
+        name: its inner name.
         client: the engine that speaks it.
         seconds: length of its sample.
         kept: it is stored in the directory.
@@ -66,7 +71,11 @@ class RegisteredVoice:
 
 @attrs.frozen
 class KnownVoice:
-    """A voice that a request may name: built into a model, or registered."""
+    """A voice that a request may name: built into a model, or registered.
+
+    Args:
+        name: what its owner calls it.
+    """
 
     name: str
     speaker: int
@@ -138,21 +147,27 @@ class Voices:
             self._report(file, reason)
         self._give_out()
 
-    def listed(self, model: str | None = None) -> list[KnownVoice]:
-        """Every voice that a request may name, or those of one model."""
+    def listed(self, owner: Owner, model: str | None = None) -> list[KnownVoice]:
+        """Every voice that this owner's requests may name, or those of one model."""
         return [
-            self._known(client, name, speaker)
+            self._known(client, name, inner, speaker)
             for client in self._engines
             if model in (None, client.model)
-            for name, speaker in client.voices
+            for name, inner, speaker in owner.seen(client.voices)
         ]
 
     async def add(
-        self, client: EngineClient, name: str, record: VoiceRecord, file: IO[bytes]
+        self,
+        owner: Owner,
+        client: EngineClient,
+        name: str,
+        record: VoiceRecord,
+        file: IO[bytes],
     ) -> KnownVoice:
         """Register a voice: add it to the model, store it, then list it.
 
         Args:
+            owner: whose voice it is.
             file: the sample, in any format that libsndfile reads.
 
         Raises:
@@ -165,45 +180,50 @@ class Voices:
         self._waiting += 1
         try:
             async with self._lock:
-                await self._require_free(client, name)
+                await self._require_free(owner, client, name)
                 info = client.admit()
                 audio = await asyncio.to_thread(read_audio, file, info.sample_rate, MAX_SECONDS)
-                await self._add_to_engine(client, name, record, audio)
-                await self._keep(client, name, record, audio, info.sample_rate)
+                await self._add_to_engine(client, owner.own(name), record, audio)
+                await self._keep(client, owner.own(name), record, audio, info.sample_rate)
         except AudioUnreadable as error:
             raise InvalidRequest(str(error), "audio") from error
         finally:
             self._waiting -= 1
-        return self._known(client, name, record.speaker)
+        return self._known(client, name, owner.own(name), record.speaker)
 
-    async def remove(self, name: str) -> None:
+    async def remove(self, owner: Owner, name: str) -> None:
         """Forget a voice, and delete its files.
 
         Raises:
             NotFound: there is none.
             InvalidRequest: it is built into a model.
+            Forbidden: it is everybody's, and the owner is the holder of one key.
             Unavailable: the server is not ready, or the files cannot be deleted.
         """
-        self._require_engine(name)  # now: the lock may be held until a model is ready
+        inner = owner.own(name)
+        self._require_engine(inner)  # now: the lock may be held until a model is ready
         async with self._lock:
-            self._require_engine(name)
-            known = self._registered.get(name)
+            self._require_engine(inner)
+            known = self._registered.get(inner)
             if known is None and any(_owns(client, name) for client in self._engines):
                 raise InvalidRequest(f"{name!r} is a built-in voice of the model", "voice")
             if not NAME.fullmatch(name):
                 raise _unknown(name)
+            if known is None and name in self._registered:
+                raise Forbidden(f"{name!r} is everybody's voice: only the operator removes it")
             try:
                 store = self._store
-                stored = store is not None and await asyncio.to_thread(store.remove, name)
+                stored = store is not None and await asyncio.to_thread(store.remove, inner)
             except OSError as error:
                 raise Unavailable(f"the voice cannot be deleted: {error.strerror}") from error
             if known is None and not stored:
                 raise _unknown(name)
-            self._stored.pop(name, None)
+            self._stored.pop(inner, None)
             if known is not None:
-                del self._registered[name]
-                await known.client.remove_voice(name)
-            self.broken = {f: why for f, why in self.broken.items() if Path(f).stem != name}
+                del self._registered[inner]
+                await known.client.remove_voice(inner)
+            if not owner.key:
+                self.broken = {f: why for f, why in self.broken.items() if Path(f).stem != name}
 
     def _require_engine(self, name: str) -> None:
         """Raise Unavailable if the voice's model, or any if nobody has it, takes no requests."""
@@ -211,7 +231,7 @@ class Voices:
         for client in [known.client] if known is not None else self._engines:
             client.admit()
 
-    def find(self, name: str, model: str | None) -> KnownVoice:
+    def find(self, owner: Owner, name: str, model: str | None) -> KnownVoice:
         """One voice.
 
         Raises:
@@ -220,7 +240,7 @@ class Voices:
         """
         if model is not None:
             model = self._engines.choose(model).model
-        found = [voice for voice in self.listed(model) if voice.name == name]
+        found = [voice for voice in self.listed(owner, model) if voice.name == name]
         if not found:
             raise _unknown(name)
         if len(found) > 1:
@@ -228,8 +248,8 @@ class Voices:
             raise InvalidRequest(f"model is required: {models} have a voice {name!r}", "model")
         return found[0]
 
-    def _known(self, client: EngineClient, name: str, speaker: int) -> KnownVoice:
-        found = self._registered.get(name)
+    def _known(self, client: EngineClient, name: str, inner: str, speaker: int) -> KnownVoice:
+        found = self._registered.get(inner)
         if found is not None and found.client is not client:
             found = None
         return KnownVoice(name, speaker, client, found)
@@ -291,8 +311,8 @@ class Voices:
     async def _load_one(self, client: EngineClient, name: str) -> None:
         assert self._store is not None
         assert client.info is not None
-        if _owns(client, name):
-            raise VoiceUnusable(f"{name!r} is a built-in voice of the model")
+        if _owns(client, split(name)[1]):
+            raise VoiceUnusable(f"{split(name)[1]!r} is a built-in voice of the model")
         rate = client.info.sample_rate
         audio = await asyncio.to_thread(self._store.read, name, rate)
         await self._add_to_engine(client, name, self._stored[name], audio)
@@ -335,21 +355,23 @@ class Voices:
         self._registered[name] = RegisteredVoice(name, client, record, seconds, self._kept)
         log.info("voice %r of %s: %.1f s", name, client.model, seconds)
 
-    async def _require_free(self, client: EngineClient, name: str) -> None:
+    async def _require_free(self, owner: Owner, client: EngineClient, name: str) -> None:
         """Check that the name is free, ignoring case: file systems and people confuse it."""
         if _owns(client, name):
             raise AlreadyExists(f"{name!r} is a built-in voice of the model", "name")
-        taken = any(name.casefold() == other.casefold() for other in self._registered)
-        if taken or (self._store and await asyncio.to_thread(self._store.holds, name)):
+        known = list(owner.seen((inner, None) for inner in self._registered))
+        taken = any(name.casefold() == other.casefold() for other, _, _ in known)
+        if taken or (self._store and await asyncio.to_thread(self._store.holds, owner.own(name))):
             raise AlreadyExists(f"a voice {name!r} already exists; delete it first", "name")
-        if len(self._registered) >= MAX_VOICES:
+        if len(known) >= MAX_VOICES:
             raise InvalidRequest(
                 f"there are already {MAX_VOICES} voices, the limit; delete some first", "name"
             )
 
     def _report(self, file: str, reason: str) -> None:
         log.error("%s in the voices directory cannot be used: %s", file, reason)
-        self.broken[file] = reason
+        if not split(file)[0]:  # /health, which shows them, is for everybody
+            self.broken[file] = reason
 
 
 def _owns(client: EngineClient, name: str) -> bool:

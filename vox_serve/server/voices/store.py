@@ -1,7 +1,8 @@
 """Registered voices as files in one directory.  Contains nothing about engines or HTTP.
 
 A voice is `NAME.wav` and, beside it, `NAME.json` (a `VoiceRecord`) or `NAME.txt` (only the
-transcript).  Users may also add such files by hand; they are read at start.
+transcript).  Users may also add such files by hand; they are read at start.  The voices of an API
+key are in a subdirectory of the key's name; here their names are `KEY/NAME`, see `server.owner`.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ import soundfile
 
 from vox_serve.audio import AudioUnreadable, read_audio
 from vox_serve.errors import ConfigError
+from vox_serve.server.owner import Owner, split
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 NAME_RULE = "1 to 64 letters, digits, '_' or '-', the first a letter or digit"
@@ -104,8 +106,9 @@ class VoiceStore:
             os.close(descriptor)
             raise
         self._lock = descriptor
-        for name in filter(UNFINISHED.fullmatch, self._names()):
-            (self._directory / name).unlink(missing_ok=True)
+        for key in self._keys():
+            for name in filter(UNFINISHED.fullmatch, self._names(key)):
+                (self._directory / key / name).unlink(missing_ok=True)
         return True
 
     def close(self) -> None:
@@ -121,10 +124,11 @@ class VoiceStore:
     def scan(self) -> tuple[dict[str, VoiceRecord], dict[str, str]]:
         """The voices by name, and why other files cannot be used; does not read audio."""
         suffixes: dict[str, set[str]] = {}
-        for file in sorted(self._names()):
-            stem, suffix = Path(file).stem, Path(file).suffix
-            if suffix in (AUDIO, *TRANSCRIPTS) and not file.startswith("."):
-                suffixes.setdefault(stem, set()).add(suffix)
+        for key in self._keys():
+            for file in sorted(self._names(key)):
+                stem, suffix = Path(file).stem, Path(file).suffix
+                if suffix in (AUDIO, *TRANSCRIPTS) and not file.startswith("."):
+                    suffixes.setdefault(Owner(key).own(stem), set()).add(suffix)
         records: dict[str, VoiceRecord] = {}
         problems: dict[str, str] = {}
         for name, found in suffixes.items():
@@ -157,6 +161,7 @@ class VoiceStore:
         """
         self._require_claim()
         sound, wav = self._path(name, AUDIO), io.BytesIO()
+        sound.parent.mkdir(mode=0o700, exist_ok=True)
         soundfile.write(wav, audio, sample_rate, format="WAV", subtype="FLOAT")
         self._put(sound, wav.getvalue())
         try:
@@ -170,7 +175,7 @@ class VoiceStore:
     def remove(self, name: str) -> bool:
         """Delete a voice's files; False if there are none.  Raises OSError."""
         self._require_claim()
-        there = set(self._names())
+        there = set(self._names(split(name)[0]))
         paths = [self._path(name, suffix) for suffix in (*TRANSCRIPTS, AUDIO)]
         found = [path for path in paths if path.name in there]
         for path in found:
@@ -179,16 +184,35 @@ class VoiceStore:
 
     def holds(self, name: str) -> bool:
         """Is there a file of this name, ignoring case?  Some file systems ignore it too."""
-        wanted = {(name + suffix).casefold() for suffix in (AUDIO, *TRANSCRIPTS)}
-        return any(file.casefold() in wanted for file in self._names())
+        key, own = split(name)
+        wanted = {(own + suffix).casefold() for suffix in (AUDIO, *TRANSCRIPTS)}
+        return any(file.casefold() in wanted for file in self._names(key))
 
-    def _names(self) -> list[str]:
-        return [path.name for path in self._directory.iterdir()]
+    def _keys(self) -> list[str]:
+        """The names of keys that have voices; '' stands for the directory itself."""
+        return [
+            "",
+            *sorted(
+                path.name
+                for path in self._directory.iterdir()
+                if NAME.fullmatch(path.name) and path.is_dir() and not path.is_symlink()
+            ),
+        ]
+
+    def _names(self, key: str = "") -> list[str]:
+        try:
+            return [path.name for path in (self._directory / key).iterdir()]
+        except FileNotFoundError:
+            if key:
+                return []
+            raise
 
     def _path(self, name: str, suffix: str) -> Path:
-        if not NAME.fullmatch(name):  # never build a path from an unchecked name
+        key, own = split(name)
+        # Never build a path from an unchecked name.
+        if not NAME.fullmatch(own) or (key and not NAME.fullmatch(key)):
             raise ValueError(f"{name!r} is not a voice name")
-        return self._directory / f"{name}{suffix}"
+        return self._directory / key / f"{own}{suffix}"
 
     def _record(self, name: str, suffixes: Collection[str]) -> VoiceRecord:
         if AUDIO not in suffixes:
@@ -234,7 +258,7 @@ class VoiceStore:
     def _put(self, path: Path, content: bytes) -> None:
         """Write a file atomically."""
         descriptor, unfinished = tempfile.mkstemp(
-            dir=self._directory, prefix=f".{path.name}.", suffix=".tmp"
+            dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"
         )
         try:
             with os.fdopen(descriptor, "wb") as file:
@@ -248,7 +272,7 @@ class VoiceStore:
 
 
 def _check_name(name: str, others: Collection[str]) -> None:
-    if not NAME.fullmatch(name):
+    if not NAME.fullmatch(split(name)[1]):
         raise VoiceUnusable(f"its name must be {NAME_RULE}")
     alike = next((other for other in others if other.casefold() == name.casefold()), None)
     if alike is not None:

@@ -6,12 +6,15 @@ Contains the protocol's messages and their fields, and nothing about speech.
 from __future__ import annotations
 
 import asyncio
+import logging
+from collections.abc import Callable
 from typing import Any, cast
 
 import msgspec
 import uvicorn.protocols.websockets.websockets_sansio_impl as uvicorn_websockets
 from litestar.types import Message as AsgiMessage
 from litestar.types import Receive, Send
+from uvicorn.protocols.utils import ClientDisconnected
 
 from vox_serve.errors import RequestError
 from vox_serve.server.body import OutOfBounds, invalid
@@ -21,6 +24,8 @@ from vox_serve.server.speech import VoiceFields
 MAX_MESSAGE_BYTES = 128 * 2**10
 """Limit on one message from a client; a longer one closes the connection with 1009."""
 SERVICE_RESTART = 1012
+log = logging.getLogger("vox_serve.websocket")
+log.setLevel(logging.WARNING)
 
 
 class Start(VoiceFields, tag="start", forbid_unknown_fields=True, kw_only=True):
@@ -124,7 +129,39 @@ class DrainingProtocol(uvicorn_websockets.WebSocketsSansIOProtocol):
 
     uvicorn's protocol closes the connection at once.  This one only notifies the session, which
     closes the connection itself; uvicorn waits for it as long as it does for HTTP responses.
+
+    Args:
+        closed: called with the transport of a connection that is closed.
     """
+
+    def __init__(
+        self, *args: Any, closed: Callable[[asyncio.BaseTransport], None], **kwargs: Any
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self._closed = closed
+        # uvicorn writes lines for each connection, with what the client has sent.
+        self.logger = self.conn.logger = log
+
+    async def send(self, message: Any) -> None:
+        if self.handshake_complete and self.close_sent:  # because of what the client had sent
+            raise ClientDisconnected
+        await super().send(message)
+        if message["type"] == "websocket.http.response.body":
+            self.handshake_complete = True  # refused; uvicorn would complain of a missing answer
+
+    def send_receive_event_to_app(self) -> None:
+        """Pass a message on; uvicorn logs a traceback for text that is not UTF-8."""
+        if self.curr_msg_data_type == "text" and not _is_text(b"".join(self.frames)):
+            self.frames = []
+            if not self.close_sent:
+                self.conn.send_close(1007)
+                self.handle_parser_exception()
+            return
+        super().send_receive_event_to_app()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._closed(self.transport)
+        super().connection_lost(exc)
 
     def shutdown(self) -> None:
         if self.handshake_complete and not self.close_sent:
@@ -133,8 +170,15 @@ class DrainingProtocol(uvicorn_websockets.WebSocketsSansIOProtocol):
             super().shutdown()
 
 
+def _is_text(data: bytes) -> bool:
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
 WEBSOCKET: dict[str, Any] = {
-    "ws": DrainingProtocol,
     "ws_max_size": MAX_MESSAGE_BYTES,
     "ws_per_message_deflate": False,  # samples hardly compress, and it takes time
     # The reply to a ping waits behind audio that the client has yet to play, so a late one means

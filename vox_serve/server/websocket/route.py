@@ -1,6 +1,6 @@
 """WebSocket /v1/audio/stream: text in as it is written, speech out as it is generated.
 
-This module handles how a connection begins and ends: handshake, first message, close codes.
+This module handles how a connection begins and ends: first message, close codes.
 `session.py` handles the speech in between.
 """
 
@@ -8,30 +8,28 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import cast
-from urllib.parse import urlsplit
 
 import attrs
-from litestar import Response, asgi
+from litestar import asgi
 from litestar.enums import ScopeType
 from litestar.exceptions import ClientException
 from litestar.handlers import ASGIRouteHandler
-from litestar.types import Message as AsgiMessage
 from litestar.types import Receive, Scope, Send
 
 from vox_serve.audio.formats import AudioFormat, find_format
 from vox_serve.errors import InvalidRequest, NotFound, RequestError, Unavailable, UnspeakableText
 from vox_serve.logs import begin
 from vox_serve.messages import SpeechRequest
+from vox_serve.server.access.middleware import SUBPROTOCOL, refuse_handshake
 from vox_serve.server.account import Account
 from vox_serve.server.errors import (
     ClientGone,
     GoingAway,
     InternalError,
     answer_to,
-    error_response,
     meaning,
 )
+from vox_serve.server.owner import Owner, owner_of
 from vox_serve.server.requests import OpenRequests, request_id
 from vox_serve.server.speech import check_voice, given_reading, given_sampling
 from vox_serve.server.voices.aliases import voice_of
@@ -65,63 +63,26 @@ async def _serve(
             headers={"Upgrade": "websocket"},
         )
     request_id(scope)
-    refusal = _refusal(scope, engines)
-    _count_handshake(engines, "101" if refusal is None else str(refusal.status_code))
     await receive()  # websocket.connect
     try:
-        if refusal is not None:
-            await _refuse(send, refusal)
+        if not any(client.accepts for client in engines):
+            problem = Unavailable(f"the server is {engines.state.value}")
+            await refuse_handshake(send, answer_to(problem))
             return
-        await send({"type": "websocket.accept", "subprotocol": None, "headers": []})
+        chosen = SUBPROTOCOL if SUBPROTOCOL in scope["subprotocols"] else None
+        await send({"type": "websocket.accept", "subprotocol": chosen, "headers": []})
         connection = Connection(receive, send, engines.server.send_timeout)
-        await _converse(connection, engines, opened)
+        await _converse(connection, engines, opened, owner_of(scope))
     except (ClientGone, OSError):
         log.debug("a client of %s left", PATH)
 
 
-def _refusal(scope: Scope, engines: Engines) -> Response[bytes] | None:
-    """The response that rejects a handshake; None if it is accepted.
-
-    Browsers let any page open a WebSocket to any address and name the page's site in Origin; other
-    clients send no Origin.  CORS does not apply to WebSockets, so pages of other sites are rejected
-    here.
-    """
-    headers = dict(scope["headers"])
-    try:
-        origin = urlsplit(headers.get(b"origin", b"").decode("latin-1")).netloc
-    except ValueError:  # not an address
-        origin = "?"
-    host = headers.get(b"host", b"").decode("latin-1")
-    if b"origin" in headers and origin.lower() != host.lower():
-        return error_response(403, "pages of other origins may not connect", "forbidden")
-    if not any(client.accepts for client in engines):
-        return answer_to(Unavailable(f"the server is {engines.state.value}"))
-    return None
-
-
-async def _refuse(send: Send, answer: Response[bytes]) -> None:
-    """Reject a handshake with an HTTP response."""
-    headers = [(b"content-type", b"application/json")]
-    headers += [(k.lower().encode(), v.encode()) for k, v in answer.headers.items()]
-    start = {
-        "type": "websocket.http.response.start",
-        "status": answer.status_code,
-        "headers": headers,
-    }
-    body = {"type": "websocket.http.response.body", "body": answer.content}
-    await send(cast("AsgiMessage", start))
-    await send(cast("AsgiMessage", body))
-
-
-def _count_handshake(engines: Engines, status: str) -> None:
-    metrics = engines.metrics
-    metrics.http_responses_total.labels(metrics.model, PATH, status).inc()
-
-
-async def _converse(connection: Connection, engines: Engines, opened: OpenRequests) -> None:
+async def _converse(
+    connection: Connection, engines: Engines, opened: OpenRequests, owner: Owner
+) -> None:
     """Run a session and report why it ends.  Raises ClientGone."""
     try:
-        session = await _begin(connection, engines, opened)
+        session = await _begin(connection, engines, opened, owner)
         begin(session.id)
         await session.run()
     except RequestError as error:
@@ -138,14 +99,16 @@ async def _converse(connection: Connection, engines: Engines, opened: OpenReques
         await connection.close(1000, "done")
 
 
-async def _begin(connection: Connection, engines: Engines, opened: OpenRequests) -> Session:
+async def _begin(
+    connection: Connection, engines: Engines, opened: OpenRequests, owner: Owner
+) -> Session:
     """The session that the first message asks for.
 
     Raises:
         RequestError: the message is not a `start`, or cannot be served.
         ClientGone: the client left before it sent one.
     """
-    account = Account("", engines.metrics, "stream")
+    account = Account("", engines.metrics, "stream", owner=owner)
     try:
         start = await _first(connection, engines.server.request_timeout)
         audio_format, template = parse_start(start)
@@ -153,11 +116,13 @@ async def _begin(connection: Connection, engines: Engines, opened: OpenRequests)
         account.metrics = client.metrics
         info = client.admit()
         if template.voice is not None:
-            template = attrs.evolve(template, voice=voice_of(client, template.voice))
-        _check_voice(template.voice, start.speaker, client)
+            template = attrs.evolve(template, voice=voice_of(client, template.voice, owner))
+        _check_speaker(start.speaker, client)
         if start.conversation is not None and not info.takes_context:
             raise UnspeakableText("this model does not support conversations", "conversation")
-        return Session(connection, client, info, template, audio_format, opened)
+        if start.conversation is not None:
+            template = attrs.evolve(template, conversation=owner.own(start.conversation))
+        return Session(connection, client, info, template, audio_format, opened, owner)
     except GoingAway:
         raise
     except RequestError as error:
@@ -194,10 +159,7 @@ def parse_start(start: Start) -> tuple[AudioFormat, SpeechRequest]:
     return find_format(start.format, "format"), template
 
 
-def _check_voice(voice: str | None, speaker: int | None, client: EngineClient) -> None:
-    """Check voice and speaker now; the engine would do so only with the first sentence."""
-    names, speakers = zip(*client.voices, strict=True)
-    if voice is not None and voice not in names:
-        raise NotFound(f"unknown voice {voice[:200]!r}", "voice")
-    if speaker is not None and speaker not in speakers:
+def _check_speaker(speaker: int | None, client: EngineClient) -> None:
+    """Check the speaker now; the engine would do so only with the first sentence."""
+    if speaker is not None and speaker not in dict(client.voices).values():
         raise NotFound(f"unknown speaker {speaker}", "speaker")

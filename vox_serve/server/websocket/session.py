@@ -23,6 +23,7 @@ from vox_serve.parts import PART_CHARACTERS, cut, in_parts, private_conversation
 from vox_serve.server.account import Account
 from vox_serve.server.encoding import INLINE_SECONDS, Encoding
 from vox_serve.server.errors import ClientGone, GoingAway, meaning
+from vox_serve.server.owner import Owner
 from vox_serve.server.requests import OpenRequests
 from vox_serve.server.stream import AudioStream
 from vox_serve.server.websocket.connection import (
@@ -59,6 +60,7 @@ class Session:
         template: voice, sampling and conversation of each request; its id and text are replaced.
         audio_format: of the audio sent.
         opened: lists the session by its id while it runs.
+        owner: whose session it is.
     """
 
     def __init__(
@@ -69,8 +71,10 @@ class Session:
         template: SpeechRequest,
         audio_format: AudioFormat,
         opened: OpenRequests,
+        owner: Owner,
     ) -> None:
         self.id = uuid.uuid4().hex
+        self._owner = owner
         self._connection = connection
         self._client = client
         self._info = info
@@ -117,7 +121,7 @@ class Session:
         """
         receiving = asyncio.ensure_future(self._connection.receive())
         deletion = asyncio.ensure_future(self._deleted.wait())
-        self._opened.add(self.id, self)
+        self._opened.add(self._owner.own(self.id), self)
         self._client.metrics.websocket_sessions().inc()
         try:
             await self._connection.send_event(
@@ -143,7 +147,7 @@ class Session:
                     receiving = asyncio.ensure_future(self._connection.receive())
                     await self._handle(message)
         finally:
-            self._opened.remove(self.id, self)
+            self._opened.remove(self._owner.own(self.id), self)
             self._client.metrics.websocket_sessions().dec()
             await _cancel_and_wait(deletion)
             await _cancel_and_wait(receiving)
@@ -301,7 +305,7 @@ class Session:
             self._stream = self._segment = None
 
     def _submit(self, text: str, request_id: str) -> AudioStream:
-        account = Account(request_id, self._client.metrics, "stream")
+        account = Account(request_id, self._client.metrics, "stream", owner=self._owner)
         request = attrs.evolve(
             self._template,
             id=request_id,

@@ -1,0 +1,188 @@
+"""Debian's nginx with the example of deploy/: streams stream, and clients may leave."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+import ssl
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import attrs
+import httpx
+import pytest
+from websockets.exceptions import InvalidStatus
+from websockets.sync.client import connect
+
+from tests.conftest import RunningServer, until
+from tests.deploy.tools import DEPLOY, needs_nginx, passes
+from tests.server.conftest import Gate, value
+from vox_serve.config import ServerConfig
+from vox_serve.server.websocket.route import PATH
+
+pytestmark = needs_nginx
+NAME = "speech.example.com"
+EXAMPLE = (DEPLOY / "proxy" / "nginx.conf").read_text()
+AROUND = """
+{user}
+pid {folder}/pid;
+error_log stderr;
+events {{}}
+http {{
+    access_log off;
+    client_body_temp_path {folder}/body;
+    proxy_temp_path {folder}/proxy;
+    fastcgi_temp_path {folder}/fastcgi;
+    uwsgi_temp_path {folder}/uwsgi;
+    scgi_temp_path {folder}/scgi;
+{example}
+}}
+"""
+StartServer = Callable[..., RunningServer]
+
+
+@attrs.frozen
+class Proxy:
+    """A running nginx."""
+
+    port: int
+    trust: ssl.SSLContext
+
+    @property
+    def origin(self) -> str:
+        """As a browser calls it."""
+        return f"https://{NAME}:{self.port}"
+
+    def client(self) -> httpx.Client:
+        headers = {"Host": f"{NAME}:{self.port}"}
+        return httpx.Client(
+            base_url=f"https://127.0.0.1:{self.port}", verify=self.trust, headers=headers
+        )
+
+    def speak(self, origin: str | None) -> list[str]:
+        """A session over the WebSocket; each type of its events once, in order."""
+        line = socket.create_connection(("127.0.0.1", self.port), timeout=10)
+        url = f"wss://{NAME}:{self.port}{PATH}"
+        headers = {} if origin is None else {"Origin": origin}
+        with closing(line), connect(
+            url, sock=line, ssl=self.trust, additional_headers=headers, close_timeout=5
+        ) as session:  # fmt: skip
+            for message in ({"type": "start"}, {"type": "text", "text": "5"}, {"type": "end"}):
+                session.send(json.dumps(message))
+            found = list(session)
+        types = [json.loads(one)["type"] if isinstance(one, str) else "audio" for one in found]
+        return list(dict.fromkeys(types))
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tls")
+    passes(
+        "openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1",
+        "-subj", f"/CN={NAME}", "-addext", f"subjectAltName=DNS:{NAME},IP:127.0.0.1",
+        "-keyout", folder / "privkey.pem", "-out", folder / "fullchain.pem",
+    )  # fmt: skip
+    return folder
+
+
+@contextmanager
+def proxied(server: RunningServer, certificate: Path, example: str = EXAMPLE) -> Iterator[Proxy]:
+    """The example with this machine's ports and the test's certificate."""
+    with closing(socket.create_server(("127.0.0.1", 0))) as free:
+        port = free.getsockname()[1]
+    for name, here in {
+        "127.0.0.1:8000": server.url.removeprefix("http://"),
+        "listen 443": f"listen 127.0.0.1:{port}",
+        f"/etc/ssl/{NAME}": str(certificate),
+    }.items():
+        assert name in example
+        example = example.replace(name, here)
+    user = "user root;" if os.geteuid() == 0 else ""
+    settings = certificate / "nginx.conf"
+    settings.write_text(AROUND.format(user=user, folder=certificate, example=example))
+    command = ["nginx", "-p", str(certificate), "-c", str(settings), "-g", "daemon off;"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    try:
+        trust = ssl.create_default_context(cafile=certificate / "fullchain.pem")
+        proxy = Proxy(port, trust)
+        until(lambda: process.poll() is not None or _answers(port), 10)
+        assert process.poll() is None, process.stderr.read()
+        yield proxy
+    finally:
+        process.terminate()
+        process.communicate(timeout=10)
+
+
+def _answers(port: int) -> bool:
+    with closing(socket.socket()) as attempt:
+        return attempt.connect_ex(("127.0.0.1", port)) == 0
+
+
+@pytest.fixture
+def proxy(
+    gate: Gate, start_server: StartServer, certificate: Path
+) -> Iterator[tuple[Proxy, RunningServer]]:
+    server = start_server(server=ServerConfig(port=0, allowed_hosts=(NAME, "127.0.0.1")))
+    with proxied(server, certificate) as running:
+        yield running, server
+
+
+def test_the_first_piece_is_not_held_back(proxy: tuple[Proxy, RunningServer], gate: Gate) -> None:
+    nginx, server = proxy
+    gate.allow(1)  # the second frame is made only after the first has arrived
+    body = {"text": "5", "streaming": True, "format": "pcm"}
+    with nginx.client() as client, client.stream("POST", "/generate", json=body) as stream:
+        pieces = stream.iter_raw()
+        first = next(pieces)
+        assert len(first) == 1280
+        assert server.client.open_requests == 1
+        gate.open()
+        assert len(first) + len(b"".join(pieces)) == 5 * 1280
+
+
+def test_a_client_that_leaves_frees_its_slot(
+    proxy: tuple[Proxy, RunningServer], gate: Gate
+) -> None:
+    nginx, server = proxy
+    gate.allow(1)
+    body = {"text": "98", "streaming": True, "format": "pcm"}
+    with nginx.client() as client, client.stream("POST", "/generate", json=body) as stream:
+        next(stream.iter_raw())
+    until(lambda: server.client.open_requests == 0, 2)
+    gate.open()
+    server.wait_idle()
+    assert value(server, "client_disconnects_total", phase="stream") == 1
+
+
+def test_the_websocket_and_a_page_of_the_proxy_pass(
+    proxy: tuple[Proxy, RunningServer],
+) -> None:
+    nginx, _ = proxy
+    for origin in (None, nginx.origin):
+        assert nginx.speak(origin) == ["started", "segment", "audio", "done"]
+    with pytest.raises(InvalidStatus, match="403"):
+        nginx.speak("https://evil.example")
+    own = {"Origin": nginx.origin}
+    with nginx.client() as client:
+        assert client.post("/generate", json={"text": "5"}, headers=own).status_code == 200
+        assert client.get("/health").json()["status"] == "ready"
+
+
+@pytest.mark.parametrize("allowed", [f"https://{NAME}", "https://other.example"])
+def test_a_proxy_that_rewrites_host(
+    allowed: str, start_server: StartServer, certificate: Path
+) -> None:
+    """Then the origin that browsers see has to be named."""
+    rewriting = re.sub(r"proxy_set_header Host .*", "", EXAMPLE)
+    assert rewriting != EXAMPLE
+    server = start_server(server=ServerConfig(port=0, ws_origin=(allowed,)))
+    with proxied(server, certificate, rewriting) as nginx:
+        if NAME in allowed:
+            assert nginx.speak(f"https://{NAME}") == ["started", "segment", "audio", "done"]
+        else:
+            with pytest.raises(InvalidStatus, match="403"):
+                nginx.speak(f"https://{NAME}")
