@@ -132,7 +132,7 @@ def _sources(config: PocketConfig, loader: WeightLoader) -> Sources:
         heads, kv_heads, dim = stack.num_attention_heads, stack.num_key_value_heads, stack.head_dim
         sizes = [heads * dim, kv_heads * dim, kv_heads * dim]
         name = f"transformer.layers.{number}.self_attn.in_proj.weight"
-        q, k, v = stored(name, sum(sizes), width).split(sizes)
+        q, k, v = torch.split(stored(name, sum(sizes), width), sizes)
         return torch.cat([halves(q, heads), halves(k, kv_heads), v])
 
     def stacked(kind: str) -> Callable[[], torch.Tensor]:

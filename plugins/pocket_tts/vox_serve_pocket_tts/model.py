@@ -50,7 +50,8 @@ class _Biased(nn.Module):
         self.bias = nn.Parameter(torch.empty(outputs))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.linear(x) + self.bias
+        y: torch.Tensor = self.linear(x) + self.bias
+        return y
 
 
 class _Layer(nn.Module):
@@ -282,7 +283,7 @@ class PocketModel:
         """Lagrangian self-distillation (https://arxiv.org/abs/2505.18825), a few Euler steps."""
         flow, most = self.network.flow, int(sampler.largest("flow_steps"))
         if most == 1:
-            made = flow(latent.to(self.dtype), condition + flow.times[0, 0])
+            made: torch.Tensor = flow(latent.to(self.dtype), condition + flow.times[0, 0])
             return latent + made.float()
         steps = sampler.parameter("flow_steps")
         for number in range(most):

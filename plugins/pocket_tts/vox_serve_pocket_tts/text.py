@@ -34,7 +34,7 @@ def prepared(text: str, config: PocketConfig) -> str:
         UnspeakableText: nothing is left of it.
     """
     if config.replaced:
-        text = text.translate(str.maketrans(dict(config.replaced)))
+        text = text.translate({ord(old): new for old, new in config.replaced.items()})
         # Deleted quotes leave '"Hi?", she said' as 'Hi?, she said': the sentence's mark stays.
         text = re.sub(r"([.!?…])\s*[,;:]", r"\1", " ".join(text.split()))
     text = " ".join(text.split())
