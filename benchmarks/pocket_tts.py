@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import safetensors.torch
@@ -29,13 +30,15 @@ from vox_serve_pocket_tts.languages import published
 TEXT = "The past is just a story we tell ourselves."
 FRAME_SECONDS = 0.08
 VOICE_SECONDS = 10.0
+FULL_SIZE = Path.home() / ".cache/vox_serve/pocket-tts-random"
 
 
-def write_full_size(directory: Path) -> Path:
-    """A checkpoint of the English model's sizes, with a voice; returns the package's YAML."""
+def write_full_size(directory: Path, config: Path) -> None:
+    """A checkpoint of the English model's sizes, with a voice; `config` is the package's YAML."""
     from pocket_tts import TTSModel
     from pocket_tts.models.model_state import export_model_state
 
+    directory.mkdir(parents=True, exist_ok=True)
     tree = published("english") | {"default_eos_threshold": 1e9}
     for part in ("flow_lm", "mimi"):
         tree[part]["dtype"] = "float32"
@@ -46,17 +49,15 @@ def write_full_size(directory: Path) -> Path:
     tokenizer.save(str(directory / "tokenizer.json"))
     (directory / "config.yaml").write_text(yaml.safe_dump(tree, allow_unicode=True))
     tree["flow_lm"]["lookup_table"]["tokenizer_path"] = str(directory / "tokenizer.json")
-    config = directory.parent / "reference.yaml"
     config.write_text(yaml.safe_dump(tree, allow_unicode=True))
     torch.manual_seed(0)
     reference = TTSModel.load_model(config=config)
     torch.nn.init.normal_(reference.flow_lm.speaker_proj_weight, std=0.2)
     safetensors.torch.save_file(reference.state_dict(), directory / "model.safetensors")
-    (directory / "embeddings").mkdir()
+    (directory / "embeddings").mkdir(exist_ok=True)
     sound = 0.1 * torch.randn(1, int(24000 * VOICE_SECONDS))
     state = reference.get_state_for_audio_prompt(sound)
     export_model_state(state, directory / "embeddings" / "voice.safetensors")
-    return config
 
 
 class Reference:
@@ -98,46 +99,38 @@ def main() -> None:
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 4, 16])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--frames", type=int, default=40)
+    parser.add_argument("--frames", type=int, default=40, help="of each text")
+    parser.add_argument("--checkpoint", type=Path, default=FULL_SIZE, help="where it is or goes")
     parser.add_argument("--forms", nargs="+", default=["auto", "float32"])
     asked = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        directory = Path(folder) / "english"
-        directory.mkdir()
-        config = write_full_size(directory)
-        plugins = load_plugins(["vox_serve_pocket_tts.plugin"], points=[])
-        engines = {
-            form: load_engine(
-                EngineConfig(
-                    model=str(directory),
-                    device="cpu",
-                    dtype=form,
-                    max_batch_size=max(asked.batches),
-                ),
-                plugins,
-            )[0]
-            for form in asked.forms
-        }
-        runs = {"pocket-tts": Reference(config, directory, asked.frames)}
-        for form, engine in engines.items():
-            for threads in asked.threads:
-                for batch in asked.batches:
-                    name = f"vox_serve {form}, {threads} threads, batch {batch}"
-                    runs[name] = lambda e=engine, b=batch, t=threads: ours(e, b, asked.frames, t)
-        found: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
-        for number in range(asked.rounds + 1):
-            for name, run in runs.items():
-                measured = run()
-                if number:  # the first round warms up
-                    found[name].append(measured)
-    base = statistics.median(frame for _, frame in found["pocket-tts"])
+    directory = asked.checkpoint
+    config = directory.parent / f"{directory.name}-reference.yaml"
+    if not config.exists():
+        write_full_size(directory, config)
     print(f"{'':<44} first ms   ms/frame   x real time   x pocket-tts")
-    for name, each in found.items():
-        first, frame = (statistics.median(values) for values in zip(*each, strict=True))
-        print(
-            f"{name:<44} {1e3 * first:8.0f} {1e3 * frame:10.2f} {FRAME_SECONDS / frame:13.2f}"
-            f" {base / frame:14.2f}"
-        )
+    base = report("pocket-tts", Reference(config, directory, asked.frames), asked.rounds)
+    plugins = load_plugins(["vox_serve_pocket_tts.plugin"], points=[])
+    for form in asked.forms:
+        most = max(asked.batches)
+        settings = EngineConfig(str(directory), "cpu", form, max_batch_size=most)
+        engine, _ = load_engine(settings, plugins)
+        for threads in asked.threads:
+            for batch in asked.batches:
+                run = partial(ours, engine, batch, asked.frames, threads)
+                title = f"vox_serve {form}, {threads} threads, batch {batch}"
+                report(title, run, asked.rounds, base)
+
+
+def report(
+    name: str, run: Callable[[], tuple[float, float]], rounds: int, base: float | None = None
+) -> float:
+    """Print the median of some rounds, after one that warms up; returns seconds per frame."""
+    run()
+    first, frame = map(statistics.median, zip(*(run() for _ in range(rounds)), strict=True))
+    times = (base or frame) / frame
+    row = f"{1e3 * first:8.0f} {1e3 * frame:10.2f} {FRAME_SECONDS / frame:13.2f} {times:14.2f}"
+    print(f"{name:<44} {row}", flush=True)
+    return frame
 
 
 if __name__ == "__main__":

@@ -1,0 +1,26 @@
+"""How many nodes a frame of Pocket TTS has, held to what was reached."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.triton_device import HAS_TRITON
+
+if not HAS_TRITON:
+    pytest.skip("Triton is not installed; Linux has it", allow_module_level=True)
+
+from benchmarks.gpu import full_size
+from benchmarks.gpu.nodes import steps
+
+
+@pytest.mark.parametrize(
+    ("batch", "budget"),
+    [
+        (1, {}),
+        (64, {}),
+    ],
+)
+def test_a_frame_has_no_more_nodes_than_it_had(batch: int, budget: dict[str, int]):
+    """`emit` has all four flow steps in it: what a captured step does not do, no request gets."""
+    found = {step: nodes.count for step, nodes in steps(full_size.pocket(), batch).items()}
+    assert found == budget, "fewer are welcome: write them down"
