@@ -13,14 +13,11 @@ from benchmarks.gpu import full_size
 from benchmarks.gpu.nodes import steps
 
 
-@pytest.mark.parametrize(
-    ("batch", "budget"),
-    [
-        (1, {}),
-        (64, {}),
-    ],
-)
-def test_a_frame_has_no_more_nodes_than_it_had(batch: int, budget: dict[str, int]):
-    """`emit` has all four flow steps in it: what a captured step does not do, no request gets."""
+BUDGET = {"advance": 74, "emit": 381, "take": 14, "codec": 119}
+
+
+@pytest.mark.parametrize("batch", [1, 64])
+def test_a_frame_has_no_more_nodes_than_it_had(batch: int):
+    """`emit` holds all four flow steps: the host does not know which rows a captured step has."""
     found = {step: nodes.count for step, nodes in steps(full_size.pocket(), batch).items()}
-    assert found == budget, "fewer are welcome: write them down"
+    assert found == BUDGET, "fewer are welcome: write them down"
