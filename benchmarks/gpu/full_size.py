@@ -10,6 +10,7 @@ from torch import nn
 from transformers import CsmConfig as TransformersConfig
 from transformers import MimiModel
 
+from vox_serve import SamplingParams
 from vox_serve.model import Model
 from vox_serve.nn import WeightLoader, uninitialised
 from vox_serve.nn.linear import Fp8Linear, Linear, PaddedLinear
@@ -35,7 +36,7 @@ def csm(fp8: bool = False) -> CsmModel:
     codec = Mimi(config.codec, config.num_codebooks, META)
     codec.load(WeightLoader(shapes))
     prompts: Any = None  # no voices are needed
-    return CsmModel(config, network, codec, prompts, (), None)
+    return CsmModel(config, network, codec, prompts, (), SamplingParams())
 
 
 def orpheus(fp8: bool = False) -> Model:
@@ -55,6 +56,34 @@ def orpheus(fp8: bool = False) -> Model:
     codec.load(WeightLoader(snac))
     prompts: Any = None
     return OrpheusModel(network, codec, prompts, 128266, [128258])
+
+
+def pocket() -> Model:
+    """Pocket TTS's default English model in bfloat16."""
+    from pocket_tts.models.mimi import build_mimi
+    from pocket_tts.utils.config import CONFIGS_DIR, load_config
+
+    from vox_serve_pocket_tts.codec import LatentDecoder
+    from vox_serve_pocket_tts.config import PocketConfig
+    from vox_serve_pocket_tts.languages import published
+    from vox_serve_pocket_tts.model import MOST_STEPS, PocketModel, PocketNetwork
+    from vox_serve_pocket_tts.plugin import FlowParameters
+
+    config = PocketConfig.from_tree(published("english"))
+    with uninitialised():
+        network = PocketNetwork(config)
+    _hold(network, fp8=False)
+    network.prepare(config.backbone, META, torch.bfloat16)
+    shape = (MOST_STEPS, MOST_STEPS, config.flow_width)
+    network.flow.times = torch.empty(shape, dtype=torch.bfloat16, device=META)
+    with META:
+        mimi = build_mimi(load_config(CONFIGS_DIR / "english.yaml").mimi).state_dict()
+        tensors = {f"mimi.{name}": tensor for name, tensor in mimi.items()}
+        tensors |= {f"flow_lm.emb_{name}": torch.empty(config.latent) for name in ("mean", "std")}
+    codec = LatentDecoder(config, META)
+    shapes: Any = _Shapes(tensors)
+    codec.load(WeightLoader(shapes))
+    return PocketModel(config, network, codec, lambda text: [], {}, FlowParameters())
 
 
 SNAC = {

@@ -15,7 +15,13 @@ from typing import Any
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
-PROJECTS = [".[otel]", "plugins/csm", "plugins/demo_voice", "plugins/orpheus"]
+PROJECTS = [
+    ".[otel]",
+    "plugins/csm",
+    "plugins/demo_voice",
+    "plugins/orpheus",
+    "plugins/pocket_tts",
+]
 BUILD = ["hatchling"]
 READ = {"snac": "MIT", "cuda-toolkit": "none stated: it holds no files, only requirements"}
 """Licences that stand only in the distribution's LICENSE file, read there."""

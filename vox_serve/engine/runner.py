@@ -220,8 +220,9 @@ class ModelRunner:
     def _take(self, slots: torch.Tensor, numbers: Rows[int] | None) -> None:
         picked, codec = self.picked[slots], self.model.codec
         codes, facts = picked[:, : codec.frame_width], picked[:, codec.frame_width :]
-        heard, reserved = codes, torch.zeros_like(facts[:, :1])
-        if codec.codebook_size is not None:
+        if codec.codebook_size is None:
+            heard, reserved = codes, torch.zeros_like(facts[:, :1])
+        else:
             # Reserved ids may be sampled, as in the reference, but have no sound: code 0 is used.
             beyond = (codes < 0) | (codes >= codec.codebook_size)
             heard, reserved = torch.where(beyond, 0, codes), beyond.sum(1, keepdim=True)

@@ -115,6 +115,11 @@ class WeightLoader:
         self.unused = files.names
         """Names of tensors that have not been used."""
 
+    @property
+    def names(self) -> set[str]:
+        """The names of all tensors."""
+        return self._files.names
+
     def read(self, name: str, shape: Sequence[int] | None = None) -> torch.Tensor:
         """One tensor as it is stored; marks it as used.
 

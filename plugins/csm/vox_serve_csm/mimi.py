@@ -16,9 +16,9 @@ import torch
 from torch import nn
 
 from vox_serve.nn import WeightLoader, held_bytes
-from vox_serve_csm.mimi_decoder import MimiDecoder
-from vox_serve_csm.mimi_encoder import PIECE_FRAMES, MimiEncoder
-from vox_serve_csm.mimi_quantizer import quantizer_tensors
+from vox_serve.nn.mimi_decoder import MimiDecoder
+from vox_serve.nn.mimi_encoder import PIECE_FRAMES, MimiEncoder
+from vox_serve_csm.mimi_quantizer import CodeTable, Quantizer, quantizer_tensors
 
 LATENTS_PER_FRAME = 2
 """Latents per frame; fixed in transformers' `MimiModel`."""
@@ -131,8 +131,11 @@ class Mimi:
             # A copy, because the tensor may be a view of the file.
             return tensor.to(self.device, torch.float32, copy=True)
 
-        self._encoder = MimiEncoder(self._config, self.frame_width, LATENTS_PER_FRAME, read)
-        self._decoder = MimiDecoder(self._config, self.frame_width, LATENTS_PER_FRAME, read)
+        c, size = self._config, self._config["hidden_size"]
+        quantizer = Quantizer(c, self.frame_width, read)
+        self._encoder = MimiEncoder(c, quantizer, size, LATENTS_PER_FRAME, read)
+        table = CodeTable(c, self.frame_width, read)
+        self._decoder = MimiDecoder(c, table, LATENTS_PER_FRAME, read)
         loader.ignore(*(prefix + name for name in quantizer_tensors(self._config)))
 
     @property

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from vox_serve_csm.seanet import Read
+from vox_serve.nn.seanet import Read
 
 EPSILON = 1e-5
 """A vector is a sum over training vectors divided by their count; this is the least divisor."""
@@ -53,6 +53,23 @@ class _Part(nn.Module):
             x = x - F.embedding(code, book)
             codes.append(code)
         return torch.stack(codes)
+
+
+class CodeTable(nn.Module):
+    """Codes `[B, K]` to latents `[B, hidden_size]`."""
+
+    table: torch.Tensor  # [K * codebook_size, hidden_size]
+    starts: torch.Tensor  # of each codebook in it
+
+    def __init__(self, c: Mapping[str, Any], num_codebooks: int, read: Read) -> None:
+        super().__init__()
+        table = code_table(c, num_codebooks, read)
+        self.register_buffer("table", table)
+        starts = torch.arange(num_codebooks, device=table.device) * c["codebook_size"]
+        self.register_buffer("starts", starts)
+
+    def forward(self, codes: torch.Tensor) -> torch.Tensor:
+        return F.embedding(codes + self.starts, self.table).sum(1)
 
 
 def code_table(c: Mapping[str, Any], num_codebooks: int, read: Read) -> torch.Tensor:

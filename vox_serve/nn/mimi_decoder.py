@@ -1,8 +1,8 @@
-"""Mimi's decoder as a stream: turns a frame of codes into sound, with a state row per slot.
+"""Mimi's decoder as a stream: a frame to sound, with its state in a row per slot.
 
-The quantizer turns a frame of codes into one latent, the upsampling into two; the transformer lets
-them attend to the last `sliding_window` latents, and SEANet turns them into sound.  The only thing
-known about checkpoints is the names of their tensors.
+What a plugin hands in makes a vector of a frame, of codes or of a latent.  The vector becomes S
+vectors (upsample) that have seen the last `sliding_window` ones (transformer), and sound (SEANet).
+This module knows nothing of checkpoints but the names of their tensors.
 
 Everything is float32: lower precision is audible as a tone in pauses.
 """
@@ -14,15 +14,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
-from vox_serve.nn import Past
-from vox_serve_csm.mimi_quantizer import code_table
-from vox_serve_csm.mimi_transformer import StreamingTransformer
-from vox_serve_csm.seanet import Read, decoder_stages
-
-ROWS = 8
-"""The usual rows of a product: four utterances with two latents each."""
+from vox_serve.nn.mimi_transformer import StreamingTransformer
+from vox_serve.nn.seanet import Read, decoder_stages
+from vox_serve.nn.streaming import Past
 
 
 class _Upsample(nn.Module):
@@ -46,33 +41,34 @@ class _Upsample(nn.Module):
 
 
 class MimiDecoder(nn.Module):
-    """Quantizer, upsampling, transformer and SEANet decoder; `allocate`, then `forward`."""
+    """Entry, upsampling, transformer and SEANet decoder; `allocate`, then `forward`.
 
-    table: torch.Tensor  # [num_codebooks * codebook_size, C]
-    starts: torch.Tensor  # start of each codebook in it
+    Args:
+        c: sizes, by the names of transformers' `MimiConfig`.
+        entry: a frame `[B, K]` to `[B, hidden_size]`.
+        frame_latents: S, the stride between frames and what SEANet takes.
+        read: gives the weights.
+    """
 
     def __init__(
-        self, c: Mapping[str, Any], num_codebooks: int, frame_latents: int, read: Read
+        self, c: Mapping[str, Any], entry: nn.Module, frame_latents: int, read: Read
     ) -> None:
-        """Read the weights of K codebooks; a frame is `frame_latents` latents."""
         super().__init__()
         size = c["hidden_size"]
-        table = code_table(c, num_codebooks, read)
-        self.register_buffer("table", table)
-        starts = torch.arange(num_codebooks, device=table.device) * c["codebook_size"]
-        self.register_buffer("starts", starts)
+        self.entry = entry
         self.frame_latents = frame_latents
         self.upsample = _Upsample(read("upsample.conv.weight", size, 1, 2 * frame_latents))
-        self.transformer = StreamingTransformer(c, read, "decoder_transformer.", ROWS)
-        self.stages = decoder_stages(c, read, ROWS)
+        rows = 4 * frame_latents  # of most products: four utterances
+        self.transformer = StreamingTransformer(c, read, "decoder_transformer.", rows)
+        self.stages = decoder_stages(c, read, rows)
 
     def allocate(self, num_slots: int) -> int:
         """Allocate the state of slots 0 .. num_slots - 1; returns its bytes."""
         stages: list[Any] = [self.upsample, *self.stages]
         width = sum(stage.width for stage in stages)
-        # The last row stays zero, which is the state at the start of an utterance.
-        self._rows = self.table.new_zeros(num_slots + 1, width)
-        self._positions = self.starts.new_zeros(num_slots)
+        # A last row stays zero, which is how an utterance begins.
+        self._rows = self.upsample.now.new_zeros(num_slots + 1, width)
+        self._positions = torch.zeros(num_slots, dtype=torch.int64, device=self._rows.device)
         self._rings = self.transformer.rings(num_slots, self.frame_latents)
         return self._rows.nbytes + self._positions.nbytes + self._rings.nbytes
 
@@ -83,14 +79,13 @@ class MimiDecoder(nn.Module):
         self._rings.clear(slot)
 
     def forward(
-        self, codes: torch.Tensor, slots: torch.Tensor, reset: torch.Tensor
+        self, frame: torch.Tensor, slots: torch.Tensor, reset: torch.Tensor
     ) -> torch.Tensor:
         """`[B, K]` to `[B, samples]`."""
         initial = len(self._rows) - 1
         past = Past(self._rows.index_select(0, slots.masked_fill(reset, initial)))
         first = self._positions.index_select(0, slots).masked_fill(reset, 0)
-        x = F.embedding(codes + self.starts, self.table).sum(1, keepdim=True)
-        x = self.upsample(x, past)
+        x = self.upsample(self.entry(frame)[:, None], past)
         x = self.transformer(x, self._rings, slots, first)
         for stage in self.stages:
             x = stage(x, past)

@@ -1,7 +1,7 @@
-"""Mimi's encoder as a stream: turns sound into frames of codes, piece by piece in bounded memory.
+"""Mimi's encoder as a stream: sound to frames, piece by piece in bounded memory.
 
-It reverses the decoder: SEANet, transformer, downsampling, quantizer.  The only thing known about
-checkpoints is the names of their tensors.
+The decoder's steps in reverse: SEANet, transformer, downsampling; what a plugin hands in makes
+frames of the vectors.
 """
 
 from __future__ import annotations
@@ -13,10 +13,9 @@ import attrs
 import torch
 from torch import nn
 
-from vox_serve.nn import CausalConv, Past
-from vox_serve_csm.mimi_quantizer import Quantizer
-from vox_serve_csm.mimi_transformer import Rings, StreamingTransformer
-from vox_serve_csm.seanet import Read, encoder_stages
+from vox_serve.nn.mimi_transformer import Rings, StreamingTransformer
+from vox_serve.nn.seanet import Read, encoder_stages
+from vox_serve.nn.streaming import CausalConv, Past
 
 PIECE_FRAMES = 16
 """Frames that are encoded together."""
@@ -36,16 +35,16 @@ class MimiEncoder(nn.Module):
     """`begin` a clip, then call with one piece after another.  The state is in the `Clip`."""
 
     def __init__(
-        self, c: Mapping[str, Any], num_codebooks: int, frame_latents: int, read: Read
+        self, c: Mapping[str, Any], leave: nn.Module, width: int, frame_latents: int, read: Read
     ) -> None:
-        """Read the weights of K codebooks; a frame is `frame_latents` latents."""
+        """As for `MimiDecoder`; `leave` makes `[K, F]` of `[F, width]`."""
         super().__init__()
         size, self._latents = c["hidden_size"], PIECE_FRAMES * frame_latents
         self.stages = encoder_stages(c, read, rows=self._latents)
         self.transformer = StreamingTransformer(c, read, "encoder_transformer.", self._latents)
-        weight = read("downsample.conv.weight", size, size, 2 * frame_latents)
+        weight = read("downsample.conv.weight", width, size, 2 * frame_latents)
         self.downsample = CausalConv(weight, stride=frame_latents, rows=PIECE_FRAMES, repeat=True)
-        self.quantizer = Quantizer(c, num_codebooks, read)
+        self.leave = leave
 
     def begin(self) -> Clip:
         """A new clip, in pieces of PIECE_FRAMES frames or fewer."""
@@ -54,7 +53,7 @@ class MimiEncoder(nn.Module):
         return Clip(rings, zero, zero)
 
     def forward(self, pcm: torch.Tensor, clip: Clip) -> torch.Tensor:
-        """The next samples, `[T]` of whole frames, to codes `[K, F]`."""
+        """The next samples, `[T]` of whole frames, to frames `[K, F]`."""
         past = Past(clip.past)
         x = pcm[None, :, None]
         for stage in self.stages:
@@ -63,5 +62,5 @@ class MimiEncoder(nn.Module):
         x = self.transformer(x, clip.rings, clip.slots, first)
         x = self.downsample(x, past)
         clip.past = past.after()
-        codes: torch.Tensor = self.quantizer(x[0])
-        return codes
+        frames: torch.Tensor = self.leave(x[0])
+        return frames

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from vox_serve.nn import CausalConv, Past, TransposedConv
+from vox_serve.nn.streaming import CausalConv, Past, TransposedConv
 
 Read = Callable[..., torch.Tensor]
 """`read(name, *shape)`: a checkpoint's tensor as float32 on the compute device."""

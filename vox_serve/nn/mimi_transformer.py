@@ -14,8 +14,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from vox_serve.nn import PackedLinear
-from vox_serve_csm.seanet import Read
+from vox_serve.nn.linear import PackedLinear
+from vox_serve.nn.seanet import Read
 
 
 @attrs.frozen(eq=False)
@@ -70,6 +70,7 @@ class _Layer(nn.Module):
             torch.cat((_interleave(q, heads), _interleave(k, heads), v)), rows=rows
         )
         self.out, self.up, self.down = (PackedLinear(w, rows=rows) for w in (out, up, down))
+        self.gelu = "tanh" if c.get("hidden_act") == "gelu_pytorch_tanh" else "none"
         self.norm1 = _norm(c, read, f"{name}input_layernorm.")
         self.norm2 = _norm(c, read, f"{name}post_attention_layernorm.")
 
@@ -86,7 +87,7 @@ class _Layer(nn.Module):
         k, v = torch.index_select(ring, 0, moment.slots, out=batch).unbind(1)
         seen = F.scaled_dot_product_attention(q, k, v, moment.bias)
         x = self.out(seen.transpose(1, 2).reshape(-1, size), x)
-        down: torch.Tensor = self.down(F.gelu(self.up(self.norm2(x))), x)
+        down: torch.Tensor = self.down(F.gelu(self.up(self.norm2(x)), approximate=self.gelu), x)
         return down
 
 
