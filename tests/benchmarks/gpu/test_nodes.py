@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-import transformers
 
 from tests.triton_device import HAS_TRITON
 
@@ -13,11 +12,6 @@ if not HAS_TRITON:
 
 from benchmarks.gpu import estimate, full_size
 from benchmarks.gpu.nodes import Nodes, counting, steps
-
-pytestmark = pytest.mark.skipif(
-    int(transformers.__version__.partition(".")[0]) >= 5,
-    reason="transformers 5 names Mimi's tensors otherwise in memory; full_size.py needs 4.57",
-)
 
 BUDGET = {
     ("csm", 1): {"advance": 105, "emit": 693, "take": 17, "codec": 231},
