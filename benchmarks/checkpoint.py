@@ -7,6 +7,7 @@ network, never zero, and stored in float32 as on the hub: about 6.6 GB.
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -31,7 +32,7 @@ def write_full_size(directory: Path, config: CsmConfig | None = None) -> Path:
     config = config or CsmConfig()
     with torch.device("meta"):
         shapes = {
-            name: tensor.shape
+            _hub_name(name): tensor.shape
             for name, tensor in CsmForConditionalGeneration(config).state_dict().items()
             if name != TIED
         }
@@ -63,6 +64,14 @@ def write_full_size(directory: Path, config: CsmConfig | None = None) -> Path:
     # The index is written last, so its presence means that everything is there.
     (directory / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
     return directory
+
+
+def _hub_name(name: str) -> str:
+    """The name in a file: transformers 5 nests Mimi's modules in memory, not there."""
+    name = re.sub(r"\b(encoder|decoder)\.\1_seanet\.", r"\1.", name)
+    return re.sub(
+        r"\b(?:en|de)coder\.((?:en|de)coder_transformer|(?:up|down)sample)\.", r"\1.", name
+    )
 
 
 def _random(name: str, shape: torch.Size) -> torch.Tensor:

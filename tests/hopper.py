@@ -91,7 +91,11 @@ def hopper() -> Iterator[Launches]:
 
 def _read(kernel, options: dict[str, object]) -> Compiled:
     usage = _usage(kernel.asm["cubin"])
-    shown = {k: v for k, v in options.items() if k not in ("overlaps", "launch_pdl", "num_warps")}
+    shown = {
+        k: v
+        for k, v in options.items()
+        if k not in ("overlaps", "launch_pdl", "num_warps", "enable_fp_fusion")
+    }
     return Compiled(
         kernel.metadata.name,
         " ".join(f"{key}={value}" for key, value in shown.items()),

@@ -46,7 +46,9 @@ NOT_RUN = {
         "python -m benchmarks.gpu.estimate": "a minute",
         "make bench-gpu": "a GPU",
     },
+    "docs/http-api.md": {'curl -H "Authorization': "a server with keys"},
     "docs/operations.md": {
+        "vox-serve new-key": "a server with keys",
         "python3.11 -m venv /opt/vox-serve": "systemd",
         "GRAFANA_PASSWORD=": "Docker",
     },

@@ -84,11 +84,19 @@ class _Counting(TorchDispatchMode):
             nodes.bytes += _bytes({id(t): t for t in [*_tensors((args, kwargs)), *made]}.values())
         if kind in PRODUCTS:
             nodes.products += 1
-            weight = _tensors(args)[-1 if kind is not aten.linear else 1]
-            nodes.flops += 2 * made[0].numel() * weight[0].numel()
-            if weight.dtype == torch.float32:
-                nodes.float32_flops += 2 * made[0].numel() * weight[0].numel()
+            flops = 2 * made[0].numel() * _summed(kind, args)
+            nodes.flops += flops
+            if made[0].dtype == torch.float32:
+                nodes.float32_flops += flops
         return result
+
+
+def _summed(kind: Any, args: Any) -> int:
+    """How many products one number of the result is the sum of."""
+    if kind is aten.convolution:
+        return int(args[1][0].numel())
+    added = kind in (aten.addmm, aten.baddbmm)  # the first argument is what is added
+    return int(args[1 if added else 0].shape[-1])
 
 
 def _tensors(values: Any) -> list[torch.Tensor]:

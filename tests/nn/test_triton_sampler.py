@@ -167,9 +167,10 @@ def test_a_negative_logit_is_lowered_too(device: torch.device):
 
 
 @on_device
-def test_the_widest_row_of_one_block(device: torch.device):
-    rows = Rows(mixed(6, 1), 8192)
-    logits = rows.logits(8192)
+@pytest.mark.parametrize("size", [8192, 8193])
+def test_the_widest_row_of_one_block_and_one_that_is_wider(device: torch.device, size: int):
+    rows = Rows(mixed(6, 1), size)
+    logits = rows.logits(size)
     assert torch.equal(rows.kernel(logits, 1, device)[0], rows.plain(logits, 1)[0])
 
 

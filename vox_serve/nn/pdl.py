@@ -54,11 +54,17 @@ def start_after_fetching(rows, lines: tl.constexpr, overlaps: tl.constexpr) -> N
         gdc_wait()
 
 
-def launch_options(x: torch.Tensor) -> dict[str, bool]:
-    """Keyword arguments to launch a kernel that has a constant `overlaps`."""
+def launch_options(x: torch.Tensor, rounds_each_step: bool = False) -> dict[str, bool]:
+    """Keyword arguments to launch a kernel that has a constant `overlaps`.
+
+    Args:
+        rounds_each_step: products and sums are rounded one after the other, as in torch.  It is
+            always said, because Triton 3.9 warns where it is not and 3.10 has another default.
+    """
+    options = {"enable_fp_fusion": not rounds_each_step}
     if has_pdl(x.device):
-        return {"overlaps": True, "launch_pdl": True}
-    return {"overlaps": False}
+        return options | {"overlaps": True, "launch_pdl": True}
+    return options | {"overlaps": False}
 
 
 @cache

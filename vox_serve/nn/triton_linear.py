@@ -50,7 +50,8 @@ def _residual(
             total += tl.load(part_at, mask=inside, other=0.0).to(tl.float32)
         x = total.to(x.dtype)
     if keeps_sum:
-        tl.store(sum_at, x, mask=inside & (tl.program_id(0) == 0))
+        # A block compared, not a scalar: Triton 3.9's interpreter takes no scalar into a mask.
+        tl.store(sum_at, x, mask=tl.where(inside, tl.program_id(0), 1) == 0)
     return x
 
 

@@ -228,7 +228,6 @@ def pick(
             window=recent.shape[1],
             block=block,
             num_warps=min(max(block // 512, 1), 8),
-            enable_fp_fusion=False,  # torch rounds each step
-            **launch_options(logits),
+            **launch_options(logits, rounds_each_step=True),
         )
     return picked

@@ -207,6 +207,5 @@ def pick(
         window=state["recent"].shape[1],
         block=min(BLOCK, triton.next_power_of_2(size)),
         num_warps=16,
-        enable_fp_fusion=False,  # torch rounds each step
-        **launch_options(logits),
+        **launch_options(logits, rounds_each_step=True),
     )

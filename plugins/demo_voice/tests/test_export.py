@@ -8,7 +8,6 @@ import attrs
 import numpy as np
 import pytest
 import torch
-import transformers
 from transformers import CsmForConditionalGeneration
 
 from plugins.demo_voice.training.codec_model import CodecModel
@@ -23,11 +22,6 @@ from vox_serve_csm.checkpoint import load_model
 from vox_serve_csm.model import CsmModel
 
 TEXT = "it's a test, no more."
-
-pytestmark = pytest.mark.skipif(
-    int(transformers.__version__.partition(".")[0]) >= 5,
-    reason="transformers 5 names Mimi's tensors otherwise in memory; the recipe needs 4.57",
-)
 
 
 @attrs.frozen

@@ -33,6 +33,22 @@ def window_mask(length: int, window: int, device: torch.device) -> torch.Tensor:
     return ((back >= 0) & (back < window))[None, None]
 
 
+class _Parts(nn.Module):
+    """Transformers' modules under the names of a checkpoint, which version 5 has not in memory."""
+
+    def __init__(self, mimi: Any) -> None:
+        super().__init__()
+        nested = hasattr(mimi.encoder, "encoder_seanet")
+        first, last = (mimi.encoder, mimi.decoder) if nested else (mimi, mimi)
+        self.encoder = first.encoder_seanet if nested else mimi.encoder
+        self.encoder_transformer = first.encoder_transformer
+        self.downsample = first.downsample
+        self.upsample = last.upsample
+        self.decoder_transformer = last.decoder_transformer
+        self.decoder = last.decoder_seanet if nested else mimi.decoder
+        self.quantizer = mimi.quantizer
+
+
 class CodecModel(nn.Module):
     """A Mimi to train; `mimi.state_dict()` is the checkpoint once `write_back` was called."""
 
@@ -41,7 +57,7 @@ class CodecModel(nn.Module):
         self.config = config
         self._half = half
         sizes: Any = MimiConfig(**config.mimi(), attn_implementation="sdpa")  # type: ignore[no-untyped-call]
-        self.mimi: Any = MimiModel(sizes)
+        self.mimi: Any = _Parts(MimiModel(sizes))
         dim, width = config.codebook_dim, config.hidden_size
         self.semantic = nn.ModuleList([Codebook(config.codebook_size, dim, reserved=1)])
         self.acoustic = nn.ModuleList(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-import transformers
 
 from tests.triton_device import HAS_TRITON
 
@@ -13,11 +12,6 @@ if not HAS_TRITON:
 
 from benchmarks.gpu import estimate, full_size
 from benchmarks.gpu.nodes import Nodes, counting, steps
-
-pytestmark = pytest.mark.skipif(
-    int(transformers.__version__.partition(".")[0]) >= 5,
-    reason="transformers 5 names Mimi's tensors otherwise in memory; full_size.py needs 4.57",
-)
 
 BUDGET = {
     ("csm", 1): {"advance": 105, "emit": 693, "take": 17, "codec": 231},
@@ -45,6 +39,13 @@ def test_fp8_has_no_node_of_its_own_over_few_rows(models):
     assert of["emit"].bytes < 0.6 * steps(models["csm"], 8)["emit"].bytes
 
 
+def test_fp8_products_over_many_rows_are_not_counted_as_float32(models):
+    fp8, whole = steps(full_size.csm(fp8=True), 64)["emit"], steps(models["csm"], 64)["emit"]
+    assert fp8.launches["_scaled_mm"]
+    assert fp8.float32_flops == 0
+    assert fp8.flops == pytest.approx(whole.flops, rel=0.01)  # of rows padded otherwise
+
+
 def test_what_is_counted():
     with torch.inference_mode(), counting(context=5) as nodes:
         x = torch.empty(2, 8, device="meta")
@@ -55,6 +56,9 @@ def test_what_is_counted():
     assert nodes.products == 1
     assert nodes.flops == nodes.float32_flops == 2 * 2 * 8 * 4
     assert nodes.bytes == (64 + 64) + (64 + 128 + 32) + (64 + 32)
+    with torch.inference_mode(), counting(context=5) as nodes:
+        torch.addmm(torch.empty(4), torch.empty(2, 8), torch.empty(8, 4))
+    assert nodes.flops == 2 * 2 * 8 * 4
 
 
 def test_the_estimate_adds_up(capsys: pytest.CaptureFixture[str]):
