@@ -44,6 +44,7 @@ VALUES: dict[str, tuple[str, Any]] = {
     "stall_timeout": ("1.5", 1.5),
     "on_worker_death": ("restart", "restart"),
     "unload_after": ("1.5", 1.5),
+    "keep_alive_timeout": ("1.5", 1.5),
     "max_body_bytes": ("4096", 4096),
     "max_body_bytes_total": ("99999999", 99999999),
     "max_connections": ("5", 5),

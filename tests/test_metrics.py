@@ -20,6 +20,7 @@ from vox_serve.workers.engines import Engines
 TABLE = {
     "requests_total": ("counter", {"mode", "outcome"}),
     "finished_total": ("counter", {"reason"}),
+    "inaudible_total": ("counter", set()),
     "time_to_first_audio_seconds": ("histogram", {"mode"}),
     "queue_seconds": ("histogram", set()),
     "request_seconds": ("histogram", set()),
@@ -97,7 +98,7 @@ def test_all_values_of_the_closed_labels_are_there() -> None:
     text = Metrics("tone").registry.exposition().decode()
     closed = {
         "requests_total": 2 * 6,
-        "finished_total": 4,
+        "finished_total": 5,
         "admission_rejections_total": 4,
         "engine_errors_total": 4,
         "client_disconnects_total": 3,
@@ -141,7 +142,9 @@ def used(tone_server: RunningServer) -> RunningServer:
         ("requests_total", {"mode": "stream", "outcome": "ok"}, 1),
         ("requests_total", {"mode": "whole", "outcome": "error"}, 1),
         ("requests_total", {"mode": "whole", "outcome": "invalid"}, 1),
-        ("finished_total", {"reason": "stop"}, 2),
+        ("finished_total", {"reason": "stop"}, 1),
+        ("finished_total", {"reason": "inaudible"}, 1),  # of no frame
+        ("inaudible_total", {}, 1),
         ("finished_total", {"reason": "length"}, 1),
         ("finished_total", {"reason": "error"}, 1),
         ("time_to_first_audio_seconds_count", {"mode": "whole"}, 1),  # one had no sound

@@ -12,6 +12,7 @@ from pathlib import Path
 import attrs
 
 from vox_serve import __version__, launch
+from vox_serve.audio.formats import FORMATS, RATE_RULE
 from vox_serve.bench.config import BenchConfig
 from vox_serve.config import DEFAULT_MODEL, DTYPES, EngineConfig
 from vox_serve.errors import ConfigError, VoxServeError
@@ -23,6 +24,7 @@ from vox_serve.plugins import load_plugins
 from vox_serve.server.access.keys import new_key
 from vox_serve.text import Lexicon, Normalize, read_lexicon
 
+RATE_HELP = f"of the audio, in Hz, {RATE_RULE} (default: the model's)"
 NORMALIZE = (
     "auto writes numbers, signs and markup out as words; strict also refuses what cannot be "
     "spoken; off leaves the text unchanged"
@@ -53,10 +55,16 @@ def _parser() -> Parser:
     )
     commands.add_parser("launch", help="serve a model over HTTP")
 
-    say = commands.add_parser("say", help="speak a text into a file, without a server")
-    say.add_argument("text", help="the text to speak")
-    output = "the file to write; its extension selects the format"
-    say.add_argument("-o", "--output", type=Path, required=True, help=output)
+    say = commands.add_parser("say", help="speak a text into a file, or aloud, without a server")
+    text = "what to say; - or nothing reads standard input"
+    say.add_argument("text", nargs="?", default="-", help=text)
+    say.add_argument("-f", "--file", type=Path, default=None, help="a text file, instead of a text")
+    output = "the file to write, - for standard output (default: play it)"
+    say.add_argument("-o", "--output", type=Path, default=None, help=output)
+    kind = f"{', '.join(FORMATS)} (default: what the file's ending names, else wav)"
+    say.add_argument("--format", default=None, help=kind)
+    say.add_argument("--sample-rate", "--sample_rate", type=int, default=None, help=RATE_HELP)
+    say.add_argument("--language", default=None, help="a tag such as en-GB: how dates are read")
     say.add_argument("--speaker", type=int, default=None, help="speaker id (default: 0)")
     say.add_argument("--voice", default=None, help="a voice by name, instead of --speaker")
     say.add_argument("--normalize", choices=[*Normalize], default="auto", help=NORMALIZE)
@@ -108,14 +116,40 @@ def _say(arguments: argparse.Namespace) -> int:
         raise ConfigError("give --voice or --speaker, not both")
     request = SpeechRequest(
         "say",
-        arguments.text,
+        _text(arguments),
         arguments.speaker or 0,
         arguments.voice,
         normalize=Normalize(arguments.normalize),
+        language=arguments.language,
     )
     lexicon = read_lexicon(arguments.lexicon) if arguments.lexicon else Lexicon()
-    print(say(config, request, arguments.output, lexicon))
+    output: Path | None = arguments.output
+    report = say(config, request, output, lexicon, arguments.format, arguments.sample_rate)
+    print(report, file=sys.stderr if output == Path("-") else sys.stdout)
     return 0
+
+
+def _text(arguments: argparse.Namespace) -> str:
+    """The text to say, from wherever it comes.  Raises ConfigError."""
+    if arguments.file is not None:
+        if arguments.text != "-":
+            raise ConfigError("give a text or --file, not both")
+        try:
+            return _decoded(arguments.file.read_bytes(), str(arguments.file))
+        except OSError as error:
+            raise ConfigError(f"{arguments.file} cannot be read: {error.strerror}") from error
+    if arguments.text != "-":
+        return str(arguments.text)
+    if sys.stdin.isatty():
+        raise ConfigError("give a text, --file FILE, or pipe a text in")
+    return _decoded(sys.stdin.buffer.read(), "standard input")
+
+
+def _decoded(content: bytes, source: str) -> str:
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{source} is not UTF-8 ({error})") from error
 
 
 def _bench(arguments: argparse.Namespace) -> int:

@@ -126,12 +126,17 @@ def _named_number(text: str) -> tuple[str, int | float]:
 class ServerConfig:
     """Settings of the HTTP server.  Raises ConfigError for a bad value."""
 
-    host: str = setting("127.0.0.1", "address to listen on; 0.0.0.0 for every interface")
+    host: str = setting(
+        "127.0.0.1", "address to listen on; 0.0.0.0 for every interface, :: for IPv6 too"
+    )
     port: int = setting(8000, "port to listen on; 0 picks a free one")
     max_queue: int = setting(64, "requests that may wait for a slot; more get 429")
     request_timeout: float = setting(600.0, "seconds after which an unfinished request is cut")
     read_timeout: float = setting(
         60.0, "seconds that a client may take to send a request's headers, and again for its body"
+    )
+    keep_alive_timeout: float = setting(
+        130.0, "seconds that a silent connection is kept open; more than a proxy before it keeps it"
     )
     send_timeout: float = setting(30.0, "seconds that a client may leave its audio unread")
     shutdown_timeout: float = setting(30.0, "seconds that running requests get after SIGTERM")
@@ -179,6 +184,9 @@ class ServerConfig:
     )
     lexicon: str | None = setting(
         None, "a JSON file of words and respellings that correct their pronunciation"
+    )
+    strict_fields: bool = setting(
+        False, "refuse the fields of other speech servers too, which are otherwise ignored and told"
     )
     voices_dir: str | None = setting(
         None, "directory that stores registered voices; without it, they are lost on exit"
@@ -233,7 +241,7 @@ class ServerConfig:
         _require(self.voices_dir != "", "voices_dir must not be empty")
         for name, choices in (("log_level", logs.LEVELS), ("log_format", logs.FORMATS)):
             _require(getattr(self, name) in choices, f"{name} must be one of {', '.join(choices)}")
-        for name in ("request", "read", "send", "shutdown", "stall"):
+        for name in ("request", "read", "keep_alive", "send", "shutdown", "stall"):
             field = f"{name}_timeout"
             _require(
                 0 < getattr(self, field) <= DAY, f"{field} must be more than 0, at most {DAY} s"

@@ -165,9 +165,13 @@ def warn_if_open(server: ServerConfig, keys: Keys) -> None:
 def listen(server: ServerConfig) -> socket.socket:
     """Bind the address.  Raises ConfigError if that cannot be done."""
     family = socket.AF_INET6 if ":" in server.host else socket.AF_INET
+    both = server.host == "::" and socket.has_dualstack_ipv6()  # every interface, IPv4 too
     try:
         listener = socket.create_server(
-            (server.host, server.port), family=family, backlog=QUEUED_CONNECTIONS
+            (server.host, server.port),
+            family=family,
+            backlog=QUEUED_CONNECTIONS,
+            dualstack_ipv6=both,
         )
     except OSError as error:
         raise ConfigError(f"cannot listen on {server.host}:{server.port}: {error}") from error

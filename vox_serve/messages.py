@@ -28,6 +28,7 @@ class FinishReason(StrEnum):
 
     STOP = "stop"  # the model said so
     LENGTH = "length"  # the frame cap was reached
+    INAUDIBLE = "inaudible"  # the model said so, and no sound of it can be heard
     CANCELLED = "cancelled"  # the client left
     ERROR = "error"
 
@@ -47,11 +48,14 @@ class SpeechRequest:
         conversation: its turns come before `context`, and this one is remembered in it.
         following: texts that will come next under this id.  They are checked now, so that one
             that cannot be spoken is refused before the first sound.
+        pauses: seconds of silence before the text, after it, and after each of `following`; empty:
+            none.  Whoever speaks the parts puts them in (`parts.Parts`), the engine does not.
         more: another request with this id follows: its conversation stays busy in between, and its
             place at the head of the queue is kept for a moment.
         continues: it follows a request with this id, or audio that its client already hears, so
             it goes to the head of the queue.
         normalize: how much the text front end may do.
+        language: the text's language tag, which says how dates are read; None: the model's own.
         pronunciations: spellings that take precedence over the server's.
         dropped: the number of characters that the front end left out.
         arrival: when it came in, by `time.monotonic`.
@@ -66,9 +70,11 @@ class SpeechRequest:
     max_seconds: float | None = None
     conversation: str | None = None
     following: tuple[str, ...] = ()
+    pauses: tuple[float, ...] = ()
     more: bool = False
     continues: bool = False
     normalize: Normalize = Normalize.AUTO
+    language: str | None = None
     pronunciations: Mapping[str, str] = attrs.field(factory=dict)
     dropped: int = 0
     arrival: float = attrs.field(factory=time.monotonic)

@@ -30,7 +30,7 @@ PREFIX = "vox_serve_"
 CONTENT_TYPE = "text/plain; version=0.0.4"
 MODES = ("whole", "stream")
 OUTCOMES = ("ok", "rejected", "invalid", "cancelled", "timeout", "error")
-REASONS = ("stop", "length", "cancelled", "error")
+REASONS = ("stop", "length", "inaudible", "cancelled", "error")
 PHASES = ("prefill", "emit", "advance", "codec")
 REJECTIONS = ("queue_full", "draining", "engine_down", "too_long")
 ENGINE_ERRORS = ("non_finite", "exception", "out_of_memory", "hang")
@@ -192,6 +192,7 @@ class Metrics:
 
     requests_total = Row(Counter, "Requests by how they ended.", mode=MODES, outcome=OUTCOMES)
     finished_total = Row(Counter, "Sequences by finish reason.", reason=REASONS)
+    inaudible_total = Row(Counter, "Requests whose text has words and whose audio has no sound.")
     time_to_first_audio_seconds = Row(
         Histogram, "From the request's arrival to its first sound.", FIRST_AUDIO, mode=MODES
     )

@@ -6,16 +6,19 @@ conversation, so that each sounds like the one before.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import attrs
 
+from vox_serve.audio.loudness import Ear
 from vox_serve.messages import EngineInfo, Finished, FinishReason, SpeechRequest
-from vox_serve.text import FrontEnd, Normalize, likely_seconds, pieces
+from vox_serve.text import AS_WRITTEN, FrontEnd, Part, likely_seconds, pieces, speakable
 
 PART_CHARACTERS = 400
 """Half a minute of speech; longer texts are cut even if the model sets no limit."""
 CONTEXT_SHARE = 0.5
 """The share of the context that a part's sound may take."""
-_AS_WRITTEN = FrontEnd(language=None)
+SAMPLE_BYTES = 2
 
 
 def private_conversation(request_id: str) -> str:
@@ -32,37 +35,47 @@ def cut(text: str, info: EngineInfo) -> list[str]:
     return texts if len(texts) > 1 else [text]
 
 
-def as_read(request: SpeechRequest, front_end: FrontEnd | None) -> SpeechRequest:
-    """The request with its text as the model is to read it.
+def as_read(request: SpeechRequest, front_end: FrontEnd) -> tuple[SpeechRequest, Sequence[Part]]:
+    """The request with its context, and the parts of its text, as the model is to read them.
 
     Raises:
         UnspeakableText, InvalidRequest: as `FrontEnd.read`.
     """
     how = request.normalize
-    if front_end is None:  # apply only the client's pronunciations
-        if not request.pronunciations:
-            return request
-        front_end, how = _AS_WRITTEN, Normalize.OFF
+    if front_end.idle and not request.pronunciations:
+        return request, [Part(request.text)]
     if not request.text.strip():  # rejected later
-        return request
-    spoken = front_end.read(request.text, how, request.pronunciations)
+        return request, [Part(request.text)]
+    spoken = front_end.read(request.text, how, request.pronunciations, request.language)
     context = tuple(attrs.evolve(s, text=front_end.read(s.text, how).text) for s in request.context)
-    return attrs.evolve(request, text=spoken.text, dropped=spoken.dropped, context=context)
+    return attrs.evolve(request, dropped=spoken.dropped, context=context), spoken.parts
 
 
 def in_parts(
-    request: SpeechRequest, info: EngineInfo, front_end: FrontEnd | None = None
+    request: SpeechRequest,
+    info: EngineInfo,
+    front_end: FrontEnd = AS_WRITTEN,
+    lead: float = 0.0,
 ) -> SpeechRequest:
     """The request for the first part of its text, with the others in `following`.
 
     Args:
         front_end: the model's; its output is what the limits apply to and the engine receives.
+        lead: seconds of silence before the text, besides those that it asks for.
 
     Raises:
         UnspeakableText, InvalidRequest: as `FrontEnd.read`.
     """
-    request = as_read(request, front_end)
-    text, *following = cut(request.text, info)
+    request, parts = as_read(request, front_end)
+    texts: list[str] = []
+    pauses = [lead]
+    for part in parts:
+        if part.text or len(parts) == 1:
+            found = cut(part.text, info)
+            texts += found
+            pauses += [0.0] * len(found)
+        pauses[-1] += part.pause
+    text, *following = texts
     conversation = request.conversation
     if following and conversation is None and info.takes_context:
         conversation = private_conversation(request.id)
@@ -70,43 +83,76 @@ def in_parts(
         request,
         text=text,
         following=tuple(following),
+        pauses=tuple(pauses) if any(pauses) else (),
         more=bool(following),
         conversation=conversation,
     )
 
 
 class Parts:
-    """The progress of a request spoken in parts: what has ended and what comes next.
+    """The progress of a request spoken in parts: its silences, what has ended and what comes next.
 
     Args:
         request: the first part, out of `in_parts`.
         frame_rate: of the model, in Hz.
+        sample_rate: of its sound, in Hz.
     """
 
-    def __init__(self, request: SpeechRequest, frame_rate: float) -> None:
+    def __init__(self, request: SpeechRequest, frame_rate: float, sample_rate: int) -> None:
         self._request = request
         self._frame_rate = frame_rate
+        self._sample_rate = sample_rate
         self._texts = list(request.following)
+        self._lead, *self._pauses = request.pauses or (0.0,)
+        self._speakable = any(map(speakable, (request.text, *request.following)))
+        self._ear = Ear(sample_rate)
+        self._seconds = 0.0  # of silence
         self._frames = 0
         self._capped = False
 
-    def after(self, ended: Finished) -> SpeechRequest | Finished:
-        """The request for the next part, or the end of the whole."""
+    def sound(self, pcm: bytes) -> bytes:
+        """What the engine made, with the silence that goes before the first of it."""
+        self._ear.listen(pcm)
+        return self._begun() + pcm
+
+    def _begun(self) -> bytes:
+        lead, self._lead = self._lead, 0.0
+        return self._silence(lead)
+
+    def _silence(self, seconds: float) -> bytes:
+        left = self._left
+        seconds = seconds if left is None else min(seconds, max(0.0, left))
+        self._seconds += seconds
+        return bytes(SAMPLE_BYTES * round(seconds * self._sample_rate))
+
+    @property
+    def _left(self) -> float | None:
+        """Seconds that may still be spoken, the current part's included; None if none is set."""
+        most = self._request.max_seconds
+        return None if most is None else most - self._frames / self._frame_rate - self._seconds
+
+    def after(self, ended: Finished) -> tuple[bytes, SpeechRequest | Finished]:
+        """The silence after a part, and the request for the next part or the end of the whole."""
         self._frames += ended.frames
         self._capped |= ended.reason is FinishReason.LENGTH
-        left = self._request.max_seconds
-        if left is not None:
-            left -= self._frames / self._frame_rate
+        silence = self._begun() + self._silence(self._pauses.pop(0) if self._pauses else 0.0)
+        return silence, self._next(ended)
+
+    def _next(self, ended: Finished) -> SpeechRequest | Finished:
+        left = self._left
         spent = left is not None and (self._capped or left * self._frame_rate < 1)
         if not ended.more or spent:
             # A part that reaches the cap derived from its own text does not end the others.
             reason = FinishReason.LENGTH if self._capped else ended.reason
+            if reason is FinishReason.STOP and self._speakable and not self._ear.heard:
+                reason = FinishReason.INAUDIBLE
             return attrs.evolve(ended, reason=reason, frames=self._frames, more=False)
         text, *self._texts = self._texts
         return attrs.evolve(
             self._request,
             text=text,
             following=(),
+            pauses=(),
             more=bool(self._texts),
             continues=True,
             context=(),  # the conversation remembers it

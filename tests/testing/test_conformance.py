@@ -41,6 +41,7 @@ class QuietCodec(ToneCodec):
 
 class ToneConformance(ModelConformance):
     texts = ("9 hums", "12 hums and more", "7 x")
+    audible_words = ("5", "hum")
     max_seconds = 0.8
     plugin_module = None
     model: type[ToneModel] = Tone
@@ -183,7 +184,21 @@ class CountsOnTheHost(Tone):
         self.codec = CountingCodec()
 
 
+class SaysShortTextsInSilence(Tone):
+    """As a voice that learned words says nothing of a lone consonant."""
+
+    class Codec(QuietCodec):
+        def step(self, codes, slots, reset):
+            pcm, valid = super().step(codes, slots, reset)
+            return pcm * (codes[:, :1, -1] > 13), valid  # as no code of `5` is
+
+    def __init__(self):
+        super().__init__()
+        self.codec = self.Codec()
+
+
 WRONG = {
+    "test_each_word_is_heard": SaysShortTextsInSilence,
     "test_sizes_are_positive_and_agree": WrongSizes,
     "test_a_text_that_cannot_fit_is_refused_in_one_line": TakesAnyLength,
     "test_a_batch_speaks_as_each_would_alone": LooksAtItsNeighbours,

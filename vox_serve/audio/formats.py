@@ -22,6 +22,9 @@ from vox_serve.audio.stretch import Stretch, check_speed, frame_of
 from vox_serve.errors import InvalidRequest
 
 SAMPLE_BYTES = 2
+MIN_RATE, MAX_RATE = 8000, 48_000
+RATE_RULE = f"from {MIN_RATE} to {MAX_RATE}"
+"""Sample rates that a client may ask for, in Hz."""
 
 
 @attrs.frozen
@@ -53,6 +56,26 @@ class AudioFormat:
         if not self.rates:
             return sample_rate
         return min((r for r in self.rates if r >= sample_rate), default=self.rates[-1])
+
+    def at(self, sample_rate: int | None) -> AudioFormat:
+        """The format at this sample rate in Hz; None leaves the rate to the model.
+
+        Raises:
+            InvalidRequest: the format does not have it.
+        """
+        if sample_rate is None:
+            return self
+        if not MIN_RATE <= sample_rate <= MAX_RATE:
+            raise InvalidRequest(
+                f"sample_rate must be {RATE_RULE}, not {sample_rate}", "sample_rate"
+            )
+        if self.rates and sample_rate not in self.rates:
+            known = ", ".join(map(str, self.rates))
+            raise InvalidRequest(
+                f"sample_rate of {self.name} must be one of {known}, not {sample_rate}",
+                "sample_rate",
+            )
+        return attrs.evolve(self, rates=(sample_rate,), lossless=False)
 
     def encoder(self, sample_rate: int, speed: float = 1.0) -> Encoder:
         """An encoder for a stream of unknown length; see `Encoder`."""
@@ -226,16 +249,28 @@ FORMATS = {
             rates=MPEG_RATES,
             codec_options={"b": "64000"},
         ),
+        # Of telephony: a byte per sample, without a header (ITU-T G.711).
+        AudioFormat("mulaw", "audio/basic", "mulaw", "pcm_mulaw", rates=(8000,)),
+        AudioFormat("alaw", "audio/PCMA", "alaw", "pcm_alaw", rates=(8000,)),
     )
 }
-PCM_24K = attrs.evolve(FORMATS["pcm"], lossless=False, rates=(24_000,))
+ALIASES = {
+    "ogg": "opus",
+    "ulaw": "mulaw",
+    "g711_ulaw": "mulaw",
+    "g711_alaw": "alaw",
+    "raw": "pcm",
+}
+"""Other names of formats, as clients of other servers and endings of files have them."""
+PCM_24K = FORMATS["pcm"].at(24_000)
 """The `pcm` of OpenAI's API, whose clients assume 24 kHz."""
 
 
 def find_format(name: str, field: str) -> AudioFormat:
     """The format that a request asks for in `field`.  Raises InvalidRequest if there is none."""
-    if name not in FORMATS:
+    found = FORMATS.get(ALIASES.get(name, name))
+    if found is None:
         raise InvalidRequest(
             f"{field} must be one of {', '.join(FORMATS)}, not {name[:40]!r}", field
         )
-    return FORMATS[name]
+    return found

@@ -21,7 +21,7 @@ from vox_serve.messages import EngineInfo, Failed, Finished, SpeechRequest
 from vox_serve.parts import in_parts
 from vox_serve.plan.costs import Costs, Line, Step
 from vox_serve.plugins import load_plugins
-from vox_serve.text import FrontEnd
+from vox_serve.text import AS_WRITTEN, FrontEnd
 
 STEPS = 60
 """Measured at each batch size, after the prompts."""
@@ -55,7 +55,7 @@ def measure(config: EngineConfig, texts: Rows[str]) -> Costs:
         VoxServeError: unknown model or unusable checkpoint, or it cannot speak the texts.
     """
     plugins = load_plugins(config.plugins)
-    front_end = plugins.resolve(config.model).front_end
+    front_end = plugins.resolve(config.model).front_end or AS_WRITTEN
     engine, info = load_engine(config, plugins)
     bench = _Bench(engine, info, front_end, texts)
     machine = describe_client()
@@ -92,7 +92,7 @@ class _Bench:
     """Runs one engine, and remembers what it saw of prompts."""
 
     def __init__(
-        self, engine: Engine, info: EngineInfo, front_end: FrontEnd | None, texts: Rows[str]
+        self, engine: Engine, info: EngineInfo, front_end: FrontEnd, texts: Rows[str]
     ) -> None:
         self.engine = engine
         self.info = info

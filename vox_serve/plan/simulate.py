@@ -145,7 +145,7 @@ class _Server:
         request = in_parts(
             SpeechRequest(name, recording.text, arrival=self._loop.time()), self._info
         )
-        parts = Parts(request, self._info.frame_rate)
+        parts = Parts(request, self._info.frame_rate, self._info.sample_rate)
         events = self._open[name] = asyncio.Queue()
         try:
             self._submit(request)
@@ -157,7 +157,7 @@ class _Server:
                 elif isinstance(event, Failed):
                     raise event.error
                 elif isinstance(event, Finished):
-                    following = parts.after(event)
+                    _, following = parts.after(event)
                     if isinstance(following, Finished):
                         return
                     self._submit(attrs.evolve(following, arrival=self._loop.time()))

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from vox_serve.errors import PromptTooLong, RequestError, SequenceFailed
-from vox_serve.messages import EngineInfo, Finished, SpeechRequest
+from vox_serve.messages import EngineInfo, Finished, FinishReason, SpeechRequest
 from vox_serve.metrics import Metrics
 from vox_serve.parts import private_conversation
 from vox_serve.server import traces
@@ -156,6 +156,14 @@ class Account:
         metrics, seconds = self.metrics, self.audio_seconds
         if reason is not None:
             metrics.finished_total(reason).inc()
+        if reason == FinishReason.INAUDIBLE:
+            metrics.inaudible_total().inc()
+            log.warning(
+                "%d characters became %.2f s of silence",
+                self._asked["characters"],
+                seconds,
+                extra={"request_id": self.name, "fields": {"model": metrics.model}},
+            )
         if self.outcome == "ok":
             metrics.request_seconds().observe(spent)
             if seconds:

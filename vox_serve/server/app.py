@@ -21,6 +21,7 @@ from vox_serve.server.openapi import route as openapi
 from vox_serve.server.openapi.document import HEADERS, Document
 from vox_serve.server.owner import provide_owner
 from vox_serve.server.page import routes as pages
+from vox_serve.server.reading import warm_up
 from vox_serve.server.requests import OpenRequests, request_id
 from vox_serve.server.routes import cancel, openai, status, voices
 from vox_serve.server.routes.generate import generate
@@ -32,6 +33,7 @@ HANDLERS = (
     voices.options,  # before other handlers of the same paths, or Litestar adds its own
     generate,
     openai.speech,
+    openai.speech_at_address,
     openai.models,
     openai.model,
     openai.audio_models,
@@ -55,6 +57,25 @@ HANDLERS = (
 """The routes over HTTP."""
 
 
+class App(Litestar):
+    """Answers HEAD as GET; uvicorn leaves the body out.
+
+    `scope["state"]["head"]` tells a route whose work is its body.
+    """
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http" and scope["method"] == "HEAD":
+            scope = {**scope, "method": "GET", "state": {**scope["state"], "head": True}}
+        await super().__call__(scope, receive, send)
+
+
+def _with_head(name: bytes, value: bytes) -> tuple[bytes, bytes]:
+    """A header; `Allow` names HEAD wherever it names GET."""
+    if name.lower() == b"allow" and b"GET" in value:
+        value += b", HEAD"
+    return name, value
+
+
 def create_app(engines: Engines, keys: Keys | None = None) -> Litestar:
     """The application that serves these engines; it starts and stops them with itself.
 
@@ -70,6 +91,8 @@ def create_app(engines: Engines, keys: Keys | None = None) -> Litestar:
     @asynccontextmanager
     async def engine_runs(_: Litestar) -> AsyncIterator[None]:
         await engines.start()
+        for client in engines:
+            warm_up(client.front_end)
         try:
             yield
         finally:
@@ -82,6 +105,7 @@ def create_app(engines: Engines, keys: Keys | None = None) -> Litestar:
         kind = said["type"].removeprefix("websocket.")
         if kind == "http.response.start":
             scope["state"]["status"] = said["status"]
+            said["headers"] = [_with_head(*header) for header in said["headers"]]
             if not any(name == b"x-request-id" for name, _ in said["headers"]):
                 header = (b"x-request-id", request_id(scope).encode())
                 said["headers"] = [*said["headers"], header]
@@ -102,7 +126,7 @@ def create_app(engines: Engines, keys: Keys | None = None) -> Litestar:
         "document": _always(document),
     }
     document.write(HANDLERS, dependencies, engines.own_parameters)
-    return Litestar(
+    return App(
         route_handlers=[*HANDLERS, websocket.route(engines, opened)],
         dependencies=dependencies,
         middleware=[Access(engines.server, keys or Keys(engines.server))],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import codecs
 import re
 from collections.abc import Awaitable, Mapping
 from typing import Any, TypeVar
@@ -16,12 +17,25 @@ from vox_serve.errors import InvalidRequest
 from vox_serve.server.access.bodies import check
 from vox_serve.server.errors import BodyTooSlow, ClientGone
 from vox_serve.server.fields import rule
+from vox_serve.server.foreign import translated
 
 MULTIPART = "multipart/form-data"
 JSON_FIELDS = {"context", "parameters", "pronunciations"}
 """A form has no notation for lists and objects, so they are sent as JSON."""
 S = TypeVar("S", bound=msgspec.Struct)
 T = TypeVar("T")
+CHARSET = re.compile(r"charset\s*=\s*[\"']?([^\s;\"']+)", re.IGNORECASE)
+CHARSETS = frozenset(
+    "ascii utf-8 utf-8-sig utf-16 utf-16-le utf-16-be utf-32 iso8859-1 iso8859-2 iso8859-15"
+    " cp1250 cp1251 cp1252 koi8-r gbk gb18030 big5 shift_jis euc_jp euc_kr".split()
+)
+"""As Python names them.  Not all that it has: some expand, some take time as the square."""
+ESCAPES = re.compile(
+    rb"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}"  # a pair
+    rb"|(\\u[dD][89a-fA-F][0-9a-fA-F]{2})|\\.",
+    re.DOTALL,
+)
+# ruff: noqa: SIM905 - a list of names reads best as words
 BOUND = re.compile(r"Expected `[^`]*` ([<>]=? |of length |matching )|Number out of range")
 """How msgspec's messages begin when a value has the right type but is out of bounds."""
 
@@ -31,13 +45,18 @@ class OutOfBounds(InvalidRequest):
 
 
 async def read_body(
-    request: Request[Any, Any, Any], kind: type[S], timeout: float, form: bool = False
+    request: Request[Any, Any, Any],
+    kind: type[S],
+    timeout: float,
+    form: bool = False,
+    foreign: Mapping[str, str] | None = None,
 ) -> S:
-    """Decode the body.
+    """Decode the body.  `scope["state"]["ignored"]` names the fields that were ignored.
 
     Args:
         timeout: seconds within which the body must arrive.
         form: also accept a multipart form with the same fields.
+        foreign: other servers' names of fields, as in `foreign.py`; None refuses them.
 
     Raises:
         InvalidRequest: it is malformed; names the field.
@@ -46,10 +65,14 @@ async def read_body(
         TooMany: there is no memory for it now.
         ClientGone: the client left before all of it had arrived.
     """
+    kind_of_body = request.headers.get("content-type", "")
     try:
-        if form and request.headers.get("content-type", "").lower().startswith(MULTIPART):
-            return msgspec.convert(await _form(request, timeout), kind, strict=False)
-        return msgspec.json.decode(await _in_time(request, _joined(request), timeout), type=kind)
+        if form and kind_of_body.lower().startswith(MULTIPART):
+            return convert(request, await _form(request, timeout), kind, foreign)
+        content = as_utf8(await _in_time(request, _joined(request), timeout), kind_of_body)
+        read, ignored = decode(content, msgspec.json.Decoder(kind), foreign)
+        request.scope["state"]["ignored"] = ignored
+        return read
     except msgspec.DecodeError as error:
         raise invalid(error, kind) from error
     except InternalServerException:  # Litestar raises this when the client has left
@@ -58,6 +81,108 @@ async def read_body(
         raise InvalidRequest("the body is nested too deeply") from None
     except (UnicodeError, LookupError) as error:
         raise InvalidRequest(f"the body's text encoding is wrong ({error})") from error
+
+
+def read_query(
+    request: Request[Any, Any, Any],
+    kind: type[S],
+    defaults: Mapping[str, str],
+    foreign: Mapping[str, str] | None,
+) -> S:
+    """Decode the address's query, whose fields are those of a form.
+
+    Raises:
+        InvalidRequest: it is malformed; names the field.
+    """
+    fields: dict[str, Any] = dict(defaults)
+    for name, value in request.query_params.multi_items():
+        if name in request.query_params and len(request.query_params.getall(name)) > 1:
+            raise InvalidRequest(f"{name} is given more than once", name)
+        fields[name] = value
+    try:
+        return convert(request, _with_json(fields), kind, foreign)
+    except msgspec.ValidationError as error:
+        raise invalid(error, kind, form=True) from error
+
+
+def convert(
+    request: Request[Any, Any, Any],
+    fields: dict[str, Any],
+    kind: type[S],
+    foreign: Mapping[str, str] | None,
+) -> S:
+    """The struct of fields whose values are text: of a form or a query.
+
+    Raises:
+        msgspec.ValidationError: they do not fit.
+    """
+    ignored: list[str] = []
+    if foreign is not None:
+        fields, ignored = translated(fields, foreign)
+    request.scope["state"]["ignored"] = ignored
+    return msgspec.convert(fields, kind, strict=False)
+
+
+def decode(
+    content: bytes,
+    decoder: msgspec.json.Decoder[T],
+    foreign: Mapping[str, str] | None,
+) -> tuple[T, list[str]]:
+    """Decode JSON, and say which fields were ignored.
+
+    Args:
+        foreign: as for `read_body`.
+
+    Raises:
+        msgspec.DecodeError: it is not JSON, or does not fit.
+    """
+    content = without_half_pairs(content)
+    try:
+        return decoder.decode(content), []
+    except msgspec.ValidationError as error:
+        if foreign is None or "unknown field" not in str(error):
+            raise
+        try:
+            fields, ignored = translated(msgspec.json.decode(content), foreign)
+        except (msgspec.DecodeError, RecursionError, AttributeError):
+            raise error from None  # the field is not the only fault
+        return msgspec.convert(fields, decoder.type), ignored
+
+
+def as_utf8(content: bytes, content_type: str) -> bytes:
+    """A text in UTF-8 without a byte order mark, from the encoding that the client declares.
+
+    Raises:
+        InvalidRequest: the encoding is not one of the known ones, or the bytes are not of it.
+    """
+    declared = CHARSET.search(content_type)
+    name = declared[1].lower() if declared else "utf-8"
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) and not declared:
+        name = "utf-16"
+    try:
+        encoding = codecs.lookup(name).name
+    except LookupError:
+        encoding = ""
+    if encoding not in CHARSETS:
+        raise InvalidRequest(f"the body's charset {name[:40]!r} is not supported; send UTF-8")
+    if encoding in ("utf-8", "ascii"):
+        return content.removeprefix(codecs.BOM_UTF8)
+    try:
+        return content.decode(encoding).removeprefix("\ufeff").encode()
+    except UnicodeError as error:
+        raise InvalidRequest(
+            f"the body is not {encoding}, as it is said to be ({error})"
+        ) from error
+
+
+def without_half_pairs(content: bytes) -> bytes:
+    r"""JSON in which half of a surrogate pair (`\ud83d`) is U+FFFD.
+
+    JavaScript cuts texts into such halves; JSON allows them and UTF-8 does not.
+    """
+    if b"\\ud" not in content and b"\\uD" not in content:
+        return content
+    return ESCAPES.sub(lambda match: b"\\ufffd" if match[1] else match[0], content)
 
 
 async def read_form(request: Request[Any, Any, Any], timeout: float) -> dict[str, str | UploadFile]:
@@ -108,10 +233,14 @@ async def _in_time(request: Request[Any, Any, Any], reading: Awaitable[T], secon
         check(request.scope)
 
 
-async def _form(request: Request[Any, Any, Any], timeout: float) -> dict[str, object]:
+async def _form(request: Request[Any, Any, Any], timeout: float) -> dict[str, Any]:
     form = await read_form(request, timeout)
     refuse_files(form)
-    fields: dict[str, object] = {**form}
+    return _with_json({**form})
+
+
+def _with_json(fields: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a form, with those decoded that have no other spelling than JSON."""
     for name in JSON_FIELDS & fields.keys():
         try:
             fields[name] = msgspec.json.decode(str(fields[name]))

@@ -1,5 +1,9 @@
 """uvicorn's HTTP protocol with deadlines, bounded headers and our error shape.
 
+An offer of a protocol that the server does not speak (h2c, TLS) is ignored, and the request read as
+if it had not been made (RFC 9110, 7.8).  An HTTP/1.0 client gets no chunk marks: the end of the
+connection ends its response.
+
 uvicorn waits forever for headers and bodies.  Here the headers must arrive within `read_timeout`
 seconds after a connection is made (or, on a connection that is kept open, after their first byte),
 and the body within the same time again.  A route that reads a body answers a slow one with 408 (see
@@ -12,12 +16,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
+import struct
 from functools import partial
 from http import HTTPStatus
 from typing import Any
 
+import httptools
 import msgspec
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import (
+    STATUS_LINE,
+    HttpToolsProtocol,
+    RequestResponseCycle,
+)
 
 from vox_serve.config import ServerConfig
 from vox_serve.errors import Unavailable
@@ -37,7 +48,33 @@ at once, the client would see it reset and might never read the answer."""
 NO_ROOM = "the server has no room for more connections; try again later"
 SPARE_PATHS = ("/health", "/ready", "/metrics")
 """What is answered on a spare place."""
+OFFER = (b"upgrade", b"http2-settings")
+"""Headers that belong to an offer of another protocol."""
 log = logging.getLogger("vox_serve.server")
+
+
+class UntilClose(RequestResponseCycle):
+    """Answers HTTP/1.0, which knows no chunks: a body of unknown length ends with the connection.
+
+    So a response that is cut resets the connection; otherwise it would look complete.
+    """
+
+    async def run_asgi(self, app: Any) -> None:
+        await super().run_asgi(app)
+        if self.response_started and not self.response_complete and not self.disconnected:
+            self.transport.get_extra_info("socket").setsockopt(
+                socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
+            )
+            self.transport.abort()
+
+    async def send(self, message: Any) -> None:
+        if message["type"] == "http.response.start":
+            names = {name.lower() for name, _ in message.get("headers", ())}
+            self.chunked_encoding = None if b"content-length" in names else False
+            self._counted = b"content-length" in names
+        elif not self._counted:
+            self.expected_content_length = len(message.get("body", b""))
+        await super().send(message)
 
 
 class TimedProtocol(HttpToolsProtocol):
@@ -85,12 +122,50 @@ class TimedProtocol(HttpToolsProtocol):
         if self._deadline is None and not self._answering:
             self._expect(self._read_timeout)
         self._header_bytes += len(data)
-        super().data_received(data)
+        self._unset_keepalive_if_required()
+        self._feed(data)
         if self._header_bytes > MAX_HEADER_BYTES and not self.transport.is_closing():
             self._refuse(
                 HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
                 f"request headers may have at most {MAX_HEADER_BYTES} bytes",
             )
+
+    def _feed(self, data: bytes) -> None:
+        """Parse.  The parser stops after the headers of a request that offers another protocol."""
+        while data:
+            try:
+                self.parser.feed_data(data)
+                return
+            except httptools.HttpParserUpgrade as stop:
+                if self._should_upgrade():
+                    self.handle_websocket_upgrade()
+                    return
+                data = self._head_without_offer() + data[stop.args[0] :]
+                # The old one reads no more if the request says `Connection: close`.
+                self.parser = httptools.HttpRequestParser(self)
+                self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+            except httptools.HttpParserError:
+                self.send_400_response("Invalid HTTP request received.")
+                return
+
+    @property
+    def _declines(self) -> bool:
+        """Does this request offer a protocol that the server does not speak?"""
+        offers = self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT"
+        return offers and not self._should_upgrade()
+
+    def _head_without_offer(self) -> bytes:
+        """The head that was just parsed, as it would be without the offer."""
+        version = self.parser.get_http_version().encode()
+        lines = [b"%s %s HTTP/%s" % (self.parser.get_method(), self.url, version)]
+        for name, value in self.headers:
+            if name == b"connection":
+                tokens = [token.strip() for token in value.split(b",")]
+                kept = [token for token in tokens if token.lower() not in OFFER]
+                lines += [b"connection: " + b", ".join(kept)] if kept else []
+            elif name not in OFFER:
+                lines.append(name + b": " + value)
+        return b"\r\n".join([*lines, b"", b""])
 
     def send_400_response(self, msg: str) -> None:
         """uvicorn calls this for malformed HTTP."""
@@ -124,11 +199,20 @@ class TimedProtocol(HttpToolsProtocol):
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
+        if self._declines:
+            return
         self._expect(self._read_timeout + GRACE_SECONDS)
         self._header_bytes = 0
         super().on_headers_complete()
 
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        if cycle.scope["http_version"] == "1.0":
+            cycle.__class__ = UntilClose  # uvicorn makes it, of a class that cannot be chosen
+        super()._start_asgi_task(cycle, app)
+
     def on_message_complete(self) -> None:
+        if self._declines:
+            return
         self._expect(None)
         self._header_bytes = 0
         self._connections.works(self.transport)
@@ -188,6 +272,7 @@ def uvicorn_settings(server: ServerConfig, metrics: Metrics | None = None) -> di
     return {
         "http": partial(TimedProtocol, read_timeout=server.read_timeout, connections=connections),
         "backlog": BACKLOG,
+        "timeout_keep_alive": server.keep_alive_timeout,
         **WEBSOCKET,
         "ws": partial(DrainingProtocol, closed=connections.closed),
     }

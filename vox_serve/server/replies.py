@@ -117,7 +117,7 @@ class SpeechDone(Reply):
 
     type: Literal["speech.audio.done"]
     usage: Usage
-    finish_reason: Literal["stop", "length"]
+    finish_reason: Literal["stop", "length", "inaudible"]
     seed: int
 
 

@@ -77,6 +77,23 @@ class Framing:
         return b""
 
 
+class HeadersOnly(Response[bytes]):
+    """The answer to a HEAD: what a GET would begin with."""
+
+    def __init__(self, media_type: str, headers: Mapping[str, str]) -> None:
+        super().__init__(b"", status_code=200, media_type=media_type, headers=headers)
+        self._sent = [(b"content-type", media_type.encode())]
+        self._sent += [(name.lower().encode(), value.encode()) for name, value in headers.items()]
+
+    def to_asgi_response(self, *args: Any, **kwargs: Any) -> Any:
+        """Litestar's own would state a Content-Length of 0."""
+        return self._respond
+
+    async def _respond(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": self._sent})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
 class AudioResponse(Response[bytes]):
     """Sends a stream whose first piece exists before the status is sent.
 

@@ -8,25 +8,25 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated, Any
 
 import attrs
 import msgspec
 from litestar import Request, Response
+from msgspec import Meta
 
-from vox_serve.audio.formats import AudioFormat
+from vox_serve.audio.formats import MAX_RATE, MIN_RATE, RATE_RULE, AudioFormat
 from vox_serve.errors import InvalidRequest
-from vox_serve.messages import LONG_TEXT_CHARACTERS, EngineInfo, SpeechRequest
-from vox_serve.parts import in_parts
+from vox_serve.messages import EngineInfo, Finished, SpeechRequest
 from vox_serve.sampling import RANGES
 from vox_serve.server.access.bodies import release
 from vox_serve.server.account import Account
 from vox_serve.server.encoding import Encoding
 from vox_serve.server.fields import CONVERSATION, CONVERSATION_RULE, Integer, one_of, sampling
 from vox_serve.server.owner import Owner, owner_of
+from vox_serve.server.reading import read
 from vox_serve.server.requests import OpenRequests, request_id
-from vox_serve.server.response import AudioResponse, EncodedStream, Framing
+from vox_serve.server.response import AudioResponse, EncodedStream, Framing, HeadersOnly
 from vox_serve.server.stream import AudioStream, unless_gone
 from vox_serve.text import Normalize, check_pronunciations
 from vox_serve.workers.client import EngineClient
@@ -37,9 +37,6 @@ SPEAKER = "speaker id; GET /voices lists the model's; 0 if neither it nor `voice
 VOICE = "a voice by name, instead of `speaker`; GET /voices lists them"
 MAX_PARAMETERS = 32
 MODEL = "a name from GET /models; required if there are several"
-_cutter = ThreadPoolExecutor(2, thread_name_prefix="cut")
-"""Normalizes and splits texts.  Two threads, so that one long text does not delay all others; more
-threads would only delay the event loop more often."""
 
 
 class CommonFields(msgspec.Struct, kw_only=True):
@@ -48,7 +45,7 @@ class CommonFields(msgspec.Struct, kw_only=True):
     conversation: (
         Annotated[
             str,
-            msgspec.Meta(
+            Meta(
                 description="an id; earlier turns with the same id come before this one",
                 extra_json_schema={"pattern": f"^{CONVERSATION.pattern}$"},
             ),
@@ -66,7 +63,31 @@ class CommonFields(msgspec.Struct, kw_only=True):
     pronunciations: (
         Annotated[
             dict[str, str],
-            msgspec.Meta(description="words, and respellings that correct their pronunciation"),
+            Meta(description="words, and respellings that correct their pronunciation"),
+        ]
+        | None
+    ) = None
+    language: (
+        Annotated[
+            str,
+            Meta(
+                max_length=40,
+                pattern=r"^[A-Za-z0-9_-]*$",
+                description="of the text, as a tag (`en-GB`): says how dates are read",
+                extra={"rule": "a language tag such as en-GB"},
+            ),
+        ]
+        | None
+    ) = None
+    sample_rate: (
+        Annotated[
+            int,
+            Meta(
+                ge=MIN_RATE,
+                le=MAX_RATE,
+                description="of the audio, in Hz; the model's if not given",
+                extra={"rule": RATE_RULE},
+            ),
         ]
         | None
     ) = None
@@ -79,7 +100,7 @@ class CommonFields(msgspec.Struct, kw_only=True):
     parameters: (
         Annotated[
             dict[str, int | float],
-            msgspec.Meta(
+            Meta(
                 max_length=MAX_PARAMETERS,
                 description="sampling parameters that only this model has; GET /models lists them",
                 extra={"rule": f"an object of at most {MAX_PARAMETERS} numbers"},
@@ -90,7 +111,7 @@ class CommonFields(msgspec.Struct, kw_only=True):
     max_seconds: (
         Annotated[
             float,
-            msgspec.Meta(
+            Meta(
                 gt=0,
                 description="the longest audio, in seconds; at most `max_seconds` of GET /models",
                 extra={"rule": "more than 0"},
@@ -103,9 +124,9 @@ class CommonFields(msgspec.Struct, kw_only=True):
 class VoiceFields(CommonFields, kw_only=True):
     """The fields that choose a model and one of its voices."""
 
-    speaker: Annotated[Integer, msgspec.Meta(description=SPEAKER)] | None = None
-    voice: Annotated[str, msgspec.Meta(description=VOICE)] | None = None
-    model: Annotated[str, msgspec.Meta(description=MODEL)] | None = None
+    speaker: Annotated[Integer, Meta(description=SPEAKER)] | None = None
+    voice: Annotated[str, Meta(description=VOICE)] | None = None
+    model: Annotated[str, Meta(description=MODEL)] | None = None
 
 
 def given_sampling(body: CommonFields) -> dict[str, Any]:
@@ -117,6 +138,7 @@ def given_sampling(body: CommonFields) -> dict[str, Any]:
 def given_reading(body: CommonFields) -> dict[str, Any]:
     """The request's settings for text normalization."""
     return {
+        "language": body.language,
         "normalize": Normalize(body.normalize),
         "pronunciations": body.pronunciations or {},
     }
@@ -162,6 +184,11 @@ class IncomingRequest:
     def engine_id(self) -> str:
         """A new id for the engine each time, because clients reuse their ids."""
         return f"{self.account.name}/{uuid.uuid4().hex[:12]}"
+
+    @property
+    def foreign(self) -> bool:
+        """Are fields of other servers taken?"""
+        return not self.engines.server.strict_fields
 
     def choose(self, model: str | None) -> tuple[EngineClient, EngineInfo]:
         """Choose the engine that speaks; from here on its metrics count this request.
@@ -210,6 +237,12 @@ async def answer(
         order = await parse(IncomingRequest(request, engines, account))
         release(request.scope)
         speech = await _split(order, request)
+        if request.scope["state"].get("head"):
+            account.end()
+            kind = (
+                order.audio_format.media_type if order.framing is None else order.framing.media_type
+            )
+            return HeadersOnly(kind, _headers(request, account, speech, order))
         encoding = None
         if order.framing is not None:
             encoding = Encoding(order.audio_format, order.info.sample_rate, order.speed)
@@ -222,6 +255,14 @@ async def answer(
     return await _streamed(request, EncodedStream(stream, encoding), order)
 
 
+def ignored_fields(request: AnyRequest, order: SpeechOrder) -> list[str]:
+    """The fields that changed nothing."""
+    ignored = list(request.scope["state"].get("ignored", ()))
+    if not order.client.front_end.speaks(order.speech.language):
+        ignored.append("language")
+    return ignored
+
+
 async def _split(order: SpeechOrder, request: AnyRequest) -> SpeechRequest:
     """Split the request into parts, holding a place in the queue meanwhile.
 
@@ -229,12 +270,9 @@ async def _split(order: SpeechOrder, request: AnyRequest) -> SpeechRequest:
         RequestError: the queue is full, or the text cannot be normalised.
         ClientGone: the client left.
     """
-    work = (order.speech, order.info, order.client.front_end)
     with order.client.reserve():
-        if order.client.front_end is None and order.speech.characters <= LONG_TEXT_CHARACTERS:
-            return in_parts(*work)
-        cutting = asyncio.get_running_loop().run_in_executor(_cutter, in_parts, *work)
-        return await unless_gone(request.receive, cutting)
+        reading = read(order.speech, order.info, order.client.front_end)
+        return await unless_gone(request.receive, reading)
 
 
 async def _streamed(
@@ -243,8 +281,8 @@ async def _streamed(
     assert order.framing is not None
     try:
         first = await unless_gone(request.receive, audio.next())
-        headers = _headers(audio.stream, order)
-        headers |= {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+        headers = _headers(request, audio.stream.account, audio.stream.request, order)
+        headers |= _ended(audio.stream.finished)  # rarely by now
         return AudioResponse(audio, first, order.framing, order.client, headers)
     except BaseException as error:
         audio.close(error)
@@ -269,19 +307,31 @@ async def _whole(request: AnyRequest, stream: AudioStream, order: SpeechOrder) -
         stream.close(error)
         raise
     stream.close(None)
-    headers = _headers(stream, order)
+    headers = _headers(request, stream.account, stream.request, order) | _ended(stream.finished)
     return Response(content, media_type=order.audio_format.media_type, headers=headers)
 
 
-def _headers(stream: AudioStream, order: SpeechOrder) -> dict[str, str]:
+def _headers(
+    request: AnyRequest, account: Account, speech: SpeechRequest, order: SpeechOrder
+) -> dict[str, str]:
     headers = {
-        "X-Request-Id": stream.account.name,
+        "X-Request-Id": account.name,
         "X-Sample-Rate": str(order.audio_format.rate(order.info.sample_rate)),
         "X-Channels": "1",
     }
-    if stream.request.dropped:
-        headers["X-Text-Dropped"] = str(stream.request.dropped)
-    if stream.finished is not None:  # a stream has rarely ended by now
-        headers["X-Finish-Reason"] = stream.finished.reason.value
-        headers["X-Seed"] = str(stream.finished.seed)
+    if ignored := ignored_fields(request, order):
+        headers["X-Ignored-Fields"] = ", ".join(ignored)
+    if speech.dropped:
+        headers["X-Text-Dropped"] = str(speech.dropped)
+    if order.framing is not None:
+        headers |= {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+    if request.method == "GET":  # a player's: it cannot wind, nor keep this for another time
+        headers |= {"Cache-Control": "no-cache", "Accept-Ranges": "none"}
     return headers
+
+
+def _ended(finished: Finished | None) -> dict[str, str]:
+    """What is known once the speech has ended."""
+    if finished is None:
+        return {}
+    return {"X-Finish-Reason": finished.reason.value, "X-Seed": str(finished.seed)}

@@ -65,7 +65,9 @@ class AudioStream:
         self.finished: Finished | None = None
         self._client = client
         self._piece_bytes = PIECE_SECONDS * 2.0 * info.sample_rate
-        self._parts = Parts(request, info.frame_rate)
+        self._most_bytes = 4 * round(PIECE_SECONDS * info.sample_rate)
+        self._parts = Parts(request, info.frame_rate, info.sample_rate)
+        self._rest = b""
         self._cancelled_error = False
         self._events = client.submit(request)
         self._opened = OpenRequests() if opened is None else opened
@@ -81,13 +83,15 @@ class AudioStream:
         """
         if self._cancelled_error:
             raise _cancelled_error()
-        pcm = bytearray()
+        pcm = bytearray(self._rest)
         try:
             while self.finished is None and (not pcm or self._more_fits(len(pcm))):
                 pcm += self._handle(await self._event())
         except RequestError as error:
             self.close(error)
             raise
+        self._rest = bytes(pcm[self._most_bytes :])
+        del pcm[self._most_bytes :]
         if not pcm:
             return None
         self.account.heard(len(pcm))
@@ -139,16 +143,17 @@ class AudioStream:
     def _handle(self, event: Event) -> bytes:
         """The audio of an event.  Raises the RequestError of a Failed event."""
         if isinstance(event, Audio):
-            return event.pcm
+            return self._parts.sound(event.pcm)
         if isinstance(event, Started):
             self.account.started(event.queue_seconds)
-        elif isinstance(event, Finished):
-            following = self._parts.after(event)
+        if isinstance(event, Finished):
+            silence, following = self._parts.after(event)
             if isinstance(following, Finished):
                 self.finished = following
             else:
                 self._events = self._client.submit(following)
-        elif isinstance(event, Failed):
+            return silence
+        if isinstance(event, Failed):
             raise event.error
         return b""
 

@@ -23,6 +23,7 @@ import attrs
 import pytest
 import torch
 
+from vox_serve.audio.loudness import audible_seconds
 from vox_serve.codec import Codec
 from vox_serve.config import EngineConfig
 from vox_serve.engine.engine import Engine
@@ -33,6 +34,9 @@ from vox_serve.messages import Audio, Failed, Finished, SpeechRequest
 from vox_serve.model import Model
 from vox_serve.sampling import SamplingParams
 from vox_serve.testing.replay import Step, created, cuda_graph, no_host_read, recorded
+
+AUDIBLE_SECONDS = 0.1
+"""Of a word, at least."""
 
 
 @attrs.define
@@ -60,6 +64,8 @@ class ModelConformance:
     """Sampling parameters that leave nothing to chance."""
     drawn: Mapping[str, float] = {"temperature": 1.0, "top_k": 0, "top_p": 1.0}
     """Sampling parameters with which the seed decides."""
+    audible_words: Rows[str] = ()
+    """Words, as the model reads them, that a checkpoint of trained weights must be heard to say."""
     plugin_module: str | None = None
     """The plugin's module, to check that it does not import torch."""
 
@@ -150,6 +156,18 @@ class ModelConformance:
         (capped,) = self._speak(self._engine(), self.texts[0], max_seconds=3.5 / rate)
         _same_codes(spoken.codes[:3], capped.codes, "the frames before the cap")
         assert capped.end == "length"
+
+    def test_each_word_is_heard(self) -> None:
+        """Of each word alone: one that is silent does not show in the sound of a whole text."""
+        engine = self._engine(slots=16)
+        rate = engine.model.codec.sample_rate
+        spoken = self._speak(engine, *self.audible_words)
+        silent = [
+            word
+            for word, utterance in zip(self.audible_words, spoken, strict=True)
+            if audible_seconds(utterance.pcm, rate) < AUDIBLE_SECONDS
+        ]
+        assert not silent, f"nothing is heard of {silent}"
 
     def test_the_seed_decides(self) -> None:
         def speak(seed: int, *others: str) -> Utterance:

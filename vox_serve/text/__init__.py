@@ -4,13 +4,15 @@ It knows nothing of models or requests.  The libraries that it uses are imported
 needs them.
 """
 
-from vox_serve.text.front import FrontEnd, Normalize, Spoken
+from vox_serve.text.front import AS_WRITTEN, FrontEnd, Normalize, Spoken, with_lexicon
 from vox_serve.text.lexicon import Lexicon, check_pronunciations, read_lexicon
-from vox_serve.text.markup import Part
+from vox_serve.text.markup import PARAGRAPH_SECONDS, Part
 from vox_serve.text.packing import speakable
 from vox_serve.text.sentences import Sentences, likely_seconds, pieces
 
 __all__ = [
+    "AS_WRITTEN",
+    "PARAGRAPH_SECONDS",
     "FrontEnd",
     "Lexicon",
     "Normalize",
@@ -22,4 +24,5 @@ __all__ = [
     "pieces",
     "read_lexicon",
     "speakable",
+    "with_lexicon",
 ]

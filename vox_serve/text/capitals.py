@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 # ruff: noqa: RUF001 - quotation marks of all kinds stand around words
+# ruff: noqa: SIM905 - lists of words read best as words
 import re
 from functools import lru_cache
 
+from vox_serve.text.grammar import cardinal
+
 _AROUND = "\"'“”‘’()[]*.,;:!?"
-_INITIALS = frozenset("US IT WHO".split())  # noqa: SIM905 - also words, if the others shout
-_ACRONYMS = frozenset("NASA NATO COVID FIFA UEFA OPEC IKEA ASAP JPEG LASER RADAR".split())  # noqa: SIM905
+_INITIALS = frozenset("US IT LA ID".split())  # also words, if the others shout
+_ACRONYMS = frozenset(
+    "NASA NATO COVID FIFA UEFA OPEC IKEA ASAP JPEG LASER RADAR JSON YAML CERN NAFTA SARS"
+    " UNICEF GIF RAM ROM LAN SIM".split()
+)
 """Said as words, though no list of words has them."""
 _LEAST = {2: 30_000, 3: 3_000}
 """How often a short word occurs in the word list's corpus, to be one; 100 times if longer."""
@@ -17,9 +23,16 @@ _LONGEST_INITIALS = 5
 
 def capitals(text: str) -> str:
     """Abbreviations letter by letter; words in capitals as words."""
-    tokens = text.split(" ")
+    tokens = _ORGANISATION.sub(r"\1 W H O", text).split(" ")
     shouted = any(_is_shouted(token.strip(_AROUND)) for token in tokens)
+    tokens[:-1] = [token[0] if _INITIAL.fullmatch(token) else token for token in tokens[:-1]]
     return " ".join(_CAPITALS.sub(lambda m: _spelled(m, shouted), token) for token in tokens)
+
+
+_ORGANISATION = re.compile(r"\b([Tt]he) WHO\b")  # otherwise it is a question
+_ROMAN = re.compile(r"(?:XL|L?X{0,3})(?:IX|IV|V?I{0,3})")
+_VALUES = {"I": 1, "V": 5, "X": 10, "L": 50}
+_INITIAL = re.compile(r"[A-Z]\.")  # of a name: no pause follows
 
 
 _CAPITALS = re.compile(r"(?<![^\W_])[A-Z]+(?:&[A-Z]+)*(?:\.[A-Z])*(?:'?s)?(?![^\W_])\.?")
@@ -40,11 +53,19 @@ def _spelled(match: re.Match[str], shouted: bool) -> str:
         return " ".join(letters.replace(".", ""))
     if "&" in letters:
         return " and ".join(" ".join(side) for side in letters.split("&")) + plural + dot
+    if len(letters) > 2 and _ROMAN.fullmatch(letters) and not plural:
+        return cardinal(_value(letters)) + dot
     if letters in _ACRONYMS or (
         _is_word(letters.lower()) and (shouted or letters not in _INITIALS)
     ):
         return match[0]
     return " ".join(letters) + plural + dot
+
+
+def _value(numeral: str) -> int:
+    values = [_VALUES[letter] for letter in numeral]
+    following = [*values[1:], 0]
+    return sum(-one if one < after else one for one, after in zip(values, following, strict=True))
 
 
 @lru_cache(1)

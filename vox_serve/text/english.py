@@ -15,25 +15,32 @@ from vox_serve.text.quantities import rewritten
 from vox_serve.text.sentences import Sentences
 from vox_serve.text.signs import without_signs
 
+MONTH_FIRST = ("en", "en-us", "en-ph")
+"""The tags of those who write 3/4/2025 for the fourth of March."""
 _LONGEST = 400
 """Characters that damga gets at once: it holds the interpreter meanwhile."""
 
 _AROUND = "\"'“”‘’()[]*"
 _PLAIN_WORD = re.compile(r"[A-Za-z]?[a-z]*(?:['’-][a-z]+)*[,;:]?")
+_SHORT_FORM = re.compile(r"[b-df-hj-np-tv-xz]+|etc|inc|dept|approx|ca|est|ext|tel|ver|mi")
+"""In small letters, but not said as it is written."""
 _INITIALISM = re.compile(r"\W*(?:[^\W\d]\.)+[^\W\d]?\W*")
 _INNER_DOT = re.compile(r"(?<=[^\W\d])\.(?=\w)|(?<=\w)\.(?=[^\W\d])")
 _DIGITS = re.compile(r"\d[\d,.]*\d|\d")
 
 
-def words(text: str, spells: bool) -> str:
+def words(text: str, spells: bool, tag: str = "en") -> str:
     """Write out what is not words; lines stay.
 
     Args:
+        tag: the language tag; an English other than that of `en` and `en-US` has the day before the
+            month in dates.
         spells: signs, capitals and abbreviations too, for a voice that knows letters only;
             otherwise these are left to the model.
     """
+    day_first = tag not in MONTH_FIRST
     return "\n".join(
-        " ".join(_sentence(sentence, spells) for sentence in _sentences(line))
+        " ".join(_sentence(sentence, spells, day_first) for sentence in _sentences(line))
         for line in text.split("\n")
     )
 
@@ -43,10 +50,10 @@ def _sentences(line: str) -> list[str]:
     return [*reader.feed(line), *reader.flush()]
 
 
-def _sentence(sentence: str, spells: bool) -> str:
+def _sentence(sentence: str, spells: bool, day_first: bool) -> str:
     if _is_plain(sentence):
         return sentence
-    spoken = read(rewritten(sentence))
+    spoken = read(rewritten(sentence, day_first))
     if sentence.endswith("."):
         spoken = re.sub(r" dot\.?$", ".", spoken)  # of an address at the end
     spoken = " ".join(map(_mended, spoken.split()))
@@ -63,7 +70,7 @@ def _is_plain(sentence: str) -> bool:
     previous_small = True
     for word in [*others, last.rstrip(".!?…")]:
         bare = word.strip(_AROUND)
-        if not _PLAIN_WORD.fullmatch(bare):
+        if not _PLAIN_WORD.fullmatch(bare) or _SHORT_FORM.fullmatch(bare.lower()):
             return False
         single = bare[:1].isupper() and len(bare.rstrip(",;:")) == 1
         if single and (not previous_small or bare[0] not in "AI"):

@@ -23,7 +23,11 @@ from vox_serve.text.lexicon import Lexicon
 from vox_serve.text.markup import Part
 from vox_serve.text.packing import speakable
 
-_LANGUAGES: dict[str, Callable[[str, bool], str]] = {"en": english.words}
+_LANGUAGES: dict[str, Callable[[str, bool, str], str]] = {"en": english.words}
+
+
+_LONE_SIGNS = ("#", "+", ">")
+"""Alone they are not markup."""
 
 
 class Normalize(StrEnum):
@@ -71,6 +75,7 @@ class FrontEnd:
         finish: the voice's own spelling, last; what it returns is what the voice reads.
         kept_tags: tags that the model itself knows, e.g. `laugh`.
         lexicon: the server's dictionary.
+        as_written: the text is left as it is but for pronunciations, whatever a request says.
     """
 
     language: str | None = "en"
@@ -78,14 +83,28 @@ class FrontEnd:
     finish: Callable[[str], str] = _unchanged
     kept_tags: frozenset[str] = frozenset()
     lexicon: Lexicon = attrs.field(factory=Lexicon)
+    as_written: bool = False
+
+    @property
+    def idle(self) -> bool:
+        """Does it change no text, unless a request has pronunciations of its own?"""
+        return self.as_written and not self.lexicon
+
+    def speaks(self, tag: str | None) -> bool:
+        """Is this the tag of a language that is read here?  None and `auto` are."""
+        return _tag(tag or "auto").partition("-")[0] in ("auto", self.language)
 
     def read(
         self,
         text: str,
         normalize: Normalize = Normalize.AUTO,
         pronunciations: Mapping[str, str] | None = None,
+        tag: str | None = None,
     ) -> Spoken:
         """Takes time and memory that grow as the text's length, no faster.
+
+        Args:
+            tag: the text's language tag, e.g. `en-GB`; one of another language counts as none.
 
         Raises:
             NothingToSpeak: there is nothing to say.
@@ -93,7 +112,10 @@ class FrontEnd:
             InvalidRequest: broken SSML, or a pause that is too long.
         """
         lexicon = self.lexicon.with_more(pronunciations or {})
-        if normalize is Normalize.OFF:
+        normalize = Normalize.OFF if self.as_written else normalize
+        tag = _tag(tag or "auto")
+        tag = tag if self.speaks(tag) and tag != "auto" else self.language or ""
+        if normalize is Normalize.OFF or text.strip() in _LONE_SIGNS:
             found = markup.Plain([Part(text)], frozenset())
         else:
             found = markup.plain(_mended(text), self.kept_tags)
@@ -101,7 +123,7 @@ class FrontEnd:
         for written, pause in found.parts:
             said = lexicon.apply(written)
             if self.language is not None and normalize is not Normalize.OFF:
-                said = _LANGUAGES[self.language](said, self.alphabet is not None)
+                said = _LANGUAGES[self.language](said, self.alphabet is not None, tag)
             if self.alphabet is not None:
                 fitted = alphabet.fit(said, self.alphabet, normalize is not Normalize.AUTO)
                 said, dropped = " ".join(fitted.text.split()), dropped + fitted.dropped
@@ -109,6 +131,23 @@ class FrontEnd:
         if not any(part.text for part in parts):
             raise NothingToSpeak("text contains nothing that this voice can speak", "text")
         return Spoken(tuple(parts), dropped, found.ignored)
+
+
+def _tag(language: str) -> str:
+    """A language tag in small letters; some clients write `en_US` or `English`."""
+    tag = language.lower().replace("_", "-")
+    return {"english": "en"}.get(tag, tag)
+
+
+def with_lexicon(front_end: FrontEnd | None, lexicon: Lexicon) -> FrontEnd:
+    """A voice's front end with the server's dictionary; a voice without one has only this."""
+    if front_end is None:
+        return FrontEnd(language=None, lexicon=lexicon, as_written=True)
+    return attrs.evolve(front_end, lexicon=lexicon)
+
+
+AS_WRITTEN = with_lexicon(None, Lexicon())
+"""Of a voice that declares none: only a request's own pronunciations change a text."""
 
 
 def _mended(text: str) -> str:

@@ -1,9 +1,27 @@
-"""damga's grammars: what they read, and single numbers."""
+"""damga's grammars: what they read, and single numbers.
+
+damga takes about 3 ms for a number, and more for each if a text holds many.  So it gets few at
+once, and numbers that stand alone among many are written here.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+# ruff: noqa: SIM905 - lists of words read best as words
+import re
+from collections.abc import Callable, Iterator
 from functools import lru_cache
+
+MOST_NUMBERS = 8
+"""That damga gets at once; it holds the interpreter meanwhile."""
+_ALONE = re.compile(r"((?:\d{1,12}|\d{1,3}(?:,\d{3}){1,3})(?:\.\d{1,20})?)([,;:!?]?)")
+_WORDS = re.compile(r"[a-z]+(?:[,;:]? [a-z]+)*[,;:.!?]?")
+_NUMBER = re.compile(r"\d[\d,.:/-]*")
+_SMALL = (
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen"
+    " sixteen seventeen eighteen nineteen".split()
+)
+_TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
+_SCALES = ("", " thousand", " million", " billion", " trillion")
 
 
 @lru_cache(1)
@@ -15,7 +33,73 @@ def _grammar() -> Callable[[str], str]:
 
 
 def read(text: str) -> str:
-    return _grammar()(text) or text
+    """A text with its numbers, money, dates and addresses written out."""
+    normalise = _grammar()
+    if _WORDS.fullmatch(text):
+        return text
+    if len(_NUMBER.findall(text)) <= MOST_NUMBERS:
+        return normalise(text) or text
+    return " ".join(
+        part if _WORDS.fullmatch(part) else normalise(part) or part for part in _parts(text.split())
+    )
+
+
+def _parts(words: list[str]) -> Iterator[str]:
+    """Words cut so that no part holds too many numbers; those that stand alone are written."""
+    part: list[str] = []
+    numbers = 0
+    for word in words:
+        alone = _ALONE.fullmatch(word)
+        here = not alone and any(map(str.isdecimal, word))
+        if part and (alone or (here and numbers == MOST_NUMBERS)):
+            yield " ".join(part)
+            part, numbers = [], 0
+        if alone:
+            yield _written(alone) + alone[2]
+            continue
+        part.append(word)
+        numbers += here
+    if part:
+        yield " ".join(part)
+
+
+def _written(match: re.Match[str]) -> str:
+    whole, _, decimals = match[1].replace(",", "").partition(".")
+    if len(whole) > 1 and whole[0] == "0":
+        return spelled(whole + decimals)
+    said = cardinal(int(whole))
+    return f"{said} point {spelled(decimals)}" if decimals else said
+
+
+def spelled(digits: str) -> str:
+    return " ".join(_SMALL[int(digit)] for digit in digits)
+
+
+def cardinal(number: int) -> str:
+    """A number below 10^15 in words, as damga writes it."""
+    groups = []
+    for scale in _SCALES:
+        number, group = divmod(number, 1000)
+        if group:
+            groups.append(_below_thousand(group) + scale)
+    return " ".join(reversed(groups)) or _SMALL[0]
+
+
+def _below_thousand(number: int) -> str:
+    hundreds, rest = divmod(number, 100)
+    tens, ones = divmod(rest, 10)
+    small = _SMALL[rest] if rest < 20 else " ".join([_TENS[tens - 2], *[_SMALL[ones]][: ones > 0]])
+    if not hundreds:
+        return small
+    return f"{_SMALL[hundreds]} hundred" + (f" and {small}" if rest else "")
+
+
+def octet(number: int) -> str:
+    """A part of an internet address: `one ninety two`, `one oh one`."""
+    hundreds, rest = divmod(number, 100)
+    if not hundreds or not rest:
+        return cardinal(number)
+    return f"{_SMALL[hundreds]} {'oh ' if rest < 10 else ''}{cardinal(rest)}"
 
 
 @lru_cache(256)

@@ -24,9 +24,12 @@ if TYPE_CHECKING:
 
 LONGEST_PAUSE = 10.0
 MOST_SILENCE = 60.0
-"""Seconds: of one pause, and of all pauses of a text."""
+"""Seconds: of one pause, and of all pauses of a text that it asks for."""
+PARAGRAPH_SECONDS = 0.3
+"""Of silence between paragraphs, and after a heading, beside that of a full stop."""
 
 _PAUSE = re.compile(r"\[pause (\d{1,6}(?:\.\d{1,6})?)(ms|s)\]")
+_CHECKBOX = re.compile(r"^\[[ xX]\] ")
 _TIME = re.compile(r"\+?(\d{0,6}(?:\.\d{1,6})?)(ms|s)")
 _STRENGTHS = {
     "none": 0.0,
@@ -42,6 +45,7 @@ _BLOCKS = frozenset(
     "figcaption figure footer form h1 h2 h3 h4 h5 h6 header hr html legend li main nav ol p "
     "pre section sentence speak summary table tbody tfoot thead title tr ul".split()
 )
+_PARAGRAPHS = frozenset("h1 h2 h3 h4 h5 h6 p".split())
 _COMMAS = frozenset("br td th".split())
 _INLINE = frozenset(
     "a abbr acronym b bdi bdo big cite code data del dfn em font i ins kbd label mark q rp rt "
@@ -107,10 +111,16 @@ class _Reader:
         self._closed = closed
         self._raised = False  # the next digit is an exponent
         self._silence = 0.0
+        self._due = False
+        """Has a paragraph ended that another may follow?"""
 
     def text(self, text: str) -> None:
         if self._silent:
             return
+        if self._due and text.strip():
+            self._due = False
+            if not _PAUSE.match(text.lstrip()):  # which is in place of a paragraph's
+                self._cut(PARAGRAPH_SECONDS)
         if self._raised and text[:1].isdigit() and self._line and self._line[-1][-1:].isalnum():
             text = f"^{text}"
         self._raised = False
@@ -134,6 +144,10 @@ class _Reader:
             line = f"{bare[:-1]}."
         self._lines.append(line)
 
+    def end_paragraph(self) -> None:
+        self.end(".")
+        self._due = bool(self._lines) and not self._said_as
+
     def end_item(self) -> None:
         self.end("," if len("".join(self._line).split()) <= _SHORT_ITEM else ".")
 
@@ -152,6 +166,7 @@ class _Reader:
                 "text",
             )
         if seconds > 0 and not self._said_as:
+            self._due = False
             self._cut(seconds)
 
     def start_tag(self, tag: str, attributes: Mapping[str, str | None], written: str) -> None:
@@ -196,6 +211,8 @@ class _Reader:
             self.end_list()
         elif tag in _COMMAS:
             self.end(",")
+        elif tag in _PARAGRAPHS:
+            self.end_paragraph()
         elif tag in _BLOCKS:
             self.end(".")
 
@@ -298,9 +315,14 @@ class _Tag(HTMLParser):
 
 
 def _read_markdown(text: str, reader: _Reader) -> None:
+    begins_item = False
     for token in _markdown().parse(text):
         if token.type == "inline":
-            _read_inline(token.children or [], reader)
+            inline = token.children or []
+            if begins_item and inline:
+                inline[0].content = _CHECKBOX.sub("", inline[0].content)
+            begins_item = False
+            _read_inline(inline, reader)
         elif token.type in ("fence", "code_block"):
             for line in token.content.splitlines():
                 reader.text(line)
@@ -308,14 +330,17 @@ def _read_markdown(text: str, reader: _Reader) -> None:
             reader.end_list()
         elif token.type == "list_item_open" and token.info:
             reader.text(f"{token.info}, ")
+            begins_item = True
+        elif token.type == "list_item_open":
+            begins_item = True
         elif token.type in _AT_CLOSE:
             _AT_CLOSE[token.type](reader)
         elif token.type == "paragraph_close":
-            reader.end_item() if token.hidden else reader.end(".")
+            reader.end_item() if token.hidden else reader.end_paragraph()
 
 
 _AT_CLOSE: dict[str, Callable[[_Reader], None]] = {
-    "heading_close": lambda reader: reader.end("."),
+    "heading_close": _Reader.end_paragraph,
     "bullet_list_close": _Reader.end_list,
     "ordered_list_close": _Reader.end_list,
     "td_close": lambda reader: reader.end(","),

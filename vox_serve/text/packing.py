@@ -19,6 +19,7 @@ class Word(NamedTuple):
 
     text: str
     spaced: bool  # whitespace stood before it
+    newlines: int = 0  # that this held
 
 
 def speakable(text: str) -> bool:
@@ -135,5 +136,16 @@ def _extends(character: str) -> bool:
     )
 
 
-def joined(words: Sequence[Word]) -> str:
-    return "".join(" " + text if spaced else text for text, spaced in words).lstrip(" ")
+def joined(words: Sequence[Word], lines: bool = False) -> str:
+    """The text of words, with single spaces between them.
+
+    Args:
+        lines: keep line ends and blank lines, and what stands before the first word.
+    """
+    if lines:
+        return "".join(_space_before(word) + word.text for word in words)
+    return "".join(" " + word.text if word.spaced else word.text for word in words).lstrip(" ")
+
+
+def _space_before(word: Word) -> str:
+    return "\n" * min(word.newlines, 2) or " " * word.spaced

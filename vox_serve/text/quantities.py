@@ -10,7 +10,7 @@ import re
 import unicodedata
 from collections.abc import Callable
 
-from vox_serve.text.grammar import read
+from vox_serve.text.grammar import octet, read, spelled
 
 _BEFORE = str.maketrans(
     {
@@ -70,6 +70,10 @@ _UNITS = {  # those that damga does not read
     "°F": "degrees Fahrenheit",
 }
 _ABBREVIATIONS = {  # before a name or a number, beside those that damga reads
+    "Ave": "Avenue",
+    "Ft": "Fort",
+    "ca": "circa",
+    "est": "established",
     "Gen": "General",
     "Sgt": "Sergeant",
     "Capt": "Captain",
@@ -89,18 +93,56 @@ _ABBREVIATIONS = {  # before a name or a number, beside those that damga reads
     "sec": "section",
     "Eq": "Equation",
     "Apt": "Apartment",
+    "ext": "extension",
+    "Ext": "Extension",
+    "tel": "telephone",
+    "Tel": "Telephone",
+    "ver": "version",
+    "Ver": "Version",
     "pp": "pages",
     "p": "page",
 }
+_RARE_MONEY = "₤₺₽₴₦₱฿₫₪₡₲₵₸₮₭₿"
 _MONEY = {"$": "dollar", "€": "euro", "£": "pound"}
+_WITHOUT_DOT = {
+    "vs": "versus",
+    "etc": "et cetera",
+    "Ltd": "Limited",
+    "Inc": "Incorporated",
+    "Blvd": "Boulevard",
+    "Dept": "Department",
+    "dept": "department",
+    "c/o": "care of",
+    "approx": "approximately",
+}
+_DAYS = {
+    "Mon": "Monday",
+    "Tue": "Tuesday",
+    "Tues": "Tuesday",
+    "Wed": "Wednesday",
+    "Thu": "Thursday",
+    "Thurs": "Thursday",
+    "Fri": "Friday",
+    "Sat": "Saturday",
+    "Sun": "Sunday",
+}
+_MONTH = "Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec"
+_LONE_UNITS = "km/h|km|cm|mm|kg|mg|ml|lbs|mph|kWh|[kMG]Hz"
+"""Nothing else is written so, even without a number."""
 _units = "|".join(sorted(map(re.escape, _UNITS), key=len, reverse=True))
 _quantity = r"\d[\d,]*(?:\.\d+)?"
 _Rewriting = tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]
 
 
-def rewritten(text: str) -> str:
-    """For the grammars."""
+def rewritten(text: str, day_first: bool = False) -> str:
+    """For the grammars.
+
+    Args:
+        day_first: 3/4/2025 is the third of April.
+    """
     text = _ascii_digits(text).translate(_BEFORE)
+    text = _LONG.sub(lambda match: spelled(match[0]), text)
+    text = _DATE.sub(lambda match: _date(match, day_first), text)
     for pattern, replacement in _REWRITINGS:
         text = pattern.sub(replacement, text)
     return text
@@ -125,8 +167,12 @@ def _ascii_digit(character: str) -> str:
 
 def _spaced(match: re.Match[str]) -> str:
     """A telephone number, digit by digit, with a pause between its groups."""
-    groups = ", ".join(" ".join(group) for group in re.findall(r"\d+", match[0]))
-    return f"plus {groups}" if match[0][0] == "+" else groups
+    return _dialled(match[0])
+
+
+def _dialled(number: str) -> str:
+    groups = ", ".join(" ".join(group) for group in re.findall(r"\d+", number))
+    return f"plus {groups}" if number[0] == "+" else groups
 
 
 def _joined(match: re.Match[str]) -> str:
@@ -143,41 +189,102 @@ def _single(match: re.Match[str]) -> str:
     return f"{article} {number} {one}" if one.replace(" ", "").isalpha() else match[0]
 
 
+def _lone(match: re.Match[str]) -> str:
+    """A unit without a number."""
+    if match.string[: match.start()].endswith(("per ", "each ")):
+        return read(f"1 {match[1]}").removeprefix("one ")
+    return read(f"2 {match[1]}").removeprefix("two ")
+
+
 def _powered(match: re.Match[str]) -> str:
     exponent = unicodedata.normalize("NFKC", match[1]).lstrip("^").replace("\N{MINUS SIGN}", "-")
     return {"2": " squared", "3": " cubed"}.get(exponent, f" to the power of {exponent}")
 
 
-def _month_first(match: re.Match[str]) -> str:
-    month, day, year = match.groups()
-    return f"{day}/{month}/{year}" if int(day) > 12 >= int(month) else match[0]
+def _date(match: re.Match[str], day_first: bool) -> str:
+    """A date for the grammars, which read the day first and want four digits of a year."""
+    first, _, second, year = match.groups()
+    one, two = int(first), int(second)
+    if not (0 < min(one, two) <= 12 and max(one, two) <= 31):
+        return match[0]
+    if one <= 12 and (two > 12 or not day_first):
+        one, two = two, one
+    if len(year) == 2:
+        year = f"{'20' if int(year) < 50 else '19'}{year}"
+    return f"{one}/{two}/{year}"
 
+
+def _address(match: re.Match[str]) -> str:
+    octets = [int(number) for number in match[0].split(".")]
+    return " dot ".join(map(octet, octets)) if max(octets) < 256 else match[0]
+
+
+_LONG = re.compile(r"\d{16,}")  # no number that anyone says
+_DATE = re.compile(r"(?<![\d/-])(\d{1,2})([/-])(\d{1,2})\2(\d{4}|\d{2})(?![\d/-]|\.\d)")
+_TELEPHONE = (
+    r"(?:[Cc]all|[Dd]ial|[Rr]ing|[Tt]ext|[Ff]ax|[Pp]hone|[Tt]el(?:ephone)?|[Cc]ell|[Mm]obile)"
+)
+_EMERGENCY = "000|110|111|112|119|311|411|911|988|999"
 
 _REWRITINGS: tuple[_Rewriting, ...] = (
     (re.compile(r"\bhttps?://"), ""),
-    (re.compile(r"#(?=\d)"), "number "),
-    (re.compile(r"\+\d[\d ().-]{6,18}\d|(?<![\d-])\d{1,9}(?:-\d{1,9}){3,5}(?![\d-])"), _spaced),
-    (re.compile(r"\b0\d{2,4}(?: \d{3,6}){1,2}\b"), _spaced),
+    (re.compile(r"(?<=\w)\?(?=\w+=)"), " question mark "),
+    (re.compile(r"(\blocalhost|\w\.\w+):(?=\d{2,5}\b)"), r"\1 colon "),
+    (re.compile(r"(?<!\S)\.(?=[A-Za-z])"), "dot "),
+    (re.compile(r"\bI\.e\.,?"), "That is"),
+    (re.compile(r"\bE\.g\.,?"), "For example"),
+    (re.compile(r"(?<!\d )(?<![\d.])\b([ap])\.m\."), r"\1 m"),
+    (re.compile(r"\b(Mr|Mrs|Ms|Dr|Prof)(?= [A-Z])"), r"\1."),
+    (re.compile(rf"\b({'|'.join(_WITHOUT_DOT)})\b(?:\.(?= ))?"), lambda m: _WITHOUT_DOT[m[1]]),
+    (
+        re.compile(rf"\b({'|'.join(_ABBREVIATIONS)})\. ?(?=[A-Z\d(+])"),
+        lambda match: f"{_ABBREVIATIONS[match[1]]} ",
+    ),
+    (
+        re.compile(rf"\b({'|'.join(_DAYS)})\.(?=,? (?:\d|{_MONTH}))"),
+        lambda match: _DAYS[match[1]],
+    ),
+    (re.compile(rf"(?<![\w/.,-])(?<![\d½¼¾] )({_LONE_UNITS})(?![\w/²³])"), _lone),
+    (re.compile(r"(?<!\d)(?<!\d )°([CF])\b"), lambda m: f" {_UNITS['°' + m[1]]}"),
     (
         re.compile(
-            r"(?<![\d.,])[1-9]\d{0,2}(?:(?: \d{3}){2,6}|(?:[\u00a0\u202f]\d{3}){1,6})(?!\d)"
+            rf"\b({_TELEPHONE}[.:]? )((?:\d{{3}}-\d{{4}}|{_EMERGENCY}|\d{{7,15}})(?![\d-]))"
+        ),
+        lambda match: match[1] + _dialled(match[2]),
+    ),
+    (re.compile(r"(?<![\w.])\d{1,3}(?:\.\d{1,3}){3}(?![\w-]|\.\d)"), _address),
+    (re.compile(r"#(?=\d)"), "number "),
+    (re.compile(r"\+\d[\d ().-]{6,18}\d|(?<![\d-])\d{1,9}(?:-\d{1,9}){3,5}(?![\d-])"), _spaced),
+    (re.compile(r"\b0\d{1,4}(?: \d{3,8}){1,3}\b|\b0\d(?: \d\d){4}\b"), _spaced),
+    (
+        re.compile(
+            r"(?<![\d.,])(?<!\d )[1-9]\d{0,2}"
+            r"(?:(?: \d{3}){2,4}|(?:[\u00a0\u202f]\d{3}){1,4})(?! ?\d)"
         ),
         _joined,
     ),
     (re.compile(r"\bw/(o\b)?(?= ?[a-z])"), lambda match: "without" if match[1] else "with "),
     (re.compile(r"\bPh\.D\.?"), "PhD"),
-    (
-        re.compile(rf"\b({'|'.join(_ABBREVIATIONS)})\. ?(?=[A-Z\d])"),
-        lambda match: f"{_ABBREVIATIONS[match[1]]} ",
-    ),
     (re.compile(r"(?<=\d) s\b|(?<=\.\d)s\b"), " seconds"),
     (
-        re.compile(r"(?<=[\dA-Za-z)])(\^\d{1,4}\b|[⁻⁰¹²³⁴-⁹]*[⁰¹⁴-⁹][⁰¹²³⁴-⁹]*|⁻[²³]|(?<=\d)[²³])"),
+        re.compile(
+            r"(?<=[\dA-Za-z)])(\^-?\d{1,4}\b|[⁻⁰¹²³⁴-⁹]*[⁰¹⁴-⁹][⁰¹²³⁴-⁹]*|⁻[²³]|(?<=\d)[²³])"
+        ),
         _powered,
     ),
+    (re.compile(r"(?<=\d)[×✕](?=\d)"), " × "),
+    (
+        re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)[eE]([+-]?)(\d{1,3})\b"),
+        lambda m: f"{m[1]} times 10 to the power of {'minus ' if m[2] == '-' else ''}{m[3]}",
+    ),
+    (re.compile(r"(?<=\d) ?in\.(?= [a-z])|(?<=\d)in\b"), " inches"),
+    (re.compile(r"(?<=\d\d)K\b"), " thousand"),
+    (re.compile(r"([$€£])(\d+),(\d\d)(?![\d,])"), r"\1\2.\3"),
+    (re.compile(r"(?<![\w.])(?:-([$€£¥₹])|([$€£¥₹])-)(?=\d)"), r"minus \1\2"),
+    (re.compile(rf"([{_RARE_MONEY}]) ?({_quantity})"), r"\2 \1"),
     (re.compile(rf"({_quantity}) ?([€£₹])"), r"\2\1"),
     (re.compile(rf"({_quantity}) (USD|EUR|GBP|CHF|JPY|INR)\b"), r"\2 \1"),
-    (re.compile(rf"([$€£₹])({_quantity}) ?[-–] ?(?=\d)"), r"\1\2 to \1"),
+    (re.compile(rf"([$€£₹])({_quantity}) ?[-–] ?(?=\d)"), r"\2 to \1"),
     (
         re.compile(rf"\b([Aa]n?) ([$€£])({_quantity})((?: (?:thousand|[mbtr]+illion))?)(?= [a-z])"),
         lambda match: f"{match[1]} {match[3]}{match[4]} {_MONEY[match[2]]}",
@@ -187,7 +294,6 @@ _REWRITINGS: tuple[_Rewriting, ...] = (
         re.compile(rf"({_quantity}) ?({_units})(?![\w/²³])"),
         lambda match: f"{match[1]} {_UNITS[match[2]]}",
     ),
-    (re.compile(r"\b(\d{1,2})/(\d{1,2})/(\d{4})\b"), _month_first),
     # `about 3.14` would be a time of day.
     (
         re.compile(

@@ -50,14 +50,17 @@ _NO_BREAK = "\u00a0\u202f"  # French sets one between the mark and the closing q
 _NEWLINES = {"\n": 1, "\u2028": 1, "\u2029": 2}
 
 _ABBREVIATIONS = frozenset(
-    "mr mrs ms mx dr prof messrs mme mlle jr sr sra srta vs cf viz approx ca bzw"
+    "mr mrs ms mx dr prof messrs mme mlle jr sr sra srta vs cf viz approx ca bzw ext tel ver est"
     " figs vol vols pp eq eqs dept".split()
 )
 _TITLES = frozenset(  # words of their own unless capitalised
     "St Mt Ft Gen Col Sgt Capt Lt Cmdr Maj Adm Rev Hon Pres Gov Sen Rep Supt Fig Sec Ch".split()
 )
 _BEFORE_CAPITALS = frozenset("etc al inc ltd co corp ave blvd usw a.m p.m".split())
-_BEFORE_DIGITS = frozenset("no nos nr jan feb mar apr jun jul aug sep sept oct nov dec".split())
+_BEFORE_DIGITS = frozenset(
+    "no nos nr jan feb mar apr jun jul aug sep sept oct nov dec"
+    " mon tue tues wed thu thurs fri".split()
+)
 _DOTTED = re.compile(r"(?:[^\W\d_]{1,2}\.)+[^\W\d_]")  # U.S  e.g  Ph.D
 _LIST_MARK = re.compile(r"[-*+•‣◦▪–]|#{1,6}|\d{1,3}[.)]")
 
@@ -122,24 +125,26 @@ class Sentences:
     Args:
         max_characters: no sentence is longer; one that would be is given out up to its best
             pause.  None holds a sentence back until it ends.
+        lines: keep line ends, and the whitespace before each sentence.
 
     Raises:
         ValueError: `max_characters` is below 1.
     """
 
-    def __init__(self, max_characters: int | None = 400) -> None:
+    def __init__(self, max_characters: int | None = 400, lines: bool = False) -> None:
         _check(max_characters)
+        self._lines = lines
         self._max_characters = max_characters
         self._done: list[list[Word]] = []
         self._reset()
 
     def feed(self, bit: str) -> list[str]:
         """The sentences that this bit completes."""
-        return [joined(words) for words in self._read(bit)]
+        return [joined(words, self._lines) for words in self._read(bit)]
 
     def flush(self) -> list[str]:
         """What is left, as if the text ended here; then ready for another text."""
-        return [joined(words) for words in self._rest()]
+        return [joined(words, self._lines) for words in self._rest()]
 
     def _reset(self) -> None:
         self._words: list[Word] = []  # of the sentence that has not ended
@@ -248,7 +253,7 @@ class Sentences:
         self._speakable = self._speakable or speakable(word)
         if self._casual is None:
             self._casual = next((c.islower() for c in word if c.isalpha()), None)
-        self._words.append(Word(word, self._spaced))
+        self._words.append(Word(word, self._spaced, self._newlines))
         self._word = []
         self._undecided = self._tail = False
 
@@ -262,12 +267,13 @@ class Sentences:
         """Give out as much of a sentence that is too long as makes a good part."""
         limit = self._max_characters
         assert limit is not None
-        words = [*self._words, Word("".join(self._word), self._spaced)]
+        words = [*self._words, Word("".join(self._word), self._spaced, self._newlines)]
         if len(words) == 1:
             cut = grapheme_border(words[0].text, limit, limit)
-            self._done.append([Word(words[0].text[:cut], self._spaced)])
+            self._done.append([Word(words[0].text[:cut], self._spaced, self._newlines)])
             self._word = self._word[cut:]
             self._spaced = False
+            self._newlines = 0
             self._characters = len(self._word)
             return
         stretch = Words(words, limit, None)

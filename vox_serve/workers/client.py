@@ -40,7 +40,7 @@ from vox_serve.messages import (
     ToWorker,
 )
 from vox_serve.metrics import Metrics
-from vox_serve.text import FrontEnd
+from vox_serve.text import AS_WRITTEN, FrontEnd
 from vox_serve.voice import Segment
 from vox_serve.workers import figures
 from vox_serve.workers.life import KnownConversations, Pulse, Restarts
@@ -82,7 +82,7 @@ class EngineClient:
         server: ServerConfig,
         metrics: Metrics,
         *,
-        front_end: FrontEnd | None = None,
+        front_end: FrontEnd = AS_WRITTEN,
         in_thread: bool = False,
     ) -> None:
         self.config = engine
@@ -248,7 +248,7 @@ class EngineClient:
         if self._preparation is None or (self._draining and not self._held):
             self.admit()
         request_id = uuid.uuid4().hex
-        if self.front_end is not None:
+        if not self.front_end.idle:
             read = self.front_end.read
             segments = tuple(attrs.evolve(s, text=read(s.text).text) for s in segments)
         await self._done(request_id, AddVoice(request_id, name, speaker, segments))

@@ -8,14 +8,12 @@ import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
 
-import attrs
-
 from vox_serve.config import EngineConfig, ServerConfig
 from vox_serve.errors import ConfigError, InvalidRequest, NotFound
 from vox_serve.metrics import Metrics, Registry
 from vox_serve.plugins import Plugins
 from vox_serve.sampling import RANGES, Range
-from vox_serve.text import Lexicon, read_lexicon
+from vox_serve.text import Lexicon, read_lexicon, with_lexicon
 from vox_serve.workers.client import EngineClient, EngineState
 
 
@@ -61,7 +59,7 @@ class Engines:
                 config,
                 server,
                 metrics,
-                front_end=front_end and attrs.evolve(front_end, lexicon=lexicon),
+                front_end=with_lexicon(front_end, lexicon),
                 in_thread=in_thread,
             )
         (only, *others) = self._clients.values()

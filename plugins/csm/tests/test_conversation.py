@@ -258,11 +258,11 @@ def test_a_long_text_keeps_its_voice(make_engine: MakeEngine) -> None:
         engine.step()
         if gone:
             engine.prompts.voices.remove("ann")
-        parts = Parts(first, engine.model.codec.frame_rate)
-        following = parts.after(ended(engine))
+        parts = Parts(first, engine.model.codec.frame_rate, engine.model.codec.sample_rate)
+        _, following = parts.after(ended(engine))
         assert isinstance(following, SpeechRequest)
         engine.add(following)
-        end = parts.after(ended(engine))
+        _, end = parts.after(ended(engine))
         assert isinstance(end, Finished)
         assert end.frames == 2 * FRAMES
         heard.append(list(frames["x"]))

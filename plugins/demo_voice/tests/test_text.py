@@ -23,10 +23,10 @@ READINGS = {
     "Plan B is ready. Plan A too. A dog. I am I.": (
         "plan bee is ready. plan ay too. a dog. i am eye."
     ),
-    "AI and A. B. Smith": "ay eye and ay. bee. smith.",
+    "AI and A. B. Smith": "ay eye and ay bee smith.",
     "BBC's PDFs at 5pm": "bee bee see's pee dee eff's at five pee em.",
     "he's I'm y'all o'neil": "he's i'm y'all o'neil.",
-    "nth kg": "en tee aitch kay gee.",
+    "nth kg": "enth kilograms.",
     "well \N{THUMBS UP SIGN}\N{EMOJI MODIFIER FITZPATRICK TYPE-4}!": "well!",
     "\N{BULLET} milk \N{BULLET} bread": "milk, bread.",
     "# Plan\n* **First** this,\n* _then_ that": "plan. first this, then that.",

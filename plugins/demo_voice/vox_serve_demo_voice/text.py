@@ -21,12 +21,23 @@ _NAMES = dict(  # noqa: C408 - shorter, and read more easily
     j="jay", k="kay", l="ell", m="em", n="en", o="oh", p="pee", q="queue", r="are",
     s="ess", t="tee", u="you", v="veee", w="double you", x="ex", y="why", z="zee",
 )  # fmt: skip
+_SOUNDS = {
+    "nth": "enth",
+    "tsk": "tut",
+    "psst": "pist",
+    "pfft": "pift",
+    "grr": "gur",
+    "mhm": "um hum",
+}
+_SOUND = re.compile(r"(h+)m+|m{2,}|(sh+|b+r{2,}|z{2,})")
+_LETTER_A = re.compile(r"\bA(?= (?:to|and|or|versus) [A-Z]\b)")
 _MARKS = ",.;:!?"
 _WORD = re.compile(r"[A-Za-z]+(?:'[A-Za-z]+)*'?")
 
 
 def spell(text: str) -> str:
     """The words in the voice's alphabet, ending with `.`, `!` or `?`."""
+    text = _LETTER_A.sub("ay", text)
     return _punctuated(" ".join(_spelled(text.split())))
 
 
@@ -52,9 +63,18 @@ def _named(match: re.Match[str]) -> str:
     """The names of the letters of something that is not a word."""
     word, mark, rest = match[0].partition("'")
     lower = word.lower()
+    if sound := _sound(lower):
+        return sound + mark + rest
     if rest not in ("", "s") or (len(word) > 1 and set(lower) & set("aeiouy")):
         return match[0]
     return " ".join(_NAMES[letter] for letter in lower) + mark + rest
+
+
+def _sound(word: str) -> str:
+    """An interjection that is written without a vowel, as a word; empty for all else."""
+    if match := _SOUND.fullmatch(word):
+        return {"s": "shush", "b": "burr", "z": "buzz"}.get((match[2] or "h")[0], "hum")
+    return _SOUNDS.get(word, "")
 
 
 def _punctuated(text: str) -> str:

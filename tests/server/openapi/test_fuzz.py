@@ -70,7 +70,6 @@ def check_refusal(response: httpx.Response) -> None:
         b"\xff\xfe",
         b"null",
         b'{"model": "tone", "voice": "hum_a", "input": "\xff"}',
-        b'{"model": "tone", "voice": "hum_a", "input": "\\ud800"}',
         b'{"model": "tone", "voice": "hum_a", "input": "5", "speed": NaN}',
         b'{"model": "tone", "voice": "hum_a", "input": "5", "speed": 1e999}',
         b'{"model": "tone", "voice": "hum_a", "input": "5", "seed": ' + b"9" * 5000 + b"}",

@@ -45,7 +45,7 @@ HEADERS: Json = {
     "X-Channels": {"required": True, "schema": {"type": "integer", "const": 1}},
     "X-Finish-Reason": {
         "description": "why the speech ended; on whole responses",
-        "schema": {"enum": ["stop", "length"]},
+        "schema": {"enum": ["stop", "length", "inaudible"]},
     },
     "X-Seed": {
         "description": "the seed that was used; on whole responses",
@@ -61,6 +61,10 @@ HEADERS: Json = {
         "schema": {"type": "integer", "minimum": 1},
     },
     "WWW-Authenticate": {"description": "how to send a key", "schema": {"type": "string"}},
+    "X-Ignored-Fields": {
+        "description": "the fields that changed nothing, if any",
+        "schema": {"type": "string"},
+    },
     "Retry-After": {
         "description": "in seconds; on 409 only if waiting can help",
         "schema": {"type": "integer", "minimum": 1},
@@ -141,7 +145,21 @@ class Document:
             "headers": HEADERS,
             "responses": {str(status): _error(status) for status in ERRORS},
         }
+        for operation in _operations(document):
+            for parameter in operation.get("parameters", ()):
+                parameter["schema"] = _inlined(parameter["schema"], document)
         self.content = msgspec.json.encode(document)
+
+
+def _inlined(schema: Json, document: Json) -> Json:
+    """A parameter's schema; one that refers to a field of a body is that field's."""
+    reference = schema.get("$ref", "")
+    if "/properties/" not in reference:
+        return schema
+    found = document
+    for key in reference.removeprefix("#/").split("/"):
+        found = found[key]
+    return copy.deepcopy(found)
 
 
 def _operations(document: Json) -> Iterator[Json]:

@@ -53,6 +53,8 @@ SOUND_HEADERS = (
     "X-Seed",
     "Cache-Control",
     "X-Accel-Buffering",
+    "X-Text-Dropped",
+    "X-Ignored-Fields",
 )
 REQUEST_ID_HEADER = Parameter(
     name="X-Request-Id",

@@ -14,6 +14,7 @@ from vox_serve.audio import AudioUnreadable, read_audio
 from vox_serve.audio.formats import FORMATS, find_format
 from vox_serve.errors import InvalidRequest
 from vox_serve.messages import EngineInfo, SpeechRequest
+from vox_serve.server import foreign
 from vox_serve.server.body import read_body
 from vox_serve.server.fields import one_of, words
 from vox_serve.server.openapi.operation import (
@@ -111,11 +112,15 @@ async def generate(
 
 async def _parse(incoming: IncomingRequest) -> SpeechOrder:
     body = await read_body(
-        incoming.request, GenerateRequest, incoming.engines.server.read_timeout, form=True
+        incoming.request,
+        GenerateRequest,
+        incoming.engines.server.read_timeout,
+        form=True,
+        foreign=foreign.GENERATE if incoming.foreign else None,
     )
     incoming.account.mode = "stream" if body.streaming else "whole"
     check_voice(body)
-    audio_format = find_format(body.format, "format")
+    audio_format = find_format(body.format, "format").at(body.sample_rate)
     client, info = incoming.choose(body.model)
     context: tuple[Segment, ...] = ()
     if body.context:

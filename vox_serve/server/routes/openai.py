@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import base64
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 import msgspec
 from litestar import Request, Response, get, post
 from litestar.di import NamedDependency
+from litestar.openapi.spec import Parameter, Reference, Schema
+from litestar.openapi.spec.enums import OpenAPIType
 from litestar.params import FromPath
 from msgspec import Meta
 
@@ -16,9 +20,9 @@ from vox_serve.audio.formats import FORMATS, PCM_24K, find_format
 from vox_serve.audio.stretch import MAX_SPEED, MIN_SPEED, check_speed
 from vox_serve.errors import InvalidRequest, RequestError
 from vox_serve.messages import SpeechRequest
-from vox_serve.server import replies
+from vox_serve.server import foreign, replies
 from vox_serve.server.access.middleware import READ, access
-from vox_serve.server.body import read_body
+from vox_serve.server.body import JSON_FIELDS, read_body, read_query
 from vox_serve.server.errors import error_fields
 from vox_serve.server.fields import one_of, words
 from vox_serve.server.openapi.operation import (
@@ -48,6 +52,8 @@ from vox_serve.workers.engines import Engines
 
 MAX_INPUT_CHARACTERS = 4096
 STREAM_FORMATS = ("audio", "sse")
+DEFAULT_MODEL = "tts-1"
+"""Of a request by address that names none."""
 MODELS = re.compile(r"(tts-1|tts-1-hd|gpt-4o-mini-tts)(-\d{4}(-\d\d-\d\d)?)?")
 """The names of OpenAI's own models, dated or not; here they mean the first model."""
 
@@ -84,6 +90,9 @@ class SpeechBody(CommonFields, forbid_unknown_fields=True, kw_only=True):
     ) = None
     stream_format: (
         Annotated[str, one_of(STREAM_FORMATS, "the audio file, or server-sent events")] | None
+    ) = None
+    stream: (
+        Annotated[bool, Meta(description="false: the whole file at once, with its length")] | None
     ) = None
 
 
@@ -139,8 +148,49 @@ async def speech(
     open_requests: NamedDependency[OpenRequests],
 ) -> Response[bytes]:
     """Speak a text; the audio is sent as it is generated."""
-    try:
+    with _named_input():
         return await answer(request, engines, open_requests, _parse)
+
+
+QUERY = tuple(
+    Parameter(
+        name=name,
+        param_in="query",
+        required=name in ("input", "voice"),
+        schema=Schema(type=OpenAPIType.STRING)
+        if name == "voice"
+        else Reference(ref=f"#/components/schemas/{SpeechBody.__name__}/properties/{name}"),
+    )
+    for name in SpeechBody.__struct_fields__
+    if name not in JSON_FIELDS
+)
+
+
+@get(
+    "/v1/audio/speech",
+    tags=["speech"],
+    operation_class=described(
+        *(status for status in SPEAKING if status not in (408, 413)),
+        content=sound(EVENT_STREAM),
+        headers=SOUND_HEADERS,
+        parameters=(*QUERY, REQUEST_ID_HEADER),
+    ),
+)
+async def speech_at_address(
+    request: Request[Any, Any, Any],
+    engines: NamedDependency[Engines],
+    open_requests: NamedDependency[OpenRequests],
+) -> Response[bytes]:
+    """Speak a text that is part of the address, for players that can be given nothing else."""
+    with _named_input():
+        return await answer(request, engines, open_requests, _parse_query)
+
+
+@contextmanager
+def _named_input() -> Iterator[None]:
+    """Errors of the text name this route's field."""
+    try:
+        yield
     except RequestError as error:
         if error.param == "text" and not isinstance(error, InvalidRequest):
             # The engine says `text`; an InvalidRequest already names a field of this body.
@@ -150,11 +200,25 @@ async def speech(
 
 async def _parse(incoming: IncomingRequest) -> SpeechOrder:
     incoming.account.mode = "stream"
-    body = await read_body(incoming.request, SpeechBody, incoming.engines.server.read_timeout)
+    timeout = incoming.engines.server.read_timeout
+    names = foreign.SPEECH if incoming.foreign else None
+    return _order(incoming, await read_body(incoming.request, SpeechBody, timeout, foreign=names))
+
+
+async def _parse_query(incoming: IncomingRequest) -> SpeechOrder:
+    incoming.account.mode = "stream"
+    names = foreign.SPEECH if incoming.foreign else None
+    body = read_query(incoming.request, SpeechBody, {"model": DEFAULT_MODEL}, names)
+    return _order(incoming, body)
+
+
+def _order(incoming: IncomingRequest, body: SpeechBody) -> SpeechOrder:
     name = body.response_format or "mp3"
     audio_format = find_format(name, "response_format")
-    if name == "pcm":
+    if audio_format.name == "pcm" and body.sample_rate is None:
         audio_format = PCM_24K
+    else:
+        audio_format = audio_format.at(body.sample_rate)
     speed = 1.0 if body.speed is None else body.speed
     _check(body, speed)
     client, info = incoming.choose(served(incoming.engines, body.model))
@@ -169,9 +233,12 @@ async def _parse(incoming: IncomingRequest) -> SpeechOrder:
         conversation=incoming.conversation(body),
         arrival=incoming.account.arrival,
     )
-    framing = Framing(audio_format.media_type)
+    framing: Framing | None = Framing(audio_format.media_type)
     if body.stream_format == "sse":
         framing = SpeechEvents(len(body.input))
+    elif body.stream is False:
+        framing = None
+        incoming.account.mode = "whole"
     return SpeechOrder(client, info, request, audio_format, framing, speed)
 
 

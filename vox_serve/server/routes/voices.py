@@ -32,7 +32,8 @@ from vox_serve.workers.engines import Engines
 MAX_AUDIO_BYTES = 10 * 2**20
 ALIASES = {"audio_sample": "audio", "transcript": "text"}
 """OpenAI's name for the sample, and a plainer name for the text spoken in it."""
-PATHS = ["/v1/audio/voices", "/v1/audio/voices/{voice:str}"]
+PATHS = ["/v1/audio/speech", "/v1/audio/voices", "/v1/audio/voices/{voice:str}"]
+"""Those with more than one handler."""
 
 
 class VoiceForm(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import msgspec
@@ -17,7 +17,7 @@ from litestar.types import Receive, Send
 from uvicorn.protocols.utils import ClientDisconnected
 
 from vox_serve.errors import RequestError
-from vox_serve.server.body import OutOfBounds, invalid
+from vox_serve.server.body import OutOfBounds, decode, invalid
 from vox_serve.server.errors import BinaryMessage, ClientGone, Malformed, error_fields
 from vox_serve.server.speech import VoiceFields
 
@@ -64,9 +64,19 @@ class Connection:
     Args:
         receive, send: ASGI's.
         send_timeout: seconds that the client may leave data unread.
+        foreign: other servers' names of the fields of `start`; None refuses them.
     """
 
-    def __init__(self, receive: Receive, send: Send, send_timeout: float) -> None:
+    def __init__(
+        self,
+        receive: Receive,
+        send: Send,
+        send_timeout: float,
+        foreign: Mapping[str, str] | None = None,
+    ) -> None:
+        self.ignored: list[str] = []
+        """The fields of `start` that changed nothing."""
+        self._foreign = foreign
         self._receive = receive
         self._asgi_send = send
         self._send_timeout = send_timeout
@@ -87,7 +97,9 @@ class Connection:
         if event.get("text") is None:
             raise BinaryMessage("messages must be JSON in text frames, not binary frames")
         try:
-            return _decoder.decode(event["text"])
+            message, ignored = decode(event["text"].encode(), _decoder, self._foreign)
+            self.ignored += ignored
+            return message
         except msgspec.ValidationError as error:
             problem = invalid(error, Start)  # the only message whose fields have bounds
             if isinstance(problem, OutOfBounds):

@@ -29,6 +29,7 @@ from vox_serve.server.errors import (
     answer_to,
     meaning,
 )
+from vox_serve.server.foreign import START
 from vox_serve.server.owner import Owner, owner_of
 from vox_serve.server.requests import OpenRequests, request_id
 from vox_serve.server.speech import check_voice, given_reading, given_sampling
@@ -71,7 +72,8 @@ async def _serve(
             return
         chosen = SUBPROTOCOL if SUBPROTOCOL in scope["subprotocols"] else None
         await send({"type": "websocket.accept", "subprotocol": chosen, "headers": []})
-        connection = Connection(receive, send, engines.server.send_timeout)
+        names = None if engines.server.strict_fields else START
+        connection = Connection(receive, send, engines.server.send_timeout, names)
         await _converse(connection, engines, opened, owner_of(scope))
     except (ClientGone, OSError):
         log.debug("a client of %s left", PATH)
@@ -118,6 +120,8 @@ async def _begin(
         if template.voice is not None:
             template = attrs.evolve(template, voice=voice_of(client, template.voice, owner))
         _check_speaker(start.speaker, client)
+        if not client.front_end.speaks(start.language):
+            connection.ignored.append("language")
         if start.conversation is not None and not info.takes_context:
             raise UnspeakableText("this model does not support conversations", "conversation")
         if start.conversation is not None:
@@ -156,7 +160,7 @@ def parse_start(start: Start) -> tuple[AudioFormat, SpeechRequest]:
         max_seconds=start.max_seconds,
         conversation=start.conversation,
     )
-    return find_format(start.format, "format"), template
+    return find_format(start.format, "format").at(start.sample_rate), template
 
 
 def _check_speaker(speaker: int | None, client: EngineClient) -> None:

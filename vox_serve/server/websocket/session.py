@@ -17,13 +17,14 @@ from typing import Any
 import attrs
 
 from vox_serve.audio.formats import SAMPLE_BYTES, AudioFormat
-from vox_serve.errors import Cancelled, InvalidRequest, RequestError
+from vox_serve.errors import Cancelled, InvalidRequest, NothingToSpeak, RequestError
 from vox_serve.messages import EngineInfo, FinishReason, SpeechRequest
-from vox_serve.parts import PART_CHARACTERS, cut, in_parts, private_conversation
+from vox_serve.parts import cut, private_conversation
 from vox_serve.server.account import Account
 from vox_serve.server.encoding import INLINE_SECONDS, Encoding
 from vox_serve.server.errors import ClientGone, GoingAway, meaning
 from vox_serve.server.owner import Owner
+from vox_serve.server.reading import read
 from vox_serve.server.requests import OpenRequests
 from vox_serve.server.stream import AudioStream
 from vox_serve.server.websocket.connection import (
@@ -35,7 +36,7 @@ from vox_serve.server.websocket.connection import (
     ServerEnds,
     Text,
 )
-from vox_serve.text import Sentences, speakable
+from vox_serve.text import PARAGRAPH_SECONDS, Sentences, speakable
 from vox_serve.workers.client import EngineClient
 
 MAX_WAITING_CHARACTERS = 10_000
@@ -85,7 +86,7 @@ class Session:
         self._template = template
         self._audio_format = audio_format
         self._piece_bytes = round(INLINE_SECONDS * info.sample_rate) * SAMPLE_BYTES
-        self._sentences = Sentences()
+        self._sentences = Sentences(lines=True)
         self._queue: deque[str | Mark] = deque()
         self._waiting = 0
         """Characters in the queue; a mark counts as one."""
@@ -129,8 +130,9 @@ class Session:
                 request_id=self.id,
                 model=self._client.model,
                 format=self._audio_format.name,
-                sample_rate=self._info.sample_rate,
+                sample_rate=self._audio_format.rate(self._info.sample_rate),
                 channels=1,
+                **({"ignored": ignored} if (ignored := self._connection.ignored) else {}),
             )
             while True:
                 if self._working is None and self._queue:
@@ -206,15 +208,17 @@ class Session:
             )
 
     def _add(self, sentences: list[str]) -> None:
-        for sentence in filter(speakable, sentences):
-            self._put(sentence)
+        for sentence in sentences:
+            # A sign alone may have a name; the front end knows.
+            if speakable(sentence) or not self._client.front_end.as_written:
+                self._put(sentence)
 
     def _finish(self, mark: Mark) -> None:
         self._last = mark
         self._put(mark)
 
-    def _put(self, item: str | Mark, first: bool = False) -> None:
-        (self._queue.appendleft if first else self._queue.append)(item)
+    def _put(self, item: str | Mark) -> None:
+        self._queue.append(item)
         self._waiting += _size(item)
 
     def _pop(self) -> None:
@@ -272,49 +276,49 @@ class Session:
             raise GoingAway("the server is shutting down")
 
     def _next_text(self) -> str:
-        """Take the next text from the queue: as many sentences as fit together."""
-        texts: list[str] = []
-        while self._queue and sum(map(len, texts)) <= PART_CHARACTERS:
-            head = self._queue[0]
-            if isinstance(head, Mark):
+        """Take the next text from the queue: as many sentences as fit together, one at least."""
+        text = ""
+        while self._queue and isinstance(head := self._queue[0], str):
+            if text and len(cut(text + head, self._info)) > 1:
                 break
-            texts.append(head)
+            text += head
             self._pop()
-        first, *rest = cut(" ".join(texts), self._info)
-        for part in reversed(rest):
-            self._put(part, first=True)
-        return first
+        return text
 
     async def _speak(self, text: str) -> None:
         """Speak a text; one that cannot be spoken is reported and skipped."""
         segment = self._segments
+        shown = " ".join(text.split())
         self._segments += 1
         try:
-            stream = self._stream = self._submit(text, f"{self.id}~{segment}")
+            stream = self._stream = await self._submit(text, f"{self.id}~{segment}")
             self._continues = True
             try:
-                await self._send_all(stream, segment, text)
+                await self._send_all(stream, segment, shown)
                 stream.close(None)
             finally:
                 stream.close(ClientGone())
+        except NothingToSpeak:
+            self._segments -= 1  # as if it had not come
         except RequestError as error:
             if not meaning(error).session_goes_on:
                 raise
-            await self._connection.send_error(error, fatal=False, segment=segment, text=text)
+            await self._connection.send_error(error, fatal=False, segment=segment, text=shown)
         finally:
             self._stream = self._segment = None
 
-    def _submit(self, text: str, request_id: str) -> AudioStream:
+    async def _submit(self, text: str, request_id: str) -> AudioStream:
         account = Account(request_id, self._client.metrics, "stream", owner=self._owner)
         request = attrs.evolve(
             self._template,
             id=request_id,
-            text=text,
+            text=text.strip(),
             continues=self._continues or self._draining,  # text received in time is spoken
             arrival=account.arrival,
         )
         try:
-            speech = in_parts(request, self._info, self._client.front_end)
+            lead = PARAGRAPH_SECONDS if self._continues and text.startswith("\n\n") else 0.0
+            speech = await read(request, self._info, self._client.front_end, lead)
             return AudioStream(self._client, self._info, speech, account)
         except RequestError as error:
             account.end(error)
@@ -340,8 +344,8 @@ class Session:
                 self._bytes += len(piece)
                 await asyncio.sleep(0)  # let others run: the awaits above may not have yielded
             pcm = await stream.next()
-        if stream.finished is not None and stream.finished.reason is FinishReason.LENGTH:
-            self._reason = FinishReason.LENGTH
+        if stream.finished is not None and stream.finished.reason is not FinishReason.STOP:
+            self._reason = stream.finished.reason
 
 
 def _size(item: str | Mark) -> int:
