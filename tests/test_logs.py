@@ -155,3 +155,44 @@ raise KeyError("end")
     ]
     assert "ZeroDivisionError" in lines[2]["traceback"]
     assert lines[3]["traceback"].endswith("KeyError (--log-text shows its message)")
+
+
+def test_a_reader_who_does_not_read_holds_up_nobody() -> None:
+    """Its pipe is full: lines are dropped and counted, and the process ends."""
+    script = """
+import logging, sys
+from vox_serve import logs
+logs.Unhurried.WAITING = 100
+logging.basicConfig(level="INFO", handlers=[logs.Unhurried(2)])
+for number in range(5000):
+    logging.getLogger("vox_serve.x").info("line %d of some length: %s", number, "x" * 100)
+print("done", flush=True)
+sys.stdin.read()
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", script],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout.readline() == "done\n", "it did not wait"
+        _, errors = process.communicate("", 20)
+    lines = errors.splitlines()
+    told = [line for line in lines if "log lines were dropped" in line]
+    dropped = sum(int(line.partition(" log lines")[0].rpartition(":")[2]) for line in told)
+    assert dropped > 0
+    assert dropped + len(lines) - len(told) == 5000
+
+
+def test_a_process_whose_log_nobody_reads_ends() -> None:
+    script = """
+import logging
+from vox_serve import logs
+logs.Unhurried.LAST_SECONDS = 0.2
+logging.basicConfig(level="INFO", handlers=[logs.Unhurried(2)])
+for _ in range(20_000):
+    logging.getLogger("vox_serve.x").info("x" * 100)
+"""
+    with subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE) as process:
+        assert process.wait(20) == 0

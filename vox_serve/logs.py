@@ -6,8 +6,12 @@ last passed to `begin` in this context.
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import json
 import logging
+import os
+import queue
 import sys
 import threading
 import time
@@ -25,6 +29,7 @@ LEVELS = ("debug", "info", "warning", "error")
 FORMATS = ("text", "json")
 REQUESTS = "vox_serve.requests"
 """The logger of the one line about each request."""
+log = logging.getLogger("vox_serve.logs")
 _request: ContextVar[str | None] = ContextVar("request", default=None)
 
 
@@ -45,7 +50,7 @@ class LogSettings:
 
 def configure(settings: LogSettings) -> None:
     """Set up this process to log to stderr, including warnings and uncaught exceptions."""
-    handler = logging.StreamHandler()
+    handler = Unhurried(sys.stderr.fileno())
     handler.addFilter(RateLimit())
     handler.setFormatter(JSONLines(settings) if settings.format == "json" else Lines(settings))
     logging.basicConfig(level=settings.level.upper(), handlers=[handler])
@@ -53,6 +58,69 @@ def configure(settings: LogSettings) -> None:
     logging.captureWarnings(True)
     sys.excepthook = _log_uncaught
     threading.excepthook = lambda args: _log_uncaught(*args[:3])
+
+
+class Unhurried(logging.Handler):
+    """Writes lines in a thread, so that nobody waits for a reader who does not read.
+
+    While the reader does not, `WAITING` lines wait and later ones are dropped; how many is logged
+    once there is room again.  At exit, what waits has `LAST_SECONDS` to be written.
+
+    Args:
+        descriptor: of the file; it is written to directly, because the lock of a Python stream
+            that is blocked would hold up the exit.
+    """
+
+    WAITING = 10_000
+    LAST_SECONDS = 1.0
+
+    def __init__(self, descriptor: int) -> None:
+        super().__init__()
+        self._descriptor = descriptor
+        self._lines: queue.Queue[str | None] = queue.Queue(self.WAITING)
+        self._dropped = 0
+        self._thread: threading.Thread | None = None
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            line = self.format(record)
+        except Exception:  # noqa: BLE001  # as logging's own handlers
+            self.handleError(record)
+            return
+        if self._thread is None:  # not before: a process may fork until it logs
+            self._thread = threading.Thread(target=self._write, name="log", daemon=True)
+            self._thread.start()
+            atexit.register(self._finish)
+        try:
+            self._lines.put_nowait(line)
+        except queue.Full:
+            self._dropped += 1
+
+    def _write(self) -> None:
+        while (line := self._lines.get()) is not None:
+            self._put(line)
+            if self._dropped:
+                with self.lock or contextlib.nullcontext():  # `emit` counts under it
+                    lost, self._dropped = self._dropped, 0
+                told = "%d log lines were dropped: nobody read them in time"
+                record = log.makeRecord(log.name, logging.WARNING, "", 0, told, (lost,), None)
+                self._put(self.format(record))
+
+    def _put(self, line: str) -> None:
+        rest = f"{line}\n".encode(errors="backslashreplace")
+        while rest:
+            try:
+                rest = rest[os.write(self._descriptor, rest) :]
+            except BlockingIOError:  # somebody made it non-blocking
+                time.sleep(0.01)
+            except OSError:  # nobody will ever read it
+                return
+
+    def _finish(self) -> None:
+        with contextlib.suppress(queue.Full):
+            self._lines.put(None, timeout=self.LAST_SECONDS)
+        if self._thread is not None:
+            self._thread.join(self.LAST_SECONDS)
 
 
 def _log_uncaught(*raised: Any) -> None:

@@ -91,8 +91,10 @@ class Link:
 
     def kill(self) -> None:
         """End a worker process at once; a thread ends when it next reads its messages."""
-        if isinstance(self._worker, BaseProcess):
-            self._worker.kill()
+        worker = self._worker
+        if isinstance(worker, BaseProcess):
+            with contextlib.suppress(ValueError):  # it has just ended
+                worker.kill()
         else:
             self.send(Shutdown())
 
@@ -144,9 +146,13 @@ class Link:
             return "the engine worker ended"
         if worker.exitcode is None:
             worker.kill()
-            worker.join(JOIN_SECONDS)
-            return "the engine worker closed its pipe and hung"
-        return f"the engine worker {describe_exit(worker.exitcode)}"
+            worker.join()
+            reason = "the engine worker closed its pipe and hung"
+        else:
+            reason = f"the engine worker {describe_exit(worker.exitcode)}"
+        self._worker = None
+        worker.close()  # its descriptor, at once
+        return reason
 
     def _call(self, listener: Callable[[M], None], message: M) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed
