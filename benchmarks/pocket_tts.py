@@ -107,7 +107,7 @@ def main() -> None:
     config = directory.parent / f"{directory.name}-reference.yaml"
     if not config.exists():
         write_full_size(directory, config)
-    print(f"{'':<44} first ms   ms/frame   x real time   x pocket-tts")
+    print(f"{'':<44} first ms   ms/frame   x real time   x pocket-tts   cores")
     base = report("pocket-tts", Reference(config, directory, asked.frames), asked.rounds)
     plugins = load_plugins(["vox_serve_pocket_tts.plugin"], points=[])
     for form in asked.forms:
@@ -126,10 +126,12 @@ def report(
 ) -> float:
     """Print the median of some rounds, after one that warms up; returns seconds per frame."""
     run()
+    start, busy = time.perf_counter(), time.process_time()
     first, frame = map(statistics.median, zip(*(run() for _ in range(rounds)), strict=True))
+    cores = (time.process_time() - busy) / (time.perf_counter() - start)
     times = (base or frame) / frame
     row = f"{1e3 * first:8.0f} {1e3 * frame:10.2f} {FRAME_SECONDS / frame:13.2f} {times:14.2f}"
-    print(f"{name:<44} {row}", flush=True)
+    print(f"{name:<44} {row} {cores:7.2f}", flush=True)
     return frame
 
 
