@@ -16,6 +16,8 @@ from vox_serve.plan.config import PlanConfig
 from vox_serve.plan.simulate import Site, simulate
 
 FITTING_ROUNDS = 6
+MOST = 1000.0
+"""The highest rate that is tried, in requests per second."""
 PRECISION = 0.03
 """How close the two rates lie, relative to each other, between which the capacity is."""
 
@@ -49,9 +51,9 @@ def capacity(site: Site, config: PlanConfig, texts: Rows[str]) -> Capacity:
         )
     high = 2 * low
     while meets(found := at(high), config):
-        low, best, high = high, found, 2 * high
-        if high > 1000:
-            raise ConfigError("a device carries over 500 requests/s: these costs cannot be right")
+        low, best, high = high, found, min(2 * high, MOST)
+        if low == MOST:
+            break
     while high / low > 1 + PRECISION:
         middle = math.sqrt(low * high)
         found = at(middle)
