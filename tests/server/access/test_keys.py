@@ -170,6 +170,13 @@ class Tenants:
         answer = self.server.http.post("/v1/audio/speech", json=body, headers=self.bob)
         assert answer.status_code == 200
 
+    def get_speech(self) -> None:
+        query = {"input": "5", "voice": "anna"}
+        answer = self.server.http.get("/v1/audio/speech", params=query, headers=self.bob)
+        check_error(answer, 404, "voice")
+        nobody = self.server.http.get("/v1/audio/speech", params=query | {"voice": "alloy"})
+        check_error(nobody, 401)
+
     def websocket(self) -> None:
         with dial(self.server, **self.bob) as socket:
             socket.send(json.dumps({"type": "start", "voice": "anna"}))
@@ -233,6 +240,7 @@ ATTEMPTS: dict[str, Callable[[Tenants], None]] = {
     "DELETE /requests/{request_name}": Tenants.cancel,
     "POST /generate": Tenants.post_generate,
     "POST /v1/audio/speech": Tenants.post_speech,
+    "GET /v1/audio/speech": Tenants.get_speech,
     WEBSOCKET: Tenants.websocket,
     "DELETE /conversations/{conversation}": Tenants.forget,
     "POST /v1/audio/voices": Tenants.add_voice,
