@@ -111,7 +111,7 @@ class Unhurried(logging.Handler):
         while rest:
             try:
                 rest = rest[os.write(self._descriptor, rest) :]
-            except BlockingIOError:  # another process made it non-blocking
+            except BlockingIOError:  # something made it non-blocking
                 time.sleep(0.01)
             except OSError:  # the reader is gone
                 return
@@ -250,7 +250,7 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 def _without_message(error: BaseException) -> str:
     frames = "".join(traceback.format_tb(error.__traceback__))
     if isinstance(error, OSError) and error.strerror:
-        return f"{frames}{type(error).__qualname__}: {error.strerror}"  # the operating system's message
+        return f"{frames}{type(error).__qualname__}: {error.strerror}"  # the system's message
     if isinstance(error, VoxServeError) and not isinstance(error, RequestError):
         return f"{frames}{type(error).__qualname__}: {error}"  # about settings and files
     return f"{frames}{type(error).__qualname__} (--log-text shows its message)"

@@ -26,10 +26,10 @@ LONG_TEXT_CHARACTERS = 1000
 class FinishReason(StrEnum):
     """Why a sequence ended."""
 
-    STOP = "stop"  # the model said so
+    STOP = "stop"  # the model ended it
     LENGTH = "length"  # the frame cap was reached
     INAUDIBLE = "inaudible"  # the model ended it, and its audio is inaudible
-    CANCELLED = "cancelled"  # the client left or cancelled
+    CANCELLED = "cancelled"  # aborted, for example because the client left
     ERROR = "error"
 
 

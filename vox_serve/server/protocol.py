@@ -247,7 +247,7 @@ class TimedProtocol(HttpToolsProtocol):
         self._deadline = None if seconds is None else later(seconds, self._expire)
 
     def _expire(self) -> None:
-        if self._dropped is None and (self._answering or self.flow.read_paused):  # the server is slow
+        if self._dropped is None and (self._answering or self.flow.read_paused):  # our delay
             self._expect(self._read_timeout)
             return
         self._deadline = None

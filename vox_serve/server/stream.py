@@ -30,7 +30,7 @@ from vox_serve.server.requests import OpenRequests
 from vox_serve.workers.client import EngineClient
 
 PIECE_SECONDS = 1.0
-"""The most audio sent at once; a client must read this much within the send timeout."""
+"""About how much audio is sent at once; a client must read each piece within the send timeout."""
 T = TypeVar("T")
 
 

@@ -17,7 +17,7 @@ _ACRONYMS = frozenset(
 )
 """Said as words, but missing from the word list."""
 _LEAST = {2: 30_000, 3: 3_000}
-"""Minimum count in the word list's corpus for a word, by its length; 100 for other lengths."""
+"""Minimum count in the word list's corpus for a short word, by length; 100 for longer ones."""
 _LONGEST_INITIALS = 5
 
 

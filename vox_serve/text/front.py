@@ -141,7 +141,7 @@ def _tag(language: str) -> str:
 
 
 def with_lexicon(front_end: FrontEnd | None, lexicon: Lexicon) -> FrontEnd:
-    """A voice's front end with the server's dictionary; without a front end, the dictionary only."""
+    """A voice's front end with the server's dictionary; or only the dictionary if it has none."""
     if front_end is None:
         return FrontEnd(language=None, lexicon=lexicon, as_written=True)
     return attrs.evolve(front_end, lexicon=lexicon)

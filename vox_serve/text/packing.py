@@ -96,7 +96,7 @@ class Words:
         return best
 
     def _break(self, cut: int) -> float:
-        """How much a pause before this word disturbs, from 0 (not at all) to 1.5 (inside a word)."""
+        """How much a pause before this word disturbs: 0 not at all, up to 1.5 inside a word."""
         before = self._words[cut - 1].text.rstrip(CLOSING)
         if before.endswith((*_STRONG_PAUSE, "..")):
             return 0
