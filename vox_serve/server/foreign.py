@@ -1,8 +1,8 @@
 """Fields of other speech servers, which their clients may send.
 
 A field that means the same as one of ours is translated.  A field that affects neither the voice
-nor the words is ignored, and the client is told (`X-Ignored-Fields`).  All other unknown fields are
-refused; `--strict-fields` refuses these as well.  docs/http-api.md has the table.
+nor the words is ignored and reported to the client (`X-Ignored-Fields`).  All other unknown fields
+are refused; `--strict-fields` refuses these as well.  docs/http-api.md has the table.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ class Cancellable(Protocol):
     """An open request or session."""
 
     def cancel(self) -> None:
-        """End it because another connection asked for that."""
+        """End it on behalf of another connection."""
 
 
 class OpenRequests:

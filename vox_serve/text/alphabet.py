@@ -103,7 +103,7 @@ def _pause(character: str, category: str, alphabet: frozenset[str]) -> str:
 
 
 def _transliterated(character: str, alphabet: frozenset[str]) -> str:
-    """The character in Latin letters; empty if nothing of it can be read."""
+    """The character in Latin letters; empty if it has no reading."""
     from anyascii import anyascii
 
     if not character.isalpha() and not unicodedata.category(character).startswith("P"):

@@ -97,7 +97,7 @@ class _Reader:
 
     Args:
         kept_tags: tags that stay in the text.
-        closed: tags whose content is skipped, as far as the text has a closing tag for them.
+        closed: tags whose content is skipped; only those that the text closes somewhere.
     """
 
     def __init__(self, kept_tags: frozenset[str], closed: frozenset[str]) -> None:

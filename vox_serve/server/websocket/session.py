@@ -159,7 +159,7 @@ class Session:
                 self._client.forget_soon(self._private)
 
     def cancel(self) -> None:
-        """End the session because another connection asked for that."""
+        """End the session on behalf of another connection."""
         if self._stream is not None:
             self._stream.close(Cancelled("the session was cancelled"))
         self._deleted.set()
