@@ -1,6 +1,6 @@
-"""All settings with their defaults, defined once; the command line reads these classes.
+"""All settings and their defaults.
 
-A field's metadata holds its help text; `vox_serve.flags` turns fields into flags.
+A field's metadata contains its help text; `vox_serve.flags` turns fields into command-line flags.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ LIMITS = (
     "max_open_per_key",
     "max_per_minute_per_key",
 )
-"""Of connections and keys; 0 has a meaning of its own."""
+"""Limits on connections and keys; 0 has a special meaning."""
 
 
 def setting(default: Any, help: str, choices: tuple[str, ...] | None = None) -> Any:
-    """A field that the command line shows as a flag."""
+    """A field that becomes a command-line flag."""
     return attrs.field(default=default, metadata={"help": help, "choices": choices})
 
 
 def _secret(default: Any, help: str) -> Any:
-    """As `setting`, for what must not be printed."""
+    """Like `setting`, for values that must not be printed."""
     return attrs.field(default=default, metadata={"help": help, "choices": None}, repr=False)
 
 
@@ -109,7 +109,7 @@ class EngineConfig:
 
     @property
     def sampling(self) -> dict[str, Any]:
-        """The sampling parameters that were given; the model's defaults apply to the rest."""
+        """The sampling parameters that are set; the model's defaults apply to the others."""
         given = {name: getattr(self, name) for name in RANGES if getattr(self, name) is not None}
         return given | dict(map(_named_number, self.parameter))
 

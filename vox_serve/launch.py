@@ -34,12 +34,12 @@ from vox_serve.workers.engines import Engines
 DEATH_NOTICE_SECONDS = 3.0
 """How long a server whose engine died answers 503 before it exits."""
 QUEUED_CONNECTIONS = 2048
-"""How many connections the kernel keeps for us while the event loop is busy."""
+"""How many new connections the kernel queues while the event loop is busy."""
 log = logging.getLogger("vox_serve.launch")
 
 
 class Server(uvicorn.Server):
-    """A uvicorn server that drains the engines before shutdown, and exits when one is dead."""
+    """A uvicorn server that drains the engines before shutdown, and exits when one dies."""
 
     def __init__(self, config: uvicorn.Config, engines: Engines, keys: Keys, address: str) -> None:
         super().__init__(config)
@@ -85,7 +85,7 @@ class Server(uvicorn.Server):
 
 
 def banner(clients: Sequence[EngineClient], address: str) -> str:
-    """What a person sees when the server is ready."""
+    """The text that is printed when the server is ready."""
     lines = [f"vox_serve {__version__}"]
     infos = [client.info for client in clients if client.info is not None]
     for client, info in zip(clients, infos, strict=True):
@@ -141,11 +141,11 @@ def run(configs: Sequence[EngineConfig], server: ServerConfig) -> int:
     port = listener.getsockname()[1]
     host = f"[{server.host}]" if ":" in server.host else server.host
     uvicorn_server = Server(config, engines, keys, f"http://{host}:{port}")
-    # uvicorn raises a caught signal again once it has shut down; with these in place that
-    # ends in our exit code instead of death by signal.
+    # uvicorn raises a caught signal again after it has shut down.  With these handlers, the process
+    # then ends with our exit code instead of being killed by the signal.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _ignore)
-    # Keep the collector from scanning what stays: that delayed every client by about 50 ms.
+    # Keep the collector from scanning permanent objects: that delayed every client by about 50 ms.
     gc.collect()
     gc.freeze()
     uvicorn_server.run(sockets=[listener])
@@ -153,7 +153,7 @@ def run(configs: Sequence[EngineConfig], server: ServerConfig) -> int:
 
 
 def warn_if_open(server: ServerConfig, keys: Keys) -> None:
-    """Warn if other machines may use the server without a key."""
+    """Warn if other machines can use the server without a key."""
     if not keys.required and not is_loopback(server.host):
         log.warning(
             "anyone who can reach %s may use this server, because it has no keys: see "
@@ -163,9 +163,9 @@ def warn_if_open(server: ServerConfig, keys: Keys) -> None:
 
 
 def listen(server: ServerConfig) -> socket.socket:
-    """Bind the address.  Raises ConfigError if that cannot be done."""
+    """Bind the address.  Raises ConfigError if that fails."""
     family = socket.AF_INET6 if ":" in server.host else socket.AF_INET
-    both = server.host == "::" and socket.has_dualstack_ipv6()  # every interface, IPv4 too
+    both = server.host == "::" and socket.has_dualstack_ipv6()  # every interface, including IPv4
     try:
         listener = socket.create_server(
             (server.host, server.port),
@@ -175,11 +175,11 @@ def listen(server: ServerConfig) -> socket.socket:
         )
     except OSError as error:
         raise ConfigError(f"cannot listen on {server.host}:{server.port}: {error}") from error
-    # Accepted sockets inherit this.  asyncio sets it too, but not if the socket's protocol is 0, as
-    # here.  Without it, audio waits up to 40 ms at a time for earlier data to be acknowledged.
+    # Accepted sockets inherit this.  asyncio sets it only if the socket's protocol is not 0, but
+    # here it is 0.  Without it, audio waits up to 40 ms for earlier data to be acknowledged.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     if hasattr(socket, "TCP_USER_TIMEOUT"):
-        # Accepted sockets inherit it: the kernel drops a client that never reads.
+        # Accepted sockets inherit this too: the kernel drops a client that never reads.
         milliseconds = round(server.send_timeout * 1000)
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
     return listener
@@ -211,7 +211,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m vox_serve.lau
     except VoxServeError as error:
         print(f"{prog}: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:  # before the server has its own handlers: while plugins load
+    except KeyboardInterrupt:  # while plugins load, before the server installs its handlers
         return 0
 
 

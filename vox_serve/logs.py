@@ -1,7 +1,7 @@
-"""The log's format: lines for people, or one JSON object per line for machines.
+"""Logging: lines of text for people, or one JSON object per line for machines.
 
-Every record about a request carries the request's id: the `request_id` in `extra`, or else the id
-last passed to `begin` in this context.
+Every record about a request carries the request's id: `request_id` in `extra`, or else the id last
+passed to `begin` in this context.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from vox_serve.errors import RequestError, VoxServeError
 LEVELS = ("debug", "info", "warning", "error")
 FORMATS = ("text", "json")
 REQUESTS = "vox_serve.requests"
-"""The logger of the one line about each request."""
+"""The logger that writes one line about each request."""
 log = logging.getLogger("vox_serve.logs")
 _request: ContextVar[str | None] = ContextVar("request", default=None)
 
@@ -61,14 +61,14 @@ def configure(settings: LogSettings) -> None:
 
 
 class Unhurried(logging.Handler):
-    """Writes lines in a thread, so that nobody waits for a reader who does not read.
+    """Writes lines in a thread, so that a log reader that has stopped reading delays nothing.
 
-    While the reader does not, `WAITING` lines wait and later ones are dropped; how many is logged
-    once there is room again.  At exit, what waits has `LAST_SECONDS` to be written.
+    Up to `WAITING` lines wait for the reader; further lines are dropped, and their number is logged
+    once there is room again.  At exit, waiting lines have `LAST_SECONDS` to be written.
 
     Args:
-        descriptor: of the file; it is written to directly, because the lock of a Python stream
-            that is blocked would hold up the exit.
+        descriptor: file descriptor to write to.  It is written directly, because the lock of a
+            blocked Python stream would delay the exit.
     """
 
     WAITING = 10_000
@@ -84,10 +84,10 @@ class Unhurried(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         try:
             line = self.format(record)
-        except Exception:  # noqa: BLE001  # as logging's own handlers
+        except Exception:  # noqa: BLE001  # like logging's own handlers
             self.handleError(record)
             return
-        if self._thread is None:  # not before: a process may fork until it logs
+        if self._thread is None:  # started late, so that a process can fork before it logs
             self._thread = threading.Thread(target=self._write, name="log", daemon=True)
             self._thread.start()
             atexit.register(self._finish)
@@ -100,7 +100,7 @@ class Unhurried(logging.Handler):
         while (line := self._lines.get()) is not None:
             self._put(line)
             if self._dropped:
-                with self.lock or contextlib.nullcontext():  # `emit` counts under it
+                with self.lock or contextlib.nullcontext():  # `emit` holds it while counting
                     lost, self._dropped = self._dropped, 0
                 told = "%d log lines were dropped: nobody read them in time"
                 record = log.makeRecord(log.name, logging.WARNING, "", 0, told, (lost,), None)
@@ -111,9 +111,9 @@ class Unhurried(logging.Handler):
         while rest:
             try:
                 rest = rest[os.write(self._descriptor, rest) :]
-            except BlockingIOError:  # somebody made it non-blocking
+            except BlockingIOError:  # something made it non-blocking
                 time.sleep(0.01)
-            except OSError:  # nobody will ever read it
+            except OSError:  # the reader is gone
                 return
 
     def _finish(self) -> None:
@@ -128,20 +128,20 @@ def _log_uncaught(*raised: Any) -> None:
 
 
 def begin(request_id: str) -> None:
-    """Mark later records in this context (a task, a thread) as being about this request."""
+    """Attach this request's id to later records in this context (a task or thread)."""
     _request.set(request_id)
 
 
 class RateLimit(logging.Filter):
-    """Lets only so many lines of one kind through, so that nobody can fill the disk with them.
+    """Limits the rate of each kind of line, so that clients cannot fill the disk.
 
-    A kind is what one statement in the source logs.  The next line that is let through says how
-    many were left out before it.  The one line about each request is not limited.
+    The lines from one logging statement are one kind.  The next line that passes says how many were
+    left out before it.  The one line about each request is not limited.
 
     Args:
-        burst: how many may come at once.
-        seconds: after so long there is room for one more.
-        clock: in seconds; for tests.
+        burst: how many lines may come at once.
+        seconds: time until one more line may pass.
+        clock: returns seconds; for tests.
     """
 
     def __init__(
@@ -187,8 +187,8 @@ class Lines(logging.Formatter):
     """A line of text for each record, followed by an exception's traceback.
 
     Args:
-        settings: without `text`, an exception shows its type and where it was raised, not its
-            message, which may quote a request: whoever raises it may have any request in hand.
+        settings: without `text`, an exception shows its type and where it was raised, but not its
+            message, which may quote a client's request.
     """
 
     def __init__(self, settings: LogSettings) -> None:
@@ -209,7 +209,7 @@ class Lines(logging.Formatter):
         """A record's message."""
         message = record.getMessage()
         if record.name == "asyncio" and not self._text:
-            return message.partition("\n")[0]  # what follows quotes exceptions
+            return message.partition("\n")[0]  # the rest quotes exceptions
         return message
 
     def raised(self, record: logging.LogRecord) -> str | None:
@@ -250,7 +250,7 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 def _without_message(error: BaseException) -> str:
     frames = "".join(traceback.format_tb(error.__traceback__))
     if isinstance(error, OSError) and error.strerror:
-        return f"{frames}{type(error).__qualname__}: {error.strerror}"  # the system's own words
+        return f"{frames}{type(error).__qualname__}: {error.strerror}"  # the system's message
     if isinstance(error, VoxServeError) and not isinstance(error, RequestError):
         return f"{frames}{type(error).__qualname__}: {error}"  # about settings and files
     return f"{frames}{type(error).__qualname__} (--log-text shows its message)"

@@ -1,8 +1,8 @@
-"""The messages between the server and the engine worker.  Imports no torch.
+"""The messages between the server and the engine worker.  Does not import torch.
 
-To the worker: `Add`, `Abort`, `Forget`, `AddVoice`, `RemoveVoice`, `Shutdown`.  From it:
-`Ready` or `LoadFailed` once, then one `StepOutput` per engine step (or when idle), with the events
-of all sequences in it, and `Alive` several times a second, whatever the engine does.
+To the worker: `Add`, `Abort`, `Forget`, `AddVoice`, `RemoveVoice`, `Shutdown`.  From the worker:
+`Ready` or `LoadFailed` once; then one `StepOutput` per engine step (or when idle), with the events
+of all its sequences; and `Alive` several times a second, whatever the engine is doing.
 """
 
 from __future__ import annotations
@@ -20,45 +20,45 @@ from vox_serve.text import Normalize
 from vox_serve.voice import Segment
 
 LONG_TEXT_CHARACTERS = 1000
-"""Normalising and cutting more than this takes over 5 ms, and is done in a thread."""
+"""Longer texts take over 5 ms to normalise and cut, so that is done in a thread."""
 
 
 class FinishReason(StrEnum):
     """Why a sequence ended."""
 
-    STOP = "stop"  # the model said so
+    STOP = "stop"  # the model ended it
     LENGTH = "length"  # the frame cap was reached
-    INAUDIBLE = "inaudible"  # the model said so, and no sound of it can be heard
-    CANCELLED = "cancelled"  # the client left
+    INAUDIBLE = "inaudible"  # the model ended it, and its audio is inaudible
+    CANCELLED = "cancelled"  # aborted, for example because the client left
     ERROR = "error"
 
 
 @attrs.frozen(eq=False)
 class SpeechRequest:
-    """A request in the form the engine takes.
+    """A request in the form that the engine takes.
 
     Args:
         id: unique among open requests.
         text: what to say.
         speaker: speaker id; its first voice is used.  Ignored if `voice` is given.
         voice: name of a voice.
-        context: earlier turns; audio float32 at the model's sample rate.
+        context: earlier turns; audio is float32 at the model's sample rate.
         sampling: the parameters that the client gave.
         max_seconds: cap on the audio; None derives one from the text's length.
-        conversation: its turns come before `context`, and this one is remembered in it.
-        following: texts that will come next under this id.  They are checked now, so that one
-            that cannot be spoken is refused before the first sound.
+        conversation: its turns come before `context`, and this turn is added to it.
+        following: texts that will follow under this id.  They are checked now, so that a text that
+            cannot be spoken is refused before any audio is sent.
         pauses: seconds of silence before the text, after it, and after each of `following`; empty:
-            none.  Whoever speaks the parts puts them in (`parts.Parts`), the engine does not.
-        more: another request with this id follows: its conversation stays busy in between, and its
-            place at the head of the queue is kept for a moment.
-        continues: it follows a request with this id, or audio that its client already hears, so
-            it goes to the head of the queue.
-        normalize: how much the text front end may do.
-        language: the text's language tag, which says how dates are read; None: the model's own.
+            none.  `parts.Parts` inserts them, not the engine.
+        more: another request with this id follows: the conversation stays busy in between, and
+            a place at the head of the queue is kept for a short time.
+        continues: this follows a request with the same id, or audio that the client already hears,
+            so it goes to the head of the queue.
+        normalize: how much the text front end may change.
+        language: the text's language tag, which decides how dates are read; None: the model's.
         pronunciations: spellings that take precedence over the server's.
         dropped: the number of characters that the front end left out.
-        arrival: when it came in, by `time.monotonic`.
+        arrival: when the request arrived, by `time.monotonic`.
     """
 
     id: str
@@ -81,7 +81,7 @@ class SpeechRequest:
 
     @property
     def characters(self) -> int:
-        """Characters in its text and in the texts that follow it."""
+        """Characters in `text` and `following`."""
         return len(self.text) + sum(map(len, self.following))
 
 
@@ -105,7 +105,7 @@ class Forget:
 
 @attrs.frozen(eq=False)
 class AddVoice:
-    """Add a voice, replacing one of the same name; answered by `Done`."""
+    """Add a voice, or replace the one with the same name; answered by `Done`."""
 
     request_id: str
     name: str
@@ -128,7 +128,7 @@ class Shutdown:
 
 @attrs.frozen
 class Started:
-    """The sequence left the queue and got its slot."""
+    """The sequence left the queue and got a slot."""
 
     request_id: str
     queue_seconds: float
@@ -136,7 +136,7 @@ class Started:
 
 @attrs.frozen
 class Audio:
-    """A piece of sound: signed 16-bit little-endian mono samples."""
+    """A piece of audio: signed 16-bit little-endian mono samples."""
 
     request_id: str
     pcm: bytes
@@ -177,7 +177,7 @@ Event = Started | Audio | Finished | Failed | Done
 
 @attrs.frozen
 class ParameterInfo:
-    """A sampling parameter of a model: what it may be, and one line of help."""
+    """A sampling parameter of a model: its type and range, and one line of help."""
 
     type: str
     minimum: float
@@ -234,7 +234,7 @@ class Stats:
 
     Args:
         prefilled, restored: prompt positions run through the model, and taken from cached prefixes.
-        hits, misses: prompts whose beginning was, and was not, in the prefix cache.
+        hits, misses: prompts with and without a cached prefix.
         prefixes, prefix_bytes: the number of cached prefixes, and their size.
         device_memory: bytes in use and free on the GPU; None if this step did not measure it.
     """
@@ -269,7 +269,7 @@ class Alive:
     """The worker's heartbeat.
 
     Args:
-        calls: a number of its own and the name of each call of the model that is in progress.
+        calls: a unique number and the name of each call of the model in progress.
     """
 
     calls: tuple[tuple[int, str], ...] = ()

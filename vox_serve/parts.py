@@ -1,7 +1,7 @@
 """Cuts a long text into parts that a model can speak one after another.
 
-Text is cut at sentence borders.  If the model follows context, the parts are turns of a private
-conversation, so that each sounds like the one before.
+Text is cut between sentences where possible.  If the model uses context, the parts are turns of a
+private conversation, so that each sounds like the one before.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from vox_serve.messages import EngineInfo, Finished, FinishReason, SpeechRequest
 from vox_serve.text import AS_WRITTEN, FrontEnd, Part, likely_seconds, pieces, speakable
 
 PART_CHARACTERS = 400
-"""Half a minute of speech; longer texts are cut even if the model sets no limit."""
+"""About half a minute of speech; longer texts are cut even if the model sets no limit."""
 CONTEXT_SHARE = 0.5
-"""The share of the context that a part's sound may take."""
+"""The share of the context that a part's audio may take."""
 SAMPLE_BYTES = 2
 
 
 def private_conversation(request_id: str) -> str:
-    """The conversation of one request's parts; clients cannot name it."""
+    """The name of the conversation for one request's parts; clients cannot use such names."""
     return f"~{request_id}"
 
 
 def cut(text: str, info: EngineInfo) -> list[str]:
-    """The parts of a text; one that can be spoken at once is left as it is."""
+    """Cut a text into parts; a text that fits in one part is unchanged."""
     seconds = info.max_positions / info.frame_rate * CONTEXT_SHARE
     room = int(seconds / likely_seconds(text) * len(text))
     limit = min(info.max_characters or PART_CHARACTERS, PART_CHARACTERS, max(1, room))
@@ -36,7 +36,7 @@ def cut(text: str, info: EngineInfo) -> list[str]:
 
 
 def as_read(request: SpeechRequest, front_end: FrontEnd) -> tuple[SpeechRequest, Sequence[Part]]:
-    """The request with its context, and the parts of its text, as the model is to read them.
+    """The request with its context, and the parts of its text, as the model will read them.
 
     Raises:
         UnspeakableText, InvalidRequest: as `FrontEnd.read`.
@@ -60,8 +60,8 @@ def in_parts(
     """The request for the first part of its text, with the others in `following`.
 
     Args:
-        front_end: the model's; its output is what the limits apply to and the engine receives.
-        lead: seconds of silence before the text, besides those that it asks for.
+        front_end: the model's; the limits apply to its output, and the engine receives its output.
+        lead: seconds of silence before the text, in addition to pauses in the text.
 
     Raises:
         UnspeakableText, InvalidRequest: as `FrontEnd.read`.
@@ -90,12 +90,12 @@ def in_parts(
 
 
 class Parts:
-    """The progress of a request spoken in parts: its silences, what has ended and what comes next.
+    """Tracks a request spoken in parts: its silences, and which part comes next.
 
     Args:
-        request: the first part, out of `in_parts`.
+        request: the first part, from `in_parts`.
         frame_rate: of the model, in Hz.
-        sample_rate: of its sound, in Hz.
+        sample_rate: of its audio, in Hz.
     """
 
     def __init__(self, request: SpeechRequest, frame_rate: float, sample_rate: int) -> None:
@@ -111,7 +111,7 @@ class Parts:
         self._capped = False
 
     def sound(self, pcm: bytes) -> bytes:
-        """What the engine made, with the silence that goes before the first of it."""
+        """The engine's audio, with the initial silence before its first piece."""
         self._ear.listen(pcm)
         return self._begun() + pcm
 
@@ -127,12 +127,12 @@ class Parts:
 
     @property
     def _left(self) -> float | None:
-        """Seconds that may still be spoken, the current part's included; None if none is set."""
+        """Seconds left of `max_seconds`, including the current part; None if there is no limit."""
         most = self._request.max_seconds
         return None if most is None else most - self._frames / self._frame_rate - self._seconds
 
     def after(self, ended: Finished) -> tuple[bytes, SpeechRequest | Finished]:
-        """The silence after a part, and the request for the next part or the end of the whole."""
+        """The silence after a part, and the next part's request or the end of the whole request."""
         self._frames += ended.frames
         self._capped |= ended.reason is FinishReason.LENGTH
         silence = self._begun() + self._silence(self._pauses.pop(0) if self._pauses else 0.0)

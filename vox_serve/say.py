@@ -33,7 +33,7 @@ PLAYERS = (
     ("ffplay", "-nodisp", "-autoexit", "-loglevel", "error", "{file}"),
     ("play", "-q", "{file}"),  # sox
 )
-"""Programs that play a WAV file; the first that is there is taken."""
+"""Programs that play a WAV file; the first one installed is used."""
 
 
 def say(
@@ -44,17 +44,17 @@ def say(
     format: str | None = None,
     sample_rate: int | None = None,
 ) -> str:
-    """Speak a request; returns a line that says how it went.
+    """Speak a request; returns a one-line summary.
 
     Args:
-        output: a file, `-` for standard output, or None to play it.
-        lexicon: how words are to be spelled so that they are said right.
-        format: name of the format; None takes it from the file's ending, else WAV.
-        sample_rate: of the audio, in Hz; None is the model's.
+        output: a file, `-` for standard output, or None to play the audio.
+        lexicon: spellings that correct the pronunciation of words.
+        format: name of the format; None takes it from the file's extension, else WAV.
+        sample_rate: of the audio, in Hz; None uses the model's.
 
     Raises:
-        ConfigError: there is no such format, the file cannot be written, or nothing can play.
-        VoxServeError: unknown model, unusable checkpoint, or a text that cannot be spoken.
+        ConfigError: the format is unknown, the file cannot be written, or no player is installed.
+        VoxServeError: the model is unknown, its checkpoint unusable, or the text unspeakable.
     """
     audio_format = _format(output, format).at(sample_rate)
     target = _Player() if output is None else _File(output)
@@ -86,10 +86,10 @@ def _format(output: Path | None, name: str | None) -> AudioFormat:
 
 
 def format_of(output: Path) -> AudioFormat:
-    """The format that a file's extension selects; WAV if there is none.
+    """The format for a file's extension; WAV if it has none.
 
     Raises:
-        ConfigError: there is no such format.
+        ConfigError: the format is unknown.
     """
     name = output.suffix.lower().removeprefix(".") or "wav"
     audio_format = FORMATS.get(ALIASES.get(name, name))
@@ -100,7 +100,7 @@ def format_of(output: Path) -> AudioFormat:
 
 
 class _File:
-    """A file, or standard output.  Raises ConfigError before the work if it cannot be written."""
+    """A file, or standard output.  Raises ConfigError at once if it cannot be written."""
 
     def __init__(self, path: Path) -> None:
         self.name = "standard output" if path == STANDARD else str(path)
@@ -129,7 +129,7 @@ class _File:
 
 
 class _Player:
-    """The speakers, by a program of the system.  Raises ConfigError if there is none."""
+    """Plays audio with an installed program.  Raises ConfigError if there is none."""
 
     name = "played"
 
@@ -151,11 +151,11 @@ class _Player:
             raise ConfigError(f"{self._command[0]} cannot play: {told}; give --output FILE")
 
     def discard(self) -> None:
-        """Nothing was left behind."""
+        """Nothing to remove."""
 
 
 def _speak(engine: Engine, request: SpeechRequest) -> tuple[bytes, str]:
-    """Step until all parts of the request are spoken; returns its PCM and finish reason."""
+    """Step the engine until all parts are spoken; returns the PCM and the finish reason."""
     engine.add(request)
     codec = engine.model.codec
     parts = Parts(request, codec.frame_rate, codec.sample_rate)

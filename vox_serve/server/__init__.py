@@ -1,1 +1,1 @@
-"""The HTTP side.  Imports no torch."""
+"""The HTTP server.  Does not import torch."""

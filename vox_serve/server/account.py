@@ -1,4 +1,4 @@
-"""Measures one request while it runs, then counts, logs and traces it once when it ends."""
+"""Measures a request while it runs; counts, logs and traces it once when it ends."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ class Account:
 
     Args:
         name: the request id that the client sees.
-        metrics: of the engine that speaks it; the server's own until an engine is chosen.
+        metrics: of the engine that speaks it; the server's until an engine is chosen.
         mode: `whole` or `stream`; set once the body has been read.
-        arrival: when it arrived, by `time.monotonic`.
-        owner: who sent it.
+        arrival: time of arrival, by `time.monotonic`.
+        owner: the sender.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class Account:
 
     @property
     def audio_seconds(self) -> float:
-        """Playing time of the audio so far."""
+        """Duration of the audio so far."""
         return self._bytes / self._byte_rate
 
     def admitted(self, request: SpeechRequest, info: EngineInfo, log_text: bool = False) -> None:
@@ -82,12 +82,12 @@ class Account:
         }
 
     def started(self, queue_seconds: float) -> None:
-        """Record that it got a slot; the later parts of a long text are ignored."""
+        """Record that it got a slot; calls for later parts of a long text are ignored."""
         if self._phase == "queued":
             self._phase = "first_audio"
             self.metrics.queue_seconds().observe(queue_seconds)
             # The event arrives only with the first audio, so use the duration that the engine
-            # measured; its clock is the same as ours.
+            # measured, by the same clock.
             self._passed("queue", self.arrival, self.arrival + queue_seconds)
 
     def heard(self, count: int) -> None:
@@ -211,7 +211,7 @@ class Account:
 
 
 def _voice_class(request: SpeechRequest, info: EngineInfo) -> str:
-    """The kind of voice that was requested.  Its name is not logged: it may be a person's."""
+    """The kind of voice requested.  The name is not logged, because it may be a person's."""
     if request.voice is None:
         return "speaker"
     return "own" if request.voice in dict(info.voices) else "registered"

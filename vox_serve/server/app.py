@@ -1,4 +1,4 @@
-"""The Litestar application: routes, error shape, counted responses."""
+"""The Litestar application: routes, error handlers and response counts."""
 
 from __future__ import annotations
 
@@ -54,13 +54,13 @@ HANDLERS = (
     pages.docs,
     pages.asset,
 )
-"""The routes over HTTP."""
+"""The HTTP routes."""
 
 
 class App(Litestar):
-    """Answers HEAD as GET; uvicorn leaves the body out.
+    """Answers HEAD like GET; uvicorn omits the body.
 
-    `scope["state"]["head"]` tells a route whose work is its body.
+    Routes whose body is costly check `scope["state"]["head"]`.
     """
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -70,17 +70,17 @@ class App(Litestar):
 
 
 def _with_head(name: bytes, value: bytes) -> tuple[bytes, bytes]:
-    """A header; `Allow` names HEAD wherever it names GET."""
+    """Add HEAD to an `Allow` header that names GET."""
     if name.lower() == b"allow" and b"GET" in value:
         value += b", HEAD"
     return name, value
 
 
 def create_app(engines: Engines, keys: Keys | None = None) -> Litestar:
-    """The application that serves these engines; it starts and stops them with itself.
+    """The application that serves these engines, and starts and stops them.
 
     Args:
-        keys: those of the engines' server; None: they are read now.
+        keys: the server's keys; None reads them now.
 
     Raises:
         ConfigError: the keys or the voices cannot be read.
@@ -100,7 +100,7 @@ def create_app(engines: Engines, keys: Keys | None = None) -> Litestar:
             await engines.stop()
 
     async def count(message: Message, scope: Scope) -> None:
-        """Count a response once it is complete, so that a stream cut short is not a 200."""
+        """Count a response once it is complete, so that a cut stream does not count as a 200."""
         said = cast("dict[str, Any]", message)
         kind = said["type"].removeprefix("websocket.")
         if kind == "http.response.start":
@@ -146,7 +146,7 @@ def create_app(engines: Engines, keys: Keys | None = None) -> Litestar:
 
 
 def _cors(server: ServerConfig) -> CORSConfig | None:
-    """What pages of the allowed origins may do and see; None if there are none."""
+    """What pages of the allowed origins may do and see; None without such origins."""
     if not server.cors_origin:
         return None
     return CORSConfig(

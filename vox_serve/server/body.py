@@ -1,4 +1,4 @@
-"""Decodes a request's body into its struct; errors name the field at fault."""
+"""Decodes a request's body into a struct; errors name the invalid field."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from vox_serve.server.foreign import translated
 
 MULTIPART = "multipart/form-data"
 JSON_FIELDS = {"context", "parameters", "pronunciations"}
-"""A form has no notation for lists and objects, so they are sent as JSON."""
+"""Forms cannot express lists and objects, so these fields are sent as JSON."""
 S = TypeVar("S", bound=msgspec.Struct)
 T = TypeVar("T")
 CHARSET = re.compile(r"charset\s*=\s*[\"']?([^\s;\"']+)", re.IGNORECASE)
@@ -29,13 +29,13 @@ CHARSETS = frozenset(
     "ascii utf-8 utf-8-sig utf-16 utf-16-le utf-16-be utf-32 iso8859-1 iso8859-2 iso8859-15"
     " cp1250 cp1251 cp1252 koi8-r gbk gb18030 big5 shift_jis euc_jp euc_kr".split()
 )
-"""As Python names them.  Not all that it has: some expand, some take time as the square."""
+"""Python's names.  Some of its codecs are excluded: they expand data or take quadratic time."""
 ESCAPES = re.compile(
     rb"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}"  # a pair
     rb"|(\\u[dD][89a-fA-F][0-9a-fA-F]{2})|\\.",
     re.DOTALL,
 )
-# ruff: noqa: SIM905 - a list of names reads best as words
+# ruff: noqa: SIM905 - a list of names reads best as plain text
 BOUND = re.compile(r"Expected `[^`]*` ([<>]=? |of length |matching )|Number out of range")
 """How msgspec's messages begin when a value has the right type but is out of bounds."""
 
@@ -51,19 +51,19 @@ async def read_body(
     form: bool = False,
     foreign: Mapping[str, str] | None = None,
 ) -> S:
-    """Decode the body.  `scope["state"]["ignored"]` names the fields that were ignored.
+    """Decode the body.  Ignored fields are listed in `scope["state"]["ignored"]`.
 
     Args:
         timeout: seconds within which the body must arrive.
         form: also accept a multipart form with the same fields.
-        foreign: other servers' names of fields, as in `foreign.py`; None refuses them.
+        foreign: other servers' field names, as in `foreign.py`; None refuses them.
 
     Raises:
-        InvalidRequest: it is malformed; names the field.
+        InvalidRequest: the body is malformed; names the field.
         BodyTooSlow: it did not arrive in time.
         HTTPException: it is too large.
         TooMany: there is no memory for it now.
-        ClientGone: the client left before all of it had arrived.
+        ClientGone: the client left before the whole body had arrived.
     """
     kind_of_body = request.headers.get("content-type", "")
     try:
@@ -89,10 +89,10 @@ def read_query(
     defaults: Mapping[str, str],
     foreign: Mapping[str, str] | None,
 ) -> S:
-    """Decode the address's query, whose fields are those of a form.
+    """Decode the query string, which has the same fields as a form.
 
     Raises:
-        InvalidRequest: it is malformed; names the field.
+        InvalidRequest: the query is malformed; names the field.
     """
     fields: dict[str, Any] = dict(defaults)
     for name, value in request.query_params.multi_items():
@@ -111,10 +111,10 @@ def convert(
     kind: type[S],
     foreign: Mapping[str, str] | None,
 ) -> S:
-    """The struct of fields whose values are text: of a form or a query.
+    """Convert the text fields of a form or query to a struct.
 
     Raises:
-        msgspec.ValidationError: they do not fit.
+        msgspec.ValidationError: a field is invalid.
     """
     ignored: list[str] = []
     if foreign is not None:
@@ -128,13 +128,13 @@ def decode(
     decoder: msgspec.json.Decoder[T],
     foreign: Mapping[str, str] | None,
 ) -> tuple[T, list[str]]:
-    """Decode JSON, and say which fields were ignored.
+    """Decode JSON; also returns the names of the ignored fields.
 
     Args:
         foreign: as for `read_body`.
 
     Raises:
-        msgspec.DecodeError: it is not JSON, or does not fit.
+        msgspec.DecodeError: the content is not JSON, or a field is invalid.
     """
     content = without_half_pairs(content)
     try:
@@ -145,15 +145,15 @@ def decode(
         try:
             fields, ignored = translated(msgspec.json.decode(content), foreign)
         except (msgspec.DecodeError, RecursionError, AttributeError):
-            raise error from None  # the field is not the only fault
+            raise error from None  # the unknown field is not the only error
         return msgspec.convert(fields, decoder.type), ignored
 
 
 def as_utf8(content: bytes, content_type: str) -> bytes:
-    """A text in UTF-8 without a byte order mark, from the encoding that the client declares.
+    """Convert text from the encoding that the client declares to UTF-8 without a byte order mark.
 
     Raises:
-        InvalidRequest: the encoding is not one of the known ones, or the bytes are not of it.
+        InvalidRequest: the encoding is not supported, or the bytes are not valid in it.
     """
     declared = CHARSET.search(content_type)
     name = declared[1].lower() if declared else "utf-8"
@@ -176,9 +176,9 @@ def as_utf8(content: bytes, content_type: str) -> bytes:
 
 
 def without_half_pairs(content: bytes) -> bytes:
-    r"""JSON in which half of a surrogate pair (`\ud83d`) is U+FFFD.
+    r"""Replace lone surrogates (`\ud83d`) in JSON with U+FFFD.
 
-    JavaScript cuts texts into such halves; JSON allows them and UTF-8 does not.
+    JavaScript programs that cut text produce them.  JSON allows them, UTF-8 does not.
     """
     if b"\\ud" not in content and b"\\uD" not in content:
         return content
@@ -219,7 +219,7 @@ def refuse_files(form: Mapping[str, str | UploadFile], *allowed: str) -> None:
 
 
 async def _joined(request: Request[Any, Any, Any]) -> bytes:
-    """The body; unlike `Request.body`, keeps no copy for as long as the request is open."""
+    """The body.  Unlike `Request.body`, this keeps no copy while the request is open."""
     return b"".join([piece async for piece in request.stream()])
 
 
@@ -240,7 +240,7 @@ async def _form(request: Request[Any, Any, Any], timeout: float) -> dict[str, An
 
 
 def _with_json(fields: dict[str, Any]) -> dict[str, Any]:
-    """The fields of a form, with those decoded that have no other spelling than JSON."""
+    """Decode the form fields that are sent as JSON."""
     for name in JSON_FIELDS & fields.keys():
         try:
             fields[name] = msgspec.json.decode(str(fields[name]))
@@ -254,7 +254,7 @@ def invalid(
 ) -> InvalidRequest:
     """Convert a msgspec error to one that names the field of `kind`.
 
-    msgspec's message has the field as a path at its end, or in backquotes.
+    msgspec's message has the field as a path at the end, or in backquotes.
     """
     message = str(error)
     if not isinstance(error, msgspec.ValidationError):

@@ -1,8 +1,8 @@
-"""Bounds the open connections, in all and of each client address.
+"""Limits the number of open connections, in total and per client address.
 
-Where there is no room for a new one, the connection that has been waiting longest for its client
-to send a request gives way, so that silent clients keep nobody out.  If all are being answered, the
-new one gets a spare place, on which only the server's health is told.
+When a new connection arrives and there is no room, the connection that has waited longest for a
+request is closed, so that idle clients cannot keep others out.  If all connections are being
+answered, the new one gets a spare place, which answers only health checks and metrics.
 """
 
 from __future__ import annotations
@@ -19,26 +19,26 @@ from vox_serve.errors import ConfigError
 from vox_serve.metrics import Metrics
 
 MOST_CONNECTIONS = 4096
-"""How many there may be if neither a flag nor the descriptor limit says less."""
+"""The limit if neither a flag nor the descriptor limit sets a lower one."""
 FEWEST_CONNECTIONS = 64
 RESERVED_DESCRIPTORS = 512
-"""Kept back for files, pipes, spare places, and connections on their way in or out."""
+"""Reserved for files, pipes, spare places, and connections that are opening or closing."""
 SPARE_PLACES = 32
 BACKLOG = 64
-"""Connections that asyncio accepts at a time, before it lets us refuse any."""
+"""Connections that asyncio accepts at a time, before we can refuse any."""
 log = logging.getLogger("vox_serve.server")
 
 
 class Place(Enum):
-    """What a new connection gets."""
+    """The place that a new connection gets."""
 
     OWN = auto()
-    SPARE = auto()  # only for the server's health
+    SPARE = auto()  # answers only health checks and metrics
     NONE = auto()
 
 
 def raise_descriptor_limit(server: ServerConfig) -> None:
-    """Raise this process's limit of open files as far as the connections need it."""
+    """Raise this process's limit on open files to what the connections need, if allowed."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     needed = (server.max_connections or MOST_CONNECTIONS) + RESERVED_DESCRIPTORS
     if hard != resource.RLIM_INFINITY:
@@ -51,7 +51,7 @@ def most_connections(server: ServerConfig) -> int:
     """How many connections may be open.
 
     Raises:
-        ConfigError: this process may not open enough files for them.
+        ConfigError: this process may not open enough files.
     """
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = server.max_connections or MOST_CONNECTIONS
@@ -69,7 +69,7 @@ class Connections:
     """The open connections of a server.
 
     Args:
-        server: says how many there may be.
+        server: sets the limits.
         metrics: where to count them.
 
     Raises:
@@ -82,7 +82,7 @@ class Connections:
         self._metrics = metrics
         self._addresses: dict[asyncio.BaseTransport, str] = {}
         self._of_address: Counter[str] = Counter()
-        # Those that wait for their client, the longest first.
+        # Connections that wait for their client, longest first.
         self._waiting: dict[asyncio.BaseTransport, None] = {}
         self._waiting_of: defaultdict[str, dict[asyncio.BaseTransport, None]] = defaultdict(dict)
 
@@ -90,7 +90,7 @@ class Connections:
         return len(self._addresses)
 
     def take(self, transport: asyncio.Transport) -> Place:
-        """Find a place for a new connection; with NONE the caller closes it."""
+        """Find a place for a new connection; for NONE, the caller must close it."""
         address = _address(transport)
         if self._of_address[address] >= self.per_address:
             self._evict(self._waiting_of[address])
@@ -113,7 +113,7 @@ class Connections:
         return Place.SPARE if full else Place.OWN
 
     def waits(self, transport: asyncio.BaseTransport) -> None:
-        """The connection waits for its client from now on."""
+        """From now on, the connection waits for its client."""
         address = self._addresses.get(transport)
         if address is not None:
             self.works(transport)
@@ -121,7 +121,7 @@ class Connections:
             self._waiting_of[address][transport] = None
 
     def works(self, transport: asyncio.BaseTransport) -> None:
-        """The connection's request is being answered; it does not give way."""
+        """A request is being answered; the connection must not be evicted."""
         self._waiting.pop(transport, None)
         self._waiting_of[self._addresses.get(transport, "")].pop(transport, None)
 
@@ -135,7 +135,7 @@ class Connections:
             self._show()
 
     def _evict(self, waiting: dict[asyncio.BaseTransport, None]) -> None:
-        """Close the connection that has waited longest, if there is one."""
+        """Close the connection that has waited longest, if any."""
         oldest = next(iter(waiting), None)
         if oldest is not None:
             assert isinstance(oldest, asyncio.Transport)
@@ -144,7 +144,7 @@ class Connections:
             self._count("evicted")
 
     def _forget(self, address: str) -> None:
-        """Keep nothing about addresses without connections."""
+        """Delete the records of an address without connections."""
         if self._of_address[address] <= 0:
             del self._of_address[address]
             self._waiting_of.pop(address, None)
@@ -161,7 +161,7 @@ class Connections:
 
 
 def _address(transport: asyncio.BaseTransport) -> str:
-    """The client's address; of IPv6 the network that one client has for itself."""
+    """The client's address; for IPv6 its /64 network, which usually belongs to one client."""
     peer = transport.get_extra_info("peername")
     address = str(peer[0]) if isinstance(peer, tuple) else ""
     if ":" in address and not address.startswith("::ffff:"):

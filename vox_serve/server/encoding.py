@@ -1,7 +1,7 @@
-"""Encodes the PCM of one response in the format requested, without delaying other streams.
+"""Encodes one response's PCM in the requested format, without delaying other streams.
 
-Encoding is CPU work.  A single frame takes about a millisecond and is encoded in the event loop;
-longer pieces are encoded in a thread.
+A single frame takes about a millisecond and is encoded in the event loop; longer pieces are encoded
+in a thread.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ import asyncio
 from vox_serve.audio.formats import SAMPLE_BYTES, AudioFormat
 
 INLINE_SECONDS = 0.25
-"""The longest audio that is encoded in the event loop; takes at most 5 ms in any format."""
+"""The longest audio encoded in the event loop; takes at most 5 ms in any format."""
 
 
 class Encoding:
     """Encodes the PCM of one stream, piece by piece.
 
-    Call it from the event loop.  `close` may be called at any time, even while a thread encodes.
+    Use it from the event loop.  `close` may be called at any time, even while a thread encodes.
 
     Args:
         audio_format: the output format.
@@ -34,11 +34,11 @@ class Encoding:
         self._thread: asyncio.Future[bytes] | None = None
 
     async def encode(self, pcm: bytes) -> bytes:
-        """Encode whole samples; returns what is ready, which may be nothing."""
+        """Encode whole samples; returns the bytes that are ready, which may be none."""
         if len(pcm) <= self._inline_bytes:
             return self._encoder.encode(pcm)
         self._thread = asyncio.get_running_loop().run_in_executor(None, self._encoder.encode, pcm)
-        return await asyncio.shield(self._thread)  # the thread runs on if this is cancelled
+        return await asyncio.shield(self._thread)  # the thread continues if this is cancelled
 
     def finish(self) -> bytes:
         """The remaining bytes."""
@@ -53,5 +53,5 @@ class Encoding:
 
     def _free(self, thread: asyncio.Future[bytes] | None = None) -> None:
         if thread is not None and not thread.cancelled():
-            thread.exception()  # its result is no longer wanted
+            thread.exception()  # mark it as retrieved: no one needs it any more
         self._encoder.close()

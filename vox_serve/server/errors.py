@@ -1,4 +1,4 @@
-"""What each error means to a client, and the one shape of all error responses.
+"""What each error means to a client, and the common shape of all error responses.
 
 {"error": {"message", "type", "param", "code"}}
 """
@@ -32,7 +32,7 @@ from vox_serve.errors import (
 )
 from vox_serve.server.requests import request_id
 
-MESSAGE_BYTES, PARAM_BYTES = 1400, 200  # as JSON: an error body stays under 2 KiB
+MESSAGE_BYTES, PARAM_BYTES = 1400, 200  # as JSON, so that an error body stays under 2 KiB
 AnyRequest = Request[Any, Any, Any]
 log = logging.getLogger("vox_serve.server")
 
@@ -48,19 +48,19 @@ class BodyTooSlow(RequestError):
 
 
 class Unauthorized(RequestError):
-    """The request brings no key, or an unknown one."""
+    """The request has no key, or an unknown one."""
 
     code = "invalid_api_key"
 
 
 class Forbidden(RequestError):
-    """The request comes from a web page that may not use this server, or by an unknown name."""
+    """The request comes from a web page that may not use this server, or names an unknown host."""
 
     code = "forbidden"
 
 
 class TooMany(RequestError):
-    """The client is over one of its limits.
+    """The client exceeds one of its limits.
 
     Args:
         retry_after: seconds after which a retry may succeed.
@@ -98,8 +98,8 @@ class Meaning:
     Args:
         status: HTTP status.
         close: WebSocket close code.
-        outcome: what the request is counted as; `error` is the server's fault, and becomes
-            `rejected` for a request that was not admitted.
+        outcome: how the request is counted; `error` is the server's fault, and becomes `rejected`
+            for a request that was not admitted.
         retry_after: seconds after which a retry may succeed; None if waiting does not help.
         session_goes_on: in a WebSocket session, the error affects only one segment.
     """
@@ -113,7 +113,7 @@ class Meaning:
 
 MEANINGS: dict[type[Exception], Meaning] = {
     Exception: Meaning(500, 1011, "error"),
-    HTTPException: Meaning(400, 1008, "invalid"),  # has a status of its own
+    HTTPException: Meaning(400, 1008, "invalid"),  # carries its own status
     ClientGone: Meaning(499, 1000, "cancelled"),
     RequestError: Meaning(500, 1008, "error"),
     InvalidRequest: Meaning(400, 1008, "invalid"),
@@ -138,7 +138,7 @@ MEANINGS: dict[type[Exception], Meaning] = {
     GoingAway: Meaning(503, 1001, "error", retry_after=5),
     TimedOut: Meaning(504, 1013, "timeout"),
 }
-"""Add a line here for each new error; a class without one uses its base class's."""
+"""Add an entry for each new error; a class without one uses its base class's entry."""
 
 
 def meaning(error: BaseException) -> Meaning:
@@ -149,7 +149,7 @@ def meaning(error: BaseException) -> Meaning:
 def error_object(
     status: int, message: str, code: str, param: str | None = None
 ) -> dict[str, str | None]:
-    """The value of the body's `error`, bounded in size."""
+    """The value of `error` in the body, limited in size."""
     return {
         "message": _cut(message, MESSAGE_BYTES),
         "type": "server_error" if status >= 500 else "invalid_request_error",
@@ -159,7 +159,7 @@ def error_object(
 
 
 def error_fields(error: RequestError) -> dict[str, str | None]:
-    """The value of the body's `error` for this error."""
+    """The value of `error` in the body for this error."""
     return error_object(meaning(error).status, error.message, error.code, error.param)
 
 
@@ -177,7 +177,7 @@ def error_response(
 
 
 def _cut(text: str, limit: int) -> str:
-    """Cut `text`, which may echo the client, to at most `limit` bytes of JSON."""
+    """Cut `text`, which may quote the client, to at most `limit` bytes of JSON."""
     text = text[:limit]
     while len(msgspec.json.encode(text)) > limit:
         text = text[: len(text) * 3 // 4]
@@ -196,7 +196,7 @@ def answer_to(error: RequestError) -> Response[bytes]:
 
 
 def on_http_exception(_: AnyRequest, error: HTTPException) -> Response[bytes]:
-    """Handle what Litestar itself rejects: unknown routes, methods, bodies that are too large."""
+    """Answer what Litestar rejects: unknown routes, wrong methods, bodies that are too large."""
     code = HTTPStatus(error.status_code).name.lower()
     response = error_response(error.status_code, error.detail or code, code)
     response.headers.update(error.headers or {})
@@ -204,7 +204,7 @@ def on_http_exception(_: AnyRequest, error: HTTPException) -> Response[bytes]:
 
 
 def on_client_gone(_: AnyRequest, error: ClientGone) -> Response[bytes]:
-    """Nobody receives this response; it exists for the metrics."""
+    """No one receives this response; it exists for the metrics."""
     return error_response(meaning(error).status, "the client left", "client_gone")
 
 

@@ -1,6 +1,6 @@
-"""Bounds of request fields, each written once.
+"""Bounds of request fields, each defined once.
 
-msgspec enforces them, `rule` puts them into words, and the OpenAPI document shows them.
+msgspec enforces them, `rule` describes them in words, and the OpenAPI document shows them.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from vox_serve.sampling import RANGES
 CONVERSATION = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 CONVERSATION_RULE = "1 to 128 letters, digits, '_', '-', '.' or ':'"
 Integer = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1, extra={"rule": "from -2^63 to 2^63 - 1"})]
-"""JSON does not bound integers, and one of 400 digits would overflow a float."""
+"""JSON does not limit integers, and one of 400 digits would overflow a float."""
 NOT_BLANK = r"[^\s\x1c-\x1f\x85]"
-"""A character that `str.strip` would keep.  Spelled out because JavaScript counts fewer
-characters as space than Python does."""
+"""A character that `str.strip` would keep.  Written out because JavaScript's `\\s` matches fewer
+characters than Python's."""
 
 
 def sampling(name: str) -> Meta:
@@ -44,12 +44,12 @@ def words(limit: int, description: str) -> Meta:
 
 
 def one_of(names: Collection[str], description: str) -> Meta:
-    """How the document shows a choice; the value itself is checked elsewhere."""
+    """How the OpenAPI document shows a choice; the value is checked elsewhere."""
     return Meta(description=description, extra_json_schema={"enum": list(names)})
 
 
 def rule(kind: type[msgspec.Struct], path: str) -> str | None:
-    """The bounds of the field at `path` (`context[0].text`) in words, if it has any."""
+    """The bounds, in words, of the field at `path` (e.g. `context[0].text`), if it has any."""
     node: Type = type_info(kind)
     for name in re.sub(r"\[[^]]*\]", "", path).split("."):
         structs = (inner for inner in _within(node) if isinstance(inner, StructType))
@@ -65,7 +65,7 @@ def rule(kind: type[msgspec.Struct], path: str) -> str | None:
 
 
 def _within(node: Type) -> Iterator[Type]:
-    """A type and the types it consists of."""
+    """A type and the types inside it."""
     yield node
     if isinstance(node, Metadata):
         yield from _within(node.type)

@@ -1,8 +1,8 @@
-"""Fields that other speech servers know and their clients send along.
+"""Fields of other speech servers, which their clients may send.
 
-Where one of ours means the same, it counts as that; where ignoring one changes neither who speaks
-nor what is said, it is ignored and the client is told (`X-Ignored-Fields`).  All others are
-refused, and with `--strict-fields` these too.  docs/http-api.md has the table.
+A field that means the same as one of ours is translated.  A field that affects neither the voice
+nor the words is ignored and reported to the client (`X-Ignored-Fields`).  All other unknown fields
+are refused; `--strict-fields` refuses these as well.  docs/http-api.md has the table.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-# ruff: noqa: SIM905 - a list of names reads best as words
+# ruff: noqa: SIM905 - a list of names reads best as plain text
 COMMON = {
     "lang": "language",
     "lang_code": "language",
@@ -33,7 +33,7 @@ SPEECH = {
     "output_format": "response_format",
 }
 START = {**COMMON, "response_format": "format", "output_format": "format"}
-"""For each kind of body: their name of a field, and ours."""
+"""`GENERATE`, `SPEECH` and `START` map their field names to ours, for each kind of body."""
 IGNORED = frozenset(
     "apply_text_normalization bit_rate bitrate cfg_weight chunk_length download_format emotion"
     " enable_logging exaggeration initial_codec_chunk_frames latency max_new_tokens max_tokens"
@@ -48,12 +48,13 @@ _LANGUAGES = {"a": "en-US", "b": "en-GB"}  # Kokoro's letters
 def translated(
     fields: dict[str, Any], names: Mapping[str, str]
 ) -> tuple[dict[str, Any], list[str]]:
-    """The fields under our names, and which of them were ignored.
+    """The fields under our names, and the names of the ignored ones.
 
-    One that is given under our own name too, with another value, stays: it is refused.
+    A field that is also given under our name, with a different value, keeps its name, so it is
+    refused later.
 
     Args:
-        fields: as they came.
+        fields: the fields as received.
         names: one of the tables above.
     """
     ours = {name: value for name, value in fields.items() if name not in names}

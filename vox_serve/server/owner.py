@@ -1,9 +1,9 @@
-"""Whose voices, conversations and requests are: each holder of a key has names of its own.
+"""Ownership of voices, conversations and requests: each key has a separate namespace.
 
-Inside the server and the engine, the name of a key's thing is `KEY/NAME`.  No name that a client
-may choose contains a slash, so what belongs to one key cannot be named with another.  Names
-without a slash are everybody's: the model's own voices, voices that the operator has put into the
-directory, and everything of a server that has no keys.
+Inside the server and the engine, the name of something that belongs to a key is `KEY/NAME`.
+Clients cannot choose names with a slash, so one key cannot name what belongs to another.  Names
+without a slash are shared: the model's voices, voices that the operator puts into the directory,
+and everything on a server without keys.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ class Owner:
     key: str = ""
 
     def own(self, name: str) -> str:
-        """The inner name of a thing that this owner calls `name`."""
+        """The inner name of what this owner calls `name`."""
         return f"{self.key}{SEPARATOR}{name}" if self.key else name
 
     def seen(self, names: Iterable[tuple[str, T]]) -> Iterator[tuple[str, str, T]]:
-        """Those of these named things that this owner may use.
+        """Yield the items that this owner may use.
 
         Args:
             names: inner names, each with a value.
 
         Returns:
-            what this owner calls it, the inner name, the value; everybody's things that have the
-            same name as one of the owner's are left out.
+            the owner's name, the inner name and the value of each; shared items with the same name
+            as one of the owner's are left out.
         """
         pairs = list(names)
         start = self.own("")
@@ -57,13 +57,13 @@ NOBODY = Owner()
 
 
 def split(inner: str) -> tuple[str, str]:
-    """Key and own name of an inner name."""
+    """The key and the owner's name in an inner name."""
     key, _, name = inner.rpartition(SEPARATOR)
     return key, name
 
 
 def owner_of(scope: Scope) -> Owner:
-    """Who has sent the request; see `access.middleware`."""
+    """The sender of the request; see `access.middleware`."""
     found: Owner = scope.get("auth") or NOBODY
     return found
 

@@ -1,15 +1,14 @@
-"""uvicorn's HTTP protocol with deadlines, bounded headers and our error shape.
+"""uvicorn's HTTP protocol with deadlines, limited headers and our error shape.
 
-An offer of a protocol that the server does not speak (h2c, TLS) is ignored, and the request read as
-if it had not been made (RFC 9110, 7.8).  An HTTP/1.0 client gets no chunk marks: the end of the
-connection ends its response.
+Offers to upgrade to a protocol that the server does not speak (h2c, TLS) are ignored (RFC 9110,
+7.8).  HTTP/1.0 clients do not get chunked encoding: closing the connection ends the response.
 
 uvicorn waits forever for headers and bodies.  Here the headers must arrive within `read_timeout`
-seconds after a connection is made (or, on a connection that is kept open, after their first byte),
-and the body within the same time again.  A route that reads a body answers a slow one with 408 (see
-`body.py`); this class closes the connections on which no request arrives.  uvicorn also sets no
-limit on headers or on connections, answers malformed HTTP in plain text, and reads the rest of a
-body that has been refused; all are handled here.
+seconds after a connection is made (or, on a kept-alive connection, after their first byte), and the
+body within the same time again.  A route that reads a body answers a slow one with 408 (see
+`body.py`); this class closes connections on which no request arrives.  uvicorn also does not limit
+headers or connections, answers malformed HTTP in plain text, and reads the rest of a refused body.
+This module handles these too.
 """
 
 from __future__ import annotations
@@ -38,25 +37,25 @@ from vox_serve.server.errors import error_object, error_response
 from vox_serve.server.websocket.connection import WEBSOCKET, DrainingProtocol
 
 GRACE_SECONDS = 1.0
-"""Extra time for a body, so that the 408 is sent before the connection is closed."""
+"""Extra time for a body, so that the route can send its 408 before the connection is closed."""
 MAX_HEADER_BYTES = 64 * 1024
 """Limit on a request line with its headers, and on the trailers of a chunked body."""
 LINGER_SECONDS = 2.0
 LINGER_BYTES = 2**20
-"""How long and how much of a refused body is received and dropped.  If the connection were closed
-at once, the client would see it reset and might never read the answer."""
+"""How long, and how many bytes, a refused body is received and dropped.  If the connection were
+closed at once, the client would see a reset and might never read the answer."""
 NO_ROOM = "the server has no room for more connections; try again later"
 SPARE_PATHS = ("/health", "/ready", "/metrics")
-"""What is answered on a spare place."""
+"""The paths that are answered on a spare place."""
 OFFER = (b"upgrade", b"http2-settings")
-"""Headers that belong to an offer of another protocol."""
+"""Headers of an offer to upgrade to another protocol."""
 log = logging.getLogger("vox_serve.server")
 
 
 class UntilClose(RequestResponseCycle):
-    """Answers HTTP/1.0, which knows no chunks: a body of unknown length ends with the connection.
+    """Answers HTTP/1.0, which has no chunks: a body of unknown length ends with the connection.
 
-    So a response that is cut resets the connection; otherwise it would look complete.
+    A response that is cut resets the connection; otherwise it would look complete.
     """
 
     async def run_asgi(self, app: Any) -> None:
@@ -92,7 +91,7 @@ class TimedProtocol(HttpToolsProtocol):
         self._connections = connections
         self._place = Place.NONE
         self._dropped: int | None = None
-        """Bytes dropped since a body was refused; None if none was."""
+        """Bytes dropped since a body was refused; None if no body was refused."""
         self._read_timeout = read_timeout
         self._deadline: asyncio.TimerHandle | None = None
         self._header_bytes = 0
@@ -131,7 +130,7 @@ class TimedProtocol(HttpToolsProtocol):
             )
 
     def _feed(self, data: bytes) -> None:
-        """Parse.  The parser stops after the headers of a request that offers another protocol."""
+        """Parse.  The parser stops after the headers of a request that offers an upgrade."""
         while data:
             try:
                 self.parser.feed_data(data)
@@ -141,7 +140,7 @@ class TimedProtocol(HttpToolsProtocol):
                     self.handle_websocket_upgrade()
                     return
                 data = self._head_without_offer() + data[stop.args[0] :]
-                # The old one reads no more if the request says `Connection: close`.
+                # The old parser stops reading if the request has `Connection: close`.
                 self.parser = httptools.HttpRequestParser(self)
                 self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
             except httptools.HttpParserError:
@@ -150,12 +149,12 @@ class TimedProtocol(HttpToolsProtocol):
 
     @property
     def _declines(self) -> bool:
-        """Does this request offer a protocol that the server does not speak?"""
+        """Whether this request offers an upgrade that the server does not support."""
         offers = self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT"
         return offers and not self._should_upgrade()
 
     def _head_without_offer(self) -> bytes:
-        """The head that was just parsed, as it would be without the offer."""
+        """The head just parsed, without the upgrade offer."""
         version = self.parser.get_http_version().encode()
         lines = [b"%s %s HTTP/%s" % (self.parser.get_method(), self.url, version)]
         for name, value in self.headers:
@@ -172,7 +171,7 @@ class TimedProtocol(HttpToolsProtocol):
         self._refuse(HTTPStatus.BAD_REQUEST, msg)
 
     def _refuse(self, status: HTTPStatus, message: str) -> None:
-        """Close the connection; send an error first unless a response is under way."""
+        """Send an error unless a response has begun or is due; then close the connection."""
         if not self._answering:
             error = error_object(status, message, status.name.lower())
             body = msgspec.json.encode({"error": error})
@@ -207,7 +206,7 @@ class TimedProtocol(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         if cycle.scope["http_version"] == "1.0":
-            cycle.__class__ = UntilClose  # uvicorn makes it, of a class that cannot be chosen
+            cycle.__class__ = UntilClose  # uvicorn does not let us choose the class
         super()._start_asgi_task(cycle, app)
 
     def on_message_complete(self) -> None:
@@ -228,7 +227,7 @@ class TimedProtocol(HttpToolsProtocol):
             self._linger()
 
     def _linger(self) -> None:
-        """Take no more of a body that was refused, but let the client read the answer."""
+        """Drop the rest of a refused body while the client reads the answer."""
         self._unset_keepalive_if_required()
         self._dropped = 0
         self.transport.write_eof()
@@ -236,19 +235,19 @@ class TimedProtocol(HttpToolsProtocol):
 
     @property
     def _answering(self) -> bool:
-        """Has a request arrived whose response is not complete?"""
+        """Whether a request has arrived completely and its response is not complete."""
         cycle = self.cycle
         return cycle is not None and not cycle.more_body and not cycle.response_complete
 
     def _expect(self, seconds: float | None) -> None:
-        """Replace the deadline by one in `seconds`; None removes it."""
+        """Set the deadline to `seconds` from now; None removes it."""
         if self._deadline is not None:
             self._deadline.cancel()
         later = self.loop.call_later
         self._deadline = None if seconds is None else later(seconds, self._expire)
 
     def _expire(self) -> None:
-        if self._dropped is None and (self._answering or self.flow.read_paused):  # we are slow
+        if self._dropped is None and (self._answering or self.flow.read_paused):  # our delay
             self._expect(self._read_timeout)
             return
         self._deadline = None
@@ -260,7 +259,7 @@ class TimedProtocol(HttpToolsProtocol):
 
 
 def uvicorn_settings(server: ServerConfig, metrics: Metrics | None = None) -> dict[str, Any]:
-    """Settings of `uvicorn.Config` for both kinds of connection.
+    """Settings of `uvicorn.Config` for HTTP and WebSocket connections.
 
     Args:
         metrics: where to count connections.
@@ -279,7 +278,7 @@ def uvicorn_settings(server: ServerConfig, metrics: Metrics | None = None) -> di
 
 
 async def _answer_early(app: Any, scope: Any, receive: Any, send: Any) -> None:
-    """Say that the connection ends, with an answer that comes before the end of the body."""
+    """Add `Connection: close` to an answer that is sent before the end of the body."""
     cycle = send.__self__
 
     async def send_early(message: Any) -> None:
@@ -288,13 +287,13 @@ async def _answer_early(app: Any, scope: Any, receive: Any, send: Any) -> None:
             message = {**message, "headers": [*message["headers"], (b"connection", b"close")]}
         await send(message)
         if early:
-            cycle.keep_alive = True  # or uvicorn would close it at once; `_linger` does
+            cycle.keep_alive = True  # otherwise uvicorn would close at once; `_linger` closes later
 
     await app(scope, receive, send_early)
 
 
 async def _answer_on_spare_place(app: Any, scope: Any, receive: Any, send: Any) -> None:
-    """Let through what is answered on a spare place, and refuse everything else."""
+    """Answer only `SPARE_PATHS`; refuse everything else."""
     if scope["path"] in SPARE_PATHS:
         await app(scope, receive, send)
         return

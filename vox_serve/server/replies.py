@@ -1,4 +1,4 @@
-"""The JSON that routes return, as structs; the OpenAPI document is built from them."""
+"""The JSON that routes return, as structs; the OpenAPI document is generated from them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Reply(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, omit_defau
 
 
 class ErrorDetails(Reply):
-    """`param` names the field at fault, `code` the kind of error."""
+    """`param` names the invalid field, `code` the kind of error."""
 
     message: str
     type: Literal["invalid_request_error", "server_error"]
@@ -32,7 +32,7 @@ class Error(Reply):
 
 
 class ModelHealth(Reply):
-    """One model's state; `reason` says why its worker ended or could not be loaded."""
+    """One model's state; `reason` says why its worker ended or failed to load."""
 
     model: str
     status: Status
@@ -43,7 +43,7 @@ class ModelHealth(Reply):
 
 
 class Health(Reply):
-    """The status is that of the model in the worst state."""
+    """`status` is the worst status of any model."""
 
     status: Status
     models: list[ModelHealth]
@@ -52,7 +52,7 @@ class Health(Reply):
 
 
 class Readiness(Reply):
-    """Are requests for every model accepted?"""
+    """Whether requests are accepted for every model."""
 
     status: Status
 
@@ -74,7 +74,7 @@ LoadedModel.__doc__ = "What the engine reports about a loaded model."
 
 
 class LoadedModels(Reply):
-    """Models that are still loading are left out."""
+    """The loaded models; models that are still loading are left out."""
 
     models: list[LoadedModel]  # type: ignore[valid-type]  # built above from EngineInfo
 
@@ -98,7 +98,7 @@ class Plugins(Reply):
 
 
 class Usage(Reply):
-    """`input_tokens` are characters of the text, `output_tokens` frames of sound."""
+    """`input_tokens` counts characters of text, `output_tokens` frames of audio."""
 
     input_tokens: int
     output_tokens: int
@@ -122,7 +122,7 @@ class SpeechDone(Reply):
 
 
 class OpenAIModel(Reply):
-    """A model as OpenAI's API shows it."""
+    """A model in the form of OpenAI's API."""
 
     id: str
     object: Literal["model"]
@@ -138,7 +138,7 @@ class OpenAIModels(Reply):
 
 
 class ModelId(Reply):
-    """A model as Open WebUI asks for it."""
+    """A model in the form that Open WebUI expects."""
 
     id: str
 
@@ -150,7 +150,7 @@ class ModelIds(Reply):
 
 
 class Voice(Reply):
-    """A voice.  Only a registered one has `text` and later fields; `kept`: survives a restart."""
+    """A voice.  Only registered voices have `text` and later fields; `kept`: survives a restart."""
 
     id: str
     object: Literal["audio.voice"]

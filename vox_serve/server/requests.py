@@ -15,12 +15,12 @@ REQUEST_ID = re.compile(r"[A-Za-z0-9_.:=-]{1,128}")
 
 
 def request_id(scope: Scope) -> str:
-    """The request's id: the client's own if X-Request-Id holds a valid one.
+    """The request's id: the one in X-Request-Id if it is valid, else a new one.
 
-    From the first call on, log records carry the id and the request belongs to the client's trace.
+    The first call attaches the id to later log records, and the request to the client's trace.
 
-    An invalid id is replaced, not rejected: often a proxy has set it without the client's
-    knowledge.
+    An invalid id is replaced instead of rejected, because a proxy may have set it without the
+    client's knowledge.
     """
     found = scope["state"].get("request_id")
     if found is None:
@@ -37,7 +37,7 @@ class Cancellable(Protocol):
     """An open request or session."""
 
     def cancel(self) -> None:
-        """End it at the request of another connection."""
+        """End it on behalf of another connection."""
 
 
 class OpenRequests:

@@ -33,7 +33,7 @@ class EncodedStream:
         self._ended = False
 
     async def next(self) -> bytes | None:
-        """The next piece; None after the last.  The first piece contains audio, not just a header.
+        """The next piece; None after the last.  The first piece contains audio, not only a header.
 
         Raises:
             RequestError: as `AudioStream.next`.
@@ -50,13 +50,13 @@ class EncodedStream:
         return piece or None
 
     def close(self, error: BaseException | None) -> None:
-        """End the request if it is open; later calls do nothing.  None: everything was sent."""
+        """End the request; later calls do nothing.  `error` is None if everything was sent."""
         self.stream.close(error)
         self._encoding.close()
 
 
 class Framing:
-    """How pieces of audio are laid out in a response body: unchanged, one after another.
+    """How pieces of audio are written to a response body; here unchanged, one after another.
 
     Args:
         media_type: Content-Type.
@@ -78,7 +78,7 @@ class Framing:
 
 
 class HeadersOnly(Response[bytes]):
-    """The answer to a HEAD: what a GET would begin with."""
+    """The answer to HEAD: the headers of the answer to GET."""
 
     def __init__(self, media_type: str, headers: Mapping[str, str]) -> None:
         super().__init__(b"", status_code=200, media_type=media_type, headers=headers)
@@ -86,7 +86,7 @@ class HeadersOnly(Response[bytes]):
         self._sent += [(name.lower().encode(), value.encode()) for name, value in headers.items()]
 
     def to_asgi_response(self, *args: Any, **kwargs: Any) -> Any:
-        """Litestar's own would state a Content-Length of 0."""
+        """Litestar's default would set Content-Length to 0."""
         return self._respond
 
     async def _respond(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -95,15 +95,15 @@ class HeadersOnly(Response[bytes]):
 
 
 class AudioResponse(Response[bytes]):
-    """Sends a stream whose first piece exists before the status is sent.
+    """Sends a stream; its first piece must be ready before the status is sent.
 
-    A failure after the first piece ends the connection without the final chunk, so that no
-    client mistakes half a sentence for a whole one.
+    A failure after the first piece ends the connection without the final chunk, so that clients
+    do not mistake cut audio for complete audio.
 
     Args:
-        audio: the stream; its first piece has already been taken.
+        audio: the stream, after its first piece has been taken.
         first: that piece; None if there is no audio.
-        framing: how pieces are laid out in the body.
+        framing: how pieces are written to the body.
         client: the engine, for its time limit and metrics.
     """
 

@@ -1,4 +1,4 @@
-"""What all speech routes share: request fields, and the path from a request to its response.
+"""Shared by all speech routes: request fields, and the path from a request to its response.
 
 A request is admitted, spoken and encoded.  However it ends, it is counted once.
 """
@@ -145,7 +145,7 @@ def given_reading(body: CommonFields) -> dict[str, Any]:
 
 
 def check_common(body: CommonFields) -> None:
-    """Check what msgspec cannot, before a model is chosen.  Raises InvalidRequest."""
+    """Check what msgspec cannot check, before a model is chosen.  Raises InvalidRequest."""
     if body.normalize not in [*Normalize]:
         raise InvalidRequest(
             f"normalize must be auto, strict or off, not {body.normalize[:200]!r}", "normalize"
@@ -158,7 +158,7 @@ def check_common(body: CommonFields) -> None:
 
 
 def check_voice(body: VoiceFields) -> None:
-    """As `check_common`, and reject both voice and speaker at once.  Raises InvalidRequest."""
+    """Like `check_common`, and reject voice together with speaker.  Raises InvalidRequest."""
     if body.voice is not None and body.speaker is not None:
         raise InvalidRequest("give voice or speaker, not both", "voice")
     check_common(body)
@@ -177,21 +177,21 @@ class IncomingRequest:
         return self.account.owner
 
     def conversation(self, body: CommonFields) -> str | None:
-        """The inner name of the conversation that the request asks for."""
+        """The inner name of the request's conversation."""
         return None if body.conversation is None else self.owner.own(body.conversation)
 
     @property
     def engine_id(self) -> str:
-        """A new id for the engine each time, because clients reuse their ids."""
+        """An id for the engine, new on each access because clients reuse their ids."""
         return f"{self.account.name}/{uuid.uuid4().hex[:12]}"
 
     @property
     def foreign(self) -> bool:
-        """Are fields of other servers taken?"""
+        """Whether fields of other servers are accepted."""
         return not self.engines.server.strict_fields
 
     def choose(self, model: str | None) -> tuple[EngineClient, EngineInfo]:
-        """Choose the engine that speaks; from here on its metrics count this request.
+        """Choose the engine; from here on its metrics count this request.
 
         Raises:
             NotFound, InvalidRequest: as `Engines.choose`.
@@ -209,7 +209,7 @@ class SpeechOrder:
 
     Args:
         speed: speaking rate; the pitch is unchanged.
-        framing: how a stream is laid out in the body; None for a whole response.
+        framing: how a stream is written to the body; None for a whole response.
     """
 
     client: EngineClient
@@ -256,7 +256,7 @@ async def answer(
 
 
 def ignored_fields(request: AnyRequest, order: SpeechOrder) -> list[str]:
-    """The fields that changed nothing."""
+    """The fields that had no effect."""
     ignored = list(request.scope["state"].get("ignored", ()))
     if not order.client.front_end.speaks(order.speech.language):
         ignored.append("language")
@@ -264,7 +264,7 @@ def ignored_fields(request: AnyRequest, order: SpeechOrder) -> list[str]:
 
 
 async def _split(order: SpeechOrder, request: AnyRequest) -> SpeechRequest:
-    """Split the request into parts, holding a place in the queue meanwhile.
+    """Split the request into parts; holds a place in the queue meanwhile.
 
     Raises:
         RequestError: the queue is full, or the text cannot be normalised.
@@ -282,7 +282,7 @@ async def _streamed(
     try:
         first = await unless_gone(request.receive, audio.next())
         headers = _headers(request, audio.stream.account, audio.stream.request, order)
-        headers |= _ended(audio.stream.finished)  # rarely by now
+        headers |= _ended(audio.stream.finished)  # rarely known by now
         return AudioResponse(audio, first, order.framing, order.client, headers)
     except BaseException as error:
         audio.close(error)
@@ -325,13 +325,13 @@ def _headers(
         headers["X-Text-Dropped"] = str(speech.dropped)
     if order.framing is not None:
         headers |= {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-    if request.method == "GET":  # a player's: it cannot wind, nor keep this for another time
+    if request.method == "GET":  # for players: no seeking, no caching
         headers |= {"Cache-Control": "no-cache", "Accept-Ranges": "none"}
     return headers
 
 
 def _ended(finished: Finished | None) -> dict[str, str]:
-    """What is known once the speech has ended."""
+    """The headers that are known once the speech has ended."""
     if finished is None:
         return {}
     return {"X-Finish-Reason": finished.reason.value, "X-Seed": str(finished.seed)}

@@ -1,8 +1,7 @@
-"""One request's audio on its way from the engine to the client.
+"""Receives one request's audio from the engine; `response.py` sends it.
 
-`AudioStream` receives the engine's audio; `response.py` sends it.  Whatever ends a request
-(the last audio, a client that leaves or does not read, a timeout, an error), `close` takes effect
-exactly once: it frees the slot and closes the account.
+Whatever ends a request (the last audio, a client that leaves or does not read, a timeout, an
+error), `close` takes effect exactly once: it frees the slot and closes the account.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ from vox_serve.server.requests import OpenRequests
 from vox_serve.workers.client import EngineClient
 
 PIECE_SECONDS = 1.0
-"""The most audio sent at once; a client must read this much within the send timeout."""
+"""About how much audio is sent at once; a client must read each piece within the send timeout."""
 T = TypeVar("T")
 
 
@@ -45,7 +44,7 @@ class AudioStream:
         client: the engine.
         info: the model that the engine has loaded.
         request: what to say; see `parts.in_parts` for a long text.
-        account: of this request.
+        account: the request's account.
         opened: lists the request by name until it ends.
 
     Raises:
@@ -76,10 +75,10 @@ class AudioStream:
         account.admitted(request, info, client.server.log_text)
 
     async def next(self) -> bytes | None:
-        """The PCM available, about a second at most or one event's; None after the last.
+        """The PCM available, at most two seconds of it; None after the last.
 
         Raises:
-            RequestError: the engine gave up, or the request took too long.
+            RequestError: the engine failed, or the request took too long.
         """
         if self._cancelled_error:
             raise _cancelled_error()
@@ -121,13 +120,13 @@ class AudioStream:
             raise TimedOut(f"the request took longer than {limit:g} seconds") from None
 
     def cancel(self) -> None:
-        """End the request because another connection asked; a pending `next` raises Cancelled."""
+        """End the request for another connection; a pending `next` raises Cancelled."""
         self.close(_cancelled_error())
         self._cancelled_error = True
         self._events.put_nowait(Failed(self.request.id, _cancelled_error()))
 
     def close(self, error: BaseException | None) -> None:
-        """End the request if it is open; later calls do nothing.
+        """End the request; later calls do nothing.
 
         Args:
             error: why it ended; None if everything was sent.

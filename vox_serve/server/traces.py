@@ -1,7 +1,7 @@
-"""OpenTelemetry traces: the spans of a request, reported once when it ends.
+"""OpenTelemetry traces: reports a request's spans once, when it ends.
 
 Needs the extra `otel`.  OpenTelemetry's environment variables (OTEL_EXPORTER_OTLP_ENDPOINT and
-others) say where the spans go.
+others) set the destination.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _parent: ContextVar[str | None] = ContextVar("traceparent", default=None)
 
 @attrs.define
 class Phase:
-    """A phase of a request, by `time.monotonic`; `busy` is the seconds spent working in it."""
+    """A phase of a request, by `time.monotonic`; `busy` is the seconds of work in it."""
 
     name: str
     start: float
@@ -47,7 +47,7 @@ def start(exporter: Any = None) -> None:
     except ImportError as error:
         raise ConfigError("traces need: pip install 'vox-serve-core[otel]'") from error
     os.environ.setdefault("OTEL_SERVICE_NAME", "vox_serve")
-    # An unreachable collector delays the server's exit by this long instead of 10 s.
+    # An unreachable collector delays the server's exit by this instead of 10 s.
     os.environ.setdefault("OTEL_EXPORTER_OTLP_TIMEOUT", "1")
     provider = TracerProvider()
     provider.add_span_processor(BatchSpanProcessor(exporter or OTLPSpanExporter()))
@@ -78,7 +78,7 @@ def record(
     Args:
         arrival: by `time.monotonic`.
         facts: the span's attributes; None values are left out.
-        failed: the reason, if the server is to blame.
+        failed: the error's code, if the server is at fault.
     """
     if _tracer is None:
         return

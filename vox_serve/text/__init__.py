@@ -1,7 +1,7 @@
-"""Any text to what a voice can say, and to sentences and pieces, whole or as it arrives.
+"""Turns any text into what a voice can say, and cuts it into sentences and pieces.
 
-It knows nothing of models or requests.  The libraries that it uses are imported when a text first
-needs them.
+Works on whole texts or on text as it arrives.  Does not depend on models or requests.  Imports its
+libraries when a text first needs them.
 """
 
 from vox_serve.text.front import AS_WRITTEN, FrontEnd, Normalize, Spoken, with_lexicon

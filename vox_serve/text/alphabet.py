@@ -1,12 +1,12 @@
-"""Any text in a voice's alphabet: what it lacks is folded, transliterated, or dropped and counted.
+"""Writes any text in a voice's alphabet.
 
-Unicode's own tables take accents off and say what a sign is; anyascii writes other scripts in
-Latin letters.
+Characters outside the alphabet are folded, transliterated, or dropped and counted.  Unicode's
+tables remove accents and classify signs; anyascii writes other scripts in Latin letters.
 """
 
 from __future__ import annotations
 
-# ruff: noqa: RUF001 - look-alikes are the subject here
+# ruff: noqa: RUF001 - this module is about look-alike characters
 import unicodedata
 from typing import NamedTuple
 
@@ -15,25 +15,26 @@ from vox_serve.errors import UnspeakableText
 _QUOTES = "\"“”„«»‹›‚`´‘’ʼ'"
 _APOSTROPHES = "'’ʼ`´‘"
 _SILENT = ("Cc", "Cf", "Mn", "Me", "Mc", "Sk", "Cn")
-"""Invisible, or a mark on what stands before it: dropping it loses nothing that can be read."""
+"""Categories of invisible characters and combining marks, which can be dropped without loss."""
 _SKIN_TONES = range(0x1F3FB, 0x1F400)
 
 
 class Fitted(NamedTuple):
-    """A text in the alphabet, and the number of characters left out for want of a reading."""
+    """A text in the alphabet, and the number of characters dropped because none has a reading."""
 
     text: str
     dropped: int
 
 
 def fit(text: str, alphabet: frozenset[str], strict: bool = False) -> Fitted:
-    """Write `text` with the characters of `alphabet`, which holds the space and Latin letters.
+    """Write `text` in the characters of `alphabet`, which must include the space and Latin letters.
 
     Args:
-        strict: refuse the first character that would be transliterated or dropped.
+        strict: raise on the first character that would be transliterated or dropped.
 
     Raises:
-        UnspeakableText: most of its letters are of other scripts, or `strict` found one.
+        UnspeakableText: more of the text is in other scripts than in the alphabet, or `strict` is
+            set and a character cannot be folded.
     """
     written: list[str] = []
     dropped = foreign = 0
@@ -62,7 +63,7 @@ def fit(text: str, alphabet: frozenset[str], strict: bool = False) -> Fitted:
 
 
 def _weight(letter: str, after: str) -> int:
-    """How much of a foreign text a letter is: a word's first counts, or each if it has no case."""
+    """Returns 1 for a word's first letter, and for each letter of a script without case; else 0."""
     if not letter.isalpha():
         return 0
     return int(unicodedata.category(letter) == "Lo" or not after.isalpha())
@@ -73,7 +74,7 @@ def _refusal(character: str) -> UnspeakableText:
 
 
 def _folded(character: str, alphabet: frozenset[str]) -> str | None:  # noqa: PLR0911 - a table
-    """The character in the alphabet, if all that is lost is how it looks."""
+    """The character in the alphabet, if only its appearance changes; else None."""
     if character.isspace():
         return " "
     category = unicodedata.category(character)
@@ -95,18 +96,18 @@ def _folded(character: str, alphabet: frozenset[str]) -> str | None:  # noqa: PL
 
 
 def _pause(character: str, category: str, alphabet: frozenset[str]) -> str:
-    """Dashes between words and brackets are pauses, hyphens are not."""
+    """Brackets, and dashes between words, become pauses; hyphens do not."""
     if category in ("Ps", "Pe") or character in "–—―":
         return ", " if "," in alphabet else " "
     return "-" if "-" in alphabet else " "
 
 
 def _transliterated(character: str, alphabet: frozenset[str]) -> str:
-    """In Latin letters; empty if that is nothing to read."""
+    """The character in Latin letters; empty if it has no reading."""
     from anyascii import anyascii
 
     if not character.isalpha() and not unicodedata.category(character).startswith("P"):
-        return ""  # anyascii names pictures: `:grinning:`
+        return ""  # anyascii would write a picture's name: `:grinning:`
     latin = anyascii(character)
     latin = "".join(c if c in alphabet else c.lower() for c in latin)
     return "".join(c for c in latin if c in alphabet)

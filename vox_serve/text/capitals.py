@@ -1,38 +1,38 @@
-"""Capitals: abbreviations letter by letter, words as words."""
+"""Spells abbreviations in capitals letter by letter, and leaves words in capitals as words."""
 
 from __future__ import annotations
 
-# ruff: noqa: RUF001 - quotation marks of all kinds stand around words
-# ruff: noqa: SIM905 - lists of words read best as words
+# ruff: noqa: RUF001 - quotation marks of all kinds surround words
+# ruff: noqa: SIM905 - word lists read best as plain text
 import re
 from functools import lru_cache
 
 from vox_serve.text.grammar import cardinal
 
 _AROUND = "\"'“”‘’()[]*.,;:!?"
-_INITIALS = frozenset("US IT LA ID".split())  # also words, if the others shout
+_INITIALS = frozenset("US IT LA ID".split())  # words if other words are in capitals too
 _ACRONYMS = frozenset(
     "NASA NATO COVID FIFA UEFA OPEC IKEA ASAP JPEG LASER RADAR JSON YAML CERN NAFTA SARS"
     " UNICEF GIF RAM ROM LAN SIM".split()
 )
-"""Said as words, though no list of words has them."""
+"""Said as words, but missing from the word list."""
 _LEAST = {2: 30_000, 3: 3_000}
-"""How often a short word occurs in the word list's corpus, to be one; 100 times if longer."""
+"""Minimum count in the word list's corpus for a short word, by length; 100 for longer ones."""
 _LONGEST_INITIALS = 5
 
 
 def capitals(text: str) -> str:
-    """Abbreviations letter by letter; words in capitals as words."""
+    """Spell abbreviations letter by letter; leave words in capitals as words."""
     tokens = _ORGANISATION.sub(r"\1 W H O", text).split(" ")
     shouted = any(_is_shouted(token.strip(_AROUND)) for token in tokens)
     tokens[:-1] = [token[0] if _INITIAL.fullmatch(token) else token for token in tokens[:-1]]
     return " ".join(_CAPITALS.sub(lambda m: _spelled(m, shouted), token) for token in tokens)
 
 
-_ORGANISATION = re.compile(r"\b([Tt]he) WHO\b")  # otherwise it is a question
+_ORGANISATION = re.compile(r"\b([Tt]he) WHO\b")  # without "the" it is the question word
 _ROMAN = re.compile(r"(?:XL|L?X{0,3})(?:IX|IV|V?I{0,3})")
 _VALUES = {"I": 1, "V": 5, "X": 10, "L": 50}
-_INITIAL = re.compile(r"[A-Z]\.")  # of a name: no pause follows
+_INITIAL = re.compile(r"[A-Z]\.")  # part of a name: no pause follows
 
 
 _CAPITALS = re.compile(r"(?<![^\W_])[A-Z]+(?:&[A-Z]+)*(?:\.[A-Z])*(?:'?s)?(?![^\W_])\.?")

@@ -1,7 +1,7 @@
-"""Written English to words: numbers, money, units, dates, addresses, signs and capitals.
+"""Writes English out in words: numbers, money, units, dates, addresses, signs and capitals.
 
-damga's grammars do most of it.  What stands here is data and the few rewritings that lead to what
-damga reads well, or mend what it leaves: each has an example in the tests.
+damga's grammars do most of the work.  This module prepares text for damga and repairs what damga
+leaves.  Each rule has an example in the tests.
 """
 
 from __future__ import annotations
@@ -16,27 +16,26 @@ from vox_serve.text.sentences import Sentences
 from vox_serve.text.signs import without_signs
 
 MONTH_FIRST = ("en", "en-us", "en-ph")
-"""The tags of those who write 3/4/2025 for the fourth of March."""
+"""Language tags in which 3/4/2025 means March 4."""
 _LONGEST = 400
-"""Characters that damga gets at once: it holds the interpreter meanwhile."""
+"""Most characters passed to damga at once: it holds the interpreter lock while it works."""
 
 _AROUND = "\"'“”‘’()[]*"
 _PLAIN_WORD = re.compile(r"[A-Za-z]?[a-z]*(?:['’-][a-z]+)*[,;:]?")
 _SHORT_FORM = re.compile(r"[b-df-hj-np-tv-xz]+|etc|inc|dept|approx|ca|est|ext|tel|ver|mi")
-"""In small letters, but not said as it is written."""
+"""Lower-case words that are not said as written."""
 _INITIALISM = re.compile(r"\W*(?:[^\W\d]\.)+[^\W\d]?\W*")
 _INNER_DOT = re.compile(r"(?<=[^\W\d])\.(?=\w)|(?<=\w)\.(?=[^\W\d])")
 _DIGITS = re.compile(r"\d[\d,.]*\d|\d")
 
 
 def words(text: str, spells: bool, tag: str = "en") -> str:
-    """Write out what is not words; lines stay.
+    """Write out everything that is not a word; keep line ends.
 
     Args:
-        tag: the language tag; an English other than that of `en` and `en-US` has the day before the
-            month in dates.
-        spells: signs, capitals and abbreviations too, for a voice that knows letters only;
-            otherwise these are left to the model.
+        spells: also write out signs, capitals and abbreviations, for a voice that knows only
+            letters; otherwise the model reads them.
+        tag: the language tag; unless it is in `MONTH_FIRST`, dates have the day before the month.
     """
     day_first = tag not in MONTH_FIRST
     return "\n".join(
@@ -55,16 +54,16 @@ def _sentence(sentence: str, spells: bool, day_first: bool) -> str:
         return sentence
     spoken = read(rewritten(sentence, day_first))
     if sentence.endswith("."):
-        spoken = re.sub(r" dot\.?$", ".", spoken)  # of an address at the end
+        spoken = re.sub(r" dot\.?$", ".", spoken)  # after an address at the end
     spoken = " ".join(map(_mended, spoken.split()))
     return without_signs(capitals(spoken) if spells else spoken, spells)
 
 
 def _is_plain(sentence: str) -> bool:
-    """Nothing to write out: words in small letters, or with a capital at their beginning.
+    """Whether there is nothing to write out: every word is in lower case or only capitalised.
 
-    A single capital may be a numeral (World War I) or a letter (Plan B), but `I` after a word in
-    small letters, and `A` and `I` at the beginning, are words.
+    A single capital may be a numeral (World War I) or a letter (Plan B).  `A` and `I` are words at
+    the beginning and after a word in lower case.
     """
     *others, last = sentence.split()
     previous_small = True
@@ -80,7 +79,7 @@ def _is_plain(sentence: str) -> bool:
 
 
 def _mended(word: str) -> str:
-    """What the grammars left of an address, a version, a ratio or a code."""
+    """Write out what the grammars left of an address, a version, a ratio or a code."""
     if word.isalpha() or _INITIALISM.fullmatch(word):
         return word
     word = _INNER_DOT.sub(lambda m: " point " if m.string[m.end()].isdecimal() else " dot ", word)

@@ -1,13 +1,13 @@
-"""The text front end: any text to what a voice can say, in one order for all voices.
+"""The text front end: turns any text into what a voice can say, in the same steps for all voices.
 
-1. ftfy mends what went wrong on the way: broken encodings, terminal codes, half surrogate pairs
-2. markup: Markdown, HTML, SSML and pauses to lines and silence
-3. the dictionary of pronunciations
-4. the language: numbers, money, dates, addresses, signs, capitals to words
-5. the voice's alphabet: fold, transliterate, or drop and count
+1. ftfy repairs transmission damage: broken encodings, terminal codes, lone surrogates
+2. markup: turns Markdown, HTML, SSML and pauses into lines and silence
+3. the pronunciation dictionary
+4. the language: writes numbers, money, dates, addresses, signs and capitals as words
+5. the voice's alphabet: folds, transliterates, or drops and counts
 6. the voice's own spelling
 
-A voice declares a `FrontEnd`; a request steers it by `Normalize`.
+A voice declares a `FrontEnd`; a request controls it with `Normalize`.
 """
 
 from __future__ import annotations
@@ -27,28 +27,28 @@ _LANGUAGES: dict[str, Callable[[str, bool, str], str]] = {"en": english.words}
 
 
 _LONE_SIGNS = ("#", "+", ">")
-"""Alone they are not markup."""
+"""These are not markup if they are the whole text."""
 
 
 class Normalize(StrEnum):
-    """How much a request lets the front end do."""
+    """How much the front end may change a request's text."""
 
     AUTO = "auto"
-    """Everything; what cannot be spoken is left out and counted."""
+    """All steps; characters that cannot be spoken are dropped and counted."""
     STRICT = "strict"
-    """Everything, but a character that cannot be spoken refuses the text."""
+    """All steps, but the text is refused if it has a character that cannot be spoken."""
     OFF = "off"
-    """Pronunciations alone; the text must be in the voice's alphabet."""
+    """Pronunciations only; the text must be in the voice's alphabet."""
 
 
 @attrs.frozen
 class Spoken:
-    """What is to be said.
+    """The text to speak.
 
     Args:
-        parts: stretches of text with the silence after each; one of them at least can be spoken.
-        dropped: the number of characters that were left out for want of a reading.
-        ignored: names of the tags that changed nothing.
+        parts: stretches of text with the silence after each; at least one can be spoken.
+        dropped: the number of characters dropped because they have no reading.
+        ignored: names of tags that had no effect.
     """
 
     parts: tuple[Part, ...]
@@ -57,7 +57,7 @@ class Spoken:
 
     @property
     def text(self) -> str:
-        """All of it, without the pauses."""
+        """The text of all parts, without the pauses."""
         return " ".join(part.text for part in self.parts if part.text)
 
 
@@ -67,15 +67,16 @@ def _unchanged(text: str) -> str:
 
 @attrs.frozen
 class FrontEnd:
-    """What one voice needs done to a text.
+    """How to prepare text for one voice.
 
     Args:
-        language: whose numbers and addresses are written out (`en`); None leaves them as they are.
-        alphabet: all characters that the voice knows, the space among them; None: any.
-        finish: the voice's own spelling, last; what it returns is what the voice reads.
-        kept_tags: tags that the model itself knows, e.g. `laugh`.
+        language: the language in which numbers and addresses are written out (`en`); None leaves
+            them unchanged.
+        alphabet: all characters that the voice knows, including the space; None: any.
+        finish: the voice's own spelling, applied last; the voice reads its result.
+        kept_tags: tags that the model knows, e.g. `laugh`.
         lexicon: the server's dictionary.
-        as_written: the text is left as it is but for pronunciations, whatever a request says.
+        as_written: apply only pronunciations, whatever the request says.
     """
 
     language: str | None = "en"
@@ -87,11 +88,11 @@ class FrontEnd:
 
     @property
     def idle(self) -> bool:
-        """Does it change no text, unless a request has pronunciations of its own?"""
+        """Whether texts stay unchanged unless a request brings pronunciations."""
         return self.as_written and not self.lexicon
 
     def speaks(self, tag: str | None) -> bool:
-        """Is this the tag of a language that is read here?  None and `auto` are."""
+        """Whether this tag is in the front end's language; None and `auto` count as such."""
         return _tag(tag or "auto").partition("-")[0] in ("auto", self.language)
 
     def read(
@@ -101,10 +102,10 @@ class FrontEnd:
         pronunciations: Mapping[str, str] | None = None,
         tag: str | None = None,
     ) -> Spoken:
-        """Takes time and memory that grow as the text's length, no faster.
+        """Prepare a text.  Time and memory are linear in its length.
 
         Args:
-            tag: the text's language tag, e.g. `en-GB`; one of another language counts as none.
+            tag: the text's language tag, e.g. `en-GB`; a tag of another language is ignored.
 
         Raises:
             NothingToSpeak: there is nothing to say.
@@ -134,27 +135,27 @@ class FrontEnd:
 
 
 def _tag(language: str) -> str:
-    """A language tag in small letters; some clients write `en_US` or `English`."""
+    """A language tag in lower case; some clients write `en_US` or `English`."""
     tag = language.lower().replace("_", "-")
     return {"english": "en"}.get(tag, tag)
 
 
 def with_lexicon(front_end: FrontEnd | None, lexicon: Lexicon) -> FrontEnd:
-    """A voice's front end with the server's dictionary; a voice without one has only this."""
+    """A voice's front end with the server's dictionary; or only the dictionary if it has none."""
     if front_end is None:
         return FrontEnd(language=None, lexicon=lexicon, as_written=True)
     return attrs.evolve(front_end, lexicon=lexicon)
 
 
 AS_WRITTEN = with_lexicon(None, Lexicon())
-"""Of a voice that declares none: only a request's own pronunciations change a text."""
+"""For voices that declare no front end: only a request's pronunciations change a text."""
 
 
 def _mended(text: str) -> str:
-    """What its writer meant, where a program on the way broke it."""
+    """Repair damage from programs that handled the text."""
     if text.isascii() and text.isprintable():
         return text
     import ftfy
 
-    # Entities are left to the parser of markup, which knows where they count; quotes to the voice.
+    # The markup parser decodes entities, as it knows where they count; the voice handles quotes.
     return ftfy.fix_text(text, unescape_html=False, uncurl_quotes=False)

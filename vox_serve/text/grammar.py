@@ -1,18 +1,18 @@
-"""damga's grammars: what they read, and single numbers.
+"""Reads text with damga's grammars, and writes single numbers without them.
 
-damga takes about 3 ms for a number, and more for each if a text holds many.  So it gets few at
-once, and numbers that stand alone among many are written here.
+damga takes about 3 ms per number, and more if a text has many.  So it gets few at a time, and in a
+text with many numbers those that are words by themselves are written here.
 """
 
 from __future__ import annotations
 
-# ruff: noqa: SIM905 - lists of words read best as words
+# ruff: noqa: SIM905 - word lists read best as plain text
 import re
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 
 MOST_NUMBERS = 8
-"""That damga gets at once; it holds the interpreter meanwhile."""
+"""Most numbers passed to damga at once: it holds the interpreter lock while it works."""
 _ALONE = re.compile(r"((?:\d{1,12}|\d{1,3}(?:,\d{3}){1,3})(?:\.\d{1,20})?)([,;:!?]?)")
 _WORDS = re.compile(r"[a-z]+(?:[,;:]? [a-z]+)*[,;:.!?]?")
 _NUMBER = re.compile(r"\d[\d,.:/-]*")
@@ -33,7 +33,7 @@ def _grammar() -> Callable[[str], str]:
 
 
 def read(text: str) -> str:
-    """A text with its numbers, money, dates and addresses written out."""
+    """Write out numbers, money, dates and addresses."""
     normalise = _grammar()
     if _WORDS.fullmatch(text):
         return text
@@ -45,7 +45,7 @@ def read(text: str) -> str:
 
 
 def _parts(words: list[str]) -> Iterator[str]:
-    """Words cut so that no part holds too many numbers; those that stand alone are written."""
+    """Cut words into parts of at most `MOST_NUMBERS` numbers; write out numbers by themselves."""
     part: list[str] = []
     numbers = 0
     for word in words:
@@ -95,7 +95,7 @@ def _below_thousand(number: int) -> str:
 
 
 def octet(number: int) -> str:
-    """A part of an internet address: `one ninety two`, `one oh one`."""
+    """A part of an IP address: `one ninety two`, `one oh one`."""
     hundreds, rest = divmod(number, 100)
     if not hundreds or not rest:
         return cardinal(number)
@@ -104,7 +104,7 @@ def octet(number: int) -> str:
 
 @lru_cache(256)
 def number(digits: str) -> str:
-    """Digits that stand alone, in words."""
+    """A number by itself, in words."""
     said = read(digits)
     if any(map(str.isdecimal, said)):
         said = " ".join(read(c) if c.isdecimal() else "," for c in digits)

@@ -1,4 +1,4 @@
-"""How words are to be pronounced: a dictionary of spellings."""
+"""The pronunciation dictionary: spellings that replace words."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from vox_serve.errors import ConfigError, InvalidRequest
 
 MOST_ENTRIES = 1000
 LONGEST_ENTRY = 200
-"""Of what one request brings: entries, and characters of a word or of its spelling."""
+"""Limits for one request: entries, and characters of a word or of its spelling."""
 
 _TOKENS = re.compile(r"\w+(?:['’]\w+)*|\s+|[^\w\s]")  # noqa: RUF001 - apostrophes
 
 
 class Lexicon:
-    """Spellings in place of words.
+    """Replaces words with spellings.
 
-    Whole words only, so `cat` leaves `cats` alone; a word may hold spaces and signs (`C++`,
-    `New York`).  A word in lower case stands for any case, any other for itself alone.  Where
-    several fit, the longest counts.
+    Only whole words match, so `cat` does not match `cats`.  A word may contain spaces and signs
+    (`C++`, `New York`).  A word in lower case matches any case; other words match exactly.  The
+    longest match wins.
 
     Args:
-        entries: each word and the spelling to read instead of it.
+        entries: the spelling for each word.
     """
 
     def __init__(self, entries: Mapping[str, str] | None = None) -> None:
@@ -39,7 +39,7 @@ class Lexicon:
         return bool(self.entries)
 
     def with_more(self, entries: Mapping[str, str]) -> Lexicon:
-        """This one and more entries, which go before its own."""
+        """A lexicon with more entries, which take precedence."""
         return Lexicon({**self.entries, **entries}) if entries else self
 
     def apply(self, text: str) -> str:
@@ -61,7 +61,7 @@ class Lexicon:
 
 
 def check_pronunciations(entries: Mapping[str, str]) -> None:
-    """Check what a request brings.  Raises InvalidRequest."""
+    """Check a request's pronunciations.  Raises InvalidRequest."""
     if len(entries) > MOST_ENTRIES:
         raise InvalidRequest(
             f"pronunciations has {len(entries)} words; the limit is {MOST_ENTRIES}",
@@ -76,10 +76,10 @@ def check_pronunciations(entries: Mapping[str, str]) -> None:
 
 
 def read_lexicon(path: Path) -> Lexicon:
-    """The dictionary of a server: a file with a JSON object, `{"nginx": "engine x"}`.
+    """Read a server's dictionary: a file with a JSON object, e.g. `{"nginx": "engine x"}`.
 
     Raises:
-        ConfigError: it cannot be read, or holds something else.
+        ConfigError: the file cannot be read or has other content.
     """
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))

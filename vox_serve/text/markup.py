@@ -1,14 +1,14 @@
-"""Markup to what a person would read: Markdown, HTML, SSML and `[pause 0.5s]`.
+"""Turns markup into text to read aloud: Markdown, HTML, SSML and `[pause 0.5s]`.
 
-markdown-it, `html.parser` and expat do the parsing; what is ours is the meaning.  A heading, a
-paragraph, a row and a long item end a sentence; a short item, a cell and a short line end with a
-comma.  A line that was only wrapped goes on.  Marks, links' addresses and comments are not read.
+markdown-it, `html.parser` and expat parse; this module interprets.  A heading, a paragraph, a row
+and a long list item end a sentence; a short item, a cell and a short line end with a comma.
+Wrapped lines are joined.  Markup characters, link addresses and comments are not read.
 """
 
 from __future__ import annotations
 
 # ruff: noqa: RUF001 - quotation marks of all kinds
-# ruff: noqa: SIM905 - lists of names read best as words
+# ruff: noqa: SIM905 - lists of names read best as plain text
 import re
 from collections.abc import Callable, Mapping
 from functools import lru_cache
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 
 LONGEST_PAUSE = 10.0
 MOST_SILENCE = 60.0
-"""Seconds: of one pause, and of all pauses of a text that it asks for."""
+"""Limits in seconds: for one pause that a text asks for, and for all of them together."""
 PARAGRAPH_SECONDS = 0.3
-"""Of silence between paragraphs, and after a heading, beside that of a full stop."""
+"""Silence between paragraphs and after a heading, in addition to that of a full stop."""
 
 _PAUSE = re.compile(r"\[pause (\d{1,6}(?:\.\d{1,6})?)(ms|s)\]")
 _CHECKBOX = re.compile(r"^\[[ xX]\] ")
@@ -55,33 +55,33 @@ _SILENT = frozenset("script style template head svg math iframe".split())
 _SPELLED = frozenset("characters spell-out verbatim digits telephone".split())
 _CLOSERS = "\"'”’»)]} "
 _SHORT_LINE = 60
-"""Characters: where text is wrapped, lines are longer."""
+"""Characters; lines of wrapped text are longer."""
 _SHORT_ITEM = 5
-"""Words: a longer item is a sentence of its own."""
+"""Words; a longer list item is a separate sentence."""
 
 
 class Part(NamedTuple):
-    """A stretch of text, and the seconds of silence after it; either may be nothing."""
+    """A stretch of text, and the seconds of silence after it; either may be empty or 0."""
 
     text: str
     pause: float = 0.0
 
 
 class Plain(NamedTuple):
-    """What is left of marked-up text: parts, and the names of the tags that changed nothing."""
+    """Text without markup, in parts, and the names of tags that had no effect."""
 
     parts: list[Part]
     ignored: frozenset[str]
 
 
 def plain(text: str, kept_tags: frozenset[str] = frozenset()) -> Plain:
-    """Read Markdown with HTML in it, or SSML if the text begins with `<speak` or `<?xml`.
+    """Read Markdown that may contain HTML, or SSML if the text begins with `<speak` or `<?xml`.
 
     Args:
-        kept_tags: names that the model itself knows, e.g. `laugh`; such tags stay in the text.
+        kept_tags: names of tags that the model knows, e.g. `laugh`; they stay in the text.
 
     Raises:
-        InvalidRequest: SSML that is not well formed, or a pause that is too long.
+        InvalidRequest: the SSML is not well formed, or a pause is too long.
     """
     lowered = text.lower()
     reader = _Reader(kept_tags, frozenset(tag for tag in _SILENT if f"</{tag}" in lowered))
@@ -93,11 +93,11 @@ def plain(text: str, kept_tags: frozenset[str] = frozenset()) -> Plain:
 
 
 class _Reader:
-    """Text, tags and line ends to parts.
+    """Builds parts from text, tags and line ends.
 
     Args:
-        kept_tags: stay in the text.
-        closed: of the tags whose content is left out, those that are closed somewhere.
+        kept_tags: tags that stay in the text.
+        closed: tags whose content is skipped; only those that the text closes somewhere.
     """
 
     def __init__(self, kept_tags: frozenset[str], closed: frozenset[str]) -> None:
@@ -106,20 +106,20 @@ class _Reader:
         self._ignored: set[str] = set()
         self._lines: list[str] = []
         self._line: list[str] = []
-        self._said_as: list[tuple[str, list[str]]] = []  # how, and the line around it
-        self._silent = ""  # the tag whose content is left out
+        self._said_as: list[tuple[str, list[str]]] = []  # how, and the line before it
+        self._silent = ""  # the tag whose content is being skipped
         self._closed = closed
         self._raised = False  # the next digit is an exponent
         self._silence = 0.0
         self._due = False
-        """Has a paragraph ended that another may follow?"""
+        """A paragraph has ended; its silence is due before more text."""
 
     def text(self, text: str) -> None:
         if self._silent:
             return
         if self._due and text.strip():
             self._due = False
-            if not _PAUSE.match(text.lstrip()):  # which is in place of a paragraph's
+            if not _PAUSE.match(text.lstrip()):  # which replaces the paragraph's silence
                 self._cut(PARAGRAPH_SECONDS)
         if self._raised and text[:1].isdigit() and self._line and self._line[-1][-1:].isalnum():
             text = f"^{text}"
@@ -132,7 +132,7 @@ class _Reader:
         self._line.append(text[read:])
 
     def end(self, mark: str) -> None:
-        """End a line; if no mark ends it already, this one does."""
+        """End a line, with `mark` if it has no punctuation at its end."""
         line = " ".join("".join(self._line).split())
         self._line.clear()
         if not line:
@@ -152,7 +152,7 @@ class _Reader:
         self.end("," if len("".join(self._line).split()) <= _SHORT_ITEM else ".")
 
     def end_list(self) -> None:
-        """After the last item: what follows is not part of the enumeration."""
+        """Turn the last item's comma into a full stop."""
         if self._lines and self._lines[-1].endswith(","):
             self._lines[-1] = f"{self._lines[-1][:-1]}."
 
@@ -191,7 +191,7 @@ class _Reader:
         elif tag in _BLOCKS:
             self.end(".")
         elif None in attributes.values():
-            self.text(written)  # `a <b and c> d` compares
+            self.text(written)  # `a <b and c> d` is a comparison
         elif tag == "sup":
             self._raised = True
         elif tag not in _INLINE:
@@ -250,7 +250,7 @@ def _break_seconds(attributes: Mapping[str, str | None]) -> float:
 
 
 def _said_as(text: str, how: str) -> str:
-    """Content of `<say-as>`, written so that it is read as asked."""
+    """The content of `<say-as>`, rewritten so that it is read as asked."""
     if how in _SPELLED:
         return " ".join("".join(text.split()))
     if how == "ordinal" and text.strip().isdecimal():
@@ -270,7 +270,7 @@ def _read_ssml(text: str, reader: _Reader) -> None:
 
     def local(tag: str) -> str:
         name = tag.rpartition(":")[2].lower()
-        return "sentence" if name == "s" else name  # HTML strikes through what is in an `s`
+        return "sentence" if name == "s" else name  # `s` is strikethrough in HTML
 
     parser = expat.ParserCreate()
     parser.StartDoctypeDeclHandler = refuse
@@ -290,14 +290,14 @@ def _read_ssml(text: str, reader: _Reader) -> None:
 def _markdown() -> MarkdownIt:
     from markdown_it import MarkdownIt
 
-    # Indented text is not code to most people, and `[Note]: this` is not a link's address.
-    # Blocks of HTML are read tag by tag, like those inside a line.
+    # Most people do not mean indented text as code, or `[Note]: this` as a link's address.
+    # Blocks of HTML are read tag by tag, like inline HTML.
     rules = MarkdownIt("commonmark").enable(["table", "strikethrough"])
     return rules.disable(["code", "reference", "html_block"])
 
 
 class _Tag(HTMLParser):
-    """Hands one tag to the reader."""
+    """Passes one tag to the reader."""
 
     def __init__(self, reader: _Reader) -> None:
         super().__init__()
@@ -381,6 +381,6 @@ def _lines(tokens: list[Token]) -> list[str]:
 
 
 def _ends_line(line: str, following: str) -> bool:
-    """Whether the end of a line is meant: a short one, and the next begins anew."""
+    """Whether a line break is intended: the line is short and the next does not continue it."""
     first = following.lstrip("\"'“‘([")[:1]
     return bool(line) and len(line) < _SHORT_LINE and not first.islower()

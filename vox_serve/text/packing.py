@@ -1,8 +1,8 @@
-"""Words to pieces of a limited length, cut where a speaker would pause."""
+"""Packs words into pieces of limited length, cut where a speaker would pause."""
 
 from __future__ import annotations
 
-# ruff: noqa: RUF001 - punctuation of other scripts is the subject here
+# ruff: noqa: RUF001 - this module is about punctuation of all scripts
 import unicodedata
 from collections.abc import Sequence
 from itertools import accumulate, chain, pairwise
@@ -15,20 +15,20 @@ _WEAK_PAUSE = ",،、，"
 
 
 class Word(NamedTuple):
-    """What is never cut but for its length: a word, or a clause of a script without spaces."""
+    """A word, or a clause of a script without spaces; cut only if it is too long."""
 
     text: str
-    spaced: bool  # whitespace stood before it
-    newlines: int = 0  # that this held
+    spaced: bool  # whitespace came before it
+    newlines: int = 0  # in that whitespace
 
 
 def speakable(text: str) -> bool:
-    """Whether there is a letter or digit in it; `...` and `***` hold none."""
+    """Whether the text contains a letter or digit; `...` and `***` do not."""
     return any(map(str.isalnum, text))
 
 
 class Words:
-    """Words, measured once, and the limits of a piece; a piece is a range of words."""
+    """Words, measured once, and the limits of a piece, which is a range of words."""
 
     def __init__(
         self, words: Sequence[Word], max_characters: int | None, max_words: int | None
@@ -47,7 +47,7 @@ class Words:
         return self._spaces[end] - self._spaces[start + 1] + 1
 
     def parts(self, start: int, end: int) -> int:
-        """Into how many parts the limits cut this at the least."""
+        """The fewest parts into which the limits force this to be cut."""
         return max(
             -(-self.characters(start, end) // (self._max_characters or self._length[-1])),
             -(-self.words(start, end) // (self._max_words or len(self._words))),
@@ -57,7 +57,7 @@ class Words:
         return self._speakable[end] > self._speakable[start]
 
     def packed(self, borders: Sequence[int]) -> list[str]:
-        """The pieces, packed from sentences that begin and end at these borders."""
+        """Pack sentences, which begin and end at these borders, into pieces."""
         starts = [0]
         for start, end in pairwise(borders):
             if self.parts(starts[-1], end) == 1:
@@ -69,16 +69,17 @@ class Words:
         return [joined(self._words[a:b]) for a, b in zip(starts, ends, strict=True) if a < b]
 
     def _divide(self, starts: list[int], end: int) -> None:
-        """Cut what lies between the last start and the end into parts that fit."""
+        """Cut the words from the last start to the end into parts that fit."""
         while (parts := self.parts(starts[-1], end)) > 1:
             ideal = self.characters(starts[-1], end) / parts
             starts.append(self.best_cut(starts[-1], end, ideal))
 
     def best_cut(self, start: int, end: int, ideal: float) -> int:
-        """Where to end a part that fits and has nearly `ideal` characters.
+        """Where to end a part that fits and has about `ideal` characters.
 
-        A pause counts against the distance from the ideal, as a share of it, and against one part
-        more than there must be; nothing to speak on either side is taken only if all cuts have it.
+        Minimises a cost: the relative distance from the ideal, plus how much a pause there
+        disturbs, plus a penalty for needing one part more than necessary.  A side without anything
+        to speak costs so much that it is chosen only if no cut avoids it.
         """
         parts = self.parts(start, end)
         best, least = start + 1, float("inf")
@@ -95,7 +96,7 @@ class Words:
         return best
 
     def _break(self, cut: int) -> float:
-        """How much a pause before this word disturbs: 0 not at all, 1.5 inside a word."""
+        """How much a pause before this word disturbs: 0 not at all, up to 1.5 inside a word."""
         before = self._words[cut - 1].text.rstrip(CLOSING)
         if before.endswith((*_STRONG_PAUSE, "..")):
             return 0
@@ -107,7 +108,7 @@ class Words:
 
 
 def fragments(word: Word, limit: int | None) -> list[Word]:
-    """A word that alone is too long, in parts of like size; any other as it is."""
+    """Cut a word that is longer than the limit into parts of similar size."""
     fragments = []
     while limit is not None and len(word.text) > limit:
         parts = -(-len(word.text) // limit)
@@ -118,9 +119,9 @@ def fragments(word: Word, limit: int | None) -> list[Word]:
 
 
 def grapheme_border(text: str, cut: int, limit: int) -> int:
-    """The border of graphemes before `cut`, else after it, else `limit`, which it never exceeds.
+    """The last grapheme border up to `cut`, else the first after it up to `limit`, else `limit`.
 
-    Of Unicode's rules (UAX 29) it knows marks, joiners and skin tones, not flags or jamo.
+    Handles the marks, joiners and skin tones of UAX 29, but not flags or jamo.
     """
     for border in chain(range(cut, 0, -1), range(cut + 1, limit + 1)):
         if not _extends(text[border]) and text[border - 1] != "\u200d":
@@ -140,7 +141,7 @@ def joined(words: Sequence[Word], lines: bool = False) -> str:
     """The text of words, with single spaces between them.
 
     Args:
-        lines: keep line ends and blank lines, and what stands before the first word.
+        lines: keep line ends, blank lines and the whitespace before the first word.
     """
     if lines:
         return "".join(_space_before(word) + word.text for word in words)

@@ -1,11 +1,11 @@
-"""Rewritings of quantities, numbers and abbreviations into what damga's grammars read well.
+"""Rewrites quantities, numbers and abbreviations into forms that damga's grammars read well.
 
-Each has an example in the tests.
+Each rule has an example in the tests.
 """
 
 from __future__ import annotations
 
-# ruff: noqa: RUF001 - signs of units are the subject here
+# ruff: noqa: RUF001 - this module is about signs of units
 import re
 import unicodedata
 from collections.abc import Callable
@@ -25,7 +25,7 @@ _BEFORE = str.maketrans(
         "μ": "µ",
     }
 )
-_UNITS = {  # those that damga does not read
+_UNITS = {  # units that damga does not read
     "m/s²": "meters per second squared",
     "GB/s": "gigabytes per second",
     "MB/s": "megabytes per second",
@@ -69,7 +69,7 @@ _UNITS = {  # those that damga does not read
     "°C": "degrees Celsius",
     "°F": "degrees Fahrenheit",
 }
-_ABBREVIATIONS = {  # before a name or a number, beside those that damga reads
+_ABBREVIATIONS = {  # before a name or a number; those that damga does not read
     "Ave": "Avenue",
     "Ft": "Fort",
     "ca": "circa",
@@ -128,17 +128,17 @@ _DAYS = {
 }
 _MONTH = "Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec"
 _LONE_UNITS = "km/h|km|cm|mm|kg|mg|ml|lbs|mph|kWh|[kMG]Hz"
-"""Nothing else is written so, even without a number."""
+"""These always mean units, even without a number."""
 _units = "|".join(sorted(map(re.escape, _UNITS), key=len, reverse=True))
 _quantity = r"\d[\d,]*(?:\.\d+)?"
 _Rewriting = tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]
 
 
 def rewritten(text: str, day_first: bool = False) -> str:
-    """For the grammars.
+    """Rewrite a text for the grammars.
 
     Args:
-        day_first: 3/4/2025 is the third of April.
+        day_first: read 3/4/2025 as 3 April.
     """
     text = _ascii_digits(text).translate(_BEFORE)
     text = _LONG.sub(lambda match: spelled(match[0]), text)
@@ -149,7 +149,7 @@ def rewritten(text: str, day_first: bool = False) -> str:
 
 
 def _ascii_digits(text: str) -> str:
-    """Digits of all scripts, and fractions, as the grammars know them."""
+    """Write digits of all scripts, and fractions, in the forms that the grammars know."""
     if text.isascii():
         return text
     return "".join(map(_ascii_digit, text))
@@ -166,7 +166,7 @@ def _ascii_digit(character: str) -> str:
 
 
 def _spaced(match: re.Match[str]) -> str:
-    """A telephone number, digit by digit, with a pause between its groups."""
+    """Read a telephone number digit by digit, with a pause between its groups."""
     return _dialled(match[0])
 
 
@@ -176,12 +176,12 @@ def _dialled(number: str) -> str:
 
 
 def _joined(match: re.Match[str]) -> str:
-    """A number with spaces between its thousands."""
+    """Write a number that has spaces between thousands with commas."""
     return f"{int(''.join(match[0].split())):,}"
 
 
 def _single(match: re.Match[str]) -> str:
-    """`a 5 km run`: the unit that an adjective has is that of one."""
+    """`a 5 km run`: a unit in an adjective is singular."""
     article, number, unit = match.groups()
     one = read(f"1 {unit}").removeprefix("one ")
     if unit in _UNITS:
@@ -190,7 +190,7 @@ def _single(match: re.Match[str]) -> str:
 
 
 def _lone(match: re.Match[str]) -> str:
-    """A unit without a number."""
+    """Write out a unit without a number."""
     if match.string[: match.start()].endswith(("per ", "each ")):
         return read(f"1 {match[1]}").removeprefix("one ")
     return read(f"2 {match[1]}").removeprefix("two ")
@@ -202,7 +202,7 @@ def _powered(match: re.Match[str]) -> str:
 
 
 def _date(match: re.Match[str], day_first: bool) -> str:
-    """A date for the grammars, which read the day first and want four digits of a year."""
+    """Rewrite a date for the grammars, which read the day first and need a four-digit year."""
     first, _, second, year = match.groups()
     one, two = int(first), int(second)
     if not (0 < min(one, two) <= 12 and max(one, two) <= 31):
@@ -219,7 +219,7 @@ def _address(match: re.Match[str]) -> str:
     return " dot ".join(map(octet, octets)) if max(octets) < 256 else match[0]
 
 
-_LONG = re.compile(r"\d{16,}")  # no number that anyone says
+_LONG = re.compile(r"\d{16,}")  # too long to be said as a number
 _DATE = re.compile(r"(?<![\d/-])(\d{1,2})([/-])(\d{1,2})\2(\d{4}|\d{2})(?![\d/-]|\.\d)")
 _TELEPHONE = (
     r"(?:[Cc]all|[Dd]ial|[Rr]ing|[Tt]ext|[Ff]ax|[Pp]hone|[Tt]el(?:ephone)?|[Cc]ell|[Mm]obile)"
@@ -294,7 +294,7 @@ _REWRITINGS: tuple[_Rewriting, ...] = (
         re.compile(rf"({_quantity}) ?({_units})(?![\w/²³])"),
         lambda match: f"{match[1]} {_UNITS[match[2]]}",
     ),
-    # `about 3.14` would be a time of day.
+    # Otherwise `about 3.14` would be read as a time of day.
     (
         re.compile(
             r"(?<![\d.,:/$€£¥₹])(\d{1,2})\.([0-5]\d)(?!\d|[.:/]\d| ?(?:[ap]\.?m\b|hours|hrs|h\b))"

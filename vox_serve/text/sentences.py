@@ -1,28 +1,28 @@
-"""Text to sentences and pieces, cut where a speaker would pause.
+"""Cuts text into sentences and pieces where a speaker would pause.
 
-It knows characters and nothing of models, voices or requests; it has no word lists beyond a few
-abbreviations and needs no data.  `Sentences` reads one character at a time, so how a text was
-split on its way here cannot matter; `pieces` is `Sentences` over a whole text, then packing.
+Works on characters only: no models, voices, requests or data files, and no word lists beyond a few
+abbreviations.  `Sentences` reads one character at a time, so the result does not depend on how a
+text was split on its way here; `pieces` runs `Sentences` over a whole text and packs the result.
 
 A sentence ends
 
-- after `! ?` and their kin as soon as whitespace follows, without waiting for more;
+- after `! ?` and similar marks as soon as whitespace follows, without waiting for more;
 - after `. …`, and after any mark with a closing quote, once the first character of the next word
-  is there, unless that is a lower-case letter (a dot ends before one too if the sentence itself
-  began without a capital);
-- after an ordinary dot at a newline, at a blank line always, and before a line that begins with a
+  arrives, unless that is a lower-case letter (a dot ends the sentence before a lower-case letter
+  too if the sentence itself began with one);
+- after an ordinary dot at a newline, always at a blank line, and before a line that begins with a
   bullet or a number;
-- after `。！？` at once, with or without whitespace.  A closing quote there goes on unless
-  whitespace or an opening quote follows.
+- after `。！？` at once, with or without whitespace.  After a closing quote there, the sentence
+  continues unless whitespace or an opening quote follows.
 
-It does not end after titles, `e.g.`, `U.S.` and initials, nor after `No.` before a digit, nor
-where a mark stands inside a word (3.14, example.com).  `etc.` and `p.m.` end before a capital.
+A sentence does not end after titles, `e.g.`, `U.S.` and initials, nor after `No.` before a digit,
+nor at a mark inside a word (3.14, example.com).  `etc.` and `p.m.` end it before a capital.
 """
 
 from __future__ import annotations
 
-# ruff: noqa: RUF001 - punctuation of other scripts is the subject here
-# ruff: noqa: SIM905 - lists of words read best as words
+# ruff: noqa: RUF001 - this module is about punctuation of all scripts
+# ruff: noqa: SIM905 - word lists read best as plain text
 import re
 from enum import Enum, auto
 
@@ -42,7 +42,7 @@ _CJK_MARKS = CJK_ENDS + _CJK_PAUSES
 _LOUD = "!?؟۔।॥"
 _MARKS = ".…" + _LOUD + CJK_ENDS
 _OPENING = "\"'“‘„‚«‹»›([{*_`¿¡「『（【《〈〔"
-# Without quotes that also open: 。“ begins something new.
+# Without quotes that can also open: 。“ begins a new sentence.
 _CJK_TAIL = _CJK_MARKS + "\"'”’)]}」』）】》〉〕"
 _LONE_CLOSING = "»”’\"'"
 _GOES_ON = ",;:)]}"
@@ -53,7 +53,7 @@ _ABBREVIATIONS = frozenset(
     "mr mrs ms mx dr prof messrs mme mlle jr sr sra srta vs cf viz approx ca bzw ext tel ver est"
     " figs vol vols pp eq eqs dept".split()
 )
-_TITLES = frozenset(  # words of their own unless capitalised
+_TITLES = frozenset(  # ordinary words unless capitalised
     "St Mt Ft Gen Col Sgt Capt Lt Cmdr Maj Adm Rev Hon Pres Gov Sen Rep Supt Fig Sec Ch".split()
 )
 _BEFORE_CAPITALS = frozenset("etc al inc ltd co corp ave blvd usw a.m p.m".split())
@@ -72,16 +72,16 @@ class _End(Enum):
     NEVER = auto()  # Mr.
     SURE = auto()  # ! and ?: whitespace settles it
     PERIOD = auto()  # an ordinary dot
-    DOUBTFUL = auto()  # an ellipsis, or a closing quote: a lower-case letter goes on
+    DOUBTFUL = auto()  # an ellipsis, or a closing quote: continues before a lower-case letter
     CAPITAL = auto()  # etc.: only a capital ends it
-    NUMBERED = auto()  # No. and 3.: a digit goes on, otherwise a period
+    NUMBERED = auto()  # No. and 3.: continues before a digit, else as PERIOD
 
 
 def likely_seconds(text: str) -> float:
-    """How long a text takes to speak, from its length: a rough figure, on the long side.
+    """Estimates how many seconds a text takes to speak, rather too high than too low.
 
-    English is spoken at about 15 characters a second; bytes instead of characters make
-    scripts with a sound per character come out right; a digit is a word.
+    English is spoken at about 15 characters per second.  Bytes are counted instead of characters,
+    because some scripts write a syllable or more per character.  A digit counts as a word.
     """
     digits = sum(c.isdigit() for c in text)
     return 0.5 + 0.08 * len(text.encode()) + 0.4 * digits
@@ -90,15 +90,15 @@ def likely_seconds(text: str) -> float:
 def pieces(text: str, max_characters: int | None = None, max_words: int | None = None) -> list[str]:
     """Cut a long text into pieces that a model can speak one after another.
 
-    Whole sentences are packed as long as they fit.  A sentence that alone is too long is cut into
-    parts of like size, at `; : —` rather than at commas, at commas rather than between words, and
-    inside a word only if that word alone is too long.  What holds nothing to speak is put to its
-    neighbour unless no cut within the limits allows it.  Nothing is lost but surplus whitespace.
+    A piece holds as many whole sentences as fit.  A sentence that is too long is cut into parts of
+    similar size, preferably at `; : —`, then at commas, then between words, and inside a word only
+    if the word is too long.  Words without anything to speak join a neighbour if the limits allow
+    it.  Only surplus whitespace is lost.
 
     Args:
-        text: anything; only whitespace gives no pieces.
-        max_characters: length of a piece at most, its spaces included; None is no limit.
-        max_words: words of a piece at most, as `str.split` counts them; None is no limit.
+        text: any text; whitespace alone gives no pieces.
+        max_characters: the most characters in a piece, spaces included; None: no limit.
+        max_words: the most words in a piece, as `str.split` counts them; None: no limit.
 
     Raises:
         ValueError: a limit is below 1.
@@ -116,15 +116,15 @@ def pieces(text: str, max_characters: int | None = None, max_words: int | None =
 
 
 class Sentences:
-    """Text that arrives in bits to whole sentences, as early as is safe.
+    """Turns text that arrives in bits into whole sentences, as early as is safe.
 
-    They come with single spaces between their words.  Marks alone wait for words to go with, so
-    each holds something to speak, but for what `flush` finds (`...` at the end of a text) and
-    what `max_characters` forces out: ask `speakable`.
+    Words are separated by single spaces.  Punctuation by itself waits for the words after it, so
+    each sentence has something to speak, with two exceptions: what `flush` returns (`...` at the
+    end of a text) and what `max_characters` forces out.  Check those with `speakable`.
 
     Args:
-        max_characters: no sentence is longer; one that would be is given out up to its best
-            pause.  None holds a sentence back until it ends.
+        max_characters: the most characters in a sentence; a longer one is cut at its best pause.
+            None waits for the end of each sentence.
         lines: keep line ends, and the whitespace before each sentence.
 
     Raises:
@@ -143,12 +143,12 @@ class Sentences:
         return [joined(words, self._lines) for words in self._read(bit)]
 
     def flush(self) -> list[str]:
-        """What is left, as if the text ended here; then ready for another text."""
+        """The rest, as if the text ended here.  Afterwards another text can be fed."""
         return [joined(words, self._lines) for words in self._rest()]
 
     def _reset(self) -> None:
-        self._words: list[Word] = []  # of the sentence that has not ended
-        self._word: list[str] = []  # characters of the word that has not ended
+        self._words: list[Word] = []  # of the current sentence
+        self._word: list[str] = []  # characters of the current word
         self._characters = 0  # of both, with single spaces
         self._spaced = False  # before the word
         self._newlines = 0  # in the whitespace before the word
@@ -157,12 +157,11 @@ class Sentences:
         self._begin()
 
     def _begin(self) -> None:
-        """Begin a sentence."""
         self._words = []
         self._end = _End.NONE
         self._speakable = False
         self._casual: bool | None = None  # it began in lower case; None: no letter so far
-        self._guillemet = False  # a free-standing « is open
+        self._guillemet = False  # a « with space around it is open
         self._characters = len(self._word)
 
     def _read(self, bit: str) -> list[list[Word]]:
@@ -191,7 +190,7 @@ class Sentences:
             self._end_sentence()
 
     def _settled(self, space: str) -> bool:
-        """Whether the sentence has ended, whatever follows this whitespace."""
+        """Whether the sentence ends here, whatever follows this whitespace."""
         if self._newlines >= 2:
             return True
         if self._end is _End.SURE:
@@ -215,7 +214,7 @@ class Sentences:
             self._cut()
 
     def _ends_before(self, character: str) -> bool:
-        """Whether the last word ended the sentence, if the next one begins like this."""
+        """Whether the last word ended the sentence, if the next begins with this character."""
         if self._end in (_End.NONE, _End.NEVER) or character in _GOES_ON:
             return False
         if self._end is _End.CAPITAL:
@@ -227,7 +226,7 @@ class Sentences:
         return True
 
     def _end_clause(self, following: str) -> None:
-        """End a clause of a script without spaces, before a character that follows it closely."""
+        """End a clause of a script without spaces; `following` comes directly after it."""
         self._end_word()
         self._spaced = False
         self._newlines = 0
@@ -258,13 +257,13 @@ class Sentences:
         self._undecided = self._tail = False
 
     def _end_sentence(self) -> None:
-        """Give the sentence out, unless it has nothing to speak: then it begins the next one."""
+        """Emit the sentence; if it has nothing to speak, it becomes part of the next one."""
         if self._speakable:
             self._done.append(self._words)
             self._begin()
 
     def _cut(self) -> None:
-        """Give out as much of a sentence that is too long as makes a good part."""
+        """Emit the beginning of a sentence that is too long, up to its best cut."""
         limit = self._max_characters
         assert limit is not None
         words = [*self._words, Word("".join(self._word), self._spaced, self._newlines)]
@@ -285,7 +284,7 @@ class Sentences:
 
 
 def _ending(word: str, first: bool) -> _End:
-    """What a word says about the end of its sentence; `first`: it is the sentence's first."""
+    """What a word says about the end of its sentence; `first`: it begins the sentence."""
     core = word.rstrip(CLOSING)
     if not core or core[-1] not in _MARKS:
         return _End.NONE
@@ -300,7 +299,7 @@ def _ending(word: str, first: bool) -> _End:
 
 
 def _ending_of_dot(stem: str, first: bool) -> _End:
-    """What a single dot after this stem is."""
+    """What a single dot after this stem means."""
     lower = stem.lower()
     if lower in _BEFORE_CAPITALS:
         return _End.CAPITAL

@@ -1,8 +1,8 @@
-"""Signs as words: names of the usual ones, Unicode's own of the others, Greek letters."""
+"""Writes signs as words: common signs, Greek letters, and other symbols by their Unicode names."""
 
 from __future__ import annotations
 
-# ruff: noqa: RUF001 - signs are the subject here
+# ruff: noqa: RUF001 - this module is about signs
 import re
 import unicodedata
 
@@ -55,7 +55,7 @@ _DASH = re.compile(r"(?<= )-+(?= )|--+")
 
 
 def without_signs(text: str, spells: bool) -> str:
-    """Signs as words; without `spells` only those that no text is written with every day."""
+    """Write signs as words; without `spells`, only those outside ASCII."""
     if text.isascii() and not spells:
         return text
     spoken = []
@@ -76,7 +76,7 @@ def without_signs(text: str, spells: bool) -> str:
 
 
 def _lone_greek(text: str, index: int) -> str:
-    """The name of a Greek letter that stands for itself; empty for any other character."""
+    """The name of a Greek letter that is not part of a Greek word; empty for other characters."""
     if not "\N{GREEK CAPITAL LETTER ALPHA}" <= text[index] <= "\N{GREEK SMALL LETTER OMEGA}":
         return ""
     around = text[max(index - 1, 0) : index] + text[index + 1 : index + 2]
@@ -86,7 +86,7 @@ def _lone_greek(text: str, index: int) -> str:
 
 
 def _is_symbol(character: str) -> bool:
-    """Mathematical or of money."""
+    """Whether this is a mathematical or currency symbol outside ASCII."""
     return not character.isascii() and unicodedata.category(character) in ("Sm", "Sc")
 
 
@@ -94,7 +94,7 @@ def _name(sign: str, before: str, after: str) -> str:
     if sign == "#" and not after.isdecimal():
         return "sharp" if before.isalpha() and not after.isalnum() else "hash"
     if sign == "*" and before.isalnum():
-        return ""  # a footnote's
+        return ""  # a footnote mark
     if sign == "~" and not after.isalnum():
         return "tilde"
     if sign in _SIGNS:

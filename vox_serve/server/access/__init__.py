@@ -1,1 +1,1 @@
-"""Who may use the server: keys, origins of web pages, host names, and each key's limits."""
+"""Access control: keys and their limits, web pages' origins, and host names."""

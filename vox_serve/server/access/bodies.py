@@ -1,4 +1,4 @@
-"""Bounds each request's body, and the memory that all of them take together."""
+"""Limits the size of each request's body, and the memory for all bodies together."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from litestar.types import HTTPReceiveMessage, HTTPRequestEvent, Receive, Scope
 from vox_serve.server.errors import TooMany
 
 FREE_BYTES = 64 * 2**10
-"""A body's first bytes are not counted: a connection's buffer holds as many anyway, and ordinary
-requests are let in while large ones have to wait."""
+"""A body's first bytes are not counted: a connection's buffer takes as many anyway, and small
+requests are accepted even when there is no memory for large ones."""
 
 
 class Held:
-    """What one request's body holds of the bound."""
+    """The share of the total limit that one request's body uses."""
 
     def __init__(self, bodies: Bodies) -> None:
         self._bodies = bodies
@@ -28,10 +28,10 @@ class Held:
         """Why the rest of the body was not received."""
 
     def take(self, message: HTTPRequestEvent) -> HTTPRequestEvent:
-        """Count a piece of the body, or end the body if there is no room for it.
+        """Count a piece of the body, or end the body if there is no room for the piece.
 
-        Litestar closes the files of a form that ends too soon, but not those of one whose reading
-        raises; so the error waits for `check`.
+        The error is raised later, by `check`: Litestar closes the files of a form that ends too
+        soon, but not if reading the form raises an error.
         """
         size = len(message["body"])
         self._received += size
@@ -53,7 +53,7 @@ class Held:
         return message
 
     def release(self) -> None:
-        """The body has been read and dropped; later calls do nothing."""
+        """Release the memory; later calls do nothing."""
         self._bodies.held -= self._counted
         self._counted = 0
 
@@ -62,8 +62,8 @@ class Bodies:
     """The bodies of all open requests.
 
     Args:
-        largest: bytes that one may have.
-        limit: bytes that all may have together.
+        largest: the most bytes in one body.
+        limit: the most bytes in all bodies together.
     """
 
     def __init__(self, largest: int, limit: int) -> None:
@@ -73,7 +73,7 @@ class Bodies:
 
     @contextmanager
     def counted(self, scope: Scope, receive: Receive) -> Iterator[Receive]:
-        """ASGI's `receive`, which counts the body; `release` ends that early."""
+        """Wrap ASGI's `receive` to count the body until the context or `release` ends it."""
         held = scope["state"]["held"] = Held(self)
 
         async def receive_counted() -> HTTPReceiveMessage:
@@ -87,13 +87,13 @@ class Bodies:
 
 
 def check(scope: Scope) -> None:
-    """Raise TooMany or HTTPException if the body was not received to its end."""
+    """Raise TooMany or HTTPException if the rest of the body was refused."""
     held: Held = scope["state"]["held"]
     if held.refusal is not None:
         raise held.refusal from None
 
 
 def release(scope: Scope) -> None:
-    """Stop counting the body of a request: what was needed of it has been taken."""
+    """Stop counting a request's body, once everything needed has been taken from it."""
     held: Held = scope["state"]["held"]
     held.release()

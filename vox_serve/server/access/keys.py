@@ -1,7 +1,7 @@
-"""API keys, and what each of them may use.
+"""API keys and their limits.
 
-Only SHA-256 hashes are kept.  That suffices because keys are long and random (`new_key` makes them
-of 256 bits): nobody can try them all.
+Only SHA-256 hashes are stored.  That suffices because keys are long and random (those of `new_key`
+have 256 bits), so no one can try them all.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ log = logging.getLogger("vox_serve.keys")
 
 
 def new_key(name: str) -> tuple[str, str]:
-    """A new key and its line for the file.  Raises ConfigError for a bad name."""
+    """Make a new key; returns it and its line for the file.  Raises ConfigError for a bad name."""
     if not NAME.fullmatch(name):
         raise ConfigError(
             "a key's name must be 1 to 64 letters, digits, '_' or '-', "
@@ -45,18 +45,18 @@ def new_key(name: str) -> tuple[str, str]:
 
 @attrs.define
 class Use:
-    """What a key's holder is using; several keys may have one name and then share it."""
+    """The requests of a key's name, which several keys may share."""
 
     open: int = 0
     recent: deque[float] = attrs.field(factory=deque)
-    """When the requests of the last minute came, by `time.monotonic`."""
+    """Arrival times of the last minute's requests, by `time.monotonic`."""
 
 
 class Keys:
     """The keys of a server.
 
     Args:
-        server: says which keys there are, and their limits.
+        server: sets the keys and their limits.
 
     Raises:
         ConfigError: the file cannot be read, or a line in it is wrong.
@@ -72,11 +72,11 @@ class Keys:
 
     @property
     def required(self) -> bool:
-        """Does the server have keys at all?"""
+        """Whether the server has keys."""
         return bool(self._given) or self._file is not None
 
     def reload(self) -> None:
-        """Read the file again; if it is wrong, the keys stay as they were."""
+        """Read the file again; if it is invalid, keep the current keys."""
         try:
             self._names = self._read()
         except ConfigError as error:
@@ -85,9 +85,9 @@ class Keys:
             log.info("%d keys read", len(self._names))
 
     def name_of(self, key: str) -> str | None:
-        """The name of a key; None if there is no such key.
+        """The name of a key; None if the key is unknown.
 
-        Takes as long for any key: all hashes are compared, each in constant time.
+        Takes the same time for every key: compares all hashes, each in constant time.
         """
         digest, found = _digest(key), None
         for known, name in self._names.items():
@@ -120,7 +120,7 @@ class Keys:
             use.open -= 1
 
     def _read(self) -> dict[bytes, str]:
-        """All keys: the names by hash."""
+        """The names of all keys, by hash."""
         names = dict(self._given)
         if self._file is None:
             return names
@@ -140,11 +140,11 @@ class Keys:
                 continue
             here = f"line {number} of api_keys_file {self._file}"
             match = LINE.fullmatch(text)
-            if match is None:  # do not quote it: it may hold a key
+            if match is None:  # do not quote it: it may contain a key
                 raise ConfigError(f"{here} must be {LINE_RULE}")
             name, digest = match[1], bytes.fromhex(match[2])
             if spelled.setdefault(name.casefold(), name) != name:
-                # Names become names of directories, and some file systems ignore case.
+                # Names are used for directories, and some file systems ignore case.
                 raise ConfigError(f"{here}: {name} differs from another name in case only")
             if names.setdefault(digest, name) != name:
                 raise ConfigError(f"{here}: the key has another name already")

@@ -1,7 +1,7 @@
-"""Lets a request in or refuses it, before anything of it is read.
+"""Accepts or refuses a request before its body is read.
 
-A route without a mark needs a key, if the server has keys, and may not be used by pages of other
-origins.  So a new route is safe until somebody decides otherwise.
+By default, a route needs a key if the server has keys, and may not be used by pages of other
+origins.  So new routes are safe until they are explicitly opened.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from vox_serve.server.errors import Unauthorized, answer_to
 from vox_serve.server.owner import NOBODY, Owner
 
 CLOSED, OPEN, READ, METRICS = "closed", "open", "read", "metrics"
-"""Kinds of routes.  `open`: looks at no key, as it says how the server is and what it can do.
-`read`: changes and costs nothing; the key may be missing, and shows its own voices.  `metrics`: as
-open as the server's settings say.  `closed`: all others."""
+"""Kinds of routes.  `open`: ignores keys; shows the server's state and its API.  `read`: changes
+nothing and costs nothing; a key is optional, and shows the key's voices too.  `metrics`: open or
+closed, as the server's settings say.  `closed`: all others."""
 
 
 SUBPROTOCOL, KEY_SUBPROTOCOL = "vox-serve", "vox-serve-key"
-"""Subprotocols that a browser offers with a WebSocket, because it cannot send a key in a header:
-the first one, which is chosen, and the second one with a dot and the key as base64url."""
+"""Subprotocols that a web page offers with a WebSocket, because it cannot send a key in a header:
+the first, which is accepted, and the second followed by a dot and the key in base64url."""
 
 
 def access(kind: str) -> dict[str, Any]:
@@ -43,9 +43,9 @@ def access(kind: str) -> dict[str, Any]:
 
 
 class Access(ASGIMiddleware):
-    """Checks host, origin and key, and bounds what each key and all bodies take.
+    """Checks host, origin and key, and enforces the limits on keys and bodies.
 
-    Puts the `Owner` into `scope["auth"]`.
+    Stores the `Owner` in `scope["auth"]`.
     """
 
     def __init__(self, server: ServerConfig, keys: Keys) -> None:
@@ -69,12 +69,12 @@ class Access(ASGIMiddleware):
             await next_app(scope, receive, send)
 
     def _let_in(self, scope: Scope) -> AbstractContextManager[None]:
-        """Check a request; its use of the key is counted in the context that this returns.
+        """Check a request; returns a context that counts it as open for its key.
 
         Raises:
-            Forbidden: its host or origin is not allowed.
-            Unauthorized: a key is missing, or unknown.
-            TooMany: on entering: the key is over one of its limits.
+            Forbidden: the host or origin is not allowed.
+            Unauthorized: the key is missing or unknown.
+            TooMany: on entering the context: the key exceeds one of its limits.
         """
         headers = Headers.from_scope(scope)
         websocket = scope["type"] == ScopeType.WEBSOCKET
@@ -86,7 +86,7 @@ class Access(ASGIMiddleware):
         if kind == CLOSED:
             self._sites.check_origin(headers, websocket)
         scope["auth"] = owner = NOBODY if kind == OPEN else self._owner(headers, kind)
-        # Ending things is always possible, also for those who are over their limit.
+        # DELETE is always allowed, even for a key that exceeds its limits.
         if kind == CLOSED and owner.key and method != "DELETE":
             return self._keys.counted(owner.key)
         return nullcontext()
@@ -121,7 +121,7 @@ def _given_key(headers: Headers) -> str | None:
 
 
 def _decoded(text: str) -> str:
-    """A key out of base64url without padding; empty, which is not a key, if it is not that."""
+    """Decode a key from base64url without padding; invalid input gives "", which is never a key."""
     try:
         return base64.b64decode(text + "=" * (-len(text) % 4), b"-_", validate=True).decode(
             "latin-1"

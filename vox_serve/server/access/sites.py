@@ -1,10 +1,10 @@
-"""Which web pages may use the server, and by which host names.
+"""Which web pages may use the server, and under which host names.
 
-A browser lets any page send requests to any address that the browser can reach, this one included:
-plain POST requests and WebSockets need nobody's leave, only the answer is kept from the page.  So
-everything that changes or costs something asks where the request comes from.  A page can also make
-its own name resolve to this address (DNS rebinding) and is then at home here; that is why the name
-in the Host header counts, too.
+A browser lets any page send requests to any address that the browser can reach, including this one.
+Plain POST requests and WebSockets need no permission; the browser only hides a POST's response from
+the page.  So routes that change or cost something check the request's origin.  A page can also make
+its own host name resolve to this address (DNS rebinding), so that it has the same origin as this
+server; therefore the Host header is checked too.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from vox_serve.config import ServerConfig
 from vox_serve.server.errors import Forbidden
 
 HTTP_SITES = ("cross-site", "same-site")
-"""Values of Sec-Fetch-Site that stand for a page of another origin."""
+"""Values of Sec-Fetch-Site that mean a page of another origin."""
 
 
 class Sites:
     """The origins and host names that a server allows.
 
     Args:
-        server: names them.
+        server: lists them.
     """
 
     def __init__(self, server: ServerConfig) -> None:
@@ -35,7 +35,7 @@ class Sites:
         self._bound = _bare(server.host)
 
     def check_host(self, headers: Mapping[str, str]) -> None:
-        """Raise Forbidden if the Host header holds a name that is not allowed."""
+        """Raise Forbidden if the Host header has a name that is not allowed."""
         given = headers.get("host", "")
         host = _bare(_without_port(given))
         if not self._hosts and not self._local:
@@ -45,16 +45,16 @@ class Sites:
         raise Forbidden(f"this server does not go by the name {host[:200]!r}; see --allowed-hosts")
 
     def check_origin(self, headers: Mapping[str, str], websocket: bool = False) -> None:
-        """Raise Forbidden if a web page of an origin that is not allowed sent the request.
+        """Raise Forbidden if the request comes from a web page whose origin is not allowed.
 
-        Programs other than browsers send no Origin.
+        Programs other than browsers do not send Origin.
         """
         allowed = self._websocket if websocket else self._http
         origin = headers.get("origin")
         if "*" in allowed or (origin is not None and origin.lower() in allowed):
             return
         if origin is None:
-            # A browser says nothing of the origin when a page merely embeds or links an address.
+            # Browsers send no Origin when a page only embeds or links to an address.
             foreign = headers.get("sec-fetch-site") in HTTP_SITES
         else:
             foreign = _site(origin) != headers.get("host", "").lower()
@@ -63,9 +63,9 @@ class Sites:
             raise Forbidden(f"a page of another origin may not do this; see {flag}")
 
     def _is_local(self, host: str) -> bool:
-        """Can no stranger make this name resolve to us?
+        """Whether no outsider can make this name resolve to this server.
 
-        That needs a domain, so names of one label are safe, as are addresses.
+        That needs a domain, so names with a single label are safe, and so are addresses.
         """
         return (
             "." not in host
@@ -83,7 +83,7 @@ class Sites:
 
 
 def is_loopback(host: str) -> bool:
-    """Does a server that listens on this host serve its own machine only?"""
+    """Whether a server that listens on this host can be reached only from its own machine."""
     try:
         return ipaddress.ip_address(_bare(host)).is_loopback
     except ValueError:
@@ -96,12 +96,12 @@ def _without_port(host: str) -> str:
 
 
 def _bare(host: str) -> str:
-    """A host as it is compared: lower case, no brackets, no final dot."""
+    """Normalise a host for comparison: lower case, no brackets, no final dot."""
     return host.strip().lower().removeprefix("[").removesuffix("]").removesuffix(".")
 
 
 def _site(origin: str) -> str:
-    """The `host:port` of an origin; something that is no host if there is none."""
+    """The `host:port` of an origin; "?", which matches no host, if it has none."""
     try:
         return urlsplit(origin).netloc.lower() or "?"
     except ValueError:

@@ -1,4 +1,4 @@
-"""Builds the OpenAPI document: Litestar writes the routes, msgspec the schemas it enforces."""
+"""Builds the OpenAPI document: Litestar describes the routes, msgspec the schemas it enforces."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ SECURITY_SCHEMES: Json = {
     "header": {"type": "apiKey", "in": "header", "name": "X-Api-Key"},
 }
 SECURITY: list[Json] = [{}, *({name: []} for name in SECURITY_SCHEMES)]
-"""Of operations that look at keys; the first: none is needed if the server has none."""
+"""For operations that check keys; the first entry is for servers without keys."""
 EVENT_KINDS = (replies.SpeechDelta, replies.SpeechDone, replies.Error)
 EVENT: Json = {
     "description": "one event; an error is the last event, and then the connection is cut",
@@ -113,7 +113,7 @@ class Document:
         """Write the document for an application with these handlers.
 
         Args:
-            own: sampling parameters that only some of the models have.
+            own: sampling parameters that only some models have.
         """
         config = OpenAPIConfig(
             title="vox_serve",
@@ -124,12 +124,12 @@ class Document:
             tags=[Tag(name=name) for name in TAGS],
             use_handler_docstrings=True,
         )
-        # A separate application: with its OpenAPI support on, Litestar adds routes of its own.
+        # A separate application, because Litestar's OpenAPI support adds routes.
         app = Litestar(
             list(handlers),
             dependencies=dict(dependencies),
             openapi_config=config,
-            logging_config=None,  # or it would configure the process's logging
+            logging_config=None,  # otherwise it would configure the process's logging
         )
         document = app.openapi_schema.to_schema()
         for operation in _operations(document):
@@ -152,7 +152,7 @@ class Document:
 
 
 def _inlined(schema: Json, document: Json) -> Json:
-    """A parameter's schema; one that refers to a field of a body is that field's."""
+    """A parameter's schema; a reference to a body's field is replaced by the field's schema."""
     reference = schema.get("$ref", "")
     if "/properties/" not in reference:
         return schema
@@ -168,7 +168,7 @@ def _operations(document: Json) -> Iterator[Json]:
 
 
 def _error(status: int) -> Json:
-    """An error response; all have the same shape."""
+    """The error response for a status; all have the same shape."""
     more = {401: "WWW-Authenticate", 409: "Retry-After", 429: "Retry-After", 503: "Retry-After"}
     names = ("X-Request-Id", more[status]) if status in more else ("X-Request-Id",)
     headers = {name: {"$ref": f"#/components/headers/{name}"} for name in names}
@@ -200,7 +200,7 @@ def _schemas(own: Mapping[str, Range]) -> Json:
 
 
 def _declare(field: Json, own: Mapping[str, Range]) -> None:
-    """Name the parameters that only some models have."""
+    """Add the parameters that only some models have to the schema of `parameters`."""
     schema = next(one for one in field["anyOf"] if one.get("type") == "object")
     schema["additionalProperties"] = False
     schema["properties"] = {
@@ -232,7 +232,7 @@ def _tidy(field: Json) -> None:
 
 
 def _generate_form(body: Json) -> Json:
-    """The schema of the same fields sent as a form."""
+    """The schema of a JSON body's fields when they are sent as a form."""
     form = copy.deepcopy(body)
     form["title"] = "GenerateForm"
     form["description"] += "  `context`, `parameters` and `pronunciations` are JSON texts."
@@ -251,7 +251,7 @@ def _generate_form(body: Json) -> Json:
 
 
 def _as_in_a_form(field: Json) -> None:
-    """Adapt a field's schema to forms, where `null` is an ordinary text and 1 means true."""
+    """Adapt a field's schema to forms, where `null` is ordinary text and 1 means true."""
     if field.get("default", ...) is None:
         del field["default"]
     alternatives = [one for one in field.get("anyOf", ()) if one != {"type": "null"}]
@@ -264,7 +264,7 @@ def _as_in_a_form(field: Json) -> None:
 
 
 def _allow_aliases(form: Json) -> None:
-    """Let the voice form take some fields under either of two names."""
+    """Let the voice form accept some fields under either of two names."""
     for field in form["properties"].values():
         _as_in_a_form(field)
     for alias, name in ALIASES.items():

@@ -1,7 +1,7 @@
-"""What the OpenAPI document says about a route that its signature does not.
+"""Details of a route for the OpenAPI document that its signature does not contain.
 
-A route passes one of these as its `operation_class`; Litestar derives the rest of the document from
-paths, parameters and return types.
+A route passes the result of `described` as its `operation_class`; Litestar derives the rest of the
+document from paths, parameters and return types.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def schema_reference(name: str) -> Reference:
 
 
 def request_body(examples: Mapping[str, Any], **schemas: str) -> RequestBody:
-    """The request body of a route that decodes it itself.
+    """The request body of a route that decodes its own body.
 
     Args:
         examples: valid for every media type.
@@ -89,7 +89,7 @@ def request_body(examples: Mapping[str, Any], **schemas: str) -> RequestBody:
 
 
 def sound(*more: str) -> dict[str, OpenAPIMediaType]:
-    """All audio media types, and the `more` ones, whose content is events."""
+    """All audio media types; also `more` media types, whose content is events."""
     binary = Schema(type=OpenAPIType.STRING, format=OpenAPIFormat.BINARY)
     found = {one.media_type: OpenAPIMediaType(schema=binary) for one in FORMATS.values()}
     return found | {name: OpenAPIMediaType(schema=schema_reference("Event")) for name in more}
@@ -106,10 +106,10 @@ def described(
 
     Args:
         errors: statuses from `ERRORS`.
-        body: for a route that decodes its body itself.
-        content: of the response, if the return type does not say.
-        headers: response headers of the document, besides X-Request-Id.
-        parameters: those missing from the route's signature.
+        body: for a route that decodes its own body.
+        content: of the response, if the return type does not define it.
+        headers: names of response headers in the document, in addition to X-Request-Id.
+        parameters: parameters missing from the route's signature.
     """
 
     @dataclass

@@ -1,4 +1,4 @@
-"""GET /openapi.json: the API described for programs."""
+"""GET /openapi.json: the API's description for programs."""
 
 from __future__ import annotations
 

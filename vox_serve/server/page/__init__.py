@@ -1,4 +1,4 @@
-"""The web pages: one that speaks and one that shows the API.
+"""The web pages: one for trying the voices and one that shows the API.
 
-`static/` is built from the folder `page/` of the repository by `make page`.
+`make page` builds `static/` from the repository's folder `page/`.
 """

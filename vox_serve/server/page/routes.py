@@ -32,25 +32,25 @@ _POLICY = (
 POLICY = _POLICY + (
     "style-src 'self'; img-src 'self'; require-trusted-types-for 'script'; trusted-types 'none'"
 )
-"""The page loads nothing from elsewhere, sends nothing elsewhere and makes no code of text."""
+"""The page exchanges data only with this server and cannot turn text into code."""
 DOCS_POLICY = _POLICY + "style-src 'self' 'unsafe-inline'; img-src 'self' data:"
-"""Swagger UI writes style elements, and has its icons in its style sheet."""
+"""Swagger UI creates style elements, and has icons in its style sheet."""
 
 
 @attrs.frozen
 class File:
-    """A file as it is sent."""
+    """A file in the forms in which it is sent."""
 
     content: bytes
     compressed: bytes
     media_type: str
     tag: str
-    """The ETag.  A weak one, because both encodings have it."""
+    """The ETag; weak, because both encodings share it."""
 
     def answer(self, request: Request[Any, Any, Any], policy: str) -> Response[bytes]:
-        """The file, compressed if the client can read that; 304 if the client has it already."""
+        """The file, compressed if the client accepts that; 304 if the client already has it."""
         headers = {
-            "Cache-Control": "no-cache",  # keep it, but ask whether it is still the same
+            "Cache-Control": "no-cache",  # may be cached, but must be revalidated
             "Content-Security-Policy": policy,
             "ETag": self.tag,
             "Referrer-Policy": "no-referrer",
@@ -73,7 +73,7 @@ def _read(path: Path) -> File:
 
 
 FILES = {path.name: _read(path) for path in sorted(STATIC.iterdir())}
-"""All files by name.  A request can name no others."""
+"""All files by name.  Requests cannot reach any others."""
 
 
 def _content(*suffixes: str) -> dict[str, OpenAPIMediaType]:
@@ -89,7 +89,7 @@ def _content(*suffixes: str) -> dict[str, OpenAPIMediaType]:
     operation_class=described(403, content=_content(".html")),
 )
 async def page(request: Request[Any, Any, Any]) -> Response[bytes]:
-    """The page that speaks."""
+    """The web page for trying the voices."""
     return FILES["index.html"].answer(request, POLICY)
 
 
@@ -111,7 +111,7 @@ async def docs(request: Request[Any, Any, Any]) -> Response[bytes]:
     operation_class=described(403, 404, content=_content(*MEDIA_TYPES)),
 )
 async def asset(request: Request[Any, Any, Any], file: FromPath[str]) -> Response[bytes]:
-    """A file that the two pages load."""
+    """A file that the web pages load."""
     if file not in FILES:
         raise NotFound(f"no file {file[:128]!r}", "file")
     return FILES[file].answer(request, POLICY)

@@ -1,1 +1,1 @@
-"""The HTTP routes, each with the fields of its request."""
+"""The HTTP routes, each with its request's fields."""

@@ -26,9 +26,9 @@ async def forget(
     conversation: FromPath[str],
     model: FromQuery[str | None] = None,
 ) -> None:
-    """Forget a conversation; `model` names its model, if several are served."""
+    """Forget a conversation; `model` is required if several models are served."""
     client = engines.choose(model)
-    # Names that clients cannot choose belong to long texts and sessions, which manage their own.
+    # Other names belong to long texts and sessions, which forget their own conversations.
     if not CONVERSATION.fullmatch(conversation) or not await client.forget(owner.own(conversation)):
         raise NotFound(f"unknown conversation {conversation[:128]!r}", "conversation")
 
@@ -44,6 +44,6 @@ async def cancel(
     owner: NamedDependency[Owner],
     request_name: FromPath[str],
 ) -> None:
-    """End the requests with this id, running or waiting; their responses are cut."""
+    """Cancel the requests with this id, running or waiting; their responses are cut off."""
     if not open_requests.cancel(owner.own(request_name)):
         raise NotFound(f"no open request {request_name[:128]!r}", "id")

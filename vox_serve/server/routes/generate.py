@@ -46,7 +46,7 @@ MAX_CONTEXT_SEGMENTS = 32
 
 
 class ContextTurn(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
-    """One earlier turn; `audio` is base64 of a file in any format that libsndfile reads."""
+    """An earlier turn; `audio` is a file in any format that libsndfile reads, in base64."""
 
     speaker: Annotated[
         int,
@@ -65,7 +65,7 @@ class ContextTurn(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 
 
 class GenerateRequest(VoiceFields, forbid_unknown_fields=True, kw_only=True):
-    """The fields of POST /generate; docs/http-api.md says what each means."""
+    """The fields of POST /generate, described in docs/http-api.md."""
 
     text: Annotated[str, words(MAX_TEXT_CHARACTERS, "the text to speak")]
     streaming: Annotated[bool, msgspec.Meta(description="send audio as it is generated")] = False
@@ -142,7 +142,7 @@ async def _parse(incoming: IncomingRequest) -> SpeechOrder:
 
 
 def read_context(turns: list[ContextTurn], info: EngineInfo) -> tuple[Segment, ...]:
-    """Decode the turns' audio; rejects audio too long for the context while reading it."""
+    """Decode the turns' audio; audio too long for the context is rejected while it is read."""
     seconds_left = info.max_positions / info.frame_rate
     segments = []
     for number, turn in enumerate(turns):

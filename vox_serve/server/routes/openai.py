@@ -1,4 +1,4 @@
-"""POST /v1/audio/speech and GET /v1/models: what clients of OpenAI's API expect."""
+"""Routes compatible with OpenAI's API: /v1/audio/speech, /v1/models and /v1/audio/models."""
 
 from __future__ import annotations
 
@@ -53,19 +53,19 @@ from vox_serve.workers.engines import Engines
 MAX_INPUT_CHARACTERS = 4096
 STREAM_FORMATS = ("audio", "sse")
 DEFAULT_MODEL = "tts-1"
-"""Of a request by address that names none."""
+"""The model for GET requests that do not name one."""
 MODELS = re.compile(r"(tts-1|tts-1-hd|gpt-4o-mini-tts)(-\d{4}(-\d\d-\d\d)?)?")
-"""The names of OpenAI's own models, dated or not; here they mean the first model."""
+"""The names of OpenAI's models, with or without a date; here they mean the first model."""
 
 
 class VoiceId(msgspec.Struct, forbid_unknown_fields=True):
-    """A registered voice as OpenAI's API refers to it."""
+    """A reference to a registered voice, in the form of OpenAI's API."""
 
     id: str
 
 
 class SpeechBody(CommonFields, forbid_unknown_fields=True, kw_only=True):
-    """The fields of POST /v1/audio/speech; docs/http-api.md says what each means."""
+    """The fields of POST /v1/audio/speech, described in docs/http-api.md."""
 
     model: Annotated[
         str, Meta(description="as for /generate; `tts-1` and similar names mean the first model")
@@ -181,14 +181,14 @@ async def speech_at_address(
     engines: NamedDependency[Engines],
     open_requests: NamedDependency[OpenRequests],
 ) -> Response[bytes]:
-    """Speak a text that is part of the address, for players that can be given nothing else."""
+    """Speak a text from the query string, for players that accept only a URL."""
     with _named_input():
         return await answer(request, engines, open_requests, _parse_query)
 
 
 @contextmanager
 def _named_input() -> Iterator[None]:
-    """Errors of the text name this route's field."""
+    """Make errors about the text name this route's field."""
     try:
         yield
     except RequestError as error:
@@ -254,14 +254,14 @@ def _check(body: SpeechBody, speed: float) -> None:
 
 
 def served(engines: Engines, model: str) -> str:
-    """The name of a served model; OpenAI's own names mean the first."""
+    """The name of a served model; the names of OpenAI's models mean the first."""
     names = [client.model for client in engines]
     return names[0] if model not in names and MODELS.fullmatch(model) else model
 
 
 @get("/v1/models", tags=["models"], opt=access(READ), operation_class=described(401, 403))
 async def models(engines: NamedDependency[Engines]) -> replies.OpenAIModels:
-    """The loaded models, as OpenAI's API lists them."""
+    """The loaded models, in the form of OpenAI's API."""
     data = [_model(client, engines) for client in engines.loaded]
     return replies.OpenAIModels(object="list", data=data)
 
@@ -286,5 +286,5 @@ def _model(client: EngineClient, engines: Engines) -> replies.OpenAIModel:
 
 @get("/v1/audio/models", tags=["models"], opt=access(READ), operation_class=described(401, 403))
 async def audio_models(engines: NamedDependency[Engines]) -> replies.ModelIds:
-    """The loaded models, as Open WebUI asks for them."""
+    """The loaded models, in the form that Open WebUI expects."""
     return replies.ModelIds(models=[replies.ModelId(id=c.model) for c in engines.loaded])

@@ -34,7 +34,7 @@ TEXT = {CONTENT_TYPE: OpenAPIMediaType(schema=Schema(type=OpenAPIType.STRING))}
 async def health(
     engines: NamedDependency[Engines], registered: NamedDependency[Voices]
 ) -> Response[replies.Health]:
-    """503 while an engine is dead or being restarted, else 200."""
+    """The server's health: 503 while an engine is dead or being restarted, else 200."""
     body = replies.Health(
         status=engines.state.value,
         models=[_health(client) for client in engines],
@@ -66,7 +66,7 @@ def _health(client: EngineClient) -> replies.ModelHealth:
     responses={503: ResponseSpec(replies.Readiness, False, "Requests are not accepted")},
 )
 async def ready(engines: NamedDependency[Engines]) -> Response[replies.Readiness]:
-    """200 only while every model accepts requests."""
+    """Readiness: 200 while every model accepts requests, else 503."""
     found = engines.state
     status = 200 if found in ACCEPTING else 503
     headers = {} if status == 200 else {"Retry-After": "5"}
@@ -78,7 +78,7 @@ async def ready(engines: NamedDependency[Engines]) -> Response[replies.Readiness
 async def models(
     engines: NamedDependency[Engines], owner: NamedDependency[Owner]
 ) -> replies.LoadedModels:
-    """The loaded models: sizes, limits, voices and sampling defaults of each."""
+    """The loaded models, with their sizes, limits, voices and sampling defaults."""
     return replies.LoadedModels(models=[_loaded(client, owner) for client in engines.loaded])
 
 
@@ -108,7 +108,7 @@ async def voices(
 
 @get("/plugins", tags=["server"], opt=access(READ), operation_class=described(401, 403))
 async def plugins(engines: NamedDependency[Engines]) -> replies.Plugins:
-    """The plugins that were found, and why any of them cannot be used."""
+    """The plugins that were found, with the reasons why some cannot be used."""
     return replies.Plugins(plugins=list(engines.plugins.infos))
 
 

@@ -1,4 +1,4 @@
-"""Routes under /v1/audio/voices: register a voice, look at one, forget one."""
+"""Routes under /v1/audio/voices: register, list, show and delete voices."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ from vox_serve.workers.engines import Engines
 
 MAX_AUDIO_BYTES = 10 * 2**20
 ALIASES = {"audio_sample": "audio", "transcript": "text"}
-"""OpenAI's name for the sample, and a plainer name for the text spoken in it."""
+"""OpenAI's name for the sample, and another name for the text spoken in it."""
 PATHS = ["/v1/audio/speech", "/v1/audio/voices", "/v1/audio/voices/{voice:str}"]
-"""Those with more than one handler."""
+"""The paths with more than one handler."""
 
 
 class VoiceForm(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
@@ -71,9 +71,9 @@ class VoiceForm(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 
 
 def clip() -> str:
-    """A tenth of a second of sound as a WAV file whose bytes are all ASCII.
+    """A tenth of a second of audio as a WAV file whose bytes are all ASCII.
 
-    JSON cannot hold binary data, but it can hold this file unchanged.
+    JSON cannot contain binary data, but it can contain this file unchanged.
     """
     samples = bytes(0x60 + number % 16 for number in range(800))  # 8 bits each, at 8 kHz
     fmt = b"fmt \x10\0\0\0\x01\0\x01\0\x40\x1f\0\0\x40\x1f\0\0\x01\0\x08\0"
@@ -118,7 +118,7 @@ async def add(
 async def listed(
     registered: NamedDependency[Voices], owner: NamedDependency[Owner]
 ) -> replies.Voices:
-    """The voices of every model, including registered ones; no aliases, as people pick from it."""
+    """The voices of every model, including registered ones, without aliases."""
     return replies.Voices(voices=list(map(_shown, registered.listed(owner))))
 
 
@@ -134,7 +134,7 @@ async def show(
     voice: FromPath[str],
     model: FromQuery[str | None] = None,
 ) -> replies.Voice:
-    """One voice, registered or built in; `model` is needed if several models have it."""
+    """One voice, registered or built in; `model` is required if several models have it."""
     return _shown(registered.find(owner, voice, model))
 
 
@@ -149,14 +149,14 @@ async def remove(
     owner: NamedDependency[Owner],
     voice: FromPath[str],
 ) -> replies.VoiceDeleted:
-    """Forget a registered voice."""
+    """Delete a registered voice."""
     await registered.remove(owner, voice)
     return replies.VoiceDeleted(id=voice, object="audio.voice", deleted=True)
 
 
 @route(PATHS, http_method="OPTIONS", status_code=204, include_in_schema=False)
 async def options(request: Request[Any, Any, Any]) -> Response[None]:
-    """The methods of a path; Litestar's default response lists only the first handler's."""
+    """The methods of a path; Litestar's default lists only the first handler's."""
     here = request.scope["path_template"]
     methods = next(one.methods for one in request.app.routes if one.path_format == here)
     return Response(None, headers={"Allow": ", ".join(sorted(methods))})
@@ -178,10 +178,10 @@ def _shown(voice: KnownVoice) -> replies.Voice:
 
 
 async def read_voice(request: Request[Any, Any, Any], timeout: float) -> VoiceForm:
-    """The form of a new voice.
+    """Read the form of a new voice.
 
     Raises:
-        InvalidRequest: it is not a form, or a field is missing, unknown or out of range.
+        InvalidRequest: the body is not a form, or a field is missing, unknown or out of range.
         BodyTooSlow, HTTPException, ClientGone: as `read_form`.
     """
     if not request.headers.get("content-type", "").lower().startswith(MULTIPART):

@@ -1,1 +1,1 @@
-"""Registered voices, in the engines and as files."""
+"""Registered voices: in the engines and as files."""

@@ -1,4 +1,4 @@
-"""The voice that a request means by a name."""
+"""Finds the voice that a request names."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ VOICES = (
     "marin",
     "cedar",
 )
-"""The names of OpenAI's own voices, assigned to the model's voices in order."""
+"""The names of OpenAI's voices, assigned to the model's voices in order."""
 
 
 def voice_named(client: EngineClient, name: str, owner: Owner) -> str:
@@ -33,9 +33,9 @@ def voice_named(client: EngineClient, name: str, owner: Owner) -> str:
 
 
 def voice_of(client: EngineClient, name: str, owner: Owner) -> str:
-    """As `voice_named`; where there is no such voice, `name` may be an alias.
+    """Like `voice_named`; if there is no voice with this name, it may be an alias.
 
-    Looks for a configured alias first, then for one of OpenAI's names.  Raises NotFound.
+    Tries a configured alias first, then OpenAI's names.  Raises NotFound.
     """
     if all(name != shown for shown, _, _ in owner.seen(client.voices)):
         aliases = client.server.voice_aliases

@@ -1,7 +1,7 @@
-"""Voices that clients register: a sample of speech and what is said in it, under a name.
+"""Voices that clients register: a named sample of speech with its transcript.
 
-Keeps track of them and keeps the engines and the directory in agreement.  Inside, a voice has its
-inner name; see `server.owner`.
+Tracks them and keeps the engines and the directory in sync.  Uses the voices' inner names; see
+`server.owner`.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ from vox_serve.workers.client import EngineClient
 from vox_serve.workers.engines import Engines
 
 MAX_VOICES = 1000
-"""Of one owner, with everybody's."""
+"""The most voices of one owner, including shared ones."""
 CLAIM_SECONDS = 2.0
-"""How often a server that may only read the directory asks for more."""
+"""How often a server that may only read the directory tries to claim it."""
 MAX_WAITING = 8
 """The most voices being added at once: one is being encoded, the others wait."""
 Samples = npt.NDArray[np.float32]
@@ -59,7 +59,7 @@ class RegisteredVoice:
         name: its inner name.
         client: the engine that speaks it.
         seconds: length of its sample.
-        kept: it is stored in the directory.
+        kept: whether it survives a restart of the server.
     """
 
     name: str
@@ -74,7 +74,7 @@ class KnownVoice:
     """A voice that a request may name: built into a model, or registered.
 
     Args:
-        name: what its owner calls it.
+        name: its owner's name for it.
     """
 
     name: str
@@ -104,20 +104,20 @@ class Voices:
         self._lock = asyncio.Lock()
         self._waiting = 0
         self._claimed = True
-        """Is the directory ours to change?"""
+        """Whether this server may change the directory."""
         self._claiming: asyncio.Task[None] | None = None
         self._kept = server.voices_dir is not None
         self._scratch: tempfile.TemporaryDirectory[str] | None = None
         if server.voices_dir is not None:
             self._open(Path(server.voices_dir).expanduser())
         elif server.on_worker_death == "restart" or server.unload_after is not None:
-            # A worker that is started again gets the voices from here.
+            # A restarted worker gets the voices from here.
             self._scratch = tempfile.TemporaryDirectory(prefix="vox-serve-voices-")
             self._store = VoiceStore(Path(self._scratch.name))
         engines.prepare(self._load)
 
     def close(self) -> None:
-        """Leave the directory to others."""
+        """Let other servers claim the directory."""
         if self._claiming is not None:
             self._claiming.cancel()
         if self._store is not None:
@@ -140,7 +140,7 @@ class Voices:
         self._scan()
 
     def _scan(self) -> None:
-        """Read what the directory has."""
+        """Read the voices in the directory."""
         assert self._store is not None
         self._stored, problems = self._store.scan()
         for file, reason in problems.items():
@@ -148,7 +148,7 @@ class Voices:
         self._give_out()
 
     def listed(self, owner: Owner, model: str | None = None) -> list[KnownVoice]:
-        """Every voice that this owner's requests may name, or those of one model."""
+        """Every voice that this owner may use, or only those of one model."""
         return [
             self._known(client, name, inner, speaker)
             for client in self._engines
@@ -167,13 +167,13 @@ class Voices:
         """Register a voice: add it to the model, store it, then list it.
 
         Args:
-            owner: whose voice it is.
+            owner: the voice's owner.
             file: the sample, in any format that libsndfile reads.
 
         Raises:
             AlreadyExists: the name is taken.
             InvalidRequest: the sample cannot be used.
-            RequestError: the model cannot take it, or it cannot be stored.
+            RequestError: the model cannot use the voice, or it cannot be stored.
         """
         if self._waiting >= MAX_WAITING:
             raise QueueFull(f"{MAX_WAITING} voices are being added; try again later")
@@ -195,13 +195,13 @@ class Voices:
         """Forget a voice, and delete its files.
 
         Raises:
-            NotFound: there is none.
+            NotFound: the voice does not exist.
             InvalidRequest: it is built into a model.
-            Forbidden: it is everybody's, and the owner is the holder of one key.
+            Forbidden: it is shared, so the holder of a key may not remove it.
             Unavailable: the server is not ready, or the files cannot be deleted.
         """
         inner = owner.own(name)
-        self._require_engine(inner)  # now: the lock may be held until a model is ready
+        self._require_engine(inner)  # check early: the lock may be held until a model is ready
         async with self._lock:
             self._require_engine(inner)
             known = self._registered.get(inner)
@@ -226,7 +226,7 @@ class Voices:
                 self.broken = {f: why for f, why in self.broken.items() if Path(f).stem != name}
 
     def _require_engine(self, name: str) -> None:
-        """Raise Unavailable if the voice's model, or any if nobody has it, takes no requests."""
+        """Raise Unavailable if the voice's model, or any model if none has it, is not ready."""
         known = self._registered.get(name)
         for client in [known.client] if known is not None else self._engines:
             client.admit()
@@ -235,7 +235,7 @@ class Voices:
         """One voice.
 
         Raises:
-            NotFound: there is none.
+            NotFound: the voice does not exist.
             InvalidRequest: several models have it, and `model` is None.
         """
         if model is not None:
@@ -270,7 +270,7 @@ class Voices:
                 self._report(f"{name}.json", f"{problem}; this server has {', '.join(models)}")
 
     async def _load(self, client: EngineClient) -> None:
-        """Add the stored voices to an engine that has loaded, for the first time or again."""
+        """Add the stored voices to an engine that has loaded or reloaded."""
         if not self._claimed and self._claiming is None:
             self._claiming = asyncio.create_task(self._wait_for_directory())
         await self._load_all(client, tuple(self._stored))
@@ -293,7 +293,7 @@ class Voices:
             log.info("%s: %d stored voices read", client.model, len(mine))
 
     async def _wait_for_directory(self) -> None:
-        """Take the directory over from a server that ends, and load what that one added."""
+        """Take over the directory when the other server ends, and load the voices it added."""
         assert self._store is not None
         while not await asyncio.to_thread(self._store.claim):
             await asyncio.sleep(CLAIM_SECONDS)
@@ -321,12 +321,12 @@ class Voices:
     async def _add_to_engine(
         self, client: EngineClient, name: str, record: VoiceRecord, audio: Samples
     ) -> None:
-        """Add the voice to the model.  Errors name the form's fields."""
+        """Add the voice to the model.  Errors name fields of the form."""
         try:
             segment = Segment(record.speaker, record.text, audio)
             await client.add_voice(name, record.speaker, (segment,))
         except RequestError as error:
-            if error.param == "context":  # what the model calls it
+            if error.param == "context":  # the model's name for it
                 raise type(error)(f"audio and text: {error.message}", "audio") from error
             raise
 
@@ -356,7 +356,7 @@ class Voices:
         log.info("voice %r of %s: %.1f s", name, client.model, seconds)
 
     async def _require_free(self, owner: Owner, client: EngineClient, name: str) -> None:
-        """Check that the name is free, ignoring case: file systems and people confuse it."""
+        """Check that the name is free, ignoring case, as some file systems and people do."""
         if _owns(client, name):
             raise AlreadyExists(f"{name!r} is a built-in voice of the model", "name")
         known = list(owner.seen((inner, None) for inner in self._registered))
@@ -370,12 +370,12 @@ class Voices:
 
     def _report(self, file: str, reason: str) -> None:
         log.error("%s in the voices directory cannot be used: %s", file, reason)
-        if not split(file)[0]:  # /health, which shows them, is for everybody
+        if not split(file)[0]:  # /health is public
             self.broken[file] = reason
 
 
 def _owns(client: EngineClient, name: str) -> bool:
-    """Does the model have a built-in voice of this name, ignoring case?"""
+    """Whether the model has a built-in voice with this name, ignoring case."""
     own = client.info.voices if client.info is not None else ()
     return any(name.casefold() == voice.casefold() for voice, _ in own)
 

@@ -1,8 +1,8 @@
-"""Registered voices as files in one directory.  Contains nothing about engines or HTTP.
+"""Stores registered voices as files in one directory.  Does not depend on engines or HTTP.
 
-A voice is `NAME.wav` and, beside it, `NAME.json` (a `VoiceRecord`) or `NAME.txt` (only the
-transcript).  Users may also add such files by hand; they are read at start.  The voices of an API
-key are in a subdirectory of the key's name; here their names are `KEY/NAME`, see `server.owner`.
+A voice is `NAME.wav` with `NAME.json` (a `VoiceRecord`) or `NAME.txt` (only the transcript).  Users
+may also add such files by hand; they are read at start.  The voices of an API key are in a
+subdirectory with the key's name; their names here are `KEY/NAME`, see `server.owner`.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ MAX_SPEAKER = 999
 TRANSCRIPT_BYTES = 64 * 2**10
 AUDIO, TRANSCRIPTS = ".wav", (".json", ".txt")
 UNFINISHED = re.compile(r"\..+\.(wav|json)\.\w+\.tmp")
-"""What a server that was killed while it stored a voice has left."""
+"""Files left by a server that was killed while it stored a voice."""
 log = logging.getLogger("vox_serve.voices")
 
 
@@ -46,9 +46,9 @@ class VoiceUnusable(ValueError):
 
 
 class VoiceRecord(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=True):
-    """The content of the JSON file beside the audio.
+    """The content of a voice's JSON file.
 
-    `model` None means the only model served; `created` is in Unix seconds.
+    `model` None means the only model served; `created` is a Unix time in seconds.
     """
 
     text: str
@@ -68,9 +68,10 @@ def check_text(text: str) -> str:
 
 
 class VoiceStore:
-    """The voices in a directory, which is created if it is missing.
+    """The voices in a directory, which is created if missing.
 
-    Several servers may read a directory; the first that claims it may change it, until it ends.
+    Several servers may read a directory.  Only one at a time may change it: the first to claim it,
+    until it ends.
 
     Raises:
         ConfigError: the directory cannot be created or read.
@@ -79,7 +80,7 @@ class VoiceStore:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._lock: int | None = None
-        """A descriptor of the directory; the kernel unlocks it when this process ends."""
+        """A descriptor of the locked directory; the kernel unlocks it when this process ends."""
         try:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._names()
@@ -89,7 +90,7 @@ class VoiceStore:
             raise ConfigError(f"voices_dir {directory} cannot be used: {reason}") from error
 
     def claim(self) -> bool:
-        """May this server change the directory?  Not while another holds it.
+        """Claim the directory for changes; False while another server holds it.
 
         Raises:
             OSError: the directory cannot be locked.
@@ -137,7 +138,7 @@ class VoiceStore:
                 _check_name(name, records)
                 records[name] = self._record(name, found)
             except VoiceUnusable as error:
-                # A file name may not be text; the report must be.
+                # A file name may not be valid text, but the report must be.
                 problems[file.encode(errors="backslashreplace").decode()] = str(error)
         return records, problems
 
@@ -152,12 +153,12 @@ class VoiceStore:
     def write(
         self, name: str, record: VoiceRecord, audio: npt.NDArray[np.float32], sample_rate: int
     ) -> None:
-        """Store a voice: audio first, so that anyone who finds the JSON finds both.
+        """Store a voice: the audio first, so that a JSON file always has its audio.
 
         The samples are stored unchanged, so that the voice sounds the same after a restart.
 
         Raises:
-            OSError: it cannot be written.  No error leaves a file behind.
+            OSError: it cannot be written.  On any error, no file is left behind.
         """
         self._require_claim()
         sound, wav = self._path(name, AUDIO), io.BytesIO()
@@ -183,13 +184,13 @@ class VoiceStore:
         return bool(found)
 
     def holds(self, name: str) -> bool:
-        """Is there a file of this name, ignoring case?  Some file systems ignore it too."""
+        """Whether there is a file with this name, ignoring case as some file systems do."""
         key, own = split(name)
         wanted = {(own + suffix).casefold() for suffix in (AUDIO, *TRANSCRIPTS)}
         return any(file.casefold() in wanted for file in self._names(key))
 
     def _keys(self) -> list[str]:
-        """The names of keys that have voices; '' stands for the directory itself."""
+        """The names of keys that have voices; '' means the directory itself."""
         return [
             "",
             *sorted(
@@ -237,10 +238,10 @@ class VoiceStore:
         return msgspec.structs.replace(record, text=check_text(record.text), created=created)
 
     def _open(self, path: Path) -> BinaryIO:
-        """Open a regular file.  A link may point to a file in the directory but not outside it.
+        """Open a regular file.  A link may point to a file inside the directory, but not outside.
 
         Raises:
-            VoiceUnusable: it cannot be opened, or is something else.
+            VoiceUnusable: it cannot be opened or is not a regular file.
         """
         try:
             if not path.resolve().is_relative_to(self._root):

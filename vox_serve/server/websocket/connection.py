@@ -1,6 +1,6 @@
-"""One WebSocket as a session sees it: messages come in, events and audio go out.
+"""A session's WebSocket: receives messages, sends events and audio.
 
-Contains the protocol's messages and their fields, and nothing about speech.
+Defines the protocol's messages and their fields.  Does not deal with speech.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from vox_serve.server.errors import BinaryMessage, ClientGone, Malformed, error_
 from vox_serve.server.speech import VoiceFields
 
 MAX_MESSAGE_BYTES = 128 * 2**10
-"""Limit on one message from a client; a longer one closes the connection with 1009."""
+"""Limit on a client's message; a longer one closes the connection with code 1009."""
 SERVICE_RESTART = 1012
 log = logging.getLogger("vox_serve.websocket")
 log.setLevel(logging.WARNING)
 
 
 class Start(VoiceFields, tag="start", forbid_unknown_fields=True, kw_only=True):
-    """The first message; docs/http-api.md says what each field of each message means."""
+    """The first message.  docs/http-api.md describes the fields of all messages."""
 
     format: str = "pcm"
 
@@ -51,7 +51,7 @@ class End(msgspec.Struct, tag="end", forbid_unknown_fields=True):
 
 
 class ServerEnds:
-    """Received in place of a client's message: the server has begun to shut down."""
+    """Received instead of a client's message when the server begins to shut down."""
 
 
 Message = Start | Text | Flush | Cancel | End
@@ -62,9 +62,9 @@ class Connection:
     """An accepted WebSocket.
 
     Args:
-        receive, send: ASGI's.
-        send_timeout: seconds that the client may leave data unread.
-        foreign: other servers' names of the fields of `start`; None refuses them.
+        receive, send: the ASGI functions.
+        send_timeout: seconds for which the client may leave data unread.
+        foreign: other servers' names for the fields of `start`; None refuses them.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class Connection:
         foreign: Mapping[str, str] | None = None,
     ) -> None:
         self.ignored: list[str] = []
-        """The fields of `start` that changed nothing."""
+        """The fields of `start` that had no effect."""
         self._foreign = foreign
         self._receive = receive
         self._asgi_send = send
@@ -86,8 +86,8 @@ class Connection:
 
         Raises:
             ClientGone: the connection is closed.
-            BinaryMessage, Malformed: what came is not a message.
-            OutOfBounds: a field has a value that is not allowed.
+            BinaryMessage, Malformed: the client sent something that is not a message.
+            OutOfBounds: a field's value is not allowed.
         """
         event = cast("dict[str, Any]", await self._receive())
         if event["type"] == "websocket.disconnect":
@@ -116,7 +116,7 @@ class Connection:
         await self._send({"type": "websocket.send", "bytes": None, "text": text})
 
     async def send_error(self, error: RequestError, fatal: bool, **fields: object) -> None:
-        """Send an error in the shape of all our errors.  Raises ClientGone."""
+        """Send an error in the common shape.  Raises ClientGone."""
         await self.send_event("error", fatal=fatal, error=error_fields(error), **fields)
 
     async def send_audio(self, data: bytes) -> None:
@@ -140,10 +140,10 @@ class DrainingProtocol(uvicorn_websockets.WebSocketsSansIOProtocol):
     """A uvicorn WebSocket that lets a session finish at shutdown.
 
     uvicorn's protocol closes the connection at once.  This one only notifies the session, which
-    closes the connection itself; uvicorn waits for it as long as it does for HTTP responses.
+    then closes the connection; uvicorn waits for it as long as for HTTP responses.
 
     Args:
-        closed: called with the transport of a connection that is closed.
+        closed: called with the transport when a connection is closed.
     """
 
     def __init__(
@@ -151,18 +151,18 @@ class DrainingProtocol(uvicorn_websockets.WebSocketsSansIOProtocol):
     ) -> None:
         super().__init__(*args, **kwargs)
         self._closed = closed
-        # uvicorn writes lines for each connection, with what the client has sent.
+        # uvicorn logs lines for each connection that contain what the client sent.
         self.logger = self.conn.logger = log
 
     async def send(self, message: Any) -> None:
-        if self.handshake_complete and self.close_sent:  # because of what the client had sent
+        if self.handshake_complete and self.close_sent:  # closed because of what the client sent
             raise ClientDisconnected
         await super().send(message)
         if message["type"] == "websocket.http.response.body":
-            self.handshake_complete = True  # refused; uvicorn would complain of a missing answer
+            self.handshake_complete = True  # refused; uvicorn would report a missing response
 
     def send_receive_event_to_app(self) -> None:
-        """Pass a message on; uvicorn logs a traceback for text that is not UTF-8."""
+        """Pass a message on, unless its text is not UTF-8: uvicorn would log a traceback."""
         if self.curr_msg_data_type == "text" and not _is_text(b"".join(self.frames)):
             self.frames = []
             if not self.close_sent:
@@ -192,9 +192,9 @@ def _is_text(data: bytes) -> bool:
 
 WEBSOCKET: dict[str, Any] = {
     "ws_max_size": MAX_MESSAGE_BYTES,
-    "ws_per_message_deflate": False,  # samples hardly compress, and it takes time
-    # The reply to a ping waits behind audio that the client has yet to play, so a late one means
-    # nothing.  The send timeout detects clients that are gone.
+    "ws_per_message_deflate": False,  # audio hardly compresses, and compressing takes time
+    # A ping waits behind audio that the client has not read yet, so a late reply means nothing.
+    # The send timeout detects clients that are gone.
     "ws_ping_timeout": None,
 }
 """Settings of `uvicorn.Config` for these connections."""

@@ -1,6 +1,6 @@
-"""WebSocket /v1/audio/stream: text in as it is written, speech out as it is generated.
+"""WebSocket /v1/audio/stream: receives text as it is written, sends speech as it is generated.
 
-This module handles how a connection begins and ends: first message, close codes.
+This module handles the beginning and end of a connection: first message, close codes.
 `session.py` handles the speech in between.
 """
 
@@ -44,7 +44,7 @@ log = logging.getLogger("vox_serve.server")
 
 
 def route(engines: Engines, opened: OpenRequests) -> ASGIRouteHandler:
-    """The handler of the WebSocket."""
+    """The WebSocket's handler."""
 
     @asgi(PATH, copy_scope=False)
     async def stream(scope: Scope, receive: Receive, send: Send) -> None:
@@ -104,11 +104,11 @@ async def _converse(
 async def _begin(
     connection: Connection, engines: Engines, opened: OpenRequests, owner: Owner
 ) -> Session:
-    """The session that the first message asks for.
+    """Receive the first message and make its session.
 
     Raises:
         RequestError: the message is not a `start`, or cannot be served.
-        ClientGone: the client left before it sent one.
+        ClientGone: the client left before it sent a message.
     """
     account = Account("", engines.metrics, "stream", owner=owner)
     try:
@@ -164,6 +164,6 @@ def parse_start(start: Start) -> tuple[AudioFormat, SpeechRequest]:
 
 
 def _check_speaker(speaker: int | None, client: EngineClient) -> None:
-    """Check the speaker now; the engine would do so only with the first sentence."""
+    """Check the speaker now; the engine would check only with the first sentence."""
     if speaker is not None and speaker not in dict(client.voices).values():
         raise NotFound(f"unknown speaker {speaker}", "speaker")

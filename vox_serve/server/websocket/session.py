@@ -1,9 +1,10 @@
 """Speaks text that arrives in pieces over one WebSocket.
 
-A session is a queue of sentences and marks, and at most one task, which works on the head of the
-queue.  One loop handles messages and the task's end, so nothing needs a lock and no audio can
-follow a `cancelled`.  The next text goes to the engine once the previous one's audio has been
-passed to the connection: a slow reader delays only itself, and buffers the audio of one text.
+A session has a queue of sentences and marks, and at most one task, which works on the head of the
+queue.  One loop handles messages and the end of the task, so no locks are needed and no audio can
+follow a `cancelled`.  The next text goes to the engine once the previous text's audio has been
+passed to the connection, so a slow client delays only itself, and audio of only one text is
+buffered for it.
 """
 
 from __future__ import annotations
@@ -40,15 +41,15 @@ from vox_serve.text import PARAGRAPH_SECONDS, Sentences, speakable
 from vox_serve.workers.client import EngineClient
 
 MAX_WAITING_CHARACTERS = 10_000
-"""Limit on the text waiting to be spoken; each `flush` counts as one character."""
+"""Limit on text that waits to be spoken; each `flush` counts as one character."""
 
 
 class Mark(Enum):
     """A queue entry that is not a sentence."""
 
     FLUSH = auto()
-    END = auto()  # the client's
-    SHUTDOWN = auto()  # the server's
+    END = auto()  # the client ends the session
+    SHUTDOWN = auto()  # the server shuts down
 
 
 class Session:
@@ -61,7 +62,7 @@ class Session:
         template: voice, sampling and conversation of each request; its id and text are replaced.
         audio_format: of the audio sent.
         opened: lists the session by its id while it runs.
-        owner: whose session it is.
+        owner: the session's owner.
     """
 
     def __init__(
@@ -94,7 +95,7 @@ class Session:
         self._encoding: Encoding | None = None
         """Encodes the current utterance; None before its first audio."""
         self._continues = False
-        """Has anything of this utterance been spoken?"""
+        """Whether some of this utterance has been submitted to the engine."""
         self._last: Mark | None = None
         """END or SHUTDOWN, once it is in the queue."""
         self._draining = False
@@ -102,7 +103,7 @@ class Session:
         self._stream: AudioStream | None = None
         """The stream of the segment being spoken."""
         self._segment: int | None = None
-        """The number of that segment, once its audio has begun."""
+        """The segment's number, once its audio has begun."""
         self._bytes = 0
         self._reason = FinishReason.STOP
         self._opened = opened
@@ -117,8 +118,8 @@ class Session:
         """Handle messages and speak, until everything before `end` has been spoken.
 
         Raises:
-            RequestError: the session cannot go on.
-            ClientGone: the client left, or does not read.
+            RequestError: the session cannot continue.
+            ClientGone: the client left or does not read.
         """
         receiving = asyncio.ensure_future(self._connection.receive())
         deletion = asyncio.ensure_future(self._deleted.wait())
@@ -158,13 +159,13 @@ class Session:
                 self._client.forget_soon(self._private)
 
     def cancel(self) -> None:
-        """End the session at the request of another connection."""
+        """End the session on behalf of another connection."""
         if self._stream is not None:
             self._stream.close(Cancelled("the session was cancelled"))
         self._deleted.set()
 
     async def _wait(self, *events: asyncio.Future[Any]) -> None:
-        """Wait for one of these or the end of the work; with no work, only up to a time limit."""
+        """Wait for an event or the end of the work; without work, only up to the time limit."""
         if self._working is not None:
             await asyncio.wait((*events, self._working), return_when=asyncio.FIRST_COMPLETED)
             return
@@ -174,7 +175,7 @@ class Session:
             raise InvalidRequest(f"no message arrived for {limit:g} seconds")
 
     async def _handle(self, message: Message | ServerEnds) -> None:
-        """Act on a message, or put it into the queue."""
+        """Act on a message, or add it to the queue."""
         if isinstance(message, Cancel):
             await self._cancel()
         elif isinstance(message, ServerEnds):
@@ -209,7 +210,7 @@ class Session:
 
     def _add(self, sentences: list[str]) -> None:
         for sentence in sentences:
-            # A sign alone may have a name; the front end knows.
+            # The front end may be able to read a sign by itself.
             if speakable(sentence) or not self._client.front_end.as_written:
                 self._put(sentence)
 
@@ -261,7 +262,7 @@ class Session:
         return head is Mark.END
 
     async def _pass(self, mark: Mark) -> None:
-        """End the utterance, and send the event that belongs to the mark."""
+        """End the utterance, and send the mark's event."""
         if self._encoding is not None:
             await self._connection.send_audio(self._encoding.finish())
         self._end_utterance()
@@ -276,7 +277,7 @@ class Session:
             raise GoingAway("the server is shutting down")
 
     def _next_text(self) -> str:
-        """Take the next text from the queue: as many sentences as fit together, one at least."""
+        """Take the next text from the queue: as many sentences as fit together, at least one."""
         text = ""
         while self._queue and isinstance(head := self._queue[0], str):
             if text and len(cut(text + head, self._info)) > 1:
@@ -286,7 +287,7 @@ class Session:
         return text
 
     async def _speak(self, text: str) -> None:
-        """Speak a text; one that cannot be spoken is reported and skipped."""
+        """Speak a text; report and skip it if it cannot be spoken."""
         segment = self._segments
         shown = " ".join(text.split())
         self._segments += 1
@@ -299,7 +300,7 @@ class Session:
             finally:
                 stream.close(ClientGone())
         except NothingToSpeak:
-            self._segments -= 1  # as if it had not come
+            self._segments -= 1  # as if it had not arrived
         except RequestError as error:
             if not meaning(error).session_goes_on:
                 raise
@@ -342,7 +343,7 @@ class Session:
                 with stream.account.busy("send"):
                     await self._connection.send_audio(audio)
                 self._bytes += len(piece)
-                await asyncio.sleep(0)  # let others run: the awaits above may not have yielded
+                await asyncio.sleep(0)  # let other tasks run: the awaits above may not have yielded
             pcm = await stream.next()
         if stream.finished is not None and stream.finished.reason is not FinishReason.STOP:
             self._reason = stream.finished.reason
@@ -353,7 +354,7 @@ def _size(item: str | Mark) -> int:
 
 
 async def _cancel_and_wait(task: asyncio.Future[Any]) -> None:
-    """Cancel a task and wait for its end; its exception is ignored, as the reason is known."""
+    """Cancel a task and wait for its end; ignore its exception, as the reason is known."""
     task.cancel()
     await asyncio.wait((task,))
     if not task.cancelled():
