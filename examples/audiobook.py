@@ -1,4 +1,4 @@
-"""An audiobook with chapters (.m4b) out of an epub or text file.
+"""Make an audiobook with chapters (.m4b) from an epub or text file.
 
     python examples/audiobook.py book.epub -o book.m4b
 
@@ -24,7 +24,7 @@ def chapters(path: Path) -> list[str]:  # the first line of each is its title
         _, *rest = TITLE.split(f"# {path.stem}\n\n{path.read_text()}")
         return [a.strip("# ") + b for a, b in zip(rest[::2], rest[1::2], strict=True)]
     from ebooklib import epub
-    from lxml import html  # ebooklib brings it
+    from lxml import html  # a dependency of ebooklib
 
     book = epub.read_epub(path)
     trees = [html.fromstring(book.get_item_with_id(key).content) for key, _ in book.spine]
@@ -40,7 +40,7 @@ parser.add_argument("--server", default="http://localhost:8000")
 flags = parser.parse_args()
 http = httpx.Client(base_url=flags.server, timeout=None)
 rate = http.get("/models").raise_for_status().json()["models"][0]["sample_rate"]
-fields = {"format": "pcm", "conversation": f"book-{time.time()}"}  # one voice to the end
+fields = {"format": "pcm", "conversation": f"book-{time.time()}"}  # keeps one voice to the end
 with av.open(flags.output, "w", format="ipod") as file:
     stream, marks, spoken = file.add_stream("aac", rate=rate, layout="mono"), [], 0
     for number, chapter in enumerate(chapters(flags.book)):

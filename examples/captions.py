@@ -1,4 +1,4 @@
-"""Speech with captions: a sound file, and beside it when each sentence is said (.srt or .vtt).
+"""Make speech with captions: a sound file and the times of its sentences (.srt or .vtt).
 
     python examples/captions.py talk.txt -o talk.vtt        # and talk.wav
 
@@ -43,7 +43,7 @@ with (
                 sound.writeframes(message)
             elif (event := json.loads(message))["type"] == "error":
                 print(f"left out {sentence!r}: {event['error']['message']}")
-            elif event["type"] == "flushed":  # with the length of all sound so far
+            elif event["type"] == "flushed":  # has the length of all sound so far
                 break
         if event["seconds"] > start:
             span = " --> ".join(clock(at, "," if srt else ".") for at in (start, event["seconds"]))

@@ -2,7 +2,7 @@
 
     python examples/phone_line.py "Thank you for calling. Press any key to hear this again."
 
-TwiML: <Response><Connect><Stream url="wss://HOST/"/></Connect></Response>; a proxy does the TLS.
+TwiML: <Response><Connect><Stream url="wss://HOST/"/></Connect></Response>; a proxy handles TLS.
 Needs: websockets.
 """
 
@@ -22,7 +22,7 @@ flags = parser.parse_args()
 
 
 async def speak(call: ServerConnection, stream: dict[str, str]) -> None:
-    await call.send(json.dumps({"event": "clear", **stream}))  # what is not played yet
+    await call.send(json.dumps({"event": "clear", **stream}))  # drops sound not played yet
     async with connect(f"{flags.server}/v1/audio/stream") as tts:
         start = {"type": "start", "format": "mulaw"}
         for event in (start, {"type": "text", "text": flags.text}, {"type": "end"}):

@@ -2,7 +2,7 @@
 
     OPENAI_API_KEY=none python examples/talk_to_llm.py --model llama3.2
 
-Any server with OpenAI's chat API will do; the default is an Ollama on this machine.
+Works with any server that has OpenAI's chat API; the default is Ollama on this machine.
 Needs: openai, websockets, and a player that reads WAV from its standard input.
 """
 
@@ -36,7 +36,7 @@ async def play(socket: ClientConnection, command: str) -> None:
             print(event["text"], flush=True)
         elif event["type"] == "error":
             print(f"not spoken: {event['error']['message']}", flush=True)
-    await player.communicate(b"")  # closes its input, and waits until all has been heard
+    await player.communicate(b"")  # closes its input, and waits until it has played everything
 
 
 async def main() -> None:

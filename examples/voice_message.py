@@ -1,4 +1,4 @@
-"""A voice message for Telegram or Discord: Opus in Ogg, with the length and the wave to show.
+"""Make a voice message for Telegram or Discord: Opus in Ogg, with its length and waveform.
 
     python examples/voice_message.py "Dinner is at eight." -o message.ogg
     TELEGRAM_TOKEN=... python examples/voice_message.py "Dinner is at eight." --telegram CHAT

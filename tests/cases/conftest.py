@@ -1,4 +1,4 @@
-"""A server that hums what the demo voice would read, and the three ways to it."""
+"""A server with a tone model that reads texts as the demo voice does, and three ways to it."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ CASES: dict[str, dict[str, Any]] = {
 
 @attrs.define
 class Reader:
-    """What the voice was given to read, by whichever way a text came."""
+    """Records the texts that the voice is given to read, sent over HTTP, WebSocket or `say`."""
 
     server: RunningServer
     read: list[str] = attrs.field(factory=list)
-    """The texts that went to the engine since they were last looked at."""
+    """The texts sent to the engine since the last call of `heard`."""
 
     def heard(self) -> str:
         texts, self.read = self.read, []
@@ -41,7 +41,7 @@ class Reader:
         return self.server.http.post("/generate", json={"text": text, **fields})
 
     def by_websocket(self, text: str, **fields: Any) -> list[dict[str, Any] | bytes]:
-        """The messages that come for a text sent whole."""
+        """The server's messages for a text that is sent whole."""
         with connect(self.server.url.replace("http", "ws") + "/v1/audio/stream") as socket:
             for message in (
                 {"type": "start", **fields},

@@ -1,4 +1,4 @@
-"""A plugin: the tone that hums, with the text front end of the demo voice."""
+"""A plugin: the tone model with the text front end of the demo voice."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""More of each kind of text than the cases have, and how it is heard."""
+"""More texts of each kind than the cases have, and how they should be read."""
 
 # ruff: noqa: E501, RUF001 - one row a line, with signs of all kinds
 

@@ -30,7 +30,7 @@ def run(*command: str) -> str:
 
 @needs("java")
 def test_a_jdk_client_with_its_defaults(tone_server: RunningServer) -> None:
-    """Case `upgrade-offer`.  It runs the source; the compiler takes a second or two."""
+    """Case `upgrade-offer`.  Java compiles the source first, which takes a second or two."""
     source = str(Path(__file__).with_name("Speak.java"))
     told = run("java", source, f"{tone_server.url}/v1/audio/speech", BODY, BODY, BODY)
     assert told.splitlines() == [f"200 HTTP_1_1 {44 + PCM} RIFF"] * 3
@@ -75,7 +75,7 @@ def test_health_checks_of_containers(tone_server: RunningServer, command: str) -
 
 @pytest.mark.parametrize("command", CASES["pipes"]["send"]["commands"])
 def test_the_command_line_in_a_pipe(tmp_path: Path, command: str) -> None:
-    """Case `pipes`, as a shell runs it; three seconds each, most of it torch's."""
+    """Case `pipes`, run by a shell; three seconds each, mostly for importing torch."""
     (tmp_path / "text.txt").write_text("9 frames")
     say = f"{sys.executable} -m vox_serve.cli say --model tone --plugins tests.tone"
     command = command.replace("vox-serve say", say).replace("ffmpeg -i - out.mp3", "cat > out.wav")

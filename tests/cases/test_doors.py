@@ -1,4 +1,4 @@
-"""How clients knock: the cases that are exchanges and not texts, over real sockets."""
+"""The cases that are exchanges and not texts, over real sockets."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ StartServer = Callable[..., RunningServer]
 SPEECH: dict[str, Any] = {"model": "tts-1", "voice": "alloy", "input": "9 frames"}
 WAV = SPEECH | {"response_format": "wav"}
 PCM = 9 * 1280
-"""Bytes of what SPEECH becomes."""
+"""The size of SPEECH's audio in bytes."""
 
 
 def open_socket(server: RunningServer) -> socket.socket:
@@ -53,7 +53,7 @@ def request(
 
 
 def answers(connection: socket.socket, count: int) -> list[bytes]:
-    """The bodies of so many chunked answers with status 200."""
+    """Read `count` chunked answers with status 200; returns their bodies."""
     reader, bodies = connection.makefile("rb"), []
     for _ in range(count):
         assert reader.readline() == b"HTTP/1.1 200 OK\r\n"
@@ -260,7 +260,7 @@ def test_fields_of_other_servers_do_no_harm(
     assert answer.status_code == 200, answer.text
     (name,) = extra
     ours = {"lang", "language_code", "format", "output_format", "streaming", "stream", "lang_code"}
-    # The tone reads no language, so `language` is told too.
+    # The tone model reads no language, so `language` is listed as ignored too.
     told = answer.headers.get("x-ignored-fields")
     assert told == ("language" if name.startswith("lang") else None if name in ours else name)
 
@@ -330,7 +330,7 @@ def test_formats_of_telephony(tone_server: RunningServer, body: dict[str, Any]) 
 
 
 def test_mulaw_and_alaw_are_what_the_standard_says(tone_server: RunningServer) -> None:
-    """ITU-T G.711: the codes of zero, and of what is loudest."""
+    """ITU-T G.711: the codes of zero and of the loudest samples."""
     from vox_serve.audio.formats import FORMATS
 
     samples = np.array([0, 32_767, -32_768], "<i2").tobytes()

@@ -1,4 +1,4 @@
-"""Pauses are silence in the sound; what cannot be heard is told; languages read dates."""
+"""Pauses are silence in the sound; inaudible text is reported; the language decides dates."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from tests.conftest import RunningServer, until
 from vox_serve.config import ServerConfig
 
 FRAMES = 5 * 1280
-"""Bytes of what the tone makes of a text without a number."""
+"""The size in bytes of the tone model's audio for a text without a number."""
 SECOND = 16_000
 
 
 def silences(pcm: bytes) -> list[tuple[float, float]]:
-    """Begin and length, in seconds, of stretches of 50 ms and more without any sound."""
+    """Start and length, in seconds, of silent stretches of 50 ms and more."""
     found, start = [], None
     samples = memoryview(pcm).cast("h")
     for at, sample in enumerate([*samples, 1]):
@@ -150,7 +150,7 @@ def test_silence_is_told_counted_and_logged(
 
 
 def test_a_text_without_words_may_be_silent(tone_server: RunningServer) -> None:
-    """The tone reads texts as they are written, and hums at any."""
+    """The tone model reads texts unchanged, and makes a sound for any text."""
     answer = tone_server.http.post("/generate", json={"text": "..."})
     assert answer.headers["x-finish-reason"] == "stop"
 
@@ -173,7 +173,7 @@ def test_a_model_without_a_front_end_gets_the_servers_dictionary(
 
 
 def test_the_libraries_are_loaded_before_the_first_text() -> None:
-    """In a thread, as the server starts: it takes most of a second."""
+    """In a thread while the server starts, because it takes most of a second."""
     import asyncio
 
     from tests.cases.reader import FRONT_END

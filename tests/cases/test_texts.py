@@ -1,4 +1,4 @@
-"""Texts as people send them, by each of the three ways: what the voice is given to read."""
+"""Texts as people send them, in each of three ways, and what the voice is given to read."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ OTHERWISE = {
     "See section G.2 below.": "see section gee point two below.",
     "The BBC and NASA met in the USA.": "the bee bee see and nasa met in the you ess ay.",
 }
-"""Where a case leaves it open how something is said."""
+"""Our reading of texts that a case leaves open."""
 WORDS = {"metre": "meter", "metres": "meters", "oh": "zero", "centimetres": "centimeters"}
 WORDS |= {"kilometres": "kilometers"}
 KINDS = ("headings-and-lists",)
-"""Where the pauses are what matters."""
+"""Cases in which pauses matter, so punctuation is compared too."""
 
 
 def same(text: str) -> str:
-    """Words that sound alike, without marks."""
+    """The words of a text without punctuation, variants of a word unified."""
     words = re.findall(r"[a-z']+", text.lower())
     return " ".join(WORDS.get(word, word) for word in words if word != "and")
 

@@ -1,4 +1,4 @@
-"""From a simulation to a number of devices, and from a measured run to a simulation."""
+"""From a simulation to a number of devices; fitting a simulation to a measured run."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_devices_are_rounded_up_after_the_headroom() -> None:
 
 
 def test_a_simulation_is_fitted_to_a_run() -> None:
-    """The run is one of a slower device, so the answer is known."""
+    """The run is a simulation of a slower device, so the result is known."""
     slower = attrs.evolve(SITE, slowdown=1.5, overhead=0.04)
     fitted = calibrated(SITE, measured(slower))
     assert fitted.slowdown == pytest.approx(1.5, rel=0.05)
@@ -145,5 +145,5 @@ def test_a_model_is_measured_and_planned_with(
     assert [step.batch for step in costs.steps] == [1, 2]
     assert all(min(s.emit, s.codec, s.advance + s.advance_position) > 0 for s in costs.steps)
     assert costs.prefill.at(100) > 0
-    assert 0.02 < costs.speech.each < 0.12  # seconds for a character of English
+    assert 0.02 < costs.speech.each < 0.12  # seconds per character of English
     assert "viable, % of requests" in capsys.readouterr().out

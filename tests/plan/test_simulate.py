@@ -1,4 +1,4 @@
-"""The simulation of a device: times that can be worked out by hand."""
+"""The simulation of a device gives times that can be worked out by hand."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ COSTS = Costs(
     prefix_positions=100_000,
     prepare=0.0,
     prefill=Line(0.1, 0.0),
-    speech=Line(2.0, 0.0),  # 20 frames, whatever the text
+    speech=Line(2.0, 0.0),  # 20 frames for every text
     positions=Line(10.0, 0.0),
     spread=0.0,
     steps=(
@@ -71,7 +71,7 @@ def test_one_request_takes_what_its_steps_cost() -> None:
     # The prompt and the first frame (emit, codec); then 30 ms for each frame.
     assert recording.first_audio == pytest.approx(0.1 + 0.02)
     assert recording.audio == pytest.approx(2.0)
-    # After the 20 frames, one more step tells that the utterance has ended.
+    # After the 20 frames, one more step shows that the utterance has ended.
     assert recording.total == pytest.approx(0.1 + 0.02 + 20 * 0.03)
 
 

@@ -1,4 +1,4 @@
-"""A real server for each test, and a line on stdout for each figure."""
+"""Starts a real server for each test, and prints a line for each figure."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def figure(promise: str, **figures: object) -> None:
 
 
 def series(server: Launched, name: str, **labels: str) -> float:
-    """The sum of a metric's series that have these labels."""
+    """The sum over a metric's series with these labels."""
     total = 0.0
     for line in server.http.get("/metrics").text.splitlines():
         fits = all(f'{key}="{text}"' in line for key, text in labels.items())

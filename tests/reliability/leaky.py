@@ -1,6 +1,6 @@
-"""Faults of an engine, as the negative control of a promise: a plugin that spoils the tone.
+"""A plugin that adds faults to the tone model, as a negative control for the reliability tests.
 
-LEAKY_KIB are kept of each request; LEAKY_SPAWN has each life of the worker leave a process behind.
+Each request leaks LEAKY_KIB; with LEAKY_SPAWN, each worker leaves a process behind.
 """
 
 from __future__ import annotations

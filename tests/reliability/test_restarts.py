@@ -1,4 +1,4 @@
-"""A worker that is killed under load, again and again, leaves nothing behind."""
+"""A worker that is repeatedly killed under load leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ KILLS, CLIENTS = 5, 8
 
 
 class Load(threading.Thread):
-    """A client that asks without end, and notes when each answer ended and how."""
+    """Send requests until stopped, and record when and how each answer ended."""
 
     def __init__(self, url: str, number: int) -> None:
         super().__init__(daemon=True)
@@ -45,7 +45,7 @@ class Load(threading.Thread):
 
 
 def kill_and_wait(server: Launched) -> tuple[float, float]:
-    """Kill the worker; seconds until health says so, and until requests are taken again."""
+    """Kill the worker; seconds until `/health` reports it, and until it accepts requests again."""
     killed = time.monotonic()
     os.kill(server.worker(), signal.SIGKILL)
     until(lambda: server.http.get("/health").status_code == 503, 1)
@@ -58,7 +58,7 @@ def kill_and_wait(server: Launched) -> tuple[float, float]:
 
 
 def under_load(server: Launched, kills: int) -> tuple[list[tuple[float, float]], set[str]]:
-    """Kill the worker so many times while clients ask; times, and how the answers ended."""
+    """Kill the worker repeatedly while clients send requests; times, and how answers ended."""
     loads = [Load(str(server.http.base_url), number) for number in range(CLIENTS)]
     for load in loads:
         load.start()
@@ -77,7 +77,7 @@ def under_load(server: Launched, kills: int) -> tuple[list[tuple[float, float]],
 
 
 def run(server: Launched) -> tuple[list[tuple[float, float]], set[str], Held, Held]:
-    under_load(server, 1)  # what a first restart makes, such as threads that stay, is no leak
+    under_load(server, 1)  # what stays after the first restart, such as threads, is not a leak
     before, processes = held(server.process.pid), len(server.processes())
     times, outcomes = under_load(server, KILLS)
     assert series(server, "worker_restarts_total") == KILLS + 1

@@ -1,4 +1,4 @@
-"""Memory, descriptors and threads stay what they are, however many requests come and go."""
+"""Memory, descriptors and threads do not grow with the number of requests."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MOST_GROWTH = 5 * MIB
 
 @attrs.frozen
 class Held:
-    """What a process holds."""
+    """The resources that a process holds."""
 
     memory: int
     descriptors: int
@@ -40,7 +40,7 @@ def held(pid: int) -> Held:
 
 
 def settled(server: Launched) -> dict[str, Held]:
-    """What server and worker hold once the connections of the clients are closed."""
+    """The resources of server and worker after the clients' connections are closed."""
     deadline = time.monotonic() + 10
     while server.http.get("/health").json()["models"][0]["running"]:
         assert time.monotonic() < deadline, "slots are not free"
@@ -50,7 +50,7 @@ def settled(server: Launched) -> dict[str, Held]:
 
 
 async def load(url: str, count: int, seed: int) -> None:
-    """So many requests by `CLIENTS` clients; every other one is cut after its first chunk."""
+    """Send `count` requests from `CLIENTS` clients; every other one stops after one chunk."""
     chance = random.Random(seed)
     left = iter(range(count))
 

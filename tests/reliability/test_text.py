@@ -1,4 +1,4 @@
-"""Reading a text takes time that grows as its length, whatever it holds, and holds up nobody."""
+"""Reading a text takes time linear in its length, and does not block other requests."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def seconds(read: Callable[[str], object], text: str) -> float:
 
 
 def growth(read: Callable[[str], object], unit: str) -> float:
-    """How many times as long four times the text takes; the best of three, against noise."""
+    """The ratio of times for a text of LENGTH and a quarter of it; best of three, against noise."""
 
     def best(length: int) -> float:
         text = unit * (length // len(unit)) + " a"
@@ -47,7 +47,7 @@ def growth(read: Callable[[str], object], unit: str) -> float:
 
 
 def longest_hold(read: Callable[[str], object], text: str) -> float:
-    """The longest time for which another thread could not run meanwhile."""
+    """The longest time for which another thread could not run while the text was read."""
     reading = threading.Thread(target=seconds, args=(read, text))
     reading.start()
     worst, last = 0.0, time.perf_counter()
@@ -60,7 +60,7 @@ def longest_hold(read: Callable[[str], object], text: str) -> float:
 
 @pytest.fixture(scope="module")
 def read() -> Callable[[str], object]:
-    """What the demo voice does to a text."""
+    """The demo voice's text front end."""
     front_end = load_plugins().resolve("demo").front_end
     assert front_end is not None
     front_end.read("Warm up: 12 <b>$5</b>.")

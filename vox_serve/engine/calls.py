@@ -1,4 +1,4 @@
-"""The calls of a model that are in progress, so that one that hangs can be named."""
+"""Tracks a model's calls in progress, so that an error can name the one that hangs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Calls:
 
     @contextmanager
     def of(self, name: str) -> Iterator[None]:
-        """Note that the block is a call of this name."""
+        """Record a call of this name in this thread until the block ends."""
         stack = self._stacks.setdefault(threading.get_ident(), [])
         stack.append((next(self._numbers), name))
         try:
@@ -27,5 +27,5 @@ class Calls:
 
     @property
     def running(self) -> tuple[tuple[int, str], ...]:
-        """A number of its own and the name of each thread's innermost call; for any thread."""
+        """A unique number and the name of each thread's innermost call; safe from any thread."""
         return tuple(call for stack in list(self._stacks.values()) for call in stack[-1:])

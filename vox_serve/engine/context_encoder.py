@@ -16,11 +16,11 @@ from vox_serve.engine.frames import frame_dtype
 from vox_serve.voice import Segment
 
 KEPT = 256
-"""The most clips whose codes are cached; a minute of Mimi takes 0.2 MB."""
+"""The most clips whose codes are cached; the codes of a minute of Mimi take 0.2 MB."""
 
 
 class ContextEncoder:
-    """Args: the codec that encodes, its device, and where its calls are noted.
+    """Args: a codec that can encode, its device, and the record of calls in progress.
 
     Encoding runs in parallel with speech.
     """
@@ -49,7 +49,7 @@ class ContextEncoder:
         return attrs.evolve(segment, audio=None, codes=codes)
 
     def blank(self, segment: Segment) -> Segment:
-        """The segment with as many frames as its audio gives, all 0, to count positions."""
+        """The segment with zeros for the frames that its audio will give, to count positions."""
         if segment.codes is not None or segment.audio is None:
             return segment
         frames = -(-len(segment.audio) // self._codec.frame_size)

@@ -65,7 +65,7 @@ class Conversations:
         turns: tuple[Segment, ...] | None = None,
         kept_for: str | None = None,
     ) -> None:
-        """The turn is over.
+        """End the turn.
 
         Args:
             turns: all turns to remember; None keeps those remembered so far.
@@ -109,10 +109,10 @@ class Conversations:
                 del self._open[conversation.id]
 
     def _make_room(self, name: str) -> None:
-        """Drop those idle for longest, to make room for one of this name.
+        """Drop the conversations idle for longest, to make room for one of this name.
 
-        Those of the same key (what comes before the slash in a name) go first, so that no key can
-        make the server forget another's.
+        Those of the same key (the part of the name before the slash) are dropped first, so that a
+        key cannot push out another key's conversations.
         """
         excess = len(self._open) + 1 - self._limit
         idle = [c for c in self._open.values() if not (c.speaking or c.kept_for)]

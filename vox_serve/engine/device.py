@@ -80,7 +80,7 @@ def slot_bytes(model: Model) -> int:
 
 
 def slot_states(model: Model) -> list[SlotState]:
-    """What holds state with a row per slot: the codec, and a model that has some of its own."""
+    """The objects with a row of state per slot: the codec, and the model if it has any."""
     return [model.codec, *([model] if isinstance(model, SlotState) else [])]
 
 

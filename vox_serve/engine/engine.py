@@ -1,6 +1,6 @@
 """The engine: add, abort, step.  Plain and synchronous; the worker loop is around it.
 
-A step is one sentence: schedule, run, postprocess.
+A step does three things: schedule, run, postprocess.
 """
 
 from __future__ import annotations
@@ -54,7 +54,8 @@ class Engine:
         model: a loaded model.
         config: slots, caps and sampling defaults.
         checkpoint: limits of the text, if the model was chosen by an alias.
-        runner: runs the model; a simulation replaces it, and the `clock`, in seconds.
+        runner: runs the model; a simulation passes its own.
+        clock: returns the time in seconds; a simulation passes its own.
     """
 
     def __init__(

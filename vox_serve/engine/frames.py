@@ -12,7 +12,7 @@ from vox_serve.codec import Codec
 
 
 def frame_dtype(codec: Codec) -> torch.dtype:
-    """Of a frame's numbers: codes are integers, latents are not."""
+    """The dtype of a frame's numbers: int64 for codes, float32 for latents."""
     return torch.float32 if codec.codebook_size is None else torch.int64
 
 
@@ -41,7 +41,7 @@ class FrameReader:
     Args:
         rows: `[B, K + 5]`: codes, end, finite, reserved codes, valid samples, sound finite.
         pcm: int16 `[B, N]`, or None if no row has sound.
-        due: has the row sound?
+        due: for each row, whether it has sound.
     """
 
     def __init__(self, rows: torch.Tensor, pcm: torch.Tensor | None, due: Sequence[bool]) -> None:

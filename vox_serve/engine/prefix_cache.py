@@ -1,7 +1,7 @@
 """Keeps the keys and values of prompt prefixes, which then need not be computed again.
 
-All prompts of a voice or a conversation begin alike.  Prefixes are found by comparing prompts row
-by row, so any prompt that begins alike can use one, also in part: position n of the cache depends
+All prompts of a voice or a conversation begin the same way.  Prefixes are found by comparing
+prompts row by row, and a prompt may use part of a prefix, because position n of the cache depends
 only on positions 0 .. n.
 """
 
@@ -39,7 +39,7 @@ class Prefix:
 
 
 class PrefixCache:
-    """Args: max_bytes, of keys and values; the least recently used prefix goes first."""
+    """Args: max_bytes of keys and values; the least recently used prefix is dropped first."""
 
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
@@ -70,7 +70,7 @@ class PrefixCache:
         return kv.fill(slot, best.keys[:, :length], best.values[:, :length])
 
     def keep(self, inputs: Inputs, slot: int, kv: SlotKVCache) -> None:
-        """Copy what `slot` holds for these rows.  Replaces prefixes of this prefix."""
+        """Cache what `slot` holds for these rows.  Replaces cached prefixes of this prefix."""
         length = _rows(inputs)
         if length == 0 or length * kv.position_bytes > self.max_bytes:
             return

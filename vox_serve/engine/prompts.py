@@ -1,6 +1,6 @@
 """Turns requests into sequences: text, voice, context and conversation become a prompt.
 
-Uses nothing that a step uses, so long ones may be prepared in a thread during a step.
+Shares no state with a step, so long prompts may be prepared in a thread during a step.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ class Prompts:
     def _fit(
         self, request: SpeechRequest, voice: Voice, context: tuple[Segment, ...]
     ) -> tuple[Prompt, int, tuple[Segment, ...]]:
-        """The prompt with as many turns as fit; the older half goes first.
+        """The prompt with as many turns as fit; the older half is dropped first.
 
         Dropping a turn moves all positions and invalidates their cache, so half of the turns are
         dropped at once, which happens rarely.  The request's own context stays.
@@ -181,7 +181,7 @@ class Prompts:
                     f"max_seconds must be more than 0 and at most {self.config.max_seconds:g}",
                     "max_seconds",
                 )
-            # Rounded first: 0.56 s x 12.5 is a hair above 7 frames in floating point.
+            # Rounded first: 0.56 s x 12.5 is slightly above 7 frames in floating point.
             needed = cap = max(1, floor(round(request.max_seconds * rate, 6)))
             field = "max_seconds"
         else:

@@ -1,6 +1,6 @@
 """Runs a model over a batch of slots: prefill, advance, emit, codec step.
 
-All that a step needs to know about a slot is in device tensors with a row per slot: hidden state,
+All that a step needs of a slot is in device tensors with a row per slot: hidden state,
 codes, cache length, sampling state, results.  So a step depends only on slot numbers, and can be a
 CUDA graph.  (Constants are written with `fill_`, because an assignment copies them from the host,
 which a graph cannot capture.)  The runner moves data between host and device; it decides nothing.
@@ -86,7 +86,7 @@ class ModelRunner:
         self._sound_step = step(self._sound, self._side)
         self._collected = SlotNumbers(device)
         self.frames_behind = 1 if captured else 0
-        """How many frames the host reads late: on a GPU one, while the device computes the next."""
+        """Steps until the host reads a frame: 0 on a CPU, 1 on a GPU, which meanwhile goes on."""
 
     def assign(self, sequence: Sequence) -> None:
         """Prepare the sequence's slot: parameters, and a prompt at position 0."""
@@ -117,7 +117,7 @@ class ModelRunner:
 
     @torch.inference_mode()
     def restore(self, sequence: Sequence) -> None:
-        """Copy the longest cached prefix of the prompt into the slot, or what came with it."""
+        """Copy the prompt's cached prefix, and keys and values given with it, to the slot."""
         prompt, slot = sequence.prompt, sequence.slot
         sequence.restored = self.prefixes.restore(prompt.inputs, slot, self.kv)
         sequence.prefilled = sequence.restored

@@ -3,7 +3,7 @@
 A code is the argmax of filtered logits plus Gumbel noise (the Gumbel-max trick), and the
 noise is a pure function of (seed, frame, codebook, token).  So a sequence draws the same
 numbers at any place in the batch and with any neighbours, and one row of bad logits cannot
-spoil another.
+affect another.
 
 Noise: SplitMix64 (Steele, Lea, Flood, "Fast splittable pseudorandom number generators",
 OOPSLA 2014), used as a counter-based generator: a key is mixed from (seed, frame, codebook),
@@ -29,7 +29,7 @@ def _signed(value: int) -> int:
 
 _GAMMA = _signed(0x9E3779B97F4A7C15)
 _NORMAL = _signed(0xD1B54A32D192ED03)
-"""Keeps the keys of normal noise apart from those of codebooks."""
+"""Makes the keys of normal noise differ from those of codebooks."""
 _MIX_1 = _signed(0xBF58476D1CE4E5B9)
 _MIX_2 = _signed(0x94D049BB133111EB)
 
@@ -67,10 +67,10 @@ def normal_noise(keys: torch.Tensor, size: int) -> torch.Tensor:
 class SlotSampler:
     """Sampling state with a row per slot.
 
-    `assign` uploads a sequence's parameters when it joins; after that, nothing crosses the host.
+    `assign` uploads a sequence's parameters when it joins; after that, the host is not involved.
 
     Args:
-        kind: the parameters that the model has; numbers of its own get a row per slot too.
+        kind: the model's parameters; those that only it has also get a row per slot.
     """
 
     def __init__(

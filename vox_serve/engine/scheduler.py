@@ -43,7 +43,7 @@ class Scheduler:
         self.running: dict[str, Sequence] = {}
         self._free_slots = list(range(num_slots))
         self._kept: dict[str, float] = {}
-        """Ids whose next part is expected, and until when a slot is reserved for it."""
+        """Ids whose next part is expected, and the time until which a slot is reserved for it."""
 
     def __contains__(self, sequence_id: str) -> bool:
         return sequence_id in self.running or any(s.id == sequence_id for s in self.waiting)

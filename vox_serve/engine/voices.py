@@ -13,7 +13,7 @@ from vox_serve.voice import Segment, Voice
 
 
 class Voices:
-    """Args: a loaded model, the encoder of its voices' segments, and where calls are noted."""
+    """Args: a loaded model, the encoder for voices' segments, the record of its calls."""
 
     def __init__(self, model: Model, encoder: ContextEncoder, calls: Calls) -> None:
         self._model = model
@@ -40,7 +40,7 @@ class Voices:
             if name == voice.name or (name is None and speaker == voice.speaker):
                 return voice
         if name is not None:
-            # Not those that were added: each may be the voice of one client only.
+            # Added voices are not listed, because each may belong to one client only.
             names = ", ".join(voice.name for voice in self._model.voices)
             raise NotFound(f"unknown voice {name!r}; this model has {names}", "voice")
         speakers = ", ".join(str(n) for n in sorted({voice.speaker for voice in self}))

@@ -1,5 +1,5 @@
-/* One position of each row through a Llama stack: in one call, what `llama.py` does in some 25
- * torch operations per layer.  `decode_step.py` compiles it; its tests compare it with plain torch.
+/* Runs one position of each row through a Llama stack in one call; `llama.py` needs some 25 torch
+ * operations per layer.  `decode_step.py` compiles it; its tests compare it with plain torch.
  *
  * Everything is float32, except that matrices may be bfloat16.  A row's result does not depend on
  * the other rows.  All sizes are multiples of WIDE, except the number of outputs of a matrix.
@@ -52,7 +52,7 @@ static inline wide load_bfloat16(const uint16_t *x) {
     return (wide)(__builtin_convertvector(h, wide_bits) << 16);
 }
 
-/* Halves onto halves. */
+/* Adds one half to the other until four numbers are left. */
 static inline float sum(wide v) {
     half a, b;
     memcpy(&a, &v, sizeof a);

@@ -91,7 +91,7 @@ class DecodeStep(nn.Module):
         super().__init__()
         config = stack.config
         self._run = library.decode_step
-        self._held: list[torch.Tensor] = []  # C knows their addresses only
+        self._held: list[torch.Tensor] = []  # C has only their addresses
         self.nbytes = 0
         layers = [self._layer(layer) for layer in stack.layers]
         tables, norm = stack.tables, stack.norm.weight.detach()
@@ -116,7 +116,7 @@ class DecodeStep(nn.Module):
         _steps[id(self)] = self
         hidden, inner = config.hidden_size, config.intermediate_size
         queries, pairs = config.num_attention_heads, config.num_key_value_heads
-        attention = 2 * (queries + pairs) * config.head_dim  # with room for what it gives
+        attention = 2 * (queries + pairs) * config.head_dim  # including its output
         self._row_work = 2 * hidden + max(3 * inner, attention)
         self._group = queries // pairs
 
@@ -236,7 +236,7 @@ def decode_step(stack: Llama, heads: Iterable[nn.Module] = ()) -> DecodeStep | N
         cos.device.type != "cpu"
         or cos.dtype is not torch.float32
         or len(linear)
-        != 4 * config.num_hidden_layers + len(heads)  # some weights have another form
+        != 4 * config.num_hidden_layers + len(heads)  # some weights are stored in another form
         or sum(layer.in_features * layer.out_features for layer in linear) > MAX_WEIGHTS
         or any(size % WIDE for size in sizes)
         or any(p.requires_grad for layer in layers for p in layer.parameters())

@@ -1,8 +1,8 @@
 """Mimi's decoder as a stream: a frame to sound, with its state in a row per slot.
 
-What a plugin hands in makes a vector of a frame, of codes or of a latent.  The vector becomes S
-vectors (upsample) that have seen the last `sliding_window` ones (transformer), and sound (SEANet).
-This module knows nothing of checkpoints but the names of their tensors.
+The plugin's `entry` turns a frame, codes or a latent, into a vector.  Upsampling turns that into S
+vectors, a transformer lets each attend to the last `sliding_window` ones, and SEANet turns them
+into sound.  Of a checkpoint, this module knows only the tensors' names.
 
 Everything is float32: lower precision is audible as a tone in pauses.
 """
@@ -46,8 +46,8 @@ class MimiDecoder(nn.Module):
     Args:
         c: sizes, by the names of transformers' `MimiConfig`.
         entry: a frame `[B, K]` to `[B, hidden_size]`.
-        frame_latents: S, the stride between frames and what SEANet takes.
-        read: gives the weights.
+        frame_latents: S, the number of vectors that SEANet takes per frame.
+        read: returns a weight by name.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class MimiDecoder(nn.Module):
         self.entry = entry
         self.frame_latents = frame_latents
         self.upsample = _Upsample(read("upsample.conv.weight", size, 1, 2 * frame_latents))
-        rows = 4 * frame_latents  # of most products: four utterances
+        rows = 4 * frame_latents  # the usual rows of a product: four utterances
         self.transformer = StreamingTransformer(c, read, "decoder_transformer.", rows)
         self.stages = decoder_stages(c, read, rows)
 
@@ -66,7 +66,7 @@ class MimiDecoder(nn.Module):
         """Allocate the state of slots 0 .. num_slots - 1; returns its bytes."""
         stages: list[Any] = [self.upsample, *self.stages]
         width = sum(stage.width for stage in stages)
-        # A last row stays zero, which is how an utterance begins.
+        # One more row stays zero: the initial state of an utterance.
         self._rows = self.upsample.now.new_zeros(num_slots + 1, width)
         self._positions = torch.zeros(num_slots, dtype=torch.int64, device=self._rows.device)
         self._rings = self.transformer.rings(num_slots, self.frame_latents)

@@ -1,7 +1,7 @@
 """Mimi's encoder as a stream: sound to frames, piece by piece in bounded memory.
 
-The decoder's steps in reverse: SEANet, transformer, downsampling; what a plugin hands in makes
-frames of the vectors.
+The decoder's steps in reverse: SEANet, transformer, downsampling; the plugin's `leave` turns the
+vectors into frames.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class MimiEncoder(nn.Module):
     def __init__(
         self, c: Mapping[str, Any], leave: nn.Module, width: int, frame_latents: int, read: Read
     ) -> None:
-        """As for `MimiDecoder`; `leave` makes `[K, F]` of `[F, width]`."""
+        """Args: as for `MimiDecoder`; `leave` turns `[F, width]` into `[K, F]`."""
         super().__init__()
         size, self._latents = c["hidden_size"], PIECE_FRAMES * frame_latents
         self.stages = encoder_stages(c, read, rows=self._latents)

@@ -58,8 +58,9 @@ def launch_options(x: torch.Tensor, rounds_each_step: bool = False) -> dict[str,
     """Keyword arguments to launch a kernel that has a constant `overlaps`.
 
     Args:
-        rounds_each_step: products and sums are rounded one after the other, as in torch.  It is
-            always said, because Triton 3.9 warns where it is not and 3.10 has another default.
+        rounds_each_step: round after each product and each sum, as torch does; do not fuse them.
+            The option is always passed, because Triton 3.9 warns without it and 3.10 has another
+            default.
     """
     options = {"enable_fp_fusion": not rounds_each_step}
     if has_pdl(x.device):
@@ -69,7 +70,7 @@ def launch_options(x: torch.Tensor, rounds_each_step: bool = False) -> dict[str,
 
 @cache
 def has_pdl(device: torch.device) -> bool:
-    """Also true for the meta device, where tests count launches without running them."""
+    """Whether the device supports it.  True for meta, where tests count launches."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= CAPABILITY
     return device.type == "meta"

@@ -17,9 +17,9 @@ from vox_serve.hub import read_json
 class CheckpointTokenizer:
     """A tokenizer that neither adds special tokens nor finds them in a text.
 
-    Some tokenizers add a begin token by themselves, some do not; here the plugin adds them, by
-    `special` and `id_of`.  A text that spells a special token out gets its characters, never its
-    id.
+    Some tokenizers add a begin token by themselves, some do not; here the plugin adds it, with
+    `special` and `id_of`.  A special token spelled out in a text is encoded as its characters,
+    never as its id.
 
     Args:
         directory: contains `tokenizer.json` and `tokenizer_config.json`.

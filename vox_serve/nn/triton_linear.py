@@ -50,7 +50,7 @@ def _residual(
             total += tl.load(part_at, mask=inside, other=0.0).to(tl.float32)
         x = total.to(x.dtype)
     if keeps_sum:
-        # A block compared, not a scalar: Triton 3.9's interpreter takes no scalar into a mask.
+        # Compare a block: Triton 3.9's interpreter does not accept a scalar in a mask.
         tl.store(sum_at, x, mask=tl.where(inside, tl.program_id(0), 1) == 0)
     return x
 

@@ -1,4 +1,4 @@
-"""What one device can carry, and how a simulation is fitted to a measured server."""
+"""Finds the load that one device can carry, and fits a simulation to a measured server."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FITTING_ROUNDS = 6
 MOST = 1000.0
 """The highest rate that is tried, in requests per second."""
 PRECISION = 0.03
-"""How close the two rates lie, relative to each other, between which the capacity is."""
+"""The search ends when its bounds on the capacity are this close, relative to each other."""
 
 
 @attrs.frozen
@@ -31,7 +31,7 @@ class Capacity:
 
 
 def capacity(site: Site, config: PlanConfig, texts: Rows[str]) -> Capacity:
-    """Find it by halving.
+    """Find the capacity by bisection.
 
     Raises:
         ConfigError: the target is missed even at the lowest rate that the duration allows.
@@ -41,7 +41,7 @@ def capacity(site: Site, config: PlanConfig, texts: Rows[str]) -> Capacity:
         load = config.load((rate,))
         return figures(simulate(site, plan(load)[0], load, texts))
 
-    low = 5.0 / config.duration  # fewer requests would say little
+    low = 5.0 / config.duration  # with fewer requests the result would mean little
     best = at(low)
     if not meets(best, config):
         shown = "-" if best.first_audio.p95 is None else f"{best.first_audio.p95:.2f} s"
@@ -75,21 +75,21 @@ def meets(found: Figures, config: PlanConfig) -> bool:
 
 
 def devices(demand: float, carried: float, headroom: float) -> int:
-    """How many devices a demand takes, each of which is loaded up to its share."""
+    """The number of devices for a demand if each is loaded up to `share` of its capacity."""
     return math.ceil(demand / (carried * (1 - headroom)))
 
 
 def calibrated(site: Site, document: dict[str, Any]) -> Site:
-    """The site with the overhead and slowdown that make it agree with a measured run.
+    """The site with the overhead and slowdown for which it agrees with a measured run.
 
-    Only the first run is used, and of it only the medians of first audio and real-time factor;
-    later runs remain to be compared with what the simulation then says.
+    Uses only the first run's medians of first audio and real-time factor; later runs can be
+    compared with what the simulation then predicts.
 
     Args:
-        document: of `vox-serve bench --json`.
+        document: the output of `vox-serve bench --json`.
 
     Raises:
-        ConfigError: it is something else, or its first run had no sound.
+        ConfigError: the document is something else, or its first run had no sound.
     """
     try:
         settings, run = document["settings"], document["runs"][0]

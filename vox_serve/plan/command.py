@@ -39,7 +39,7 @@ def plan(file: Path, config: PlanConfig, engine: EngineConfig) -> int:
         measure(engine, texts).write(file)
     costs = Costs.read(file)
     site = Site(costs, config.slots or costs.slots, config.max_queue, seed=config.seed)
-    costs.step(site.slots)  # refuses more than were measured
+    costs.step(site.slots)  # refuses more slots than were measured
     if config.calibrate is not None:
         site = calibrated(site, _read(config.calibrate))
     print(_heading(site))
@@ -68,7 +68,7 @@ def plan(file: Path, config: PlanConfig, engine: EngineConfig) -> int:
 
 
 def mixed(texts: Rows[str], long_share: float, seed: int) -> list[str]:
-    """The texts, a share of which is replaced by long ones made of them."""
+    """The texts, with a share of them replaced by long texts made from them."""
     if not long_share:
         return list(texts)
     draws = random.Random(seed)
@@ -103,7 +103,7 @@ def _answer(carried: Capacity, config: PlanConfig, demand: float) -> str:
     ]
     if config.price is not None:
         hourly = count * config.price
-        hours = demand * streams / carried.rate  # hours of audio in an hour
+        hours = demand * streams / carried.rate  # hours of audio per hour
         lines.append(f"cost: {hourly:.2f} per hour, {hourly / hours:.4f} per hour of audio")
     return "\n".join(lines)
 

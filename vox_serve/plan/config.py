@@ -83,7 +83,7 @@ class PlanConfig:
             self.load(self.rate or (1.0,))
 
     def load(self, rate: tuple[float, ...] = ()) -> BenchConfig:
-        """The same load as `vox-serve bench` makes it.  Raises ConfigError."""
+        """The same load as settings of `vox-serve bench`.  Raises ConfigError."""
         return BenchConfig(
             rate=() if self.concurrency else rate,
             concurrency=self.concurrency,

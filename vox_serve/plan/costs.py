@@ -1,4 +1,4 @@
-"""What a model's steps cost on a device: measured once, and kept as JSON."""
+"""The times of a model's steps on a device: measured once, kept as JSON."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ class Step:
 
     Args:
         batch: sequences.
-        advance: of the backbone, without its context.
-        advance_position: what each position of each sequence's context adds to it.
-        emit: of the codes of a frame.
-        codec: of the sound, on average over the steps.
+        advance: the backbone, without its context.
+        advance_position: added to `advance` for each position of each sequence's context.
+        emit: picking the codes of a frame.
+        codec: decoding the sound, averaged over the steps.
         rest: everything else in the worker: scheduling, messages.
     """
 
@@ -49,17 +49,17 @@ class Costs:
     """The times of a model on a device, and the limits that decide how it is used.
 
     Args:
-        model, device, machine, source: what was measured, where, and how the figures came about.
+        model, device, machine, source: what was measured, where, and how.
         slots: the largest batch that was measured.
-        steps: by batch, ascending; a batch between two of them costs a share of both.
+        steps: by batch, ascending; a batch between two of them is interpolated.
         prefill: seconds of a pass over prompts, by positions (padding included).
         prepare: seconds to check a request and build its prompt.
         speech: seconds of audio by characters of text.
-        spread: the standard deviation of a text's length around that, as a share of it.
+        spread: the relative standard deviation of an utterance's seconds from `speech`.
         positions: positions of a prompt by characters of text.
         prefix_positions: how many positions the prefix cache holds.
-        max_positions, frame_rate, frames_per_step, takes_context, max_characters, max_words: of the
-            model, as in `EngineInfo` and `Codec`.
+        max_positions, frame_rate, frames_per_step, takes_context, max_characters, max_words: the
+            model's, as in `EngineInfo` and `Codec`.
     """
 
     model: str
@@ -82,7 +82,7 @@ class Costs:
     steps: tuple[Step, ...]
 
     def step(self, batch: int) -> Step:
-        """The step of a batch; between two measured ones, a straight line."""
+        """The step of a batch; linear interpolation between two measured ones."""
         sizes = [step.batch for step in self.steps]
         if batch > sizes[-1]:
             raise ConfigError(f"slots: steps were measured up to a batch of {sizes[-1]}")
@@ -105,7 +105,7 @@ class Costs:
         """Read what `write` wrote.
 
         Raises:
-            ConfigError: the file cannot be read, or is something else.
+            ConfigError: the file cannot be read, or holds something else.
         """
         try:
             found = json.loads(path.read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""Measures what the steps of a model cost on this machine, by running its engine."""
+"""Measures how long a model's steps take on this machine, by running its engine."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from vox_serve.plugins import load_plugins
 from vox_serve.text import AS_WRITTEN, FrontEnd
 
 STEPS = 60
-"""Measured at each batch size, after the prompts."""
+"""Steps measured at each batch size, after the prompts."""
 PASSES = 5
-"""Prompts of each length."""
+"""Prompts measured of each length."""
 
 
 @attrs.frozen
 class _Timed:
-    """One step: who spoke, over how many positions in all, and what it took by phase."""
+    """One step: its batch size, the positions of all its sequences, and its times by phase."""
 
     batch: int
     positions: int
@@ -89,7 +89,7 @@ def measure(config: EngineConfig, texts: Rows[str]) -> Costs:
 
 
 class _Bench:
-    """Runs one engine, and remembers what it saw of prompts."""
+    """Runs one engine, and records the time and size of each prompt."""
 
     def __init__(
         self, engine: Engine, info: EngineInfo, front_end: FrontEnd, texts: Rows[str]
@@ -98,7 +98,7 @@ class _Bench:
         self.info = info
         self.preparing: list[float] = []
         self.prompts: list[tuple[int, int]] = []
-        """Characters and positions."""
+        """Characters and positions of each prompt."""
         self._front_end = front_end
         self._texts = sorted(texts, key=len)
         self._count = 0
@@ -116,7 +116,7 @@ class _Bench:
         return request
 
     def prefill(self) -> Line:
-        """Prompts one by one, short and long, as often as it takes to trust the median."""
+        """Time prompts of three lengths, one at a time; the median of each length counts."""
         longest, shortest = self._texts[-1], self._texts[0]
         sizes, seconds = [], []
         for text in (shortest, longest, " ".join(self._texts)):
@@ -134,7 +134,7 @@ class _Bench:
         return _fit(sizes, seconds)
 
     def step(self, batch: int) -> Step:
-        """The steps of a batch of `batch`, which is filled up when one of it ends."""
+        """Time the steps of a batch of this size; a new request replaces each that ends."""
         open_requests: set[str] = set()
         timed: list[_Timed] = []
         texts = self._endless()
@@ -162,7 +162,7 @@ class _Bench:
         )
 
     def spoken(self) -> list[_Spoken]:
-        """All texts to their ends."""
+        """Speak every text to its end."""
         found: list[_Spoken] = []
         lengths: dict[str, int] = {}
         waiting = list(self._texts)
@@ -187,7 +187,7 @@ class _Bench:
         positions = sum(sequence.length for sequence in speaking)
         began = time.perf_counter()
         output = self.engine.step()
-        pickle.dumps(output)  # as the pipe to the server does
+        pickle.dumps(output)  # as sending it to the server does
         seconds = time.perf_counter() - began
         for event in output.events:
             if isinstance(event, Failed):
@@ -206,7 +206,7 @@ def _sizes(slots: int) -> list[int]:
 
 
 def _slope(sizes: Rows[float], seconds: Rows[float]) -> float:
-    """How the later half differs from the earlier, by size: a line that outliers do not bend."""
+    """The slope between the medians of the smaller and the larger half; robust to outliers."""
     order = np.argsort(sizes)
     halves = np.array_split(order, 2)
     x = [float(np.median(np.asarray(sizes)[half])) for half in halves]
@@ -215,7 +215,7 @@ def _slope(sizes: Rows[float], seconds: Rows[float]) -> float:
 
 
 def _fit(sizes: Rows[float], values: Rows[float]) -> Line:
-    """The least-squares line; no part of it is below 0."""
+    """The least-squares line with neither coefficient below 0."""
     x, y = np.asarray(sizes, dtype=float), np.asarray(values, dtype=float)
     if np.ptp(x) == 0:
         return Line(float(y.mean()), 0.0)

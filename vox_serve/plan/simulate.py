@@ -1,7 +1,7 @@
 """The engine under a load, in virtual time.
 
 Scheduling, batching, pieces of prompts, prefixes, conversations, pacing and the parts of a long
-text are the server's code; only the runner is replaced, by one that adds up what its steps cost.
+text are the server's code; only the runner is replaced, by one that adds up the times of steps.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ from vox_serve.sampling import SamplingParams
 from vox_serve.voice import Segment, Voice
 
 HEARTBEAT = 0.2
-"""How often an idle engine looks around, in seconds; in between, only a message wakes it."""
+"""Seconds between the steps of an idle engine, unless a message wakes it."""
 POSITION_BYTES = 4
-"""Keys and values of one position of the cache below, which has one head of one number."""
+"""Bytes of a position's key and value in the cache below, which has one head of one number."""
 FRAME = b"."
-"""The sound of a frame: what counts here is only how much of it is sent when."""
+"""The sound of a frame; only its amount and the time when it is sent matter here."""
 
 
 @attrs.frozen
@@ -48,12 +48,12 @@ class Site:
     """One device and its server.
 
     Args:
-        costs: of the model on the device.
-        slots: that speak at once.
+        costs: the model's times on the device.
+        slots: sequences that may speak at once.
         max_queue: requests that may wait.
         overhead: seconds from the client to the engine and back: connection, HTTP, two processes.
-        slowdown: of every step beside the server and other work, compared with the engine alone.
-        seed: of the lengths that texts turn out to have.
+        slowdown: factor on every step's time, because server and other work share the machine.
+        seed: for the random lengths of utterances.
     """
 
     costs: Costs
@@ -65,7 +65,7 @@ class Site:
 
 
 def simulate(site: Site, run: Run, config: BenchConfig, texts: Rows[str]) -> Run:
-    """Do a run of `vox-serve bench` against a simulated server; returns `run`, recorded."""
+    """Simulate a run of `vox-serve bench`; returns `run` with its recordings filled in."""
 
     async def main() -> None:
         loop = asyncio.get_running_loop()
@@ -83,7 +83,7 @@ def simulate(site: Site, run: Run, config: BenchConfig, texts: Rows[str]) -> Run
 
 
 class _Server:
-    """What stands between the client and the engine: admission, parts, and the worker's loop."""
+    """The code between client and engine: admission, parts, and the worker's loop."""
 
     def __init__(self, site: Site, timeout: float) -> None:
         costs = site.costs
@@ -106,7 +106,7 @@ class _Server:
         self._count = 0
 
     async def work(self) -> None:
-        """The loop of `engine.worker`, where a step takes what its runner says."""
+        """The worker's loop; a step takes the time that the runner has added up."""
         engine, runner = self._engine, self._runner
         while True:
             if not engine.has_work:
@@ -122,7 +122,7 @@ class _Server:
                     self._open[event.request_id].put_nowait(event)
 
     async def speak(self, recording: Recording) -> None:
-        """What `SpeechClient.speak` does, without HTTP."""
+        """Do what `SpeechClient.speak` does, without HTTP."""
         recording.started = self._loop.time()
         if len(self._open) >= self._site.slots + self._site.max_queue:
             recording.status, recording.failure = 429, "status 429"
@@ -174,13 +174,13 @@ class _Server:
 
 
 class _Runner(ModelRunner):
-    """Computes nothing; adds up what it would have taken.
+    """Adds up the times of steps instead of computing them.
 
-    It keeps real prefixes, of a cache that holds one number per position.
+    The prefix cache is real, over a key/value cache with one number per position.
     """
 
     def __init__(self, costs: Costs, slots: int) -> None:
-        # Not the base class's own: nothing of what it allocates is needed.
+        # Does not call the base class: nothing that it allocates is needed.
         self.costs = costs
         self.elapsed = 0.0
         self.frames_behind = self.cache_bytes = 0
@@ -237,7 +237,7 @@ class _Frames:
 
 @attrs.frozen
 class _Prompt(Prompt):
-    """A prompt, and how many frames its text turns out to take."""
+    """A prompt, and the number of frames that its text will take."""
 
     frames: int = 0
 
@@ -252,7 +252,7 @@ class _Codec:
 
 
 class _Model:
-    """The figures of a model: prompts of the right length, and utterances too."""
+    """Stands in for a model: gives prompts and utterances the right lengths."""
 
     device, dtype, weight_bytes = torch.device("cpu"), torch.float32, 0
     default_sampling = SamplingParams()
@@ -278,6 +278,6 @@ class _Model:
         return _Prompt({"ids": ids}, shared, frames=frames)
 
     def _ids(self, text: str) -> torch.Tensor:
-        """As many positions as the text has, which differ from those of other texts."""
+        """One id for all positions of a text; another text gets another id."""
         count = max(1, round(self._costs.positions.at(len(text))))
         return torch.full((count,), -crc32(text.encode()), dtype=torch.int64)

@@ -1,4 +1,4 @@
-"""An event loop whose clock jumps: hours of waiting pass in the time that the work takes."""
+"""An event loop in virtual time: instead of waiting, its clock jumps ahead."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 
 class _Jump(selectors.SelectSelector):
-    """Adds what it should have waited to the loop's time instead."""
+    """Advances the loop's time by the timeout instead of waiting."""
 
     now = 0.0
 
@@ -23,7 +23,7 @@ class _Jump(selectors.SelectSelector):
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):
-    """`loop.time()` begins at 0; `asyncio.sleep` and timeouts take none of the real time."""
+    """`loop.time()` begins at 0; `asyncio.sleep` and timeouts take no real time."""
 
     def __init__(self) -> None:
         self._jump = _Jump()

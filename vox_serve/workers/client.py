@@ -1,7 +1,7 @@
 """The server's side of one engine: admits requests, sends them, routes what comes back.
 
-It also holds the worker's life: starts it, watches it, ends it when it is idle for long or hangs,
-and starts it again if that is wanted.
+It also manages the worker: starts it, watches it, ends it if it hangs or is idle for too long, and
+starts it again if it is configured to.
 """
 
 from __future__ import annotations
@@ -53,10 +53,10 @@ class EngineState(Enum):
     """From the best to the worst."""
 
     READY = "ready"
-    UNLOADED = "unloaded"  # idle for long: the next request has the model loaded again
-    LOADING = "loading"  # again, because requests wait for it
+    UNLOADED = "unloaded"  # idle for too long: the next request loads the model again
+    LOADING = "loading"  # again, because a request needs it
     STARTING = "starting"
-    RESTARTING = "restarting"  # the worker died; requests are refused until it is there again
+    RESTARTING = "restarting"  # the worker died; requests are refused until another one is ready
     DRAINING = "draining"
     DEAD = "dead"
 
@@ -105,11 +105,11 @@ class EngineClient:
         self._draining = False
         self._link: Link | None = None
         self._pulse: Pulse | None = None
-        """Of the worker once its model is loaded."""
+        """The worker's signs of life, once its model is loaded."""
         self._open: dict[str, asyncio.Queue[Event]] = {}
         self._expected = 0
         self._held: list[ToWorker] = []
-        """What waits until the model is loaded again."""
+        """Messages that wait until the model is loaded again."""
         self._reported: tuple[tuple[str, int], ...] = ()
         """The worker's own list of voices, which grows while stored ones are added again."""
         self._conversations = KnownConversations(
@@ -120,7 +120,7 @@ class EngineClient:
         self._watchdog: asyncio.Task[None] | None = None
         self._preparation: asyncio.Task[None] | None = None
         self._ending: asyncio.Task[None] | None = None
-        """Waits for the end of a worker that was given up."""
+        """Waits until a worker that was given up has ended."""
         self._beginning: asyncio.Task[None] | None = None
         """Starts the next worker after that."""
 
@@ -205,8 +205,8 @@ class EngineClient:
         """Send a request; its events come out of the queue, a Finished or Failed last.
 
         The next part of a text has the same id and the same queue.  A request that continues
-        speech in progress is accepted even if the queue is full or the server is draining.  One
-        for an unloaded model has it loaded, and waits for that.
+        speech in progress is accepted even if the queue is full or the server is draining.  A
+        request for an unloaded model loads it, and waits until it is ready.
 
         Raises:
             Unavailable, QueueFull: as `check_room`.
@@ -227,7 +227,7 @@ class EngineClient:
             self._send(Forget("", conversation))
 
     async def forget(self, conversation: str) -> bool:
-        """Drop a conversation, a lost one too; False if there is none.  Raises Unavailable."""
+        """Drop a conversation, even a lost one; False if there is none.  Raises Unavailable."""
         lost = self._conversations.forget(conversation)
         if lost:
             return True
@@ -283,7 +283,7 @@ class EngineClient:
         return events
 
     def _send(self, message: ToWorker) -> None:
-        """Send a message, once stored voices are there if it is about a request."""
+        """Send a message; one about a request is held back until stored voices are there."""
         if self._phase is EngineState.LOADING and isinstance(message, Add | Abort | Forget):
             self._held.append(message)
         elif self._link is not None:
@@ -310,7 +310,7 @@ class EngineClient:
         if link is not None:
             if loading:
                 link.kill()  # it would not read the message
-            await link.stop()  # not as a task: one that is cancelled early never begins
+            await link.stop()  # not as a task, which would never begin if cancelled early
         if self._ending is not None:
             await asyncio.wait((self._ending,))
         self._die("the server has shut down")
@@ -363,7 +363,7 @@ class EngineClient:
         self._hear_of_voices(self._reported)
 
     def _hear_of_voices(self, voices: tuple[tuple[str, int], ...]) -> None:
-        """Note the worker's voices; those that it does not have again yet may be asked for."""
+        """Update the list of voices; while loading again, keep those still to be added."""
         self._reported = voices
         if self._phase in (EngineState.LOADING, EngineState.RESTARTING):
             voices = tuple(dict.fromkeys((*self.voices, *voices)))
@@ -372,7 +372,7 @@ class EngineClient:
 
     def _route(self, event: Event) -> None:
         if isinstance(event, Done) and event.voices is not None:
-            self._hear_of_voices(event.voices)  # also if nobody waits for it any longer
+            self._hear_of_voices(event.voices)  # even if no caller waits for it any more
         events = self._open.get(event.request_id)
         if events is None:  # aborted here, while the worker was still speaking it
             return
@@ -381,7 +381,7 @@ class EngineClient:
         events.put_nowait(event)
 
     async def _watch(self) -> None:
-        """Notice a worker that hangs, and one that is idle."""
+        """Watch for a worker that hangs or has been idle for too long."""
         limits = [self.server.stall_timeout, self.server.unload_after or 4.0]
         interval = min(1.0, min(limits) / 4)
         while True:
@@ -405,19 +405,19 @@ class EngineClient:
         return time.monotonic() - self._last_used > after
 
     def _unload(self) -> None:
-        """End the worker, for its memory; the next request starts another."""
+        """End the worker to free its memory; the next request starts another."""
         self._give_up(kill=False)
         log.info("%s is unloaded after %g idle seconds", self.model, self.server.unload_after)
         self.metrics.engine_unloads_total().inc()
         self._set_phase(EngineState.UNLOADED)
 
     def _load_again(self) -> None:
-        """Have an unloaded model loaded."""
+        """Load an unloaded model."""
         self._beginning = asyncio.create_task(self._begin(self._new_link()))
         self._set_phase(EngineState.LOADING)
 
     async def _begin(self, link: Link, delay: float = 0.0) -> None:
-        """Start a worker once the one before has ended, so that its memory is free."""
+        """Start a worker after the previous one has ended, so that its memory is free."""
         if self._ending is not None:
             await asyncio.wait((self._ending,))
         await asyncio.sleep(delay)
@@ -463,7 +463,7 @@ class EngineClient:
         self._set_phase(EngineState.DEAD)
 
     def _give_up(self, kill: bool) -> None:
-        """Have the worker end."""
+        """Let the worker end by itself or kill it, in the background."""
         link = self._part()
         if link is not None:
             if kill:
@@ -471,7 +471,7 @@ class EngineClient:
             self._ending = asyncio.create_task(link.stop())
 
     def _part(self) -> Link | None:
-        """Hear no more of the worker, which must be ended."""
+        """Ignore all further messages from the worker; the caller must end it."""
         link, self._link = self._link, None
         if self._preparation is not None:
             self._preparation.cancel()
@@ -492,7 +492,7 @@ class EngineClient:
         self._tell()
 
     def _tell(self) -> None:
-        """The state has changed."""
+        """Report that the state has changed."""
         up = self.accepts or self.state is EngineState.DRAINING
         self.metrics.engine_up().set(up)
         self.metrics.ready().set(self.accepts)

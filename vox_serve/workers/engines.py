@@ -64,7 +64,7 @@ class Engines:
             )
         (only, *others) = self._clients.values()
         self.metrics = only.metrics if not others else Metrics("", self.registry)
-        """For events that belong to no engine; those of the only engine, if there is one."""
+        """Metrics for events that belong to no engine; with one engine, its own."""
         self.registry.watch_process(self.metrics.model, "server", os.getpid())
         for broken in plugins.broken:
             self.metrics.plugin_errors_total.labels(self.metrics.model, broken.name).inc()
@@ -74,7 +74,7 @@ class Engines:
 
     @property
     def loaded(self) -> list[EngineClient]:
-        """Those whose model has been loaded."""
+        """The engines whose model is loaded."""
         return [client for client in self if client.info is not None]
 
     def choose(self, model: str | None) -> EngineClient:
@@ -104,12 +104,12 @@ class Engines:
         return max((client.state for client in self), key=list(EngineState).index)
 
     def watch(self, listener: Callable[[EngineClient], None]) -> None:
-        """Have `listener` called in the event loop with each engine whose state changes."""
+        """Call `listener` in the event loop with each engine whose state changes."""
         for client in self:
             client.on_change = listener
 
     def prepare(self, work: Callable[[EngineClient], Awaitable[None]]) -> None:
-        """Have `work` awaited for each engine after it loads and before it is ready."""
+        """Await `work` for each engine after it loads and before it is ready."""
         for client in self:
             client.before_ready = work
 

@@ -7,11 +7,11 @@ from vox_serve.messages import EngineInfo, Stats
 from vox_serve.metrics import MEMORY, Metrics
 
 GAUGES = ("requests_running", "requests_waiting", "slots_used", "prefixes", "conversations")
-"""The gauges set to 0 once the worker is gone."""
+"""The gauges that are set to 0 when the worker has ended."""
 
 
 def loaded(metrics: Metrics, info: EngineInfo) -> None:
-    """The model is in memory."""
+    """Record that the model is in memory."""
     metrics.slots().set(info.num_slots)
     metrics.engine_loaded().set(1)
     metrics.engine_memory_bytes("weights").set(info.weight_bytes)
@@ -20,7 +20,7 @@ def loaded(metrics: Metrics, info: EngineInfo) -> None:
 
 
 def gone(metrics: Metrics) -> None:
-    """The worker has ended, and its memory is free."""
+    """Record that the worker has ended and its memory is free."""
     metrics.engine_loaded().set(0)
     for gauge in GAUGES:
         getattr(metrics, gauge)().set(0)
@@ -29,7 +29,7 @@ def gone(metrics: Metrics) -> None:
 
 
 def stepped(metrics: Metrics, stats: Stats, info: EngineInfo | None, open_requests: int) -> None:
-    """A step has ended.  Requests in the pipe or being prepared count as waiting."""
+    """Record a step.  Requests in the pipe or being prepared count as waiting."""
     metrics.engine_last_step_timestamp_seconds().set_to_current_time()
     metrics.requests_running().set(stats.running)
     metrics.requests_waiting().set(max(0, open_requests - stats.running))

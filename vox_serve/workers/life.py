@@ -1,4 +1,4 @@
-"""When a worker counts as hung, when it may start again, and which conversations it remembers.
+"""Decides when a worker counts as hung and when it may restart; tracks its conversations.
 
 Plain values without an event loop; `client.EngineClient` acts on them.
 """
@@ -12,17 +12,17 @@ from vox_serve.errors import ConversationLost
 from vox_serve.messages import Alive
 
 SILENCE_SECONDS = 10.0
-"""The most time without a sign of life.  One comes five times a second, whatever a model does."""
+"""The most seconds without a heartbeat.  One comes five times a second, whatever the model does."""
 FIRST_DELAY, LONGEST_DELAY = 0.5, 30.0
 RESTARTS, WINDOW_SECONDS = 10, 600.0
-"""A worker is restarted this often within so many seconds, then given up."""
+"""A worker is restarted at most RESTARTS times within WINDOW_SECONDS, then given up."""
 
 
 class Pulse:
     """The signs of life of one loaded worker.
 
-    Adds up the ticks of whoever watches and looks at no clock: where the machine or the container
-    was stopped as a whole, the worker has not been silent.
+    Time is counted in ticks of the watcher, not read from a clock: if the whole machine or
+    container was stopped, the worker does not count as silent.
 
     Args:
         limit: seconds that a step or a single call of the model may take.
@@ -36,17 +36,17 @@ class Pulse:
         self._calls: dict[int, tuple[str, float]] = {}
 
     def stepped(self) -> None:
-        """The worker's loop has reported a step, or that it is idle."""
+        """Record that the worker's loop has reported a step, or that it is idle."""
         self._stepless = 0.0
 
     def beat(self, alive: Alive) -> None:
-        """The worker's heartbeat has come, with the calls that are in progress."""
+        """Record a heartbeat, which lists the calls in progress."""
         self._silent = 0.0
         known = self._calls
         self._calls = {n: known.get(n, (name, 0.0)) for n, name in alive.calls}
 
     def tick(self, seconds: float) -> str | None:
-        """So much time has passed: why the worker counts as hung, or None."""
+        """Let this much time pass; returns why the worker counts as hung, or None."""
         self._silent += seconds
         self._stepless += seconds
         self._calls = {n: (name, age + seconds) for n, (name, age) in self._calls.items()}
@@ -62,13 +62,13 @@ class Pulse:
 
 
 class Restarts:
-    """Says when a worker that died may start again."""
+    """Decides when a worker that died may start again."""
 
     def __init__(self) -> None:
         self._times: deque[float] = deque()
 
     def next_delay(self) -> float | None:
-        """Seconds to wait before the next start, each twice the last; None: give up."""
+        """Seconds to wait before the next start, doubled each time; None: give up."""
         now = time.monotonic()
         while self._times and now - self._times[0] > WINDOW_SECONDS:
             self._times.popleft()
@@ -82,12 +82,12 @@ class Restarts:
 class KnownConversations:
     """The ids of the conversations that the worker remembers, and of those that it lost.
 
-    The server does not know what was said, only that something was, so that a turn of a lost
-    conversation is refused and not spoken as the first of a new one.
+    The server does not know what was said, only that something was.  So it can refuse a turn of a
+    lost conversation instead of speaking it as the first of a new one.
 
     Args:
-        idle_seconds: after which one is forgotten, as the engine does.
-        limit: how many there may be.
+        idle_seconds: an id is forgotten after this time, as in the engine.
+        limit: the most ids of each kind.
     """
 
     def __init__(self, idle_seconds: float, limit: int) -> None:
@@ -103,7 +103,7 @@ class KnownConversations:
         return bool(self._used)
 
     def use(self, name: str) -> None:
-        """A turn is going to be spoken.  Raises ConversationLost."""
+        """Remember the id of a turn to be spoken.  Raises ConversationLost."""
         self._expire(self._lost)
         if name in self._lost:
             raise ConversationLost(
@@ -114,12 +114,12 @@ class KnownConversations:
         self._remember(self._used, name)
 
     def forget(self, name: str) -> bool:
-        """Drop an id; True if it was of a lost conversation."""
+        """Drop an id; True if its conversation was lost."""
         self._used.pop(name, None)
         return self._lost.pop(name, None) is not None
 
     def lose(self) -> None:
-        """The worker is gone, and all that it remembered."""
+        """Mark all remembered conversations as lost, because the worker has ended."""
         self._expire(self._used)
         for name in self._used:
             self._remember(self._lost, name)

@@ -130,14 +130,14 @@ class Link:
                 break
             self._call(self._receive, message)
         self._outbox.put(None)
-        self._writer.join(JOIN_SECONDS)  # it must not write to a descriptor that is another's
+        self._writer.join(JOIN_SECONDS)  # it must not write to a descriptor that has a new owner
         connection.close()
         self._call(self._ended, reason or self._how_it_ended())
 
     def _how_it_ended(self) -> str:
-        """Wait for the end of the worker, which has closed its end of the pipe.
+        """Wait until the worker, which has closed its end of the pipe, has ended.
 
-        The only place that does: of two threads that wait for a process, one is told nothing.
+        Only this thread may: if two threads wait for a process, only one gets its exit code.
         """
         worker = self._worker
         assert worker is not None
@@ -151,7 +151,7 @@ class Link:
         else:
             reason = f"the engine worker {describe_exit(worker.exitcode)}"
         self._worker = None
-        worker.close()  # its descriptor, at once
+        worker.close()  # frees its descriptor at once
         return reason
 
     def _call(self, listener: Callable[[M], None], message: M) -> None:
@@ -186,7 +186,7 @@ def _process_main(
 
 
 def _end_with(server: int) -> None:
-    """Have the kernel kill this process when the server ends, whatever this process is doing.
+    """Make the kernel kill this process when the server ends, whatever this process is doing.
 
     Only Linux can; elsewhere the worker's heartbeat notices (`worker.Heart`).
     """

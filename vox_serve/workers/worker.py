@@ -54,7 +54,7 @@ IDLE_SECONDS = 0.25
 """How often an idle loop reports."""
 HEARTBEAT_SECONDS = 0.2
 GRACE_SECONDS = 2.0
-"""How long the loop has to notice by itself that the server is gone."""
+"""Seconds that the loop has to notice by itself that the server is gone."""
 T = TypeVar("T")
 log = logging.getLogger("vox_serve.worker")
 
@@ -83,7 +83,7 @@ def run(connection: Connection, config: EngineConfig, own_process: bool = False)
             log.exception("the model cannot be loaded")
             connection.send(LoadFailed(f"the model cannot be loaded: {error!r}"))
             return
-        if own_process:  # keep the collector from scanning what stays, in mid-frame
+        if own_process:  # so that the collector never scans what stays during a frame
             gc.collect()
             gc.freeze()
         connection.send(Ready(info))
@@ -93,12 +93,12 @@ def run(connection: Connection, config: EngineConfig, own_process: bool = False)
 
 
 class Heart:
-    """Sends a sign of life and the model's calls in progress, in a thread of its own.
+    """Sends heartbeats, with the model's calls in progress, from its own thread.
 
     Args:
         send: sends a message to the server.
-        calls: of the model.
-        own_process: end the process if the server is gone and the loop does not notice.
+        calls: the model's calls in progress.
+        own_process: end the process if the server is gone and the loop does not notice it.
     """
 
     def __init__(self, send: Callable[[FromWorker], None], calls: Calls, own_process: bool) -> None:
@@ -193,7 +193,7 @@ class Worker:
             self._enqueue(request, self._prepare(request))
 
     def _run_job(self, work: Callable[[], Callable[[], None]]) -> None:
-        """Body of the pool's jobs: run `work`, then have the loop call what it returns."""
+        """Body of the pool's jobs: run `work`; the loop then calls what it returns."""
         self._finished_jobs.append(work())
         with contextlib.suppress(OSError):  # the worker has ended meanwhile
             self._wake_writer.send(b".")
@@ -237,7 +237,7 @@ class Worker:
         return partial(self._report_voices, message.request_id, added)
 
     def _report_voices(self, request_id: str, found: bool) -> None:
-        """Runs on the loop's thread, so that the last list that is sent is the newest."""
+        """Runs on the loop's thread, so that the list sent last is the newest."""
         self._post(Done(request_id, found, voices=self._engine.prompts.voices.names))
 
     def _post(self, event: Event) -> None:

@@ -1,8 +1,8 @@
 """Spells English words in the letters that the voice was trained on; imports no torch.
 
-The core's front end writes numbers, signs and capitals out.  This voice also has a small alphabet,
+The core's front end writes numbers, signs and capitals as words.  This voice has a small alphabet,
 `a` to `z`, the apostrophe, the space and `, . ; : ! ?`, and it learned whole words: a single
-letter, or a word without a vowel, is hardly audible.  Those are spelled with the names of their
+letter, or a word without a vowel, is hardly audible.  So these are spelled with the names of their
 letters (`Plan B` becomes `plan bee`).
 """
 
@@ -71,14 +71,14 @@ def _named(match: re.Match[str]) -> str:
 
 
 def _sound(word: str) -> str:
-    """An interjection that is written without a vowel, as a word; empty for all else."""
+    """An interjection without a vowel (`hmm`), spelled as a word; empty for any other text."""
     if match := _SOUND.fullmatch(word):
         return {"s": "shush", "b": "burr", "z": "buzz"}.get((match[2] or "h")[0], "hum")
     return _SOUNDS.get(word, "")
 
 
 def _punctuated(text: str) -> str:
-    """One space between words, none before a mark, one mark at a time, one at the end."""
+    """One space between words, none before a mark, no repeated marks, one mark at the end."""
     text = re.sub(r"(?<![a-z])'|'(?![a-z])", "", text)  # quotes, not apostrophes
     text = re.sub(r"[!,.:;? ]*[!,.:;?][!,.:;? ]*", lambda m: f"{_strongest(m[0])} ", text)
     text = " ".join(text.split()).strip(" ,;:").lstrip(" !,.:;?")
@@ -93,5 +93,5 @@ FRONT_END = FrontEnd(language="en", alphabet=frozenset(ALPHABET + LETTERS.upper(
 
 
 def normalise(text: str) -> str:
-    """A text as the voice reads it.  Raises UnspeakableText."""
+    """Spell a text as the voice reads it.  Raises UnspeakableText."""
     return FRONT_END.read(text).text

@@ -28,7 +28,7 @@ from vox_serve_pocket_tts.plugin import FlowParameters
 
 CHARACTERS = "▁etaoinshrdlucmfwypvbgkjqxz.,!?;:'ETAOINSHRDLUCMFWYPVBGKJQXZ0123456789"
 ENDLESS, AT_ONCE = 1e9, -1e9
-"""End thresholds: never reached, and reached as soon as the logit counts."""
+"""End thresholds: never reached, and reached in the first frame whose logit counts."""
 LATENT = 8
 
 SMALL: dict[str, Any] = {
@@ -75,7 +75,7 @@ SMALL: dict[str, Any] = {
 
 
 def changed(tree: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """A copy in which `a.b.c` keys have other values."""
+    """A copy with the values of keys such as `a.b.c` replaced."""
     tree = copy.deepcopy(tree)
     for path, value in changes.items():
         *way, last = path.split(".")
@@ -90,7 +90,7 @@ def write_checkpoint(directory: Path, seed: int = 0, **changes: Any) -> TTSModel
     """Write a checkpoint and return the reference that speaks it.
 
     Args:
-        changes: of the configuration; the dots of a key are written as two underscores.
+        changes: to the configuration; a dot in a key is written as two underscores.
     """
     directory.mkdir(parents=True, exist_ok=True)
     path = write_tokenizer(directory, "tokenizers")
@@ -130,7 +130,7 @@ def write_tokenizer(directory: Path, kind: str) -> Path:
 
 
 def write_voice(reference: TTSModel, directory: Path, name: str, seconds: float = 1.0) -> None:
-    """Export a voice of a random clip, as Kyutai's package does."""
+    """Export a voice made from a random clip, as Kyutai's package does."""
     (directory / "embeddings").mkdir(exist_ok=True)
     state = reference.get_state_for_audio_prompt(clip(seconds)[None])
     export_model_state(state, directory / "embeddings" / f"{name}.safetensors")
@@ -145,7 +145,7 @@ def clip(seconds: float, seed: int = 0) -> torch.Tensor:
 
 @contextmanager
 def noise_of(seed: int, reference: TTSModel) -> Iterator[list[torch.Tensor]]:
-    """Feed the reference the noise of our sampler; yields its latents as they come."""
+    """Give the reference the noise of our sampler; yields its latents one by one."""
     state = SlotSampler(1, torch.device("cpu"), FlowParameters)
     state.assign(0, FlowParameters(), seed=seed)
     slots = torch.tensor([0])

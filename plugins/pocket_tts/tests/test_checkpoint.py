@@ -1,4 +1,4 @@
-"""What a checkpoint may look like, and what is said of one that is wrong."""
+"""The checkpoints that load, and the errors for those that do not."""
 
 from __future__ import annotations
 

@@ -82,7 +82,7 @@ def test_a_voice_out_of_a_clip(checkpoint: Checkpoint):
     state = checkpoint.reference.get_state_for_audio_prompt(sample[None])
     wanted = expected(checkpoint.reference, state, TEXTS[1], 1)
     same(speak(engine, request(1, TEXTS[1], "carl"))["1"], wanted)
-    # What is kept of the voice changes nothing.
+    # The cached prefix of the voice changes nothing.
     again = speak(engine, request(2, TEXTS[0], "carl"))["2"]
     assert engine.runner.prefixes.num_bytes > 0
     same(again, expected(checkpoint.reference, state, TEXTS[0], 2))

@@ -1,4 +1,4 @@
-"""A checkpoint directory to a loaded model, in the layout of Kyutai's repositories."""
+"""Loads a model from a checkpoint directory in the layout of Kyutai's repositories."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ def load_model(options: LoadOptions) -> PocketModel:
 
 
 def encodes(directory: Path, loader: WeightLoader) -> bool:
-    """Can the checkpoint make voices of clips?  The open repository's cannot: its encoder and
-    projection are there, but not as they were trained."""
+    """Can the checkpoint make voices from clips?  The open repository's cannot: it has the encoder
+    and the projection, but not their trained weights."""
     if OPEN.partition("/")[2] in str(directory.resolve()):
         return False
     return bool(loader.read("flow_lm.speaker_proj_weight").any())
@@ -110,7 +110,7 @@ def _layer_of_voice(
 
 
 def _sources(config: PocketConfig, loader: WeightLoader) -> Sources:
-    """What fills each parameter of the network."""
+    """The tensors that fill each parameter of the network."""
     width, stack = config.backbone.hidden_size, config.backbone
     lm, flow = "flow_lm.", "flow_lm.flow_net."
 
@@ -178,7 +178,7 @@ def _sources(config: PocketConfig, loader: WeightLoader) -> Sources:
 
 
 class _Time:
-    """A flow time `[N, 1]` to `[N, width]`: sinusoids, an MLP, and a norm by the deviation."""
+    """A flow time `[N, 1]` to `[N, width]`: sinusoids, an MLP, division by its deviation."""
 
     def __init__(self, loader: WeightLoader, number: int) -> None:
         name = f"flow_lm.flow_net.time_embed.{number}."

@@ -1,4 +1,4 @@
-"""The latent codec: Mimi without a quantizer, 24 kHz, 80 ms a latent."""
+"""The latent codec: Mimi without a quantizer, at 24 kHz, with 80 ms per latent."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from vox_serve.nn.mimi_encoder import PIECE_FRAMES, MimiEncoder
 from vox_serve_pocket_tts.config import PocketConfig
 
 FADE_SECONDS = 1 / 200
-"""The first samples of a fresh decoder are a small step, which is heard as a click."""
+"""The sound fades in, because the decoder's first samples are a small step, heard as a click."""
 PAUSE_SECONDS, PROMPT_FADE_SECONDS, FLOOR_DB = 0.08, 0.02, 35.0
-"""A voice's clip ends on so much silence, as in training; what is that much below its loudest
-20 ms counts as silence."""
+"""A voice's clip is made to end with PAUSE_SECONDS of silence, as in training.  Sound FLOOR_DB
+below the loudest 20 ms counts as silence."""
 
 
 class _Entry(nn.Module):
-    """A normalised latent `[B, K]` to what is upsampled, `[B, C]`."""
+    """A normalised latent `[B, K]` to the vector that is upsampled, `[B, C]`."""
 
     def __init__(self, weight: torch.Tensor, mean: torch.Tensor, std: torch.Tensor) -> None:
         super().__init__()
@@ -62,7 +62,7 @@ class LatentDecoder:
 
     @property
     def weight_bytes(self) -> int:
-        """Memory that the weights take."""
+        """Memory of the weights."""
         return held_bytes(self._decoder)
 
     def allocate(self, num_slots: int) -> int:
@@ -83,7 +83,7 @@ class LatentDecoder:
 
 
 class LatentCodec(LatentDecoder):
-    """With the encoder, which makes voices of clips: implements `vox_serve.EncodingCodec`."""
+    """With the encoder, which makes voices from clips: implements `vox_serve.EncodingCodec`."""
 
     def load(self, loader: WeightLoader) -> None:
         super().load(loader)
@@ -99,7 +99,7 @@ class LatentCodec(LatentDecoder):
     def encode(self, pcm: torch.Tensor) -> torch.Tensor:
         """A clip to latents `[voice, F]`; see `EncodingCodec.encode`.
 
-        The clip is made to end on a short pause, and its last frame is filled up with silence.
+        The clip is made to end with a short pause, and its last frame is padded with silence.
         """
         if not len(pcm):
             return torch.empty(self.config.voice, 0, device=self.device)
@@ -113,7 +113,7 @@ class LatentCodec(LatentDecoder):
 def ended_on_pause(pcm: torch.Tensor, sample_rate: int) -> torch.Tensor:
     """A clip `[T]` whose trailing silence is cut and replaced by a pause (`end_on_pause`).
 
-    A voice that stops in the middle of a word makes the model go on with that word.
+    If a clip stops in the middle of a word, the model continues that word.
     """
     frame = max(1, int(0.02 * sample_rate))
     count = len(pcm) // frame
@@ -129,7 +129,7 @@ def ended_on_pause(pcm: torch.Tensor, sample_rate: int) -> torch.Tensor:
 
 
 class MimiNames:
-    """`read(name, *shape)` of Mimi's tensors by transformers' names, out of Kyutai's file."""
+    """`read(name, *shape)` of a Mimi tensor by transformers' name, from Kyutai's file."""
 
     def __init__(self, loader: WeightLoader, config: PocketConfig, device: torch.device) -> None:
         self._loader = loader
@@ -141,7 +141,7 @@ class MimiNames:
         if side.endswith("_transformer"):
             tensor = self._of_layer(f"mimi.{side}.transformer.{rest}", shape)
         elif side in ("encoder", "decoder"):
-            # A transposed convolution has another name; its number is that of a plain one.
+            # A transposed convolution has another name, but the same number as a plain one.
             theirs = f"mimi.{side}.{rest.replace('layers', 'model', 1)}"
             if theirs not in self._loader.names:
                 theirs = theirs.replace(".conv.", ".convtr.")

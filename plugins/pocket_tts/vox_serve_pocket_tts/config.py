@@ -15,18 +15,18 @@ from vox_serve.nn import LlamaConfig, RopeConfig
 from vox_serve_pocket_tts.languages import DIFFERENCES, published
 
 MAX_POSITIONS = 1024
-"""Half a minute of voice, a piece of text and half a minute of speech; the reference has no
-limit, but trains on no more."""
+"""Room for half a minute of voice, a piece of text and half a minute of speech.  The reference has
+no limit, but its training used no more."""
 TIMES = {"lsd": 2, "drifting": 0, "pointwise": 0}
-"""Kinds of flow head, and the flow times that each is told."""
+"""Kinds of flow head, and the flow times that each takes as input."""
 NORM_EPS = 1e-5
 
 
 def read(directory: Path) -> dict[str, Any]:
-    """The configuration beside the weights, or the published one of the folder's name.
+    """The configuration beside the weights, or the published one for the folder's name.
 
     Raises:
-        CheckpointError: there is none, or it is no configuration.
+        CheckpointError: there is none, or the file is not a configuration.
     """
     found = sorted(directory.glob("*.yaml"))
     if len(found) > 1:
@@ -56,10 +56,10 @@ class PocketConfig:
 
     Args:
         backbone: sizes under their usual names; norms and feed-forward are not Llama's.
-        text_width: of the text table; narrower than the backbone where it is low-rank.
-        head_width: what the flow head and the end logit are given; None: the backbone's output.
+        text_width: width of the text table; less than the backbone's if the table is low-rank.
+        head_width: width of the input of flow head and end logit; None: the backbone's.
         latent: coordinates of a latent.
-        voice: coordinates of what a voice is encoded to.
+        voice: coordinates of an encoded frame of a voice.
         decoder, encoder: sizes by the names of transformers' `MimiConfig`.
         stride: latents per SEANet frame.
     """

@@ -1,6 +1,6 @@
-"""The configurations of the published checkpoints, which their repositories do not hold.
+"""The configurations of the published checkpoints, which their repositories do not contain.
 
-They are those of the `pocket-tts` package 4.0.1 (MIT licence, Kyutai), as differences from the
+They come from the `pocket-tts` package 4.0.1 (MIT licence, Kyutai), stored as differences from the
 default English one.
 """
 
@@ -79,7 +79,7 @@ _SPANISH = {"replace_characters": _QUOTES | {"¡": "", "¿": ""}}
 def _small(
     flow: Tree, transformer: Tree, filters: int, layers: int, rank: int | None = None
 ) -> Tree:
-    """An English model with a decoder of its own."""
+    """An English model with its own decoder."""
     width = transformer["d_model"]
     return _DASHES | {
         "default_eos_threshold": -1.0,

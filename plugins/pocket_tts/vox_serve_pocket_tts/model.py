@@ -35,14 +35,14 @@ from vox_serve_pocket_tts.plugin import FlowParameters
 from vox_serve_pocket_tts.text import Encode, frames_after_end, prepared
 
 FIRST_FRAMES = 6
-"""In so many frames the end logit is ignored: some voices cross its threshold before they speak."""
+"""The end logit is ignored in the first frames: some voices cross its threshold too early."""
 HEARD = -1
-"""In place of a token: the position holds a latent of the voice."""
+"""Stands in place of a token where the position holds a latent of the voice."""
 MOST_STEPS = int(FlowParameters.ranges()["flow_steps"].high)
 
 
 class _Biased(nn.Module):
-    """A linear layer whose weights may be packed, with its bias beside it."""
+    """A linear layer with a bias, whose weights may be packed."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -73,13 +73,13 @@ class _Layer(nn.Module):
 
 
 class FlowHead(nn.Module):
-    """Noise and condition to what leads to a latent: an MLP with adaptive layer norm.
+    """Noise and condition to a step from noise to latent: an MLP with adaptive layer norm.
 
-    All blocks are modulated by functions of one vector, so these are one matrix.
+    One vector modulates all blocks, so the modulations are computed by one matrix.
     """
 
     times: torch.Tensor
-    """What each step of so many adds to the condition: `[MOST_STEPS, MOST_STEPS, width]`."""
+    """Added to the condition, by number of steps and step: `[MOST_STEPS, MOST_STEPS, width]`."""
 
     def __init__(self, config: PocketConfig) -> None:
         super().__init__()
@@ -94,7 +94,7 @@ class FlowHead(nn.Module):
         self.leave = _Biased(width, config.latent)
 
     def forward(self, x: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
-        """`[B, latent]` and what `condition` gave, `[B, width]`, to `[B, latent]`."""
+        """`[B, latent]` and the output of `condition`, `[B, width]`, to `[B, latent]`."""
         parts = self.modulation(F.silu(condition)).chunk(3 * self.depth + 2, dim=-1)
         x = self.entry(x)
         for number in range(self.depth):
@@ -108,14 +108,14 @@ class FlowHead(nn.Module):
 
 
 class PocketNetwork(nn.Module):
-    """The weights, with parameters uninitialised; `checkpoint.py` fills them."""
+    """The network with uninitialised parameters; `checkpoint.py` fills them."""
 
     tables: Tables
 
     def __init__(self, config: PocketConfig) -> None:
         super().__init__()
         width = config.backbone.hidden_size
-        # After the text's: the beginning of a voice, and that of the speech.
+        # After the rows of text tokens: those for the beginning of a voice and of the speech.
         self.embedding = Embedding(config.text_tokens + 3, width)
         self.voice = Linear(config.voice, width)
         self.latent = Linear(config.latent, width)
@@ -134,14 +134,14 @@ class PocketNetwork(nn.Module):
         self.tables = Tables(cos, sin, signed(sin))
 
     def backbone(self, x: torch.Tensor, positions: torch.Tensor, kv: KVView) -> torch.Tensor:
-        """`[B, T, H]` at `positions` `[B, T]` to the same, not yet normed."""
+        """`[B, T, H]` at `positions` `[B, T]` to the same shape, before the last norm."""
         rotation = Rotation(self.tables, positions)
         for layer in self.layers:
             x = layer(x, rotation, kv)
         return x
 
     def leave(self, x: torch.Tensor) -> torch.Tensor:
-        """To what the heads are given, `[..., head_width]`."""
+        """The backbone's output to the input of the heads, `[..., head_width]`."""
         narrow: torch.Tensor = self.narrow(self.norm(x))
         return narrow
 
@@ -158,15 +158,15 @@ class GivenVoice:
 
 
 class PocketModel:
-    """Implements `vox_serve.Model`, with state: how each utterance ends.
+    """Implements `vox_serve.Model`; its state per slot says how the utterance ends.
 
     Args:
         config: sizes.
         network: loaded weights, on their device.
         codec: loaded.
         encode: text to ids.
-        given: the voices that the checkpoint brings, by name.
-        default_sampling: what a request gets that names nothing.
+        given: the voices of the checkpoint, by name.
+        default_sampling: the parameters of a request that names none.
     """
 
     takes_context = False
@@ -198,7 +198,7 @@ class PocketModel:
         self._voice_begin, self._begin = config.text_tokens + 1, config.text_tokens + 2
 
     def allocate(self, num_slots: int) -> int:
-        """Rows for the frame that marked the end (-1: none), and the frames from there on."""
+        """Rows: the frame that marked the end (-1: none), and the frames to speak from there."""
         self._marked = torch.full((num_slots,), -1, device=self.device)
         self._tail = torch.zeros(num_slots, dtype=torch.int64, device=self.device)
         return self._marked.nbytes + self._tail.nbytes
@@ -306,10 +306,10 @@ class PocketModel:
 def time_table(
     config: PocketConfig, embed: Sequence[Callable[[torch.Tensor], torch.Tensor]]
 ) -> torch.Tensor:
-    """What each step `[of so many, number]` adds to the condition, `[steps, steps, width]`.
+    """Added to the condition, by number of steps and step: `[steps, steps, width]`.
 
     Args:
-        embed: makes `[N, width]` of times `[N, 1]`, for each time that the head is told.
+        embed: functions from `[N, 1]` to `[N, width]`, one for each time that the head takes.
     """
     table = torch.zeros(MOST_STEPS, MOST_STEPS, config.flow_width)
     if TIMES[config.flow_kind]:

@@ -1,4 +1,4 @@
-"""What the plugin offers; imports no tensor library."""
+"""Declares what the plugin offers, without importing a tensor library."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from vox_serve_pocket_tts.languages import DIFFERENCES
 OPEN = "kyutai/pocket-tts-without-voice-cloning"
 CLONING = "kyutai/pocket-tts"
 MAX_CHARACTERS = 160
-"""About the 50 tokens of the reference's pieces."""
+"""About as long as the reference's pieces of 50 tokens."""
 FILES = (
     "model.safetensors",
     "*.yaml",
     "tokenizer.json",
     "tokenizer.model",
     "embeddings/*.safetensors",
-    # Of a repository itself: its default.
+    # The default of a whole repository.
     "languages/english/model.safetensors",
     "languages/english/tokenizer.json",
     "languages/english/embeddings/*.safetensors",
@@ -40,7 +40,7 @@ LANGUAGES = ("dutch", "french", "german", "italian", "portuguese", "spanish")
 
 @attrs.frozen
 class OneStepParameters(Parameters):
-    """What a request may set of a flow head that takes one step."""
+    """Parameters for a flow head that takes one step."""
 
     noise_temperature: float = parameter(
         0.3, Range(float, 0.0, 2.0, "variance of the noise that a frame is made from; 0: none")
@@ -49,7 +49,7 @@ class OneStepParameters(Parameters):
 
 @attrs.frozen
 class FlowParameters(OneStepParameters):
-    """What a request may set of a flow head that may take several."""
+    """Parameters for a flow head that may take several steps."""
 
     flow_steps: int = parameter(
         1, Range(int, 1, 4, "steps from noise to frame; more take longer, one is what it is for")

@@ -1,4 +1,4 @@
-"""Text to token ids, spelled as the model was trained on it."""
+"""Turns text into token ids, spelled as in the model's training."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from vox_serve.hub import read_json
 from vox_serve_pocket_tts.config import PocketConfig
 
 FEW_WORDS = 4
-"""A text of so few is followed by more frames, and gets leading spaces where it needs them."""
+"""A text of at most so many words gets more frames at its end, and leading spaces if needed."""
 LEADING_SPACES = 8
 TAIL_OF_FEW, TAIL = 5, 3
-"""Frames from the one that marks the end, which are spoken, to the one that is not."""
+"""Frames that are still spoken, counted from the one that marks the end."""
 _ENDS, _WEAK, _CLOSERS = ".!?…", ",;:-–—", "\"'”’)]»"  # as people write them
 
 Encode = Callable[[str], list[int]]
 
 
 def frames_after_end(text: str, config: PocketConfig) -> int:
-    """How many frames from the mark on are spoken, the one that has it among them."""
+    """How many frames are spoken from the one that marks the end on, including that one."""
     if config.frames_after_end is not None:
         return config.frames_after_end
     return TAIL_OF_FEW if len(text.split()) <= FEW_WORDS else TAIL
@@ -31,7 +31,7 @@ def prepared(text: str, config: PocketConfig) -> str:
     """The text as the reference spells it (`prepare_text_prompt`).
 
     Raises:
-        UnspeakableText: nothing is left of it.
+        UnspeakableText: nothing of the text is left.
     """
     if config.replaced:
         text = text.translate({ord(old): new for old, new in config.replaced.items()})
@@ -52,7 +52,7 @@ def prepared(text: str, config: PocketConfig) -> str:
 
 
 def _ended(text: str) -> str:
-    """With a mark at its end that ends a sentence, also behind closing quotes."""
+    """The text with a mark that ends a sentence; closing quotes may follow the mark."""
     core = text.rstrip(_CLOSERS + " ")
     closers = text[len(core) :].strip()
     if not core or core[-1] in _ENDS:
@@ -89,7 +89,7 @@ def _of_json(path: Path) -> tuple[Encode, int]:
         tokenizer = Tokenizer.from_str(json.dumps(stored))
     except Exception as error:  # tokenizers raises bare Exception
         raise CheckpointError(f"{path}: cannot be read ({error})") from error
-    # A request that spells a special token out gets its characters, never its id.
+    # A special token spelled out in a request is encoded as characters, never as its id.
     tokenizer.encode_special_tokens = True
     unknown = tokenizer.token_to_id("<unk>")
 
