@@ -48,9 +48,13 @@ class LogSettings:
     text: bool = False
 
 
+STDERR = 2
+"""The file descriptor; `sys.stderr` may be replaced by something without one."""
+
+
 def configure(settings: LogSettings) -> None:
     """Set up this process to log to stderr, including warnings and uncaught exceptions."""
-    handler = Unhurried(sys.stderr.fileno())
+    handler = Unhurried(STDERR)
     handler.addFilter(RateLimit())
     handler.setFormatter(JSONLines(settings) if settings.format == "json" else Lines(settings))
     logging.basicConfig(level=settings.level.upper(), handlers=[handler])

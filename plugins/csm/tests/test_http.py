@@ -111,7 +111,7 @@ def test_an_utterance_without_a_sound(checkpoint: Checkpoint, tmp_path: Path) ->
     silence_heads(tmp_path)
     with running_server(serving(tmp_path)) as server:
         whole = generate(server)
-        assert whole.headers["X-Finish-Reason"] == "stop"
+        assert whole.headers["X-Finish-Reason"] == "inaudible"
         assert len(whole.content) == HEADER
         assert len(heard(whole)) == 0
         streamed = generate(server, streaming=True)
