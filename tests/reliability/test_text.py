@@ -86,10 +86,7 @@ def test_no_text_holds_the_interpreter(read) -> None:
 
 
 def test_a_reading_that_is_quadratic_is_noticed() -> None:
-    def quadratic(text: str) -> str:
-        found = ""
-        for start in range(0, len(text), 20):
-            found = text[start:].replace("7", "8").strip()
-        return found
+    def quadratic(text: str) -> int:
+        return sum(sum(map(ord, text[start:])) for start in range(0, len(text), 20))
 
     assert growth(quadratic, "7") > 8
