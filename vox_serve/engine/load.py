@@ -17,7 +17,7 @@ from vox_serve.model import LoadOptions, Model
 from vox_serve.nn.linear import holds_halves
 from vox_serve.plugins import Plugins
 
-SMALL_MODEL_BYTES = 256 * 2**20
+SMALL_MODEL_BYTES = 128 * 2**20
 ALL_THREADS = torch.get_num_threads()
 
 
