@@ -27,8 +27,8 @@ class PlanConfig:
     )
     calibrate: Path | None = setting(
         None,
-        "JSON of `vox-serve bench` against a server on such a device: the simulation is fitted to "
-        "its first run",
+        "JSON of `vox-serve bench` against a server on this kind of device: the simulation is "
+        "fitted to its first run",
     )
     rate: tuple[float, ...] = setting(
         (), "requests per second of one device, at random times (Poisson); one run for each"

@@ -75,7 +75,7 @@ def vox_serve_models() -> Sequence[ModelSpec]:
         ModelSpec(
             name="pocket-tts",
             summary="Pocket TTS: 100 M weights for a CPU, 24 kHz, seven languages, many voices "
-            "(weights CC-BY-4.0, each voice under a licence of its own)",
+            "(weights CC-BY-4.0, each voice under its own licence)",
             hub_ids=(OPEN, CLONING),
             matches=lambda config: False,
             files=FILES,
