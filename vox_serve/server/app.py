@@ -21,7 +21,6 @@ from vox_serve.server.openapi import route as openapi
 from vox_serve.server.openapi.document import HEADERS, Document
 from vox_serve.server.owner import provide_owner
 from vox_serve.server.page import routes as pages
-from vox_serve.server.reading import warm_up
 from vox_serve.server.requests import OpenRequests, request_id
 from vox_serve.server.routes import cancel, openai, status, voices
 from vox_serve.server.routes.generate import generate
@@ -91,8 +90,6 @@ def create_app(engines: Engines, keys: Keys | None = None) -> Litestar:
     @asynccontextmanager
     async def engine_runs(_: Litestar) -> AsyncIterator[None]:
         await engines.start()
-        for client in engines:
-            warm_up(client.front_end)
         try:
             yield
         finally:
