@@ -65,7 +65,37 @@ class App(Litestar):
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "http" and scope["method"] == "HEAD":
             scope = {**scope, "method": "GET", "state": {**scope["state"], "head": True}}
+        if scope["type"] == "http" and scope["method"] == "OPTIONS":
+            send = _with_usual_errors(send)
         await super().__call__(scope, receive, send)
+
+
+def _with_usual_errors(send: Any) -> Any:
+    """Litestar refuses a CORS preflight with plain text; turn that into the usual JSON."""
+    refused = False
+
+    async def sending(message: dict[str, Any]) -> None:
+        nonlocal refused
+        if message["type"] == "http.response.start":
+            headers = dict(message["headers"])
+            kind = headers.get(b"content-type", b"")
+            refused = message["status"] == 400 and kind.startswith(b"text/plain")
+            if refused:
+                return
+        elif refused:
+            text = message["body"].decode()
+            answer = errors.answer_to(errors.Forbidden(f"the page's request is refused: {text}"))
+            body = answer.content
+            head = [
+                (b"content-type", b"application/json"),
+                (b"content-length", str(len(body)).encode()),
+            ]
+            status = answer.status_code
+            await send({"type": "http.response.start", "status": status, "headers": head})
+            message = {"type": "http.response.body", "body": body, "more_body": False}
+        await send(message)
+
+    return sending
 
 
 def _with_head(name: bytes, value: bytes) -> tuple[bytes, bytes]:
