@@ -7,6 +7,7 @@
     ├── CheckpointError        the files of a model cannot be used; says what to do
     ├── EngineError            the engine could not start, or died
     ├── BenchError             the server being measured returns no audio
+    ├── AudioUnreadable        an audio file cannot be used (`vox_serve.audio`)
     └── RequestError           one request cannot be served; the others go on
         ├── InvalidRequest     malformed, or a field out of range
         ├── NotFound           no such voice, speaker, model, request or conversation

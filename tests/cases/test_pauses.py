@@ -12,7 +12,7 @@ import pytest
 from websockets.sync.client import connect
 
 from tests.cases.conftest import Reader
-from tests.conftest import RunningServer, until
+from tests.conftest import RunningServer
 from vox_serve.config import ServerConfig
 
 FRAMES = 5 * 1280
@@ -173,23 +173,15 @@ def test_a_model_without_a_front_end_gets_the_servers_dictionary(
 
 
 def test_the_libraries_are_loaded_before_the_first_text() -> None:
-    """In a thread while the server starts, because it takes most of a second."""
-    import asyncio
-
+    """In both processes while the server starts, because it takes most of a second."""
     from tests.cases.reader import FRONT_END
-    from vox_serve.server import reading
+    from vox_serve.workers.reading import TextReader
 
     seen: list[str] = []
 
     class Watched:
-        as_written = False
+        def warm_up(self, work: Any, front_end: bytes, text: str) -> None:
+            seen.append(work(front_end, text))
 
-        def read(self, text: str) -> None:
-            seen.append(FRONT_END.read(text).text)
-
-    async def start() -> None:
-        reading.warm_up(Watched())  # type: ignore[arg-type]
-
-    asyncio.run(start())
-    until(lambda: bool(seen))
+    TextReader(FRONT_END, Watched()).warm_up()  # type: ignore[arg-type]
     assert "two dollars fifty cents" in seen[0]

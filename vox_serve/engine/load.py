@@ -40,7 +40,11 @@ def load_engine(config: EngineConfig, plugins: Plugins) -> tuple[Engine, EngineI
         _set_threads(config.threads, model)
         engine = Engine(model, config, resolved.checkpoint)
         engine.warm_up()
-    except torch.OutOfMemoryError as error:
+    except (MemoryError, RuntimeError) as error:
+        # On a CPU, torch has no class of its own for this.
+        wants_memory = isinstance(error, MemoryError | torch.OutOfMemoryError)
+        if not wants_memory and "can't allocate memory" not in str(error):
+            raise
         said = str(error).partition(". ")[0]
         raise ConfigError(
             f"device {chosen}: not enough memory for this model with max_batch_size "

@@ -43,8 +43,10 @@ from vox_serve.metrics import Metrics
 from vox_serve.text import AS_WRITTEN, FrontEnd
 from vox_serve.voice import Segment
 from vox_serve.workers import figures
+from vox_serve.workers.jobs import Jobs
 from vox_serve.workers.life import KnownConversations, Pulse, Restarts
 from vox_serve.workers.link import Link
+from vox_serve.workers.reading import TextReader, text_jobs
 
 log = logging.getLogger("vox_serve.client")
 
@@ -73,6 +75,7 @@ class EngineClient:
         server: queue bound and time limits.
         metrics: records the worker's figures.
         front_end: normalizes a text before it is cut and spoken.
+        texts: where it does so; None: processes of this engine only.
         in_thread: run the worker in a thread of this process; for tests.
     """
 
@@ -83,12 +86,14 @@ class EngineClient:
         metrics: Metrics,
         *,
         front_end: FrontEnd = AS_WRITTEN,
+        texts: Jobs | None = None,
         in_thread: bool = False,
     ) -> None:
         self.config = engine
         self.server = server
         self.metrics = metrics
         self.front_end = front_end
+        self.reader = TextReader(front_end, texts or text_jobs(in_thread))
         self.info: EngineInfo | None = None
         self.stats = Stats()
         self.voices: tuple[tuple[str, int], ...] = ()
@@ -248,9 +253,7 @@ class EngineClient:
         if self._preparation is None or (self._draining and not self._held):
             self.admit()
         request_id = uuid.uuid4().hex
-        if not self.front_end.idle:
-            read = self.front_end.read
-            segments = tuple(attrs.evolve(s, text=read(s.text).text) for s in segments)
+        segments = tuple([attrs.evolve(s, text=await self.reader.read(s.text)) for s in segments])
         await self._done(request_id, AddVoice(request_id, name, speaker, segments))
 
     async def remove_voice(self, name: str) -> bool:

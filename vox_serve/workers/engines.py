@@ -15,6 +15,7 @@ from vox_serve.plugins import Plugins
 from vox_serve.sampling import RANGES, Range
 from vox_serve.text import Lexicon, read_lexicon, with_lexicon
 from vox_serve.workers.client import EngineClient, EngineState
+from vox_serve.workers.reading import audio_jobs, text_jobs
 
 
 class Engines:
@@ -46,6 +47,8 @@ class Engines:
         self.own_parameters: dict[str, Range] = {}
         """Sampling parameters that only some of the models have."""
         self._clients: dict[str, EngineClient] = {}
+        self.texts, self.clips = text_jobs(in_thread), audio_jobs(in_thread)
+        """Where texts and audio files are read."""
         lexicon = read_lexicon(Path(server.lexicon)) if server.lexicon else Lexicon()
         for config in configs:
             resolved = plugins.resolve(config.model)
@@ -60,6 +63,7 @@ class Engines:
                 server,
                 metrics,
                 front_end=with_lexicon(front_end, lexicon),
+                texts=self.texts,
                 in_thread=in_thread,
             )
         (only, *others) = self._clients.values()
@@ -117,6 +121,7 @@ class Engines:
         """Start the workers; returns at once, while the models are still loading."""
         for client in self:
             await client.start()
+            client.reader.warm_up()
 
     def drain(self) -> None:
         """Accept no more requests; open ones continue."""
@@ -126,3 +131,5 @@ class Engines:
     async def stop(self) -> None:
         """End the workers, gently first; open requests fail."""
         await asyncio.gather(*(client.stop() for client in self))
+        self.texts.close()
+        self.clips.close()

@@ -34,6 +34,7 @@ from vox_serve.server.websocket.connection import MAX_MESSAGE_BYTES
 from vox_serve.server.websocket.session import MAX_WAITING_CHARACTERS, Session
 from vox_serve.text import FrontEnd
 from vox_serve.workers.client import EngineClient
+from vox_serve.workers.reading import TextReader, text_jobs
 
 StartServer = Callable[..., RunningServer]
 ROOT = Path(__file__).parents[3]
@@ -297,13 +298,16 @@ def test_a_model_that_follows_no_context(start_server: StartServer) -> None:
     assert server.http.delete(f"/conversations/~{name}").status_code == 404
 
 
+def with_words(text: str) -> str:
+    return text.rstrip(".").replace("fee", "3 " + "words " * 12)
+
+
 def test_limits_count_what_is_spoken_and_clients_see_what_they_wrote(
     start_server: StartServer,
 ) -> None:
     server = start_server()
-    server.client.front_end = FrontEnd(
-        language=None, finish=lambda text: text.rstrip(".").replace("fee", "3 " + "words " * 12)
-    )
+    front_end = FrontEnd(language=None, finish=with_words)
+    server.client.reader = TextReader(front_end, text_jobs(in_thread=True))
     speaker = spoken_whole(server, ["fee fee "])
     assert [text for text, _ in speaker.segments] == ["fee fee"]
     assert len(speaker.audio) == 2 * 3 * FRAME_BYTES, "in two parts"

@@ -18,7 +18,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from vox_serve.audio import AudioUnreadable, read_audio
+from vox_serve.audio import AudioUnreadable
 from vox_serve.errors import (
     AlreadyExists,
     ConfigError,
@@ -40,6 +40,7 @@ from vox_serve.server.voices.store import (
 from vox_serve.voice import Segment
 from vox_serve.workers.client import EngineClient
 from vox_serve.workers.engines import Engines
+from vox_serve.workers.reading import read_clip
 
 MAX_VOICES = 1000
 """The most voices of one owner, including shared ones."""
@@ -182,7 +183,7 @@ class Voices:
             async with self._lock:
                 await self._require_free(owner, client, name)
                 info = client.admit()
-                audio = await asyncio.to_thread(read_audio, file, info.sample_rate, MAX_SECONDS)
+                audio = await read_clip(self._engines.clips, file, info.sample_rate, MAX_SECONDS)
                 await self._add_to_engine(client, owner.own(name), record, audio)
                 await self._keep(client, owner.own(name), record, audio, info.sample_rate)
         except AudioUnreadable as error:
@@ -314,9 +315,17 @@ class Voices:
         if _owns(client, split(name)[1]):
             raise VoiceUnusable(f"{split(name)[1]!r} is a built-in voice of the model")
         rate = client.info.sample_rate
-        audio = await asyncio.to_thread(self._store.read, name, rate)
+        audio = await self._read(name, rate)
         await self._add_to_engine(client, name, self._stored[name], audio)
         self._register(client, name, self._stored[name], len(audio) / rate)
+
+    async def _read(self, name: str, rate: int) -> Samples:
+        assert self._store is not None
+        try:
+            with await asyncio.to_thread(self._store.audio, name) as file:
+                return await read_clip(self._engines.clips, file, rate, MAX_SECONDS)
+        except AudioUnreadable as error:
+            raise VoiceUnusable(str(error)) from error
 
     async def _add_to_engine(
         self, client: EngineClient, name: str, record: VoiceRecord, audio: Samples
