@@ -72,9 +72,16 @@ def test_a_long_pause_leaves_in_pieces(reader: Reader) -> None:
     assert silences(answer.content) == [(0.4, 10.0)]
 
 
-def test_max_seconds_counts_pauses(reader: Reader) -> None:
-    answer = reader.by_http("One [pause 2s] there.", format="pcm", max_seconds=1.0)
-    assert len(answer.content) == pytest.approx(SECOND, abs=1280)
+@pytest.mark.parametrize(
+    "text",
+    ["One [pause 2s] there.", "[pause 0.9s] One.", "[pause 2s] One.", "[pause 9s] One. [pause 9s]"],
+)
+def test_max_seconds_counts_pauses(reader: Reader, text: str) -> None:
+    answer = reader.by_http(text, format="pcm", max_seconds=1.0)
+    assert SECOND - 1280 <= len(answer.content) <= SECOND
+    assert answer.headers["x-finish-reason"] == "length"
+    stream = reader.by_http(text, format="pcm", max_seconds=1.0, streaming=True)
+    assert stream.content == answer.content
 
 
 def test_the_seconds_of_a_session_count_pauses(reader: Reader) -> None:
