@@ -28,8 +28,8 @@ from vox_serve.server.access.sites import is_loopback
 from vox_serve.server.app import create_app
 from vox_serve.server.connections import raise_descriptor_limit
 from vox_serve.server.protocol import uvicorn_settings
-from vox_serve.workers.client import EngineClient, EngineState
 from vox_serve.workers.engines import Engines
+from vox_serve.workers.interface import EngineClient, EngineState
 
 DEATH_NOTICE_SECONDS = 3.0
 """How long a server whose engine died answers 503 before it exits."""

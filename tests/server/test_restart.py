@@ -14,7 +14,7 @@ from tests.server.routes.test_voices import ROUTE, keeping, names, speak, upload
 from tests.server.test_bad_requests import check_error
 from vox_serve.config import ServerConfig
 from vox_serve.messages import Add
-from vox_serve.workers import client, life
+from vox_serve.workers import life, supervisor
 from vox_serve.workers.worker import Worker
 
 StartServer = Callable[..., RunningServer]
@@ -204,7 +204,9 @@ def test_those_that_wait_for_a_load_are_as_many_as_the_queue_takes(
     """Held at its load, the model gets those that wait in order, and none that left."""
     until(lambda: status(unloading) == "unloaded", 10)
     held: list[tuple[object, ...]] = []
-    monkeypatch.setattr(client.EngineClient, "_start", lambda self, link: held.append((self, link)))
+    monkeypatch.setattr(
+        supervisor.Supervisor, "_start", lambda self, link: held.append((self, link))
+    )
     waiting = [post_raw(unloading, text="5 frames") for _ in range(4 + 64)]
     until(lambda: unloading.client.open_requests == 68)
     check_error(unloading.http.post("/generate", json={"text": "5"}), 429, code="queue_full")

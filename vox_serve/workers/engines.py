@@ -14,7 +14,8 @@ from vox_serve.metrics import Metrics, Registry
 from vox_serve.plugins import Plugins
 from vox_serve.sampling import RANGES, Range
 from vox_serve.text import Lexicon, read_lexicon, with_lexicon
-from vox_serve.workers.client import EngineClient, EngineState
+from vox_serve.workers.client import WorkerClient
+from vox_serve.workers.interface import EngineClient, EngineState
 
 
 class Engines:
@@ -55,7 +56,7 @@ class Engines:
             if name in self._clients:
                 raise ConfigError(f"two models would have the name {name!r}: {config.model} is one")
             metrics = Metrics(name, self.registry)
-            self._clients[name] = EngineClient(
+            self._clients[name] = WorkerClient(
                 config,
                 server,
                 metrics,

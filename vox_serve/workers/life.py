@@ -1,6 +1,6 @@
 """Decides when a worker counts as hung and when it may restart; tracks its conversations.
 
-Plain values without an event loop; `client.EngineClient` acts on them.
+Plain values without an event loop; `supervisor.Supervisor` and `client.WorkerClient` act on them.
 """
 
 from __future__ import annotations

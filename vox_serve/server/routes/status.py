@@ -17,8 +17,8 @@ from vox_serve.server.access.middleware import METRICS, OPEN, READ, access
 from vox_serve.server.openapi.operation import described
 from vox_serve.server.owner import Owner
 from vox_serve.server.voices.registry import Voices
-from vox_serve.workers.client import ACCEPTING, EngineClient, EngineState
 from vox_serve.workers.engines import Engines
+from vox_serve.workers.interface import ACCEPTING, EngineClient, EngineState
 
 DOWN = (EngineState.DEAD, EngineState.RESTARTING)
 TEXT = {CONTENT_TYPE: OpenAPIMediaType(schema=Schema(type=OpenAPIType.STRING))}

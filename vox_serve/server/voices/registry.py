@@ -38,8 +38,8 @@ from vox_serve.server.voices.store import (
     VoiceUnusable,
 )
 from vox_serve.voice import Segment
-from vox_serve.workers.client import EngineClient
 from vox_serve.workers.engines import Engines
+from vox_serve.workers.interface import EngineClient
 
 MAX_VOICES = 1000
 """The most voices of one owner, including shared ones."""
