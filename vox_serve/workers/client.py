@@ -1,53 +1,62 @@
-"""The server's side of one engine worker: admits requests, sends them, routes what comes back.
+"""The server's side of one model: admits requests, and chooses the worker that speaks each.
 
-`supervisor.Supervisor` keeps the worker alive.
+There is one queue.  With one worker, it is the worker's own; with several, a request waits here
+until one of them has a free slot, so that it goes to the first that has.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import uuid
-from collections.abc import Awaitable, Callable, Iterator
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 
 import attrs
 
 from vox_serve.config import EngineConfig, ServerConfig
+from vox_serve.conversation import Conversation, Conversations
 from vox_serve.errors import QueueFull, Unavailable
 from vox_serve.messages import (
-    Abort,
-    Add,
-    AddVoice,
-    Done,
     EngineInfo,
     Event,
     Failed,
     Finished,
-    Forget,
-    RemoveVoice,
+    Said,
     SpeechRequest,
     Stats,
-    StepOutput,
-    ToWorker,
 )
 from vox_serve.metrics import Metrics
 from vox_serve.text import AS_WRITTEN, FrontEnd
 from vox_serve.voice import Segment
 from vox_serve.workers import figures
-from vox_serve.workers.interface import ACCEPTING, EngineClient, EngineState
-from vox_serve.workers.life import KnownConversations
-from vox_serve.workers.supervisor import Supervisor
+from vox_serve.workers.interface import ACCEPTING, EngineClient, EngineState, VoiceTaker
+from vox_serve.workers.replica import Replica
+
+
+@attrs.define(eq=False)
+class OpenRequest:
+    """A request that has been submitted and has not ended."""
+
+    request: SpeechRequest
+    """Its current part."""
+    events: asyncio.Queue[Event] = attrs.field(factory=asyncio.Queue)
+    replica: Replica | None = None
+    """Who speaks it; None while it waits here."""
+    conversation: Conversation | None = None
+    """While its turn is spoken."""
+    turns: tuple[Segment, ...] | None = None
+    """The conversation once this turn has ended."""
 
 
 class WorkerClient:
-    """One engine worker as the event loop sees it; an `interface.EngineClient`.
+    """One model served by one or several workers; an `interface.EngineClient`.
 
     Args:
-        engine: what the worker runs.
+        engine: what each worker runs; see `config.EngineConfig.workers`.
         server: queue bound and time limits.
-        metrics: records the worker's figures.
+        metrics: records the figures.
         front_end: normalizes a text before it is cut and spoken.
-        in_thread: run the worker in a thread of this process; for tests.
+        in_thread: run the workers in threads of this process; for tests.
     """
 
     def __init__(
@@ -63,39 +72,60 @@ class WorkerClient:
         self.server = server
         self.metrics = metrics
         self.front_end = front_end
-        self.voices: tuple[tuple[str, int], ...] = ()
         self.on_change: Callable[[EngineClient], None] = lambda client: None
-        self.before_ready: Callable[[EngineClient], Awaitable[None]] | None = None
-        self._worker = Supervisor(engine, server, metrics, self, in_thread)
-        self._open: dict[str, asyncio.Queue[Event]] = {}
+        self.before_ready: Callable[[VoiceTaker], Awaitable[None]] | None = None
+        self.replicas: Sequence[Replica] = [
+            Replica(number, config, server, metrics.of(number), self, front_end, in_thread)
+            for number, config in enumerate(engine.workers())
+        ]
+        self._draining = False
+        self._open: dict[str, OpenRequest] = {}
+        self._waiting: deque[OpenRequest] = deque()
         self._expected = 0
-        self._reported: tuple[tuple[str, int], ...] = ()
-        """The worker's own list of voices, which grows while stored ones are added again."""
-        self._conversations = KnownConversations(
-            engine.conversation_timeout, engine.max_conversations
-        )
+        self._conversations = Conversations(engine.conversation_timeout, engine.max_conversations)
 
     @property
     def model(self) -> str:
         return self.metrics.model
 
     @property
+    def _best(self) -> Replica:
+        return min(self.replicas, key=lambda replica: list(EngineState).index(replica.state))
+
+    @property
     def info(self) -> EngineInfo | None:
-        return self._worker.info
+        """What was loaded, with the slots of all replicas that can speak."""
+        info = self._best.info
+        if info is None or len(self.replicas) == 1:
+            return info
+        able = [r.info for r in self.replicas if r.accepts and r.info is not None] or [info]
+        return attrs.evolve(info, num_slots=sum(found.num_slots for found in able))
 
     @property
     def stats(self) -> Stats:
-        return self._worker.stats
+        found = [replica.stats for replica in self.replicas]
+        waiting = len(self._waiting) + sum(stats.waiting for stats in found)
+        return Stats(running=sum(stats.running for stats in found), waiting=waiting)
+
+    @property
+    def voices(self) -> tuple[tuple[str, int], ...]:
+        return self._best.voices
 
     @property
     def failure(self) -> str | None:
-        return self._worker.failure
+        if self.state in (EngineState.READY, EngineState.LOADING):
+            return None
+        return next((r.failure for r in self.replicas if r.failure is not None), None)
 
     @property
     def state(self) -> EngineState:
-        if self._worker.draining and self._worker.phase is not EngineState.DEAD:
+        states = {replica.state for replica in self.replicas}
+        never = [r.state for r in self.replicas if r.info is None]
+        if EngineState.DEAD in never or states == {EngineState.DEAD}:
+            return EngineState.DEAD  # a replica that cannot be loaded is a fault of the settings
+        if self._draining:
             return EngineState.DRAINING
-        return self._worker.phase
+        return EngineState.STARTING if EngineState.STARTING in never else self._best.state
 
     @property
     def accepts(self) -> bool:
@@ -107,18 +137,21 @@ class WorkerClient:
 
     async def start(self) -> None:
         self._changed = asyncio.Event()
-        self._worker.start()
+        for replica in self.replicas:
+            replica.worker.start()
 
     async def wait_ready(self) -> None:
         """Return when the engine is ready.  Raises Unavailable if it cannot be."""
         while self.state is EngineState.STARTING:
+            self._changed.clear()
             await self._changed.wait()
         if self.state is EngineState.DEAD:
             raise Unavailable(f"the engine is down: {self.failure}")
 
     def admit(self) -> EngineInfo:
-        if self.accepts and self.info is not None:
-            return self.info
+        info = self.info
+        if self.accepts and info is not None:
+            return info
         reason = {
             EngineState.STARTING: "the model is still loading",
             EngineState.DRAINING: "the server is shutting down",
@@ -152,116 +185,149 @@ class WorkerClient:
             self.check_room()
         elif self.state is not EngineState.DRAINING:
             self.admit()
+        conversation = None
         if request.conversation is not None:
-            self._conversations.use(request.conversation)
-        return self._ask(request.id, Add(request))
+            conversation = self._conversations.begin(request.conversation, request.id)
+            request = attrs.evolve(request, turns=conversation.turns)
+        opened = self._open.setdefault(request.id, OpenRequest(request))
+        opened.request, opened.conversation, opened.turns = request, conversation, None
+        if opened.replica is not None:  # the next part of a text
+            opened.replica.speak(request)
+        elif (replica := self._choose(opened)) is not None:
+            self._give(opened, replica)
+        else:
+            (self._waiting.appendleft if request.continues else self._waiting.append)(opened)
+        return opened.events
+
+    def _choose(self, opened: OpenRequest) -> Replica | None:
+        """Who speaks a request; None if it must wait."""
+        if len(self.replicas) == 1:
+            return self.replicas[0]
+        talk, request = opened.conversation, opened.request
+        home = self.replicas[talk.home] if talk is not None and talk.home is not None else None
+        able = [replica for replica in self.replicas if replica.accepts]
+        free = [replica for replica in able if replica.free > 0]
+        if home in free:
+            return home
+        if free:
+            return max(free, key=lambda replica: replica.merit(request.voice))
+        if request.continues and able:  # it goes to the head of that replica's own queue
+            return home if home in able else max(able, key=lambda replica: replica.free)
+        return None
+
+    def _give(self, opened: OpenRequest, replica: Replica) -> None:
+        opened.replica = replica
+        if opened.conversation is not None:
+            opened.conversation.home = replica.number
+        replica.speak(opened.request)
+
+    def _give_out(self) -> None:
+        """Give waiting requests to replicas that have free slots."""
+        while self._waiting and (replica := self._choose(self._waiting[0])) is not None:
+            self._give(self._waiting.popleft(), replica)
+
+    def abort(self, request_id: str) -> None:
+        opened = self._open.pop(request_id, None)
+        if opened is None:
+            return
+        self._end_turn(opened)
+        self._conversations.release(request_id)  # it may have been between two parts of a text
+        if opened.replica is None:
+            self._waiting.remove(opened)
+        else:
+            opened.replica.abort(request_id)
+            self._give_out()
 
     def forget_soon(self, conversation: str) -> None:
         self._conversations.forget(conversation)
-        if self._worker.phase in (EngineState.READY, EngineState.LOADING):
-            self._worker.send(Forget("", conversation))
+        for replica in self.replicas:
+            replica.forget(conversation)
 
     async def forget(self, conversation: str) -> bool:
-        lost = self._conversations.forget(conversation)
-        if lost:
-            return True
-        self.admit()
-        if self._worker.phase is EngineState.UNLOADED:
-            return False
-        request_id = uuid.uuid4().hex
-        return await self._done(request_id, Forget(request_id, conversation))
+        found = self._conversations.forget(conversation)
+        self.forget_soon(conversation)
+        return found
 
     async def add_voice(self, name: str, speaker: int, segments: tuple[Segment, ...]) -> None:
-        if not self._worker.preparing:
-            self.admit()
-        request_id = uuid.uuid4().hex
-        if not self.front_end.idle:
-            read = self.front_end.read
-            segments = tuple(attrs.evolve(s, text=read(s.text).text) for s in segments)
-        await self._done(request_id, AddVoice(request_id, name, speaker, segments))
+        self.admit()
+        added: list[Replica] = []
+        for replica in self._loaded():
+            try:
+                await replica.add_voice(name, speaker, segments)
+            except Unavailable:
+                if len(self.replicas) == 1:
+                    raise  # otherwise it gets its voices when it comes back
+            except BaseException:
+                for other in added:
+                    await other.remove_voice(name)
+                raise
+            else:
+                added.append(replica)
+        if not added:
+            raise Unavailable(f"the engine is down: {self.failure}")
 
     async def remove_voice(self, name: str) -> bool:
         self.admit()
-        if self._worker.phase is EngineState.UNLOADED:
-            before = self.voices
-            self.voices = tuple(voice for voice in before if voice[0] != name)
-            return len(self.voices) < len(before)
-        request_id = uuid.uuid4().hex
-        return await self._done(request_id, RemoveVoice(request_id, name))
+        found = False
+        for replica in self.replicas:
+            with contextlib.suppress(Unavailable):  # it gets its voices when it comes back
+                found |= await replica.remove_voice(name)
+        return found
 
-    async def _done(self, request_id: str, message: ToWorker) -> bool:
-        try:
-            event = await self._ask(request_id, message).get()
-        finally:
-            self._open.pop(request_id, None)
-        assert isinstance(event, Done | Failed)
-        if event.error is not None:
-            raise event.error
-        assert isinstance(event, Done)
-        return event.found
-
-    def _ask(self, request_id: str, message: ToWorker) -> asyncio.Queue[Event]:
-        events = self._open.setdefault(request_id, asyncio.Queue())
-        self._worker.ask(message)
-        return events
-
-    def abort(self, request_id: str) -> None:
-        if self._open.pop(request_id, None) is not None:
-            self._worker.send(Abort(request_id))
+    def _loaded(self) -> list[Replica]:
+        """The replicas whose model is loaded, or one that will be loaded."""
+        return [r for r in self.replicas if r.state is EngineState.READY] or [self._best]
 
     def drain(self) -> None:
-        if not self._worker.draining and self.state is not EngineState.DEAD:
-            self._worker.draining = True
+        if not self._draining and self.state is not EngineState.DEAD:
+            self._draining = True
+            for replica in self.replicas:
+                replica.worker.draining = True
             self.changed()
 
     async def stop(self) -> None:
-        await self._worker.stop()
+        await asyncio.gather(*(replica.worker.stop() for replica in self.replicas))
 
-    def loaded(self, info: EngineInfo) -> None:
-        self._hear_of_voices(info.voices)
-
-    async def prepare(self) -> None:
+    async def prepare(self, replica: Replica) -> None:
         if self.before_ready is not None:
-            await self.before_ready(self)
+            await self.before_ready(replica)
 
-    def received(self, output: StepOutput) -> None:
-        for event in output.events:
-            self._route(event)
-        figures.stepped(self.metrics, output.stats, self.info, len(self._open))
+    def hear(self, event: Event) -> None:
+        opened = self._open.get(event.request_id)
+        if opened is None:
+            return
+        if isinstance(event, Said):
+            assert opened.conversation is not None
+            turns = opened.conversation.turns
+            opened.turns = (*turns[len(turns) - event.kept :], *event.segments)
+            return
+        if isinstance(event, Failed | Finished):
+            more = isinstance(event, Finished) and event.more
+            self._end_turn(opened, event.request_id if more else None)
+            if not more:
+                del self._open[event.request_id]
+        opened.events.put_nowait(event)
 
-    def ended(self, reason: str, lost: bool) -> None:
-        if lost:
-            self._conversations.lose()
-        for request_id, events in self._open.items():
-            events.put_nowait(Failed(request_id, Unavailable(reason)))
-        self._open.clear()
+    def _end_turn(self, opened: OpenRequest, kept_for: str | None = None) -> None:
+        if opened.conversation is not None:
+            self._conversations.end(opened.conversation, opened.turns, kept_for)
+        opened.conversation = None
+
+    def stepped(self) -> None:
+        self._give_out()
+        figures.served(self.metrics, self.stats.running, len(self._open), len(self._conversations))
 
     def in_use(self) -> bool:
-        return bool(self._open or self._expected or self._conversations.any)
+        return bool(self._expected)
 
     def changed(self) -> None:
-        if self._worker.phase is EngineState.READY:
-            self._hear_of_voices(self._reported)
-        up = self.accepts or self.state is EngineState.DRAINING
-        self.metrics.engine_up().set(up)
+        if not self.accepts and self.state is not EngineState.DRAINING:
+            for opened in list(self._waiting):
+                self.hear(Failed(opened.request.id, Unavailable(f"the engine is {self.state}")))
+            self._waiting.clear()
+        self._give_out()
         self.metrics.ready().set(self.accepts)
+        self.metrics.voices().set(len(self.voices))
+        figures.served(self.metrics, self.stats.running, len(self._open), len(self._conversations))
         self._changed.set()
         self.on_change(self)
-
-    def _hear_of_voices(self, voices: tuple[tuple[str, int], ...]) -> None:
-        """Update the list of voices; while loading again, keep those still to be added."""
-        self._reported = voices
-        if self._worker.phase in (EngineState.LOADING, EngineState.RESTARTING):
-            voices = tuple(dict.fromkeys((*self.voices, *voices)))
-        self.voices = voices
-        self.metrics.voices().set(len(self.voices))
-
-    def _route(self, event: Event) -> None:
-        if isinstance(event, Done) and event.voices is not None:
-            self._hear_of_voices(event.voices)  # even if no caller waits for it any more
-        events = self._open.get(event.request_id)
-        if events is None:  # aborted here, while the worker was still speaking it
-            return
-        if isinstance(event, Failed | Done) or (isinstance(event, Finished) and not event.more):
-            del self._open[event.request_id]
-        events.put_nowait(event)

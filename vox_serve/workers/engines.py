@@ -8,6 +8,8 @@ import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
 
+import attrs
+
 from vox_serve.config import EngineConfig, ServerConfig
 from vox_serve.errors import ConfigError, InvalidRequest, NotFound
 from vox_serve.metrics import Metrics, Registry
@@ -15,7 +17,8 @@ from vox_serve.plugins import Plugins
 from vox_serve.sampling import RANGES, Range
 from vox_serve.text import Lexicon, read_lexicon, with_lexicon
 from vox_serve.workers.client import WorkerClient
-from vox_serve.workers.interface import EngineClient, EngineState
+from vox_serve.workers.devices import all_devices
+from vox_serve.workers.interface import EngineClient, EngineState, VoiceTaker
 
 
 class Engines:
@@ -57,7 +60,7 @@ class Engines:
                 raise ConfigError(f"two models would have the name {name!r}: {config.model} is one")
             metrics = Metrics(name, self.registry)
             self._clients[name] = WorkerClient(
-                config,
+                _with_devices(config),
                 server,
                 metrics,
                 front_end=with_lexicon(front_end, lexicon),
@@ -109,8 +112,8 @@ class Engines:
         for client in self:
             client.on_change = listener
 
-    def prepare(self, work: Callable[[EngineClient], Awaitable[None]]) -> None:
-        """Await `work` for each engine after it loads and before it is ready."""
+    def prepare(self, work: Callable[[VoiceTaker], Awaitable[None]]) -> None:
+        """Await `work` for each worker after it loads and before it is ready."""
         for client in self:
             client.before_ready = work
 
@@ -127,3 +130,9 @@ class Engines:
     async def stop(self) -> None:
         """End the workers, gently first; open requests fail."""
         await asyncio.gather(*(client.stop() for client in self))
+
+
+def _with_devices(config: EngineConfig) -> EngineConfig:
+    if config.device != "auto-all":
+        return config
+    return attrs.evolve(config, device=all_devices())

@@ -7,7 +7,7 @@ run them on other machines; no route can tell the difference.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractContextManager
 from enum import Enum
 from typing import Protocol
@@ -35,6 +35,45 @@ ACCEPTING = (EngineState.READY, EngineState.UNLOADED, EngineState.LOADING)
 """The states in which requests are accepted."""
 
 
+class VoiceTaker(Protocol):
+    """A loaded engine that is to get its stored voices before it is ready."""
+
+    @property
+    def model(self) -> str:
+        """The name by which requests choose it."""
+
+    @property
+    def info(self) -> EngineInfo | None:
+        """What was loaded."""
+
+    async def add_voice(self, name: str, speaker: int, segments: tuple[Segment, ...]) -> None:
+        """As `EngineClient.add_voice`."""
+
+
+class ReplicaState(Protocol):
+    """One of the workers that serve a model, as /health shows it."""
+
+    @property
+    def number(self) -> int:
+        """Which one, from 0."""
+
+    @property
+    def info(self) -> EngineInfo | None:
+        """What it loaded; None before the first time."""
+
+    @property
+    def stats(self) -> Stats:
+        """Its last report."""
+
+    @property
+    def state(self) -> EngineState:
+        """Its own state."""
+
+    @property
+    def failure(self) -> str | None:
+        """Why it ended, until it is ready again."""
+
+
 class EngineClient(Protocol):
     """One model, as the server's event loop sees it.  All calls are made in that loop."""
 
@@ -44,16 +83,20 @@ class EngineClient(Protocol):
     """Normalizes a text before it is cut and spoken."""
     on_change: Callable[[EngineClient], None]
     """Called when the state changes."""
-    before_ready: Callable[[EngineClient], Awaitable[None]] | None
-    """Awaited once the model is loaded; requests are accepted after it returns."""
+    before_ready: Callable[[VoiceTaker], Awaitable[None]] | None
+    """Awaited once a worker has loaded; it gets requests after this returns."""
 
     @property
     def model(self) -> str:
         """The name by which requests choose it."""
 
     @property
+    def replicas(self) -> Sequence[ReplicaState]:
+        """The workers that serve it."""
+
+    @property
     def info(self) -> EngineInfo | None:
-        """What was loaded; None before the first time."""
+        """What was loaded, with the slots of all workers; None before the first time."""
 
     @property
     def stats(self) -> Stats:
@@ -115,7 +158,7 @@ class EngineClient(Protocol):
 
         Raises:
             Unavailable, QueueFull: as `check_room`.
-            ConversationLost: its conversation ended with an earlier worker.
+            Conflict: a turn of its conversation is being spoken.
         """
 
     def abort(self, request_id: str) -> None:
@@ -125,7 +168,7 @@ class EngineClient(Protocol):
         """Drop a conversation without waiting for it; unknown ones are ignored."""
 
     async def forget(self, conversation: str) -> bool:
-        """Drop a conversation, even a lost one; False if there is none.  Raises Unavailable."""
+        """Drop a conversation; False if there is none."""
 
     async def add_voice(self, name: str, speaker: int, segments: tuple[Segment, ...]) -> None:
         """Add a voice to the model, replacing one of the same name.

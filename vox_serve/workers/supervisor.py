@@ -44,13 +44,8 @@ class Listener(Protocol):
     def received(self, output: StepOutput) -> None:
         """The worker has made a step."""
 
-    def ended(self, reason: str, lost: bool) -> None:
-        """The worker has ended, and open requests with it.
-
-        Args:
-            reason: for the errors of the open requests.
-            lost: it died, and what it remembered is gone.
-        """
+    def ended(self, reason: str) -> None:
+        """The worker has ended, and open requests with it; `reason` is for their errors."""
 
     def in_use(self) -> bool:
         """Must the model stay in memory?"""
@@ -149,7 +144,7 @@ class Supervisor:
             return
         self._give_up(kill=True)
         self.failure = reason
-        self._fail_open(f"the engine is down: {reason}", lost=True)
+        self._fail_open(f"the engine is down: {reason}")
         self._set_phase(EngineState.DEAD)
 
     def _new_link(self) -> Link:
@@ -158,7 +153,7 @@ class Supervisor:
 
     def _start(self, link: Link) -> None:
         link.start(partial(self._receive, link), partial(self._ended, link))
-        self._metrics.registry.watch_process(self._metrics.model, "worker", link.pid)
+        self._metrics.watch_process("worker", link.pid)
 
     def _receive(self, link: Link, message: FromWorker) -> None:
         if link is not self._link:  # a worker that has been given up
@@ -249,7 +244,7 @@ class Supervisor:
         self._give_up(kill=False)  # the next request tries again: others may have the memory now
         log.error("%s: %s", self._metrics.model, reason)
         self.failure = reason
-        self._fail_open(f"the model cannot be loaded: {reason}", lost=False)
+        self._fail_open(f"the model cannot be loaded: {reason}")
         self._set_phase(EngineState.UNLOADED)
 
     def _ended(self, link: Link, reason: str) -> None:
@@ -268,7 +263,7 @@ class Supervisor:
         log.error("%s: %s; it is restarted in %g s", self._metrics.model, reason, delay)
         self._metrics.worker_restarts_total().inc()
         self.failure = reason
-        self._fail_open(f"the engine is being restarted: {reason}", lost=True)
+        self._fail_open(f"the engine is being restarted: {reason}")
         self._beginning = asyncio.create_task(self._begin(self._new_link(), delay))
         self._set_phase(EngineState.RESTARTING)
 
@@ -288,12 +283,12 @@ class Supervisor:
         self._pulse = self._preparation = None
         self.stats = Stats()
         figures.gone(self._metrics)
-        self._metrics.registry.watch_process(self._metrics.model, "worker", None)
+        self._metrics.watch_process("worker", None)
         return link
 
-    def _fail_open(self, reason: str, lost: bool) -> None:
+    def _fail_open(self, reason: str) -> None:
         self._held.clear()
-        self._listener.ended(reason, lost)
+        self._listener.ended(reason)
 
     def _set_phase(self, phase: EngineState) -> None:
         self.phase = phase

@@ -273,7 +273,7 @@ def test_segments_are_turns_of_a_conversation_of_their_own(tone_server: RunningS
         assert tone_server.http.delete(f"/conversations/{name}").status_code == 404
         client = tone_server.client
         return asyncio.run_coroutine_threadsafe(
-            client.forget(name), client._worker._link._loop
+            client.forget(name), client.replicas[0].worker._link._loop
         ).result(5)
 
     for speak, found in ((True, True), (False, False)):
@@ -289,7 +289,7 @@ def test_segments_are_turns_of_a_conversation_of_their_own(tone_server: RunningS
 
 def test_a_model_that_follows_no_context(start_server: StartServer) -> None:
     server = start_server()
-    server.client._worker.info = attrs.evolve(server.client.info, takes_context=False)
+    server.client.replicas[0].worker.info = attrs.evolve(server.client.info, takes_context=False)
     speaker = spoken_whole(server, ["3! ", "And 4"])
     name = speaker.events[0]["request_id"]
     with dial(server.url) as speaker:
@@ -691,7 +691,8 @@ def test_the_engine_dies(gate: Gate, gated_server: RunningServer) -> None:
     with session(gated_server) as speaker:
         speaker.send("text", text="150 frames! ")
         speaker.until("audio")
-        client._worker._link._loop.call_soon_threadsafe(client._worker.die, "it fell over")
+        worker = client.replicas[0].worker
+        worker._link._loop.call_soon_threadsafe(worker.die, "it fell over")
         assert "it fell over" in check_fatal(speaker, 1013, "unavailable")
 
 
