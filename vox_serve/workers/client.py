@@ -133,7 +133,7 @@ class WorkerClient:
 
     @property
     def open_requests(self) -> int:
-        return len(self._open)
+        return len(self._open) + sum(replica.asked for replica in self.replicas)
 
     async def start(self) -> None:
         self._changed = asyncio.Event()

@@ -120,7 +120,7 @@ class EngineClient(Protocol):
 
     @property
     def open_requests(self) -> int:
-        """Requests that have been submitted and have not ended."""
+        """Requests that have been submitted, and voices being added, that have not ended."""
 
     async def start(self) -> None:
         """Start the engine; returns at once, while the model is still loading."""

@@ -135,6 +135,11 @@ class Replica:
         slots = self.info.num_slots if self.info is not None else 0
         return slots - sum(self._speaking.values())
 
+    @property
+    def asked(self) -> int:
+        """Voices being added or removed."""
+        return len(self._asked)
+
     def merit(self, voice: str | None) -> tuple[bool, int]:
         """How well it suits a request; the greatest is best."""
         warm = WARM_SLOTS if voice in self._warm else 0
