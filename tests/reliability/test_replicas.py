@@ -52,6 +52,7 @@ def test_one_of_two_replicas_killed_under_load(start: Start) -> None:
     assert set(failed) <= {"503", "cut"}
     until(lambda: series(server, "requests_running") == 0, 5)
     assert series(server, "requests_waiting") == series(server, "slots_used") == 0
+    server.process.terminate()
     assert server.end(20) == 0
     figure(
         f"one of two replicas killed with {CLIENTS} clients",
