@@ -25,7 +25,7 @@ from tests.conftest import until
 from vox_serve import launch
 from vox_serve.config import ServerConfig
 from vox_serve.server.access.keys import new_key
-from vox_serve.workers.client import EngineClient
+from vox_serve.workers.client import WorkerClient
 
 ROOT = Path(__file__).parent.parent
 TONE = ["--model", "tone", "--plugins", "tests.tone"]
@@ -278,7 +278,7 @@ def _nothing_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     def start(self):
         raise AssertionError("the server was started")
 
-    monkeypatch.setattr(EngineClient, "start", start)
+    monkeypatch.setattr(WorkerClient, "start", start)
 
 
 @pytest.mark.usefixtures("_nothing_starts")

@@ -17,7 +17,6 @@
         │   ├── NothingToSpeak no letter, digit or sign in it that has a reading
         │   └── PromptTooLong  text and context do not fit the model's context
         ├── QueueFull          try again later
-        ├── ConversationLost   the engine that remembered it was restarted
         ├── Unavailable        the engine is starting, draining or dead
         ├── TimedOut           the request took longer than the server allows
         ├── Cancelled          another connection ended it: DELETE /requests/{id}
@@ -111,10 +110,6 @@ class PromptTooLong(UnspeakableText):
 
 class QueueFull(RequestError):
     code = "queue_full"
-
-
-class ConversationLost(RequestError):
-    code = "conversation_lost"
 
 
 class Unavailable(RequestError):

@@ -28,8 +28,8 @@ from vox_serve.server.requests import OpenRequests, request_id
 from vox_serve.server.response import AudioResponse, EncodedStream, Framing, HeadersOnly
 from vox_serve.server.stream import AudioStream, unless_gone
 from vox_serve.text import Normalize, check_pronunciations
-from vox_serve.workers.client import EngineClient
 from vox_serve.workers.engines import Engines
+from vox_serve.workers.interface import EngineClient
 
 AnyRequest = Request[Any, Any, Any]
 SPEAKER = "speaker id; GET /voices lists the model's; 0 if neither it nor `voice` is given"

@@ -183,8 +183,7 @@ class Worker:
         elif isinstance(message, RemoveVoice):
             self._report_voices(message.request_id, engine.prompts.voices.remove(message.name))
         elif isinstance(message, Forget):
-            found = engine.prompts.conversations.forget(message.conversation)
-            self._post(Done(message.request_id, found))
+            engine.prompts.conversations.forget(message.conversation)
 
     def _add(self, request: SpeechRequest) -> None:
         self._preparing.add(request.id)

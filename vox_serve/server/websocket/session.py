@@ -37,7 +37,7 @@ from vox_serve.server.websocket.connection import (
     Text,
 )
 from vox_serve.text import PARAGRAPH_SECONDS, Sentences, speakable
-from vox_serve.workers.client import EngineClient
+from vox_serve.workers.interface import EngineClient
 
 MAX_WAITING_CHARACTERS = 10_000
 """Limit on text that waits to be spoken; each `flush` counts as one character."""
