@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import uuid
 from collections.abc import Awaitable, Callable, Iterator
+from functools import partial
 
 import attrs
 
@@ -36,6 +37,7 @@ from vox_serve.voice import Segment
 from vox_serve.workers import figures
 from vox_serve.workers.interface import ACCEPTING, EngineClient, EngineState
 from vox_serve.workers.life import KnownConversations
+from vox_serve.workers.link import AnyLink, Link
 from vox_serve.workers.supervisor import Supervisor
 
 
@@ -48,6 +50,7 @@ class WorkerClient:
         metrics: records the worker's figures.
         front_end: normalizes a text before it is cut and spoken.
         in_thread: run the worker in a thread of this process; for tests.
+        link: makes the link to an engine; None starts a worker of its own.
     """
 
     def __init__(
@@ -58,6 +61,7 @@ class WorkerClient:
         *,
         front_end: FrontEnd = AS_WRITTEN,
         in_thread: bool = False,
+        link: Callable[[], AnyLink] | None = None,
     ) -> None:
         self.config = engine
         self.server = server
@@ -66,7 +70,9 @@ class WorkerClient:
         self.voices: tuple[tuple[str, int], ...] = ()
         self.on_change: Callable[[EngineClient], None] = lambda client: None
         self.before_ready: Callable[[EngineClient], Awaitable[None]] | None = None
-        self._worker = Supervisor(engine, server, metrics, self, in_thread)
+        self._worker = Supervisor(
+            server, metrics, self, link or partial(Link, engine, server.log, in_thread)
+        )
         self._open: dict[str, asyncio.Queue[Event]] = {}
         self._expected = 0
         self._reported: tuple[tuple[str, int], ...] = ()

@@ -6,6 +6,7 @@ import asyncio
 import os
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from vox_serve.config import EngineConfig, ServerConfig
@@ -16,6 +17,7 @@ from vox_serve.sampling import RANGES, Range
 from vox_serve.text import Lexicon, read_lexicon, with_lexicon
 from vox_serve.workers.client import WorkerClient
 from vox_serve.workers.interface import EngineClient, EngineState
+from vox_serve.workers.link import AnyLink
 
 
 class Engines:
@@ -26,6 +28,7 @@ class Engines:
         server: queue bound and time limits, of each engine.
         plugins: the installed plugins; broken ones are counted.
         in_thread: run the workers in threads of this process; for tests.
+        link: makes the link to a model's engine; None starts a worker for each.
 
     Raises:
         UnknownModel, CheckpointError: a model's name cannot be resolved.
@@ -39,6 +42,7 @@ class Engines:
         plugins: Plugins,
         *,
         in_thread: bool = False,
+        link: Callable[[EngineConfig], AnyLink] | None = None,
     ) -> None:
         self.server = server
         self.created = int(time.time())
@@ -62,6 +66,7 @@ class Engines:
                 metrics,
                 front_end=with_lexicon(front_end, lexicon),
                 in_thread=in_thread,
+                link=partial(link, config) if link is not None else None,
             )
         (only, *others) = self._clients.values()
         self.metrics = only.metrics if not others else Metrics("", self.registry)
