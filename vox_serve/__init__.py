@@ -24,7 +24,15 @@ from vox_serve.model import (
     ModelSpec,
     Prompt,
 )
-from vox_serve.sampling import Parameters, Range, Sampler, SamplingParams, parameter
+from vox_serve.sampling import (
+    Choice,
+    Parameters,
+    Range,
+    Sampler,
+    SamplingParams,
+    Words,
+    parameter,
+)
 from vox_serve.text import FrontEnd
 from vox_serve.voice import Segment, Voice
 
@@ -33,6 +41,7 @@ __version__ = "0.1.0"
 __all__ = [
     "CheckpointError",
     "CheckpointSpec",
+    "Choice",
     "Codec",
     "EncodingCodec",
     "FrontEnd",
@@ -56,6 +65,7 @@ __all__ = [
     "UnspeakableText",
     "Voice",
     "VoxServeError",
+    "Words",
     "__version__",
     "hookimpl",
     "parameter",

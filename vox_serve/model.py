@@ -124,8 +124,13 @@ class Model(Protocol):
         """What a request gets that names nothing; of the class that the `ModelSpec` names."""
         ...
 
-    def prompt(self, text: str, voice: Voice, context: Sequence[Segment]) -> Prompt:
+    def prompt(
+        self, text: str, voice: Voice, context: Sequence[Segment], parameters: Parameters
+    ) -> Prompt:
         """Build the prompt: the voice's segments, then `context`, then `text`.
+
+        `parameters` are the request's, of the class of `default_sampling`: a language or an
+        instruction, for instance, is part of the prompt.
 
         Every segment has codes.  A prompt must begin as the one before it in a conversation
         did, and continue with one position for each frame generated then, as `advance` fed it,
@@ -133,6 +138,7 @@ class Model(Protocol):
 
         Raises:
             UnspeakableText: the tokenizer or the voice cannot render the text.
+            InvalidRequest: a parameter cannot be used.
             PromptTooLong: it does not fit `max_positions`.
         """
         ...
@@ -194,7 +200,8 @@ class ModelSpec:
             them of `config.json`.
         load: builds the model.  Raises CheckpointError.
         front_end: normalizes text for its voices; None: the text is used as it is written.
-        parameters: what a request may set of how frames are made.
+        parameters: what a request may set of how the model speaks.
+        languages: what it speaks, as language tags such as `en`.
         holds: does a directory without a `config.json` hold such a checkpoint?
         max_characters: of one piece of text, as for a `CheckpointSpec` that names none.
         api_version: version of the plugin interface that the plugin was written for.
@@ -208,6 +215,7 @@ class ModelSpec:
     load: Callable[[LoadOptions], Model]
     front_end: FrontEnd | None = None
     parameters: type[Parameters] = SamplingParams
+    languages: tuple[str, ...] = ()
     holds: Callable[[Path], bool] = lambda directory: False
     max_characters: int | None = None
     api_version: int = 1
@@ -225,6 +233,7 @@ class CheckpointSpec:
         max_words: the same, in words.
         front_end: normalizes text for the voice before it is counted; None: the model's own
             front end is used.
+        languages: what it speaks, as language tags; empty: those of the model.
         takes_context: False for a voice that was not trained with earlier turns; requests that
             contain any are rejected.
     """
@@ -236,3 +245,4 @@ class CheckpointSpec:
     max_words: int | None = None
     takes_context: bool = True
     front_end: FrontEnd | None = None
+    languages: tuple[str, ...] = ()

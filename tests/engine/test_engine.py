@@ -393,8 +393,8 @@ def test_a_row_that_fails_is_wiped_in_the_codec_too(monkeypatch):
 class SharingTone(ToneModel):
     """All but the last position of its prompts may be kept for others."""
 
-    def prompt(self, text, voice, context):
-        made = super().prompt(text, voice, context)
+    def prompt(self, text, voice, context, parameters):
+        made = super().prompt(text, voice, context, parameters)
         return attrs.evolve(made, shared=len(made) - 1)
 
 

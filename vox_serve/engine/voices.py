@@ -58,7 +58,7 @@ class Voices:
         self.choose(None, speaker)
         blank = tuple(self._encoder.blank(segment) for segment in segments)
         with self._calls.of("prompt"):  # before the costly part
-            self._model.prompt("a", Voice(name, speaker, blank), ())
+            self._model.prompt("a", Voice(name, speaker, blank), (), self._model.default_sampling)
         encoded = tuple(self._encoder.encode(segment) for segment in segments)
         self._added[name] = Voice(name, speaker, encoded)
 

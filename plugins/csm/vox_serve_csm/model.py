@@ -12,7 +12,17 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from vox_serve import Codec, KVCache, KVLayout, Prompt, Sampler, SamplingParams, Segment, Voice
+from vox_serve import (
+    Codec,
+    KVCache,
+    KVLayout,
+    Parameters,
+    Prompt,
+    Sampler,
+    SamplingParams,
+    Segment,
+    Voice,
+)
 from vox_serve.nn import Embedding, FrameCache, Linear, Llama, Rows, held_bytes
 from vox_serve_csm.config import CsmConfig
 from vox_serve_csm.mimi import Mimi
@@ -77,7 +87,9 @@ class CsmModel:
         self._offsets = torch.arange(self.num_codebooks, device=self.device) * config.audio_vocab
         self._depth_positions = torch.arange(self.num_codebooks, device=self.device)[None]
 
-    def prompt(self, text: str, voice: Voice, context: Sequence[Segment]) -> Prompt:
+    def prompt(
+        self, text: str, voice: Voice, context: Sequence[Segment], parameters: Parameters
+    ) -> Prompt:
         return self._builder.build(text, voice.speaker, [*voice.segments, *context])
 
     def prefill(

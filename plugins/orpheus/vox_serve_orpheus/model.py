@@ -13,7 +13,17 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from vox_serve import Codec, KVCache, KVLayout, Prompt, Sampler, SamplingParams, Segment, Voice
+from vox_serve import (
+    Codec,
+    KVCache,
+    KVLayout,
+    Parameters,
+    Prompt,
+    Sampler,
+    SamplingParams,
+    Segment,
+    Voice,
+)
 from vox_serve.nn import Embedding, Linear, Llama, LlamaConfig, held_bytes
 from vox_serve_orpheus.prompt import PromptBuilder
 from vox_serve_orpheus.snac import SlotSnac
@@ -80,7 +90,9 @@ class OrpheusModel:
         self._first_code = first_code
         self._end_ids = torch.tensor(sorted(set(end_ids)), device=self.device)
 
-    def prompt(self, text: str, voice: Voice, context: Sequence[Segment]) -> Prompt:
+    def prompt(
+        self, text: str, voice: Voice, context: Sequence[Segment], parameters: Parameters
+    ) -> Prompt:
         return self._builder.build(text, voice)
 
     def prefill(

@@ -207,7 +207,9 @@ class PocketModel:
         self._marked[slot] = -1
         self._tail[slot] = 0
 
-    def prompt(self, text: str, voice: Voice, context: Sequence[Segment]) -> Prompt:
+    def prompt(
+        self, text: str, voice: Voice, context: Sequence[Segment], parameters: Parameters
+    ) -> Prompt:
         """The voice, the text and the beginning of speech.
 
         `tokens` int64 `[T]`; `latents` `[T, voice]` where a token says HEARD; `tail` `[T]`.
