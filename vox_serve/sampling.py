@@ -7,7 +7,7 @@ Defines the range and the meaning of each parameter; the arithmetic is in
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Protocol, Self, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, TypeAlias
 
 import attrs
 
@@ -161,6 +161,9 @@ class SamplingParams(Parameters):
     Filters apply in this order: repetition penalty, temperature, top-k, top-p, min-p.
     The repetition penalty acts only on codebook 0, over a window of recent frames.
     """
+
+    repetition_window: ClassVar[int] = REPETITION_WINDOW
+    """In frames; a model's own class may have another.  Up to 32 it costs nothing on a GPU."""
 
     temperature: float = parameter(
         0.9, Range(float, 0.0, 5.0, "0 always picks the likeliest code (greedy)")

@@ -15,8 +15,8 @@ from vox_serve.model import Model
 from vox_serve.nn import WeightLoader, uninitialised
 from vox_serve.nn.linear import Fp8Linear, Linear, PaddedLinear
 from vox_serve.nn.llama import LlamaConfig
+from vox_serve.nn.mimi import Mimi
 from vox_serve_csm.config import CsmConfig
-from vox_serve_csm.mimi import Mimi
 from vox_serve_csm.model import CsmModel, CsmNetwork
 
 META = torch.device("meta")

@@ -1,5 +1,6 @@
 """Building blocks that a model plugin may reuse.  Imports neither engine nor server."""
 
+from vox_serve.nn.depth import depth_frame, projected_codes
 from vox_serve.nn.init import uninitialised
 from vox_serve.nn.linear import Embedding, Linear, PackedLinear, held_bytes
 from vox_serve.nn.llama import FrameCache, Llama, LlamaConfig
@@ -22,8 +23,10 @@ __all__ = [
     "TransposedConv",
     "WeightFiles",
     "WeightLoader",
+    "depth_frame",
     "held_bytes",
     "llama_sources",
+    "projected_codes",
     "uninitialised",
     "weights_path",
 ]

@@ -15,8 +15,8 @@ import torch
 from vox_serve import CheckpointError, InvalidRequest, LoadOptions, SamplingParams
 from vox_serve.hub import read_config, read_json
 from vox_serve.nn import WeightFiles, WeightLoader, llama_sources, uninitialised, weights_path
+from vox_serve.nn.mimi import Mimi
 from vox_serve_csm.config import CsmConfig
-from vox_serve_csm.mimi import Mimi
 from vox_serve_csm.model import CsmModel, CsmNetwork
 from vox_serve_csm.prompt import PromptBuilder, TextTokenizer
 from vox_serve_csm.voices import read_voices

@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from vox_serve import (
     Codec,
@@ -23,13 +22,10 @@ from vox_serve import (
     Segment,
     Voice,
 )
-from vox_serve.nn import Embedding, FrameCache, Linear, Llama, Rows, held_bytes
+from vox_serve.nn import Embedding, Linear, Llama, depth_frame, held_bytes, projected_codes
+from vox_serve.nn.mimi import Mimi
 from vox_serve_csm.config import CsmConfig
-from vox_serve_csm.mimi import Mimi
 from vox_serve_csm.prompt import PromptBuilder
-
-PROJECTED_TOGETHER = 8192
-"""Codes whose embeddings are in memory at the same time while the model loads."""
 
 
 class CsmNetwork(nn.Module):
@@ -81,11 +77,13 @@ class CsmModel:
         self.kv_layout: KVLayout = config.backbone.kv_layout
         cosines = network.backbone.tables.cos
         self.device, self.dtype = cosines.device, cosines.dtype
-        self._depth_inputs = self._project_codes()
-        self.weight_bytes = held_bytes(network) + self._depth_inputs.nbytes + codec.weight_bytes
+        vocab = config.audio_vocab
+        rows = (self.num_codebooks - 1) * vocab
+        inputs = projected_codes(network.audio_embedding, network.projector, rows)
+        self._tables = inputs.split(vocab)
+        self.weight_bytes = held_bytes(network) + inputs.nbytes + codec.weight_bytes
         self._builder = builder
-        self._offsets = torch.arange(self.num_codebooks, device=self.device) * config.audio_vocab
-        self._depth_positions = torch.arange(self.num_codebooks, device=self.device)[None]
+        self._offsets = torch.arange(self.num_codebooks, device=self.device) * vocab
 
     def prompt(
         self, text: str, voice: Voice, context: Sequence[Segment], parameters: Parameters
@@ -102,45 +100,16 @@ class CsmModel:
         return self.network.backbone.prefill(self._embed(inputs["tokens"]), lengths, slots, kv)
 
     def emit(self, hidden: torch.Tensor, sampler: Sampler) -> tuple[torch.Tensor, torch.Tensor]:
-        net, vocab = self.network, self.config.audio_vocab
+        net = self.network
         code = sampler(net.head(hidden), 0)
-        codes = [code]
-        cache = FrameCache(
-            self.config.depth.kv_layout, len(hidden), self.num_codebooks, self.device, self.dtype
-        )
-        # Positions 0 and 1 hold the hidden state and code 0; position i holds code i - 1.
-        x: torch.Tensor | Rows
-        x = torch.stack([net.projector(hidden), F.embedding(code, self._depth_inputs)], dim=1)
-        span = range(0, 2)
-        for book in range(1, self.num_codebooks):
-            if book > 1:
-                x = Rows(self._depth_inputs[(book - 1) * vocab : book * vocab], code)
-                span = range(book, book + 1)
-            positions = self._depth_positions[:, span.start : span.stop]
-            head = net.depth_heads[book - 1]
-            code = sampler(net.depth(x, positions, cache.append(span), head), book)
-            codes.append(code)
-        frame = torch.stack(codes, dim=1)
+        first = net.projector(hidden)
+        frame = depth_frame(net.depth, net.depth_heads, self._tables, first, code, sampler)
         return frame, (frame == self.config.end_code).all(dim=1)
 
     def advance(self, codes: torch.Tensor, slots: torch.Tensor, kv: KVCache) -> torch.Tensor:
         embedded = self.network.audio_embedding(codes + self._offsets)
         x = embedded.sum(dim=1)  # summed in float32, and rounded once
         return self.network.backbone.advance(x, slots, kv)
-
-    @torch.no_grad()
-    def _project_codes(self) -> torch.Tensor:
-        """The depth decoder's input for each code but the last codebook's, precomputed.
-
-        `[(K - 1) * vocabulary, depth width]`.  So a frame uses the projector only for its hidden
-        state.
-        """
-        rows = (self.num_codebooks - 1) * self.config.audio_vocab
-        width = self.config.depth.hidden_size
-        table = torch.empty(rows, width, dtype=self.dtype, device=self.device)
-        for part in torch.split(torch.arange(rows, device=self.device), PROJECTED_TOGETHER):
-            table[part] = self.network.projector(self.network.audio_embedding(part))
-        return table
 
     def _embed(self, tokens: torch.Tensor) -> torch.Tensor:
         """Sum of the filled columns of `[B, T, K + 1]`, rounded once."""
