@@ -3,7 +3,7 @@
 These are the names that a plugin author imports; building blocks are in `vox_serve.nn`.
 """
 
-from vox_serve.codec import Codec, EncodingCodec, SlotState
+from vox_serve.codec import Codec, EncodingCodec, SlotState, SpeakerCodec
 from vox_serve.errors import (
     CheckpointError,
     InvalidRequest,
@@ -23,6 +23,7 @@ from vox_serve.model import (
     Model,
     ModelSpec,
     Prompt,
+    StepwiseText,
 )
 from vox_serve.sampling import (
     Choice,
@@ -62,6 +63,8 @@ __all__ = [
     "SamplingParams",
     "Segment",
     "SlotState",
+    "SpeakerCodec",
+    "StepwiseText",
     "UnspeakableText",
     "Voice",
     "VoxServeError",

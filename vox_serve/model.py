@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 
 import attrs
 
+from vox_serve.codec import SlotState
 from vox_serve.sampling import Parameters, Sampler, SamplingParams
 from vox_serve.text import FrontEnd
 from vox_serve.voice import Segment, Voice
@@ -39,6 +40,10 @@ class Prompt:
     given: tuple[torch.Tensor, torch.Tensor] | None = None
     """Keys and values `[layers, P, H, D]` of the first P positions, which are copied and not run:
     of a voice, for instance, that comes as such.  What `inputs` has there only tells it apart."""
+
+    later: torch.Tensor | None = None
+    """int64 `[N]`: text that goes in beside the frames, a token with each, if the model takes text
+    that way (`StepwiseText`)."""
 
     def __len__(self) -> int:
         """T, the number of positions in the prompt."""
@@ -172,6 +177,18 @@ class Model(Protocol):
 
     def advance(self, codes: torch.Tensor, slots: torch.Tensor, kv: KVCache) -> torch.Tensor:
         """One frame `[B, K]` to the next hidden `[B, H]`, at `kv.lengths[slots]`."""
+        ...
+
+
+@runtime_checkable
+class StepwiseText(SlotState, Protocol):
+    """A model that takes text while it speaks: one token goes in with each frame."""
+
+    def put_text(self, slot: int, start: int, ids: torch.Tensor) -> None:
+        """Set the tokens that go in with frames start, start + 1, ... of a slot's utterance.
+
+        The frames after them get padding.  Called between steps, with `Prompt.later` at the start.
+        """
         ...
 
 

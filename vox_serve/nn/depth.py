@@ -70,4 +70,4 @@ def projected_codes(
     So a frame uses the projection only for its hidden state.
     """
     parts = torch.arange(count, device=next(embedding.parameters()).device)
-    return torch.cat([project(embedding(part)) for part in parts.split(PROJECTED_TOGETHER)])
+    return torch.cat([project(embedding(part)) for part in torch.split(parts, PROJECTED_TOGETHER)])

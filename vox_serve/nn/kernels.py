@@ -119,9 +119,9 @@ def plain_head_norms(
 ) -> torch.Tensor:
     dim = len(weight) // 2
     sizes = [heads * dim, kv_heads * dim, kv_heads * dim]
-    queries, keys, values = qkv.split(sizes, dim=-1)
+    queries, keys, values = torch.split(qkv, sizes, dim=-1)
     normed = [
-        plain_rms_norm(x.unflatten(-1, (-1, dim)), part, eps).flatten(-2)
+        plain_rms_norm(x.reshape(*x.shape[:-1], -1, dim), part, eps).flatten(-2)
         for x, part in zip((queries, keys), weight.chunk(2), strict=True)
     ]
     return torch.cat([*normed, values], dim=-1)

@@ -80,7 +80,7 @@ class CsmModel:
         vocab = config.audio_vocab
         rows = (self.num_codebooks - 1) * vocab
         inputs = projected_codes(network.audio_embedding, network.projector, rows)
-        self._tables = inputs.split(vocab)
+        self._tables = torch.split(inputs, vocab)
         self.weight_bytes = held_bytes(network) + inputs.nbytes + codec.weight_bytes
         self._builder = builder
         self._offsets = torch.arange(self.num_codebooks, device=self.device) * vocab

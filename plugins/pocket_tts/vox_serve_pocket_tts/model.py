@@ -26,7 +26,7 @@ from vox_serve import (
     Segment,
     Voice,
 )
-from vox_serve.nn import Embedding, Linear, LlamaConfig, held_bytes
+from vox_serve.nn import Biased, Embedding, Linear, LlamaConfig, held_bytes
 from vox_serve.nn.llama import Attention, Rotation, Tables
 from vox_serve.nn.rope import signed
 from vox_serve_pocket_tts.codec import LatentDecoder
@@ -39,19 +39,6 @@ FIRST_FRAMES = 6
 HEARD = -1
 """Stands in place of a token where the position holds a latent of the voice."""
 MOST_STEPS = int(FlowParameters.ranges()["flow_steps"].high)
-
-
-class _Biased(nn.Module):
-    """A linear layer with a bias, whose weights may be packed."""
-
-    def __init__(self, inputs: int, outputs: int) -> None:
-        super().__init__()
-        self.linear = Linear(inputs, outputs)
-        self.bias = nn.Parameter(torch.empty(outputs))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y: torch.Tensor = self.linear(x) + self.bias
-        return y
 
 
 class _Layer(nn.Module):
@@ -85,13 +72,13 @@ class FlowHead(nn.Module):
         super().__init__()
         width, depth = config.flow_width, config.flow_depth
         self.depth = depth
-        self.entry = _Biased(config.latent, width)
-        self.condition = _Biased(config.head_width or config.backbone.hidden_size, width)
-        self.modulation = _Biased(width, (3 * depth + 2) * width)
+        self.entry = Biased(config.latent, width)
+        self.condition = Biased(config.head_width or config.backbone.hidden_size, width)
+        self.modulation = Biased(width, (3 * depth + 2) * width)
         self.norms = nn.ModuleList(nn.LayerNorm(width, 1e-6) for _ in range(depth))
-        self.up = nn.ModuleList(_Biased(width, width) for _ in range(depth))
-        self.down = nn.ModuleList(_Biased(width, width) for _ in range(depth))
-        self.leave = _Biased(width, config.latent)
+        self.up = nn.ModuleList(Biased(width, width) for _ in range(depth))
+        self.down = nn.ModuleList(Biased(width, width) for _ in range(depth))
+        self.leave = Biased(width, config.latent)
 
     def forward(self, x: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
         """`[B, latent]` and the output of `condition`, `[B, width]`, to `[B, latent]`."""
@@ -124,7 +111,7 @@ class PocketNetwork(nn.Module):
         )
         self.norm = nn.LayerNorm(width, NORM_EPS)
         self.narrow = Linear(width, config.head_width) if config.head_width else nn.Identity()
-        self.end = _Biased(config.head_width or width, 1)
+        self.end = Biased(config.head_width or width, 1)
         self.flow = FlowHead(config)
 
     def prepare(self, config: LlamaConfig, device: torch.device, dtype: torch.dtype) -> None:
