@@ -90,6 +90,17 @@ def shapes() -> dict[str, Any]:
     return found
 
 
+def write_weights(directory: Path) -> None:
+    """Random weights of the sizes that the directory's configurations have, for benchmarks."""
+    torch.manual_seed(0)
+    model = Qwen3TTSForConditionalGeneration(Qwen3TTSConfig.from_pretrained(directory))
+    save_file(model.state_dict(), directory / "model.safetensors")
+    codec = directory / "speech_tokenizer"
+    sizes = codec_sizes.Qwen3TTSTokenizerV2Config.from_pretrained(codec)
+    made = codec_model.Qwen3TTSTokenizerV2Model(sizes)
+    save_file(made.state_dict(), codec / "model.safetensors")
+
+
 def load(directory: Path) -> Any:
     model = Qwen3TTSModel.from_pretrained(str(directory), dtype=torch.float32)
     model.model.eval()
