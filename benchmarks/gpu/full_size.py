@@ -121,6 +121,11 @@ QWEN = {
         "text_vocab_size": 151936,
         "text_hidden_size": 2048,
         "rope_theta": 1000000,
+        "rope_scaling": {
+            "rope_type": "default",
+            "interleaved": True,
+            "mrope_section": [24, 20, 20],
+        },
         "codec_eos_token_id": 2150,
         "codec_bos_id": 2149,
         "codec_pad_id": 2148,
