@@ -55,7 +55,7 @@ class Prompts:
         self.calls = Calls()
         """The model's calls in progress, in any thread."""
         self._encoder = ContextEncoder(model.codec, model.device, self.calls)
-        self.voices = Voices(model, self._encoder, self.calls)
+        self.voices = Voices(model.voices, self._encoder, self.build)
 
     def prepare(self, request: SpeechRequest) -> Sequence:
         """Check a request and build its prompt; encoding its context may take seconds.
@@ -100,6 +100,17 @@ class Prompts:
             arrival=request.arrival,
         )
 
+    def build(self, text: str, voice: Voice, context: Rows[Segment]) -> Prompt:
+        """The model's prompt.
+
+        Raises:
+            UnspeakableText: the model cannot speak the text, or the prompt does not fit.
+        """
+        with self.calls.of("prompt"):
+            prompt = self.model.prompt(text, voice, context)
+        prompt.require_room(self.model.max_positions, "context" if context else "voice")
+        return prompt
+
     def release(self, sequence: Sequence) -> None:
         """Release a prepared sequence that will not be queued."""
         if sequence.turn is not None:
@@ -133,8 +144,7 @@ class Prompts:
     def _prompt(
         self, request: SpeechRequest, voice: Voice, context: Rows[Segment]
     ) -> tuple[Prompt, int]:
-        with self.calls.of("prompt"):
-            prompt = self.model.prompt(request.text, voice, context)
+        prompt = self.build(request.text, voice, context)
         return prompt, self._frame_cap(request, len(prompt))
 
     def _fit(
