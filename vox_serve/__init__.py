@@ -16,6 +16,7 @@ from vox_serve.errors import (
 from vox_serve.hookspecs import hookimpl
 from vox_serve.model import (
     CheckpointSpec,
+    Inputs,
     KVCache,
     KVLayout,
     KVView,
@@ -46,6 +47,7 @@ __all__ = [
     "Codec",
     "EncodingCodec",
     "FrontEnd",
+    "Inputs",
     "InvalidRequest",
     "KVCache",
     "KVLayout",

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers import CsmConfig as TransformersConfig
 
-from vox_serve import SamplingParams
+from vox_serve import LoadOptions, SamplingParams
 from vox_serve.model import Model
 from vox_serve.nn import WeightLoader, uninitialised
 from vox_serve.nn.linear import Fp8Linear, Linear, PaddedLinear
@@ -20,6 +20,7 @@ from vox_serve_csm.config import CsmConfig
 from vox_serve_csm.model import CsmModel, CsmNetwork
 
 META = torch.device("meta")
+OPTIONS = LoadOptions(Path(), "meta", "bfloat16")
 
 
 def csm(fp8: bool = False) -> CsmModel:
@@ -35,7 +36,7 @@ def csm(fp8: bool = False) -> CsmModel:
     loader: Any = _Whatever()
     codec.load(loader)
     prompts: Any = None  # no voices are needed
-    return CsmModel(config, network, codec, prompts, (), SamplingParams())
+    return CsmModel(OPTIONS, config, network, codec, prompts, (), SamplingParams())
 
 
 def orpheus(fp8: bool = False) -> Model:
@@ -54,7 +55,7 @@ def orpheus(fp8: bool = False) -> Model:
     snac: Any = _Shapes(codec._network.state_dict())
     codec.load(WeightLoader(snac))
     prompts: Any = None
-    return OrpheusModel(network, codec, prompts, 128266, [128258])
+    return OrpheusModel(OPTIONS, network, codec, prompts, 128266, [128258])
 
 
 def pocket() -> Model:
@@ -82,7 +83,7 @@ def pocket() -> Model:
     codec = LatentDecoder(config, META)
     shapes: Any = _Shapes(tensors)
     codec.load(WeightLoader(shapes))
-    return PocketModel(config, network, codec, lambda text: [], {}, FlowParameters())
+    return PocketModel(OPTIONS, config, network, codec, lambda text: [], {}, FlowParameters())
 
 
 def qwen() -> Model:

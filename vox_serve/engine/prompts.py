@@ -56,7 +56,7 @@ class Prompts:
         self.calls = Calls()
         """The model's calls in progress, in any thread."""
         self._encoder = ContextEncoder(model.codec, model.device, self.calls)
-        self.voices = Voices(model, self._encoder, self.calls)
+        self.voices = Voices(model.voices, self._encoder, self.build)
 
     def prepare(self, request: SpeechRequest) -> Sequence:
         """Check a request and build its prompt; encoding its context may take seconds.
@@ -102,6 +102,25 @@ class Prompts:
             arrival=request.arrival,
         )
 
+    def build(
+        self,
+        text: str,
+        voice: Voice,
+        context: Rows[Segment],
+        parameters: Parameters | None = None,
+    ) -> Prompt:
+        """The model's prompt; without `parameters`, by the model's defaults.
+
+        Raises:
+            UnspeakableText: the model cannot speak the text, or the prompt does not fit.
+        """
+        with self.calls.of("prompt"):
+            prompt = self.model.prompt(
+                text, voice, context, parameters or self.model.default_sampling
+            )
+        prompt.require_room(self.model.max_positions, "context" if context else "voice")
+        return prompt
+
     def release(self, sequence: Sequence) -> None:
         """Release a prepared sequence that will not be queued."""
         if sequence.turn is not None:
@@ -144,8 +163,7 @@ class Prompts:
         context: Rows[Segment],
         sampling: Parameters,
     ) -> tuple[Prompt, int]:
-        with self.calls.of("prompt"):
-            prompt = self.model.prompt(request.text, voice, context, sampling)
+        prompt = self.build(request.text, voice, context, sampling)
         return prompt, self._frame_cap(request, len(prompt))
 
     def _fit(

@@ -193,7 +193,7 @@ def test_a_voice_that_does_not_fit_is_refused_before_it_is_encoded(
 ) -> None:
     engine = make_engine()
     monkeypatch.setattr(engine.model.codec, "encode", lambda pcm: pytest.fail("encoded"))
-    with pytest.raises(PromptTooLong, match="context is too long"):
+    with pytest.raises(PromptTooLong, match="voice is too long"):
         engine.prompts.voices.add("long", 0, (Segment(0, "hi", audio=clip(300).numpy()),))
     with pytest.raises(RequestError, match="built-in"):
         engine.prompts.voices.add("conversational_a", 0, ())

@@ -11,6 +11,8 @@ from tokenizers import Tokenizer
 from plugins.csm.tests.checkpoints import CODEBOOKS, SPECIALS, clip, write_tokenizer
 from plugins.csm.tests.conftest import Checkpoint, load
 from vox_serve import Prompt, PromptTooLong, Segment, UnspeakableText, Voice
+from vox_serve.config import EngineConfig
+from vox_serve.engine.engine import Engine
 from vox_serve_csm.model import CsmModel
 
 VOICE = Voice("plain", 1)
@@ -96,11 +98,12 @@ def test_the_voice_comes_before_the_context(model: CsmModel) -> None:
 
 def test_what_does_not_fit_the_context_names_the_field(model: CsmModel) -> None:
     fits = "i" * (model.max_positions - 1 - 5)  # begin, [1], end; one position is left
-    assert len(model.prompt(fits, VOICE, (), model.default_sampling)) == model.max_positions - 1
+    prompts = Engine(model, EngineConfig("csm", max_batch_size=1)).prompts
+    assert len(prompts.build(fits, VOICE, ())) == model.max_positions - 1
     with pytest.raises(PromptTooLong, match="256 positions of the 256") as caught:
-        model.prompt(fits + "i", VOICE, (), model.default_sampling)
+        prompts.build(fits + "i", VOICE, ())
     assert caught.value.param == "text"
     sound = Segment(0, "i", codes=torch.zeros(CODEBOOKS, 250, dtype=torch.int64))
     with pytest.raises(PromptTooLong, match="context is too long") as caught:
-        model.prompt("hi", VOICE, [sound], model.default_sampling)
+        prompts.build("hi", VOICE, [sound])
     assert caught.value.param == "context"

@@ -44,13 +44,9 @@ def load_model(options: LoadOptions) -> CsmModel:
     network = load_network(config, loader, options)
     codec = load_codec(config, loader, torch.device(options.device))
     loader.finish()
-    builder = PromptBuilder(
-        TextTokenizer(directory),
-        config.num_codebooks,
-        config.end_code,
-        config.backbone.max_position_embeddings,
-    )
+    builder = PromptBuilder(TextTokenizer(directory), config.num_codebooks, config.end_code)
     return CsmModel(
+        options,
         config,
         network,
         codec,

@@ -6,15 +6,16 @@ transformers differs from it, this plugin's README describes the behaviour here.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from vox_serve import (
-    Codec,
+    Inputs,
     KVCache,
-    KVLayout,
+    LoadOptions,
+    Model,
     Parameters,
     Prompt,
     Sampler,
@@ -44,10 +45,11 @@ class CsmNetwork(nn.Module):
         self.depth_heads = nn.ModuleList(Linear(depth_width, vocab) for _ in range(books - 1))
 
 
-class CsmModel:
-    """Implements `vox_serve.Model`.
+class CsmModel(Model):
+    """CSM, loaded.
 
     Args:
+        options: what it was loaded with.
         config: sizes.
         network: loaded weights, on their device.
         codec: loaded Mimi.
@@ -56,8 +58,11 @@ class CsmModel:
         default_sampling: applies where a request sets nothing.
     """
 
+    takes_context = True
+
     def __init__(
         self,
+        options: LoadOptions,
         config: CsmConfig,
         network: CsmNetwork,
         codec: Mimi,
@@ -65,18 +70,15 @@ class CsmModel:
         voices: Sequence[Voice],
         default_sampling: SamplingParams,
     ) -> None:
-        self.takes_context = True
+        super().__init__(options, codec)
         self.config = config
         self.network = network
-        self.codec: Codec = codec
         self.voices = voices
         self.default_sampling = default_sampling
         self.num_codebooks = config.num_codebooks
         self.hidden_size = config.backbone.hidden_size
         self.max_positions = config.backbone.max_position_embeddings
-        self.kv_layout: KVLayout = config.backbone.kv_layout
-        cosines = network.backbone.tables.cos
-        self.device, self.dtype = cosines.device, cosines.dtype
+        self.kv_layout = config.backbone.kv_layout
         vocab = config.audio_vocab
         rows = (self.num_codebooks - 1) * vocab
         inputs = projected_codes(network.audio_embedding, network.projector, rows)
@@ -90,33 +92,27 @@ class CsmModel:
     ) -> Prompt:
         return self._builder.build(text, voice.speaker, [*voice.segments, *context])
 
-    def prefill(
-        self,
-        inputs: Mapping[str, torch.Tensor],
-        lengths: torch.Tensor,
-        slots: torch.Tensor,
-        kv: KVCache,
-    ) -> torch.Tensor:
+    def prefill(self, inputs: Inputs, lengths: Tensor, slots: Tensor, kv: KVCache) -> Tensor:
         return self.network.backbone.prefill(self._embed(inputs["tokens"]), lengths, slots, kv)
 
-    def emit(self, hidden: torch.Tensor, sampler: Sampler) -> tuple[torch.Tensor, torch.Tensor]:
+    def emit(self, hidden: Tensor, sampler: Sampler) -> tuple[Tensor, Tensor]:
         net = self.network
         code = sampler(net.head(hidden), 0)
         first = net.projector(hidden)
         frame = depth_frame(net.depth, net.depth_heads, self._tables, first, code, sampler)
         return frame, (frame == self.config.end_code).all(dim=1)
 
-    def advance(self, codes: torch.Tensor, slots: torch.Tensor, kv: KVCache) -> torch.Tensor:
+    def advance(self, codes: Tensor, slots: Tensor, kv: KVCache) -> Tensor:
         embedded = self.network.audio_embedding(codes + self._offsets)
         x = embedded.sum(dim=1)  # summed in float32, and rounded once
         return self.network.backbone.advance(x, slots, kv)
 
-    def _embed(self, tokens: torch.Tensor) -> torch.Tensor:
+    def _embed(self, tokens: Tensor) -> Tensor:
         """Sum of the filled columns of `[B, T, K + 1]`, rounded once."""
         filled = (tokens >= 0)[..., None]
         ids = tokens.clamp(min=0)
         audio = self.network.audio_embedding(ids[..., :-1] + self._offsets)
         text = self.network.text_embedding(ids[..., -1])
         total = (audio * filled[..., :-1, :]).sum(dim=-2, dtype=torch.float32)
-        embedded: torch.Tensor = (total + text.float() * filled[..., -1, :]).to(self.dtype)
+        embedded: Tensor = (total + text.float() * filled[..., -1, :]).to(self.dtype)
         return embedded

@@ -196,11 +196,12 @@ def test_texts_that_cannot_be_spoken(checkpoint: Checkpoint):
         model.prompt("50 %", model.voices[0], (), model.default_sampling)
     with pytest.raises(UnspeakableText, match="nothing that this voice can speak"):
         model.prompt('""', model.voices[0], (), model.default_sampling)
-    with pytest.raises(PromptTooLong, match="text is too long: the voice takes 15 positions"):
-        model.prompt("word " * 300, model.voices[0], (), model.default_sampling)
+    prompts = Engine(model, EngineConfig("pocket", max_batch_size=1)).prompts
+    with pytest.raises(PromptTooLong, match="text is too long"):
+        prompts.build("word " * 300, model.voices[0], ())
     heard = Segment(0, "said", codes=torch.zeros(8, 1100))
     with pytest.raises(PromptTooLong, match="voice is too long"):
-        model.prompt("word", Voice("long", 0, (heard,)), (), model.default_sampling)
+        prompts.build("word", Voice("long", 0, (heard,)), ())
 
 
 def test_a_sentencepiece_tokenizer(copied: Path):

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from vox_serve import Codec, KVCache, KVLayout, Parameters, Prompt, Sampler, Segment, Voice
+from vox_serve import Codec, KVCache, KVLayout, Model, Parameters, Prompt, Sampler, Segment, Voice
 from vox_serve.nn import (
     Biased,
     Embedding,
@@ -65,8 +65,8 @@ class QwenNetwork(nn.Module):
         )
 
 
-class QwenModel:
-    """Implements `vox_serve.Model` and `vox_serve.StepwiseText`.
+class QwenModel(Model):
+    """Qwen3-TTS, loaded; implements `vox_serve.StepwiseText` too.
 
     Args:
         config: sizes.
