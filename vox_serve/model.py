@@ -29,8 +29,8 @@ API_VERSION = 1
 class Prompt:
     """A request prepared for prefill.
 
-    `inputs` are CPU tensors `[T, ...]` under names the model chooses; the runner pads
-    them with zeros along T, stacks them to `[B, T, ...]` and moves them to the device.
+    `inputs` are CPU tensors `[T, ...]` under names the model chooses; the runner pads them with
+    zeros to the longest, stacks them to `[B, T, ...]` and moves them to the device.
     """
 
     inputs: Mapping[str, torch.Tensor]
@@ -39,6 +39,9 @@ class Prompt:
     given: tuple[torch.Tensor, torch.Tensor] | None = None
     """Keys and values `[layers, P, H, D]` of the first P positions, which are copied and not run:
     of a voice, for instance, that comes as such.  What `inputs` has there only tells it apart."""
+    unheard: int = 0
+    """Frames that an utterance has beside those of its sound, which a limit in seconds does not
+    count: of a delay, for instance."""
 
     def __len__(self) -> int:
         """T, the number of positions in the prompt."""
