@@ -120,6 +120,7 @@ def test_say_plays_if_no_output_is_given(
     assert cli.main(["say", "9 frames", *TONE]) == 2
     assert "aplay cannot play: no sound card; give --output FILE" in capsys.readouterr().err
     player.unlink()
+    monkeypatch.setenv("PATH", str(tmp_path))  # without a system that has a real player
     assert cli.main(["say", "9 frames", "--model", "nothing"]) == 2
     assert "nothing here can play audio (aplay); give --output FILE" in capsys.readouterr().err
 
