@@ -1,15 +1,14 @@
 """Make an audiobook with chapters (.m4b) from an epub or text file.
 
     python examples/audiobook.py book.epub -o book.m4b
-
 In a text, a line such as "Chapter 3", "# The Storm" or "IV." begins a chapter.
 Needs: av, httpx, numpy; for .epub also ebooklib, whose licence is the AGPL.
 """
 
 import argparse
+import os
 import re
 import textwrap
-import time
 from pathlib import Path
 
 import av
@@ -38,9 +37,10 @@ parser.add_argument("book", type=Path)
 parser.add_argument("-o", "--output", type=Path, required=True)
 parser.add_argument("--server", default="http://localhost:8000")
 flags = parser.parse_args()
-http = httpx.Client(base_url=flags.server, timeout=None)
+key = {"X-Api-Key": os.environ.get("VOX_SERVE_API_KEY", "none")}
+http = httpx.Client(base_url=flags.server, timeout=None, headers=key)
 rate = http.get("/models").raise_for_status().json()["models"][0]["sample_rate"]
-fields = {"format": "pcm", "conversation": f"book-{time.time()}"}  # keeps one voice to the end
+fields = {"format": "pcm", "conversation": os.urandom(8).hex()}  # keeps one voice to the end
 with av.open(flags.output, "w", format="ipod") as file:
     stream, marks, spoken = file.add_stream("aac", rate=rate, layout="mono"), [], 0
     for number, chapter in enumerate(chapters(flags.book)):

@@ -7,6 +7,7 @@ The server counts the samples that it sends, so the times are exact.  Needs: web
 
 import argparse
 import json
+import os
 import re
 import wave
 from pathlib import Path
@@ -27,10 +28,11 @@ def clock(seconds: float, comma: str) -> str:
 
 
 srt = flags.output.suffix == ".srt"
+key = {"X-Api-Key": os.environ.get("VOX_SERVE_API_KEY", "none")}
 sentences = re.split(r"(?<=[.!?]) ", " ".join(flags.text.read_text().split()))
 captions, start = [], 0.0
 with (
-    connect(f"{flags.server}/v1/audio/stream") as socket,
+    connect(f"{flags.server}/v1/audio/stream", additional_headers=key) as socket,
     wave.open(str(flags.output.with_suffix(".wav")), "wb") as sound,
 ):
     socket.send(json.dumps({"type": "start", "format": "pcm"}))

@@ -10,6 +10,7 @@ import argparse
 import asyncio
 import base64
 import json
+import os
 
 from websockets.asyncio.client import connect
 from websockets.asyncio.server import ServerConnection, serve
@@ -19,11 +20,12 @@ parser.add_argument("text")
 parser.add_argument("--server", default="ws://localhost:8000", help="vox_serve")
 parser.add_argument("--port", type=int, default=9000, help="to listen on")
 flags = parser.parse_args()
+key = {"X-Api-Key": os.environ.get("VOX_SERVE_API_KEY", "none")}
 
 
 async def speak(call: ServerConnection, stream: dict[str, str]) -> None:
     await call.send(json.dumps({"event": "clear", **stream}))  # drops sound not played yet
-    async with connect(f"{flags.server}/v1/audio/stream") as tts:
+    async with connect(f"{flags.server}/v1/audio/stream", additional_headers=key) as tts:
         start = {"type": "start", "format": "mulaw"}
         for event in (start, {"type": "text", "text": flags.text}, {"type": "end"}):
             await tts.send(json.dumps(event))

@@ -1,7 +1,6 @@
 """Talk to a language model and hear it sentence by sentence, while it is still writing.
 
     OPENAI_API_KEY=none python examples/talk_to_llm.py --model llama3.2
-
 Works with any server that has OpenAI's chat API; the default is Ollama on this machine.
 Needs: openai, websockets, and a player that reads WAV from its standard input.
 """
@@ -9,8 +8,8 @@ Needs: openai, websockets, and a player that reads WAV from its standard input.
 import argparse
 import asyncio
 import json
+import os
 import shlex
-import uuid
 
 from openai import AsyncOpenAI
 from websockets.asyncio.client import ClientConnection, connect
@@ -46,11 +45,12 @@ async def main() -> None:
     parser.add_argument("--model", required=True, help="its name there")
     parser.add_argument("--player", default="ffplay -nodisp -autoexit -loglevel error -")
     flags = parser.parse_args()
-    llm = AsyncOpenAI(base_url=flags.llm)
-    chat, start = [], {"type": "start", "format": "wav", "conversation": uuid.uuid4().hex}
+    llm, key = AsyncOpenAI(base_url=flags.llm), os.environ.get("VOX_SERVE_API_KEY", "none")
+    chat, start = [], {"type": "start", "format": "wav", "conversation": os.urandom(16).hex()}
     while question := (await asyncio.to_thread(input, "> ")).strip():  # an empty line ends it
         chat.append({"role": "user", "content": question})
-        async with connect(f"{flags.server}/v1/audio/stream") as tts, asyncio.TaskGroup() as both:
+        speech = connect(f"{flags.server}/v1/audio/stream", additional_headers={"X-Api-Key": key})
+        async with speech as tts, asyncio.TaskGroup() as both:
             await tts.send(json.dumps(start))
             both.create_task(write(llm, flags.model, chat, tts))
             both.create_task(play(tts, flags.player))

@@ -26,7 +26,8 @@ parser.add_argument("--server", default="http://localhost:8000", help="vox_serve
 flags = parser.parse_args()
 
 body = {"text": flags.text, "voice": flags.voice, "format": "opus"}
-answer = httpx.post(f"{flags.server}/generate", json=body, timeout=None)
+key = {"X-Api-Key": os.environ.get("VOX_SERVE_API_KEY", "none")}
+answer = httpx.post(f"{flags.server}/generate", json=body, headers=key, timeout=None)
 if answer.is_error:
     parser.exit(1, answer.json()["error"]["message"] + "\n")
 flags.output.write_bytes(answer.content)

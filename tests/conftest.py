@@ -21,7 +21,7 @@ from vox_serve.messages import Audio, Failed, Finished, SpeechRequest, StepOutpu
 from vox_serve.plugins import load_plugins
 from vox_serve.server.app import create_app
 from vox_serve.server.protocol import uvicorn_settings
-from vox_serve.workers.client import EngineClient
+from vox_serve.workers.client import WorkerClient
 from vox_serve.workers.engines import Engines
 
 TONE = EngineConfig(model="tone", plugins=("tests.tone",), max_batch_size=4)
@@ -71,7 +71,7 @@ class RunningServer:
     """A server on a real socket of this machine."""
 
     url: str
-    client: EngineClient
+    client: WorkerClient
     http: httpx.Client
     app: Litestar
 

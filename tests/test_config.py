@@ -36,6 +36,7 @@ BAD: list[tuple[type[Any], str, Any]] = [
     (EngineConfig, "prefix_cache_mib", -1),
     (EngineConfig, "conversation_timeout", 0.0),
     (EngineConfig, "max_conversations", 0),
+    (EngineConfig, "replicas", 0),
     (ServerConfig, "port", -1),
     (ServerConfig, "port", 65536),
     (ServerConfig, "max_queue", -1),

@@ -30,6 +30,7 @@ VALUES: dict[str, tuple[str, Any]] = {
     "repetition_penalty": ("1.5", 1.5),
     "seed": ("5", 5),
     "threads": ("2", 2),
+    "replicas": ("2", 2),
     "prefix_cache_mib": ("0", 0),
     "conversation_timeout": ("1.5", 1.5),
     "max_conversations": ("5", 5),

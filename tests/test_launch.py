@@ -25,7 +25,7 @@ from tests.conftest import until
 from vox_serve import launch
 from vox_serve.config import ServerConfig
 from vox_serve.server.access.keys import new_key
-from vox_serve.workers.client import EngineClient
+from vox_serve.workers.client import WorkerClient
 
 ROOT = Path(__file__).parent.parent
 TONE = ["--model", "tone", "--plugins", "tests.tone"]
@@ -237,7 +237,13 @@ def test_a_stopped_worker_is_restarted_and_outlives_no_server(start: Start) -> N
     assert model["reason"] == "the engine gave no sign of life for 1.5 seconds"
     until(lambda: server.http.get("/ready").status_code == 200, 30)
     assert server.worker() != first
-    assert server.http.post("/generate", json={"text": "5"}).status_code == 200
+    others = len(server.processes())
+    long = {"text": "5 " + "frames " * 200, "max_seconds": 0.5}
+    assert server.http.post("/generate", json=long).status_code == 200
+    sound = server.http.post("/generate", json={"text": "9 frames"}).content
+    files = {"audio": ("a.wav", sound), "name": (None, "anna"), "text": (None, "hello")}
+    assert server.http.post("/v1/audio/voices", files=files).status_code == 201
+    assert len(server.processes()) == others + 2  # one for texts, one for audio files
     os.kill(server.worker(), signal.SIGSTOP)
     server.process.kill()
     assert server.end(5) == -signal.SIGKILL
@@ -272,7 +278,7 @@ def _nothing_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     def start(self):
         raise AssertionError("the server was started")
 
-    monkeypatch.setattr(EngineClient, "start", start)
+    monkeypatch.setattr(WorkerClient, "start", start)
 
 
 @pytest.mark.usefixtures("_nothing_starts")

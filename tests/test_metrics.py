@@ -24,7 +24,7 @@ TABLE = {
     "time_to_first_audio_seconds": ("histogram", {"mode"}),
     "queue_seconds": ("histogram", set()),
     "request_seconds": ("histogram", set()),
-    "engine_step_seconds": ("histogram", {"phase"}),
+    "engine_step_seconds": ("histogram", {"replica", "phase"}),
     "real_time_factor": ("histogram", set()),
     "inter_chunk_gap_seconds": ("histogram", set()),
     "stream_underrun_seconds": ("histogram", set()),
@@ -32,33 +32,33 @@ TABLE = {
     "frames_total": ("counter", set()),
     "text_characters_total": ("counter", set()),
     "reserved_codes_total": ("counter", set()),
-    "prompt_positions_total": ("counter", {"source"}),
-    "prefix_lookups_total": ("counter", {"result"}),
-    "prefixes": ("gauge", set()),
+    "prompt_positions_total": ("counter", {"replica", "source"}),
+    "prefix_lookups_total": ("counter", {"replica", "result"}),
+    "prefixes": ("gauge", {"replica"}),
     "conversations": ("gauge", set()),
     "voices": ("gauge", set()),
     "websocket_sessions": ("gauge", set()),
     "connections": ("gauge", set()),
     "connections_refused_total": ("counter", {"reason"}),
-    "engine_memory_bytes": ("gauge", {"kind"}),
-    "device_memory_bytes": ("gauge", {"kind"}),
-    "batch_size": ("histogram", set()),
+    "engine_memory_bytes": ("gauge", {"replica", "kind"}),
+    "device_memory_bytes": ("gauge", {"replica", "kind"}),
+    "batch_size": ("histogram", {"replica"}),
     "requests_running": ("gauge", set()),
     "requests_waiting": ("gauge", set()),
-    "slots_used": ("gauge", set()),
-    "slots": ("gauge", set()),
-    "engine_up": ("gauge", set()),
-    "engine_loaded": ("gauge", set()),
-    "engine_unloads_total": ("counter", set()),
-    "engine_last_step_timestamp_seconds": ("gauge", set()),
+    "slots_used": ("gauge", {"replica"}),
+    "slots": ("gauge", {"replica"}),
+    "engine_up": ("gauge", {"replica"}),
+    "engine_loaded": ("gauge", {"replica"}),
+    "engine_unloads_total": ("counter", {"replica"}),
+    "engine_last_step_timestamp_seconds": ("gauge", {"replica"}),
     "ready": ("gauge", set()),
-    "worker_restarts_total": ("counter", set()),
+    "worker_restarts_total": ("counter", {"replica"}),
     "admission_rejections_total": ("counter", {"reason"}),
-    "engine_errors_total": ("counter", {"kind"}),
+    "engine_errors_total": ("counter", {"replica", "kind"}),
     "client_disconnects_total": ("counter", {"phase"}),
     "http_responses_total": ("counter", {"route", "code"}),
     "plugin_errors_total": ("counter", {"plugin"}),
-    "build_info": ("gauge", {"version", "torch", "device"}),
+    "build_info": ("gauge", {"replica", "version", "torch", "device"}),
 }
 OPEN = {
     "http_responses_total",
@@ -79,10 +79,10 @@ def test_every_metric_has_its_type_and_labels_and_starts_at_zero() -> None:
     metrics = Metrics("tone")
     metrics.http_responses_total.labels("tone", "/generate", "200")
     metrics.plugin_errors_total.labels("tone", "one")
-    metrics.device_memory_bytes.labels("tone", "used")
+    metrics.device_memory_bytes.labels("tone", "0", "used")
     metrics.connections.labels("tone")
     metrics.connections_refused_total.labels("tone", "full")
-    metrics.build_info.labels("tone", "1", "2", "cpu")
+    metrics.build_info.labels("tone", "0", "1", "2", "cpu")
     found = {}
     for family in text_string_to_metric_families(metrics.registry.exposition().decode()):
         total = "_total" if family.type == "counter" else ""

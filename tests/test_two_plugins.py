@@ -94,7 +94,7 @@ def test_interleaved_requests_sound_like_their_references(
     for model in VOICES:
         ended = f'vox_serve_requests_total{{mode="stream",model="{model}",outcome="ok"}}'
         assert server.metric(ended) == len(TEXTS)
-        assert server.metric(f'vox_serve_slots{{model="{model}"}}') == 3
+        assert server.metric(f'vox_serve_slots{{model="{model}",replica="0"}}') == 3
 
 
 def test_a_voice_of_the_other_model_is_unknown(server: RunningServer) -> None:

@@ -52,8 +52,11 @@ class EngineConfig:
 
     model: str = setting(DEFAULT_MODEL, "alias, hub id or directory of the model")
     device: str = setting(
-        "auto", "torch device, e.g. cpu or cuda:0; auto uses CUDA if it is available"
+        "auto",
+        "torch devices, e.g. cpu or cuda:0,cuda:1; auto: the first GPU, auto-all: every GPU, else "
+        "the CPU",
     )
+    replicas: int = setting(1, "workers on each device, behind one queue")
     dtype: str = setting(
         "auto",
         "number format; auto: bfloat16 on a GPU, float16 weights with float32 sums on a CPU",
@@ -92,6 +95,11 @@ class EngineConfig:
     def __attrs_post_init__(self) -> None:
         _require(self.dtype in DTYPES, f"dtype must be one of {', '.join(DTYPES)}")
         _require(self.quantize in QUANTIZE, f"quantize must be one of {', '.join(QUANTIZE)}")
+        _require(
+            all(name.strip() for name in self.device.split(",")),
+            "device must be one name, or several with commas between them",
+        )
+        _require(1 <= self.replicas <= 64, "replicas must be from 1 to 64")
         _require(1 <= self.max_batch_size <= 1024, "max_batch_size must be from 1 to 1024")
         _require(0 < self.max_seconds <= 3600, "max_seconds must be more than 0, at most 3600")
         _require(0 <= self.prefix_cache_mib <= 2**20, "prefix_cache_mib must be 0 to 1048576")
@@ -106,6 +114,11 @@ class EngineConfig:
         for name, value in self.sampling.items():
             if name in RANGES:
                 RANGES[name].check(name, value)
+
+    def workers(self) -> list[EngineConfig]:
+        """A configuration for each worker, with a single device; `auto-all` must be resolved."""
+        devices = [name.strip() for name in self.device.split(",")]
+        return [attrs.evolve(self, device=name) for name in devices for _ in range(self.replicas)]
 
     @property
     def sampling(self) -> dict[str, Any]:

@@ -7,6 +7,7 @@
     ├── CheckpointError        the files of a model cannot be used; says what to do
     ├── EngineError            the engine could not start, or died
     ├── BenchError             the server being measured returns no audio
+    ├── AudioUnreadable        an audio file cannot be used (`vox_serve.audio`)
     └── RequestError           one request cannot be served; the others go on
         ├── InvalidRequest     malformed, or a field out of range
         ├── NotFound           no such voice, speaker, model, request or conversation
@@ -16,7 +17,6 @@
         │   ├── NothingToSpeak no letter, digit or sign in it that has a reading
         │   └── PromptTooLong  text and context do not fit the model's context
         ├── QueueFull          try again later
-        ├── ConversationLost   the engine that remembered it was restarted
         ├── Unavailable        the engine is starting, draining or dead
         ├── TimedOut           the request took longer than the server allows
         ├── Cancelled          another connection ended it: DELETE /requests/{id}
@@ -110,10 +110,6 @@ class PromptTooLong(UnspeakableText):
 
 class QueueFull(RequestError):
     code = "queue_full"
-
-
-class ConversationLost(RequestError):
-    code = "conversation_lost"
 
 
 class Unavailable(RequestError):

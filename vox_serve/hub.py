@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from vox_serve.errors import CheckpointError
+from vox_serve.sizes import check_sizes
 
 HUB_ID = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)((?:/[A-Za-z0-9][\w.-]*)*)")
 log = logging.getLogger("vox_serve.hub")
@@ -46,19 +47,20 @@ def read_config(source: str) -> Mapping[str, Any]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file of a checkpoint.
+    """The JSON object in a file of a checkpoint, its sizes checked (`vox_serve.sizes`).
 
     Raises:
-        CheckpointError: it is missing or is not a JSON object.
+        CheckpointError: it is missing or is not a JSON object, or a size is out of range.
     """
     if not path.is_file():
         raise CheckpointError(f"{path}: this file is missing; download the checkpoint again")
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise CheckpointError(f"{path}: cannot be read as JSON ({error})") from error
     if not isinstance(found, dict):
         raise CheckpointError(f"{path}: not a JSON object")
+    check_sizes(path, found)
     return found
 
 

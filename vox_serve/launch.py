@@ -28,8 +28,8 @@ from vox_serve.server.access.sites import is_loopback
 from vox_serve.server.app import create_app
 from vox_serve.server.connections import raise_descriptor_limit
 from vox_serve.server.protocol import uvicorn_settings
-from vox_serve.workers.client import EngineClient, EngineState
 from vox_serve.workers.engines import Engines
+from vox_serve.workers.interface import EngineClient, EngineState
 
 DEATH_NOTICE_SECONDS = 3.0
 """How long a server whose engine died answers 503 before it exits."""
@@ -89,7 +89,7 @@ def banner(clients: Sequence[EngineClient], address: str) -> str:
     lines = [f"vox_serve {__version__}"]
     infos = [client.info for client in clients if client.info is not None]
     for client, info in zip(clients, infos, strict=True):
-        lines += [*_describe(info, client.voices), ""]
+        lines += [*_describe(info, client.voices), *_replicas(client), ""]
     ready = max(info.load_seconds for info in infos)
     model = f', "model": "{infos[-1].model}"' if len(infos) > 1 else ""
     lines += [
@@ -99,6 +99,13 @@ def banner(clients: Sequence[EngineClient], address: str) -> str:
         f'       -d \'{{"text": "Hello there!", "speaker": 0{model}}}\' -o output.wav',
     ]
     return "\n".join(lines)
+
+
+def _replicas(client: EngineClient) -> list[str]:
+    if len(client.replicas) == 1:
+        return []
+    devices = [replica.info.device for replica in client.replicas if replica.info is not None]
+    return [f"  replicas  {len(devices)}, on {', '.join(devices)}"]
 
 
 def _describe(info: EngineInfo, names: Sequence[tuple[str, int]]) -> list[str]:

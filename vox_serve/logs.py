@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import io
 import json
 import logging
 import os
@@ -125,6 +126,38 @@ class Unhurried(logging.Handler):
             self._lines.put(None, timeout=self.LAST_SECONDS)
         if self._thread is not None:
             self._thread.join(self.LAST_SECONDS)
+
+
+class Printed(io.TextIOBase):
+    """Takes the place of stdout and stderr where plugins run: what they print becomes log lines,
+    and so never waits for a reader that has stopped reading."""
+
+    LONGEST = 2000
+    """Characters of a line; longer ones are cut into several."""
+
+    def __init__(self) -> None:
+        self._log = logging.getLogger("vox_serve.printed")
+        self._rest = ""
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, text: str) -> int:
+        *lines, self._rest = (self._rest + text).split("\n")
+        if len(self._rest) > self.LONGEST:
+            lines, self._rest = [*lines, self._rest], ""
+        for line in lines:
+            for start in range(0, len(line.rstrip()), self.LONGEST):
+                self._log.info("%s", line[start : start + self.LONGEST])
+        return len(text)
+
+
+def redirect_prints() -> None:
+    """Log what this process prints, except to a terminal."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None or not stream.isatty():
+            setattr(sys, name, Printed())
 
 
 def _log_uncaught(*raised: Any) -> None:

@@ -46,6 +46,7 @@ class SpeechRequest:
         sampling: the parameters that the client gave.
         max_seconds: cap on the audio; None derives one from the text's length.
         conversation: its turns come before `context`, and this turn is added to it.
+        turns: the conversation so far, codes as NumPy arrays; None: what the engine remembers.
         following: texts that will follow under this id.  They are checked now, so that a text that
             cannot be spoken is refused before any audio is sent.
         pauses: seconds of silence before the text, after it, and after each of `following`; empty:
@@ -69,6 +70,7 @@ class SpeechRequest:
     sampling: Mapping[str, Any] = attrs.field(factory=dict)
     max_seconds: float | None = None
     conversation: str | None = None
+    turns: tuple[Segment, ...] | None = None
     following: tuple[str, ...] = ()
     pauses: tuple[float, ...] = ()
     more: bool = False
@@ -97,9 +99,8 @@ class Abort:
 
 @attrs.frozen
 class Forget:
-    """Drop a conversation; answered by `Done`."""
+    """Drop what the worker remembers of a conversation."""
 
-    request_id: str
     conversation: str
 
 
@@ -142,6 +143,20 @@ class Audio:
     pcm: bytes
 
 
+@attrs.frozen(eq=False)
+class Said:
+    """A turn of a conversation; comes before its `Finished`.
+
+    Args:
+        kept: how many of the latest turns still fit before this one.
+        segments: the request's own context and what was said, codes as NumPy arrays.
+    """
+
+    request_id: str
+    kept: int
+    segments: tuple[Segment, ...]
+
+
 @attrs.frozen
 class Finished:
     request_id: str
@@ -172,7 +187,7 @@ class Done:
     """Names and speakers of all voices, after one was added or removed."""
 
 
-Event = Started | Audio | Finished | Failed | Done
+Event = Started | Audio | Said | Finished | Failed | Done
 
 
 @attrs.frozen

@@ -67,14 +67,14 @@ class Registry:
         """A metric by its name without the prefix; created at first use."""
         if name not in self._families:
             self._families[name] = kind(
-                PREFIX + name, help, ("model", *labels), registry=self.collector, **settings
+                PREFIX + name, help, labels, registry=self.collector, **settings
             )
         found: M = self._families[name]
         return found
 
-    def watch_process(self, model: str, process: str, pid: int | None) -> None:
+    def watch_process(self, model: str, process: str, pid: int | None, replica: str = "") -> None:
         """Report a process's memory, descriptors and start time, replacing an earlier process."""
-        self._processes.watch(model, process, pid)
+        self._processes.watch(model, process, replica, pid)
 
     def exposition(self) -> bytes:
         """The Prometheus text format."""
@@ -82,22 +82,25 @@ class Registry:
 
 
 class Processes(Collector):
-    """prometheus_client's process metrics, with the labels `model` and `process`.
+    """prometheus_client's process metrics, with the labels `model`, `process` and, for
+    a worker, `replica`.
 
     They are read from /proc: without it, or once a process has ended, there are no series.
     """
 
     def __init__(self) -> None:
-        self._readers: dict[tuple[str, str], ProcessCollector] = {}
+        self._readers: dict[tuple[str, str, str], ProcessCollector] = {}
 
-    def watch(self, model: str, process: str, pid: int | None) -> None:
+    def watch(self, model: str, process: str, replica: str, pid: int | None) -> None:
         reader = ProcessCollector(PREFIX.rstrip("_"), pid=lambda: str(pid), registry=None)
-        self._readers[model, process] = reader
+        self._readers[model, process, replica] = reader
 
     def collect(self) -> Iterator[Metric]:
         families: dict[str, Metric] = {}
-        for (model, process), reader in self._readers.items():
+        for (model, process, replica), reader in self._readers.items():
             labels = {"model": model, "process": process}
+            if replica:
+                labels["replica"] = replica
             for found in reader.collect():
                 made = Metric(found.name, found.documentation, found.type)
                 samples = families.setdefault(found.name, made).samples
@@ -106,30 +109,35 @@ class Processes(Collector):
 
 
 class Series(Generic[M]):
-    """A metric with its `model` label filled in.
+    """A metric with its labels `model` and, if it has one, `replica` filled in.
 
     Call it with the values of the other labels, in their order.  All series of a named model
     exist from the start, at 0.
     """
 
-    def __init__(self, metric: M, model: str, labels: Mapping[str, Sequence[str]]) -> None:
+    def __init__(
+        self, metric: M, first: tuple[str, ...], labels: Mapping[str, Sequence[str]]
+    ) -> None:
         self._metric: M = metric
-        self._model = model
+        self._first = first
         self._values = set(product(*labels.values()))
         self._made: dict[tuple[str, ...], M] = {}
-        for values in self._values if model else ():
+        for values in self._values if first[0] else ():
             self(*values)
 
     def __call__(self, *values: str) -> M:
         if values not in self._made:
             if values not in self._values:
                 raise KeyError(values)
-            self._made[values] = self._metric.labels(self._model, *values)
+            self._made[values] = self._metric.labels(*self._first, *values)
         return self._made[values]
 
 
 class Row(Generic[M]):
     """A row of the table: the kind of metric, its help, and all values of its labels."""
+
+    own: tuple[str, ...] = ("model",)
+    """Labels that every series of the table has."""
 
     def __init__(
         self,
@@ -147,15 +155,20 @@ class Row(Generic[M]):
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = name
 
-    def bind(self, registry: Registry, model: str) -> Series[M]:
-        family = registry.family(
-            self._kind, self.name, self._help, tuple(self._labels), **self._settings
-        )
-        return Series(family, model, self._labels)
+    def bind(self, registry: Registry, model: str, replica: str) -> Series[M]:
+        labels = (*self.own, *self._labels)
+        family = registry.family(self._kind, self.name, self._help, labels, **self._settings)
+        return Series(family, (model, replica)[: len(self.own)], self._labels)
 
     def __get__(self, metrics: Metrics, owner: type) -> Series[M]:
         found: Series[M] = metrics.bound[self.name]
         return found
+
+
+class ReplicaRow(Row[M]):
+    """A row with a series for each replica of a model."""
+
+    own = ("model", "replica")
 
 
 class OpenRow(Generic[M]):
@@ -172,8 +185,9 @@ class OpenRow(Generic[M]):
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = name
 
-    def bind(self, registry: Registry, model: str) -> M:
-        family: M = registry.family(self._kind, self.name, self._help, self._labels)
+    def bind(self, registry: Registry, model: str, replica: str) -> M:
+        labels = ("model", *self._labels)
+        family: M = registry.family(self._kind, self.name, self._help, labels)
         return family
 
     def __get__(self, metrics: Metrics, owner: type) -> M:
@@ -188,6 +202,7 @@ class Metrics:
         model: value of the `model` label.  In a server of several models, the empty one is for
             events that belong to no model; its series are created at the first event.
         registry: shared with the other models of the server.
+        replica: value of the `replica` label, in rows that have one.
     """
 
     requests_total = Row(Counter, "Requests by how they ended.", mode=MODES, outcome=OUTCOMES)
@@ -198,7 +213,9 @@ class Metrics:
     )
     queue_seconds = Row(Histogram, "Time that a request waited for a slot.", QUEUE)
     request_seconds = Row(Histogram, "From a request's arrival to its last sound.", REQUEST)
-    engine_step_seconds = Row(Histogram, "Time of one engine step by phase.", STEP, phase=PHASES)
+    engine_step_seconds = ReplicaRow(
+        Histogram, "Time of one engine step by phase.", STEP, phase=PHASES
+    )
     real_time_factor = Row(
         Histogram, "Time to speak a request over the length of its audio.", REAL_TIME
     )
@@ -210,21 +227,23 @@ class Metrics:
     frames_total = Row(Counter, "Frames of codes generated.")
     text_characters_total = Row(Counter, "Characters of text accepted.")
     reserved_codes_total = Row(Counter, "Codes outside the codec's codebooks, replaced by 0.")
-    prompt_positions_total = Row(
+    prompt_positions_total = ReplicaRow(
         Counter,
         "Positions of prompts: run, or restored from the prefix cache.",
         source=SOURCES,
     )
-    prefix_lookups_total = Row(Counter, "Prompts looked up in the prefix cache.", result=RESULTS)
-    prefixes = Row(Gauge, "Prompt prefixes in the cache.")
+    prefix_lookups_total = ReplicaRow(
+        Counter, "Prompts looked up in the prefix cache.", result=RESULTS
+    )
+    prefixes = ReplicaRow(Gauge, "Prompt prefixes in the cache.")
     conversations = Row(Gauge, "Conversations that are remembered.")
     voices = Row(Gauge, "Voices that a request may ask for.")
     websocket_sessions = Row(Gauge, "Open WebSocket sessions.")
-    engine_memory_bytes = Row(
+    engine_memory_bytes = ReplicaRow(
         Gauge, "Memory that the engine holds on its device: weights, slots, prefixes.", kind=MEMORY
     )
     device_memory_bytes = OpenRow(
-        Gauge, "Memory of the GPU, all its users included: used and free.", "kind"
+        Gauge, "Memory of the GPU, all its users included: used and free.", "replica", "kind"
     )
     connections = OpenRow(Gauge, "Connections that are open.")
     connections_refused_total = OpenRow(
@@ -232,33 +251,44 @@ class Metrics:
         "Connections for which there was no room (full), or that made room by waiting (evicted).",
         "reason",
     )
-    batch_size = Row(Histogram, "Rows of one engine step.", BATCH)
+    batch_size = ReplicaRow(Histogram, "Rows of one engine step.", BATCH)
     requests_running = Row(Gauge, "Requests that have a slot.")
     requests_waiting = Row(Gauge, "Requests that wait for a slot.")
-    slots_used = Row(Gauge, "Slots in use.")
-    slots = Row(Gauge, "All slots, used or free.")
-    engine_up = Row(Gauge, "1 while the engine works, or is unloaded until it is asked for.")
-    engine_loaded = Row(Gauge, "1 while the model is in memory.")
-    engine_last_step_timestamp_seconds = Row(Gauge, "Unix time of the engine's last report.")
+    slots_used = ReplicaRow(Gauge, "Slots in use.")
+    slots = ReplicaRow(Gauge, "All slots, used or free.")
+    engine_up = ReplicaRow(Gauge, "1 while the engine works, or is unloaded until it is asked for.")
+    engine_loaded = ReplicaRow(Gauge, "1 while the model is in memory.")
+    engine_last_step_timestamp_seconds = ReplicaRow(Gauge, "Unix time of the engine's last report.")
     ready = Row(Gauge, "1 while requests are accepted.")
-    worker_restarts_total = Row(Counter, "Times that the server restarted the engine worker.")
-    engine_unloads_total = Row(Counter, "Times that an idle model was taken out of memory.")
+    worker_restarts_total = ReplicaRow(
+        Counter, "Times that the server restarted the engine worker."
+    )
+    engine_unloads_total = ReplicaRow(Counter, "Times that an idle model was taken out of memory.")
     admission_rejections_total = Row(
         Counter, "Requests rejected before they were queued.", reason=REJECTIONS
     )
-    engine_errors_total = Row(Counter, "Errors inside the engine.", kind=ENGINE_ERRORS)
+    engine_errors_total = ReplicaRow(Counter, "Errors inside the engine.", kind=ENGINE_ERRORS)
     client_disconnects_total = Row(Counter, "Clients that left early, by phase.", phase=DISCONNECTS)
     http_responses_total = OpenRow(Counter, "HTTP responses.", "route", "code")
     plugin_errors_total = OpenRow(Counter, "Plugins that could not be loaded.", "plugin")
     build_info = OpenRow(
-        Gauge, "Always 1; the labels describe the build.", "version", "torch", "device"
+        Gauge, "Always 1; the labels describe the build.", "replica", "version", "torch", "device"
     )
 
-    def __init__(self, model: str, registry: Registry | None = None) -> None:
+    def __init__(self, model: str, registry: Registry | None = None, replica: str = "0") -> None:
         self.model = model
+        self.replica = replica
         self.registry = registry or Registry()
         self.bound: dict[str, Any] = {
-            row.name: row.bind(self.registry, model)
+            row.name: row.bind(self.registry, model, replica)
             for row in vars(Metrics).values()
             if isinstance(row, Row | OpenRow)
         }
+
+    def of(self, replica: int) -> Metrics:
+        """The same table for another replica of the model."""
+        return Metrics(self.model, self.registry, str(replica))
+
+    def watch_process(self, process: str, pid: int | None) -> None:
+        """Report a process of this replica; None: it has ended."""
+        self.registry.watch_process(self.model, process, pid, self.replica)

@@ -193,7 +193,8 @@ class ModelSpec:
         files: glob patterns of the files to download from the hub, or a function that makes
             them of `config.json`.
         load: builds the model.  Raises CheckpointError.
-        front_end: normalizes text for its voices; None: the text is used as it is written.
+        front_end: normalizes text for its voices, in another process, so it can be pickled;
+            None: the text is used as it is written.
         parameters: what a request may set of how frames are made.
         holds: does a directory without a `config.json` hold such a checkpoint?
         max_characters: of one piece of text, as for a `CheckpointSpec` that names none.

@@ -76,6 +76,10 @@ def in_parts(
             pauses += [0.0] * len(found)
         pauses[-1] += part.pause
     text, *following = texts
+    most = request.max_seconds
+    if most is not None:  # includes the first silence; the engine makes at least one frame
+        pauses[0] = min(pauses[0], max(0.0, most - 1 / info.frame_rate))
+        most -= pauses[0]
     conversation = request.conversation
     if following and conversation is None and info.takes_context:
         conversation = private_conversation(request.id)
@@ -86,6 +90,7 @@ def in_parts(
         pauses=tuple(pauses) if any(pauses) else (),
         more=bool(following),
         conversation=conversation,
+        max_seconds=most,
     )
 
 
@@ -106,6 +111,8 @@ class Parts:
         self._lead, *self._pauses = request.pauses or (0.0,)
         self._speakable = any(map(speakable, (request.text, *request.following)))
         self._ear = Ear(sample_rate)
+        most = request.max_seconds
+        self._most = None if most is None else most + self._lead
         self._seconds = 0.0  # of silence
         self._frames = 0
         self._capped = False
@@ -128,8 +135,8 @@ class Parts:
     @property
     def _left(self) -> float | None:
         """Seconds left of `max_seconds`, including the current part; None if there is no limit."""
-        most = self._request.max_seconds
-        return None if most is None else most - self._frames / self._frame_rate - self._seconds
+        spent = self._frames / self._frame_rate + self._seconds
+        return None if self._most is None else self._most - spent
 
     def after(self, ended: Finished) -> tuple[bytes, SpeechRequest | Finished]:
         """The silence after a part, and the next part's request or the end of the whole request."""
@@ -143,7 +150,7 @@ class Parts:
         spent = left is not None and (self._capped or left * self._frame_rate < 1)
         if not ended.more or spent:
             # A part that reaches the cap derived from its own text does not end the others.
-            reason = FinishReason.LENGTH if self._capped else ended.reason
+            reason = FinishReason.LENGTH if self._capped or ended.more else ended.reason
             if reason is FinishReason.STOP and self._speakable and not self._ear.heard:
                 reason = FinishReason.INAUDIBLE
             return attrs.evolve(ended, reason=reason, frames=self._frames, more=False)

@@ -17,7 +17,8 @@ class Segment:
     """One turn of context: who said what, and how it sounded.
 
     Give the sound as `audio` (float32 `[T]`, mono, at the codec's sample rate) or as
-    `codes` (int64 `[K, F]`, audio that is encoded already).
+    `codes` (int64 `[K, F]`, audio that is encoded already).  A model gets codes as a tensor;
+    messages carry them as an array, because the server loads no torch.
     """
 
     speaker: int

@@ -140,9 +140,10 @@ ROWS: dict[str, tuple[Panel, ...]] = {
         Panel(
             "Slots and queue",
             "none",
-            "Requests that are spoken, those that wait, and the slots there are.",
+            "Requests that are spoken, in all and by each replica, those that wait, and the slots.",
             (
                 (gauge("slots_used"), "used"),
+                (gauge("slots_used", "model, replica"), "{{model}} {{replica}}"),
                 (gauge("requests_waiting"), "waiting"),
                 (gauge("slots"), "slots"),
             ),
@@ -205,7 +206,7 @@ ROWS: dict[str, tuple[Panel, ...]] = {
             "Up",
             "none",
             "1 while the engine worker lives.",
-            ((gauge("engine_up", "model"), "{{model}}"),),
+            ((gauge("engine_up", "model, replica"), "{{model}} {{replica}}"),),
             now=True,
             width=4,
         ),
@@ -223,9 +224,9 @@ ROWS: dict[str, tuple[Panel, ...]] = {
             "Age of the engine's last sign of life; idle engines give one every 0.25 s.",
             (
                 (
-                    "max by (model) (time() - "
+                    "max by (model, replica) (time() - "
                     f"vox_serve_engine_last_step_timestamp_seconds{{{MODEL}}})",
-                    "{{model}}",
+                    "{{model}} {{replica}}",
                 ),
             ),
         ),
@@ -240,8 +241,9 @@ ROWS: dict[str, tuple[Panel, ...]] = {
                     "{{process}} {{model}}",
                 ),
                 (
-                    f"sum by (model) (increase(vox_serve_worker_restarts_total{{{MODEL}}}[1h]))",
-                    "restarted by the server {{model}}",
+                    f"sum by (model, replica) (increase("
+                    f"vox_serve_worker_restarts_total{{{MODEL}}}[1h]))",
+                    "restarted by the server {{model}} {{replica}}",
                 ),
             ),
         ),
@@ -249,7 +251,12 @@ ROWS: dict[str, tuple[Panel, ...]] = {
             "Memory of the processes",
             "bytes",
             "Resident memory.",
-            ((gauge("process_resident_memory_bytes", "model, process"), "{{process}} {{model}}"),),
+            (
+                (
+                    gauge("process_resident_memory_bytes", "model, process, replica"),
+                    "{{process}} {{model}} {{replica}}",
+                ),
+            ),
         ),
         Panel(
             "Memory of the models",
@@ -257,7 +264,10 @@ ROWS: dict[str, tuple[Panel, ...]] = {
             "What an engine holds on its device; of a GPU also what all that run on it hold.",
             (
                 (gauge("engine_memory_bytes", "model, kind"), "{{model}} {{kind}}"),
-                (gauge("device_memory_bytes", "model, kind"), "GPU of {{model}}, {{kind}}"),
+                (
+                    gauge("device_memory_bytes", "model, replica, kind"),
+                    "GPU of {{model}} {{replica}}, {{kind}}",
+                ),
             ),
         ),
         Panel(

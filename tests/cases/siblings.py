@@ -29,6 +29,7 @@ SIBLINGS: dict[str, dict[str, str]] = {
         "-5°C": "minus five degrees celsius.",
         "What is a km or a kg?": "what is a kilometers or a kilograms?",
         "Speed in km/h": "speed in kilometers per hour.",
+        "H₂O and CO₂": "aitch two oh and see oh two.",
         "5 µm": "five micrometers.",
         "1 kg, 2 lb": "one kilogram, two pounds.",
     },
@@ -105,6 +106,8 @@ SIBLINGS: dict[str, dict[str, str]] = {
         "Curly “quotes” — here.": "curly quotes, here.",
         "Full ｗｉｄｔｈ.": "full width.",
         "Bell \x07 here.": "bell here.",
+        "Step ① now.": "step one now.",
+        "If x != y -> stop.": "if ex is not equal to why to stop.",
         "5‰ of it": "five per mille of it.",
     },
 }

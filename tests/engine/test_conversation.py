@@ -7,7 +7,7 @@ import time
 import pytest
 
 from tests.conftest import run_engine
-from vox_serve.engine.conversation import Conversations
+from vox_serve.conversation import Conversations
 from vox_serve.engine.engine import Engine
 from vox_serve.errors import Conflict
 from vox_serve.messages import Finished, SpeechRequest

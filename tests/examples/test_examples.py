@@ -22,6 +22,7 @@ from websockets.sync.client import connect
 
 from tests.conftest import RunningServer
 from tests.examples.conftest import EXAMPLES
+from vox_serve.config import ServerConfig
 
 Probe = Callable[[Path], dict[str, Any]]
 PROGRAMS = sorted(EXAMPLES.glob("*.py"))
@@ -66,6 +67,25 @@ def test_each_is_short_and_says_how_it_is_run(program: Path) -> None:
     first, _, usage = (ast.get_docstring(ast.parse(text)) or "").partition("\n")
     assert first.endswith(".")
     assert f"python examples/{program.name} " in usage
+
+
+def test_each_sends_the_key_of_a_server_that_has_keys(
+    start_server: Callable[..., RunningServer],
+    example: Callable[..., str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    server = start_server(server=ServerConfig(port=0, api_key=("a-secret-key-of-a-test",)))
+    monkeypatch.setenv("VOX_SERVE_API_KEY", "a-secret-key-of-a-test")
+    (tmp_path / "talk.txt").write_text("First 10.")
+    example("captions.py", "talk.txt", "-o", "talk.srt", "--server", ws(server))
+    example("audiobook.py", "talk.txt", "-o", "talk.m4b", "--server", server.url)
+    example("voice_message.py", "20 frames", "--server", server.url)
+    monkeypatch.setenv("VOX_SERVE_API_KEY", "another")
+    with pytest.raises(AssertionError, match="401"):
+        example("captions.py", "talk.txt", "-o", "talk.srt", "--server", ws(server))
+    for program in PROGRAMS:
+        assert "VOX_SERVE_API_KEY" in program.read_text()
 
 
 # talk_to_llm.py

@@ -13,6 +13,7 @@ import pytest
 
 from tests.conftest import RunningServer
 from tests.tone import ToneModel
+from vox_serve.metrics import Metrics, ReplicaRow
 
 
 class Gate:
@@ -62,8 +63,11 @@ def gated_server(gate: Gate, start_server: Callable[..., RunningServer]) -> Iter
 
 
 def value(server: RunningServer, name: str, **labels: str) -> float:
-    """The value of one series of /metrics; the prefix and the `model` label are filled in."""
-    pairs = sorted({"model": "tone", **labels}.items())
+    """The value of one series of /metrics; the prefix and the labels `model` and, where there is
+    one, `replica` are filled in."""
+    row = vars(Metrics).get(name.removesuffix("_count").removesuffix("_sum"))
+    replica = {"replica": "0"} if isinstance(row, ReplicaRow) or name == "build_info" else {}
+    pairs = sorted({"model": "tone", **replica, **labels}.items())
     shown = ",".join(f'{key}="{text}"' for key, text in pairs)
     return server.metric(f"vox_serve_{name}{{{shown}}}")
 

@@ -143,7 +143,7 @@ def test_an_unexpected_error_is_logged_with_its_request(
     formatter = JSONLines(LogSettings())
     handler.emit = lambda record: lines.append(formatter.format(record))  # type: ignore[method-assign]
     logging.getLogger("vox_serve.server").addHandler(handler)
-    monkeypatch.setattr("vox_serve.server.reading.in_parts", lambda *_: 1 / 0)
+    monkeypatch.setattr("vox_serve.workers.reading.in_parts", lambda *_, **__: 1 / 0)
     try:
         assert post(tone_server, "bug-1", text="5 frames") == 500
     finally:

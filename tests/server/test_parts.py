@@ -21,6 +21,7 @@ from vox_serve.errors import UnspeakableText
 from vox_serve.messages import LONG_TEXT_CHARACTERS, EngineInfo, SpeechRequest
 from vox_serve.parts import in_parts, private_conversation
 from vox_serve.text import FrontEnd
+from vox_serve.workers.reading import TextReader, text_jobs
 
 StartServer = Callable[..., RunningServer]
 LONG = "This says 9 things to you all. " * 8
@@ -251,6 +252,21 @@ class Cutter:
         return text
 
 
+CUTTERS: list[Cutter] = []
+
+
+def finish(text: str) -> str:
+    """A front end names it, because only functions of modules can be sent to a process."""
+    return CUTTERS[-1](text)
+
+
+def with_cutter(server: RunningServer) -> Cutter:
+    CUTTERS.append(Cutter())
+    front_end = FrontEnd(language=None, finish=finish)
+    server.client.reader = TextReader(front_end, text_jobs(in_thread=True))
+    return CUTTERS[-1]
+
+
 @pytest.fixture
 def narrow(start_server: StartServer) -> RunningServer:
     """One slot, one reserve in the queue."""
@@ -261,8 +277,7 @@ def narrow(start_server: StartServer) -> RunningServer:
 
 @pytest.mark.parametrize("end", ["spoken", "refused", "left"])
 def test_a_long_text_is_cut_beside_the_others(narrow: RunningServer, end: str) -> None:
-    cutter = Cutter()
-    narrow.client.front_end = FrontEnd(language=None, finish=cutter)
+    cutter = with_cutter(narrow)
     text = LATER + "unsayable" * (end == "refused")
     with post_raw(narrow, text=text, streaming=True, max_seconds=1) as long:
         assert cutter.at_work.wait(5)
@@ -280,8 +295,7 @@ def test_a_long_text_is_cut_beside_the_others(narrow: RunningServer, end: str) -
 
 
 def test_a_full_queue_is_reported_before_anything_is_cut(gate: Gate, narrow: RunningServer) -> None:
-    cutter = Cutter()
-    narrow.client.front_end = FrontEnd(language=None, finish=cutter)
+    cutter = with_cutter(narrow)
     gate.close()
     waiting = [post_raw(narrow, text="5 frames")]
     until(lambda: narrow.client.open_requests == 1)

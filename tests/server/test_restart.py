@@ -14,7 +14,7 @@ from tests.server.routes.test_voices import ROUTE, keeping, names, speak, upload
 from tests.server.test_bad_requests import check_error
 from vox_serve.config import ServerConfig
 from vox_serve.messages import Add
-from vox_serve.workers import client, life
+from vox_serve.workers import life, supervisor
 from vox_serve.workers.worker import Worker
 
 StartServer = Callable[..., RunningServer]
@@ -76,7 +76,7 @@ def test_open_requests_fail_at_once_and_new_ones_are_spoken(
 
 @pytest.mark.usefixtures("_deadly")
 @pytest.mark.parametrize("kept", [True, False])
-def test_voices_come_back_and_conversations_do_not(
+def test_voices_and_conversations_outlive_a_worker(
     start_server: StartServer, tmp_path, kept: bool
 ) -> None:
     settings = {"on_worker_death": "restart"}
@@ -87,18 +87,27 @@ def test_voices_come_back_and_conversations_do_not(
     spoken = speak(server, "anna").content
     turn = {"text": "5 frames", "conversation": "talk"}
     assert server.http.post("/generate", json=turn).status_code == 200
+    before = positions(server)
+    assert server.http.post("/generate", json=turn).status_code == 200
+    second = positions(server) - before
     for _ in range(2):
         die(server)
     assert names(server) == ["hum_a", "hum_b", "anna"]
     assert server.http.get(f"{ROUTE}/anna").json()["kept"] is kept
     assert speak(server, "anna").content == spoken
-    for _ in range(2):
-        lost = server.http.post("/generate", json=turn)
-        check_error(lost, 410, "conversation", code="conversation_lost")
-    assert server.http.post("/generate", json={"text": "5 frames"}).status_code == 200
+    before = positions(server)
+    assert server.http.post("/generate", json=turn).status_code == 200
+    assert positions(server) - before > second, "the new worker hears both turns"
     assert server.http.delete("/conversations/talk").status_code == 204
     assert server.http.delete("/conversations/talk").status_code == 404
     assert server.http.post("/generate", json=turn).status_code == 200
+
+
+def positions(server: RunningServer) -> float:
+    """Positions of all prompts so far, run or restored."""
+    server.wait_idle()
+    total = "prompt_positions_total"
+    return value(server, total, source="prefilled") + value(server, total, source="restored")
 
 
 @pytest.mark.usefixtures("_deadly")
@@ -172,15 +181,15 @@ def test_an_idle_model_is_unloaded_and_loaded_for_the_next_request(
     assert sorted(names(server)) == ["anna", "cleo", "hum_a", "hum_b"]
 
 
-def test_a_conversation_keeps_the_model(unloading: RunningServer) -> None:
+def test_a_conversation_outlives_the_model(unloading: RunningServer) -> None:
     turn = {"text": "5 frames", "conversation": "talk"}
     assert unloading.http.post("/generate", json=turn).status_code == 200
-    time.sleep(0.8)
-    assert status(unloading) == "ready"
+    first = positions(unloading)
+    until(lambda: status(unloading) == "unloaded", 10)
     assert value(unloading, "conversations") == 1
     assert unloading.http.post("/generate", json=turn).status_code == 200
+    assert positions(unloading) > 2 * first, "the second turn follows the first"
     assert unloading.http.delete("/conversations/talk").status_code == 204
-    until(lambda: status(unloading) == "unloaded", 10)
 
 
 def test_a_model_that_cannot_be_loaded_again_is_tried_again(
@@ -204,7 +213,9 @@ def test_those_that_wait_for_a_load_are_as_many_as_the_queue_takes(
     """Held at its load, the model gets those that wait in order, and none that left."""
     until(lambda: status(unloading) == "unloaded", 10)
     held: list[tuple[object, ...]] = []
-    monkeypatch.setattr(client.EngineClient, "_start", lambda self, link: held.append((self, link)))
+    monkeypatch.setattr(
+        supervisor.Supervisor, "_start", lambda self, link: held.append((self, link))
+    )
     waiting = [post_raw(unloading, text="5 frames") for _ in range(4 + 64)]
     until(lambda: unloading.client.open_requests == 68)
     check_error(unloading.http.post("/generate", json={"text": "5"}), 429, code="queue_full")

@@ -15,26 +15,26 @@ from vox_serve.metrics import Metrics
 from vox_serve.server import stream
 from vox_serve.server.account import Account
 from vox_serve.server.stream import AudioStream
-from vox_serve.workers.client import EngineClient
+from vox_serve.workers.client import WorkerClient
 
 REQUEST = SpeechRequest("a", "20 frames")
 FRAME = Audio("a", bytes(1280))
 
 
 @pytest.fixture
-def client(monkeypatch: pytest.MonkeyPatch) -> EngineClient:
+def client(monkeypatch: pytest.MonkeyPatch) -> WorkerClient:
     """Of an engine that has said all of 20 frames at once; a request may take 0.2 s."""
     events: asyncio.Queue[Event] = asyncio.Queue()
     for _ in range(20):
         events.put_nowait(FRAME)
     events.put_nowait(Finished("a", FinishReason.STOP, 20, 0))
-    made = EngineClient(TONE, ServerConfig(request_timeout=0.2), Metrics("tone"))
+    made = WorkerClient(TONE, ServerConfig(request_timeout=0.2), Metrics("tone"))
     monkeypatch.setattr(made, "submit", lambda request: events)
     monkeypatch.setattr(stream, "PIECE_SECONDS", 0.08)
     return made
 
 
-async def read(client: EngineClient, engine: Engine, mode: str, pause: float) -> int:
+async def read(client: WorkerClient, engine: Engine, mode: str, pause: float) -> int:
     """Frames that are read, with a pause after each piece."""
     info = engine.info("tone", "tone", 0.0)
     audio = AudioStream(client, info, REQUEST, Account("a", client.metrics, mode))
@@ -46,13 +46,13 @@ async def read(client: EngineClient, engine: Engine, mode: str, pause: float) ->
     return read
 
 
-def test_a_player_may_take_as_long_as_it_plays(client: EngineClient, tone_engine: Engine) -> None:
+def test_a_player_may_take_as_long_as_it_plays(client: WorkerClient, tone_engine: Engine) -> None:
     assert asyncio.run(read(client, tone_engine, "stream", 0.05)) == 20
 
 
 @pytest.mark.parametrize(("mode", "pause"), [("stream", 0.15), ("whole", 0.05)])
 def test_a_client_that_falls_behind_is_cut(
-    client: EngineClient, tone_engine: Engine, mode: str, pause: float
+    client: WorkerClient, tone_engine: Engine, mode: str, pause: float
 ) -> None:
     with pytest.raises(TimedOut, match=r"longer than 0\.2 seconds"):
         asyncio.run(read(client, tone_engine, mode, pause))

@@ -1,4 +1,4 @@
-"""EngineClient: admission, routing of answers to requests, and the end of a worker."""
+"""WorkerClient: admission, routing of answers to requests, and the end of a worker."""
 
 from __future__ import annotations
 
@@ -32,12 +32,13 @@ from vox_serve.messages import (
 from vox_serve.metrics import Metrics
 from vox_serve.voice import Segment
 from vox_serve.workers import worker
-from vox_serve.workers.client import EngineClient, EngineState
+from vox_serve.workers.client import WorkerClient
+from vox_serve.workers.interface import EngineState
 
 
 @asynccontextmanager
-async def started(engine: EngineConfig = TONE, **server: float) -> AsyncIterator[EngineClient]:
-    client = EngineClient(engine, ServerConfig(**server), Metrics("tone"), in_thread=True)
+async def started(engine: EngineConfig = TONE, **server: float) -> AsyncIterator[WorkerClient]:
+    client = WorkerClient(engine, ServerConfig(**server), Metrics("tone"), in_thread=True)
     await client.start()
     try:
         yield client
@@ -78,7 +79,7 @@ def test_states_are_reported() -> None:
     seen = []
 
     async def main() -> None:
-        client = EngineClient(TONE, ServerConfig(), Metrics("tone"), in_thread=True)
+        client = WorkerClient(TONE, ServerConfig(), Metrics("tone"), in_thread=True)
         client.on_change = lambda changed: seen.append(changed.state)
         await client.start()
         assert client.state is EngineState.STARTING

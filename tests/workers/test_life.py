@@ -1,13 +1,12 @@
-"""When a worker counts as hung, when it may start again, and what it is known to remember."""
+"""When a worker counts as hung, when it may start again."""
 
 from __future__ import annotations
 
 import pytest
 
-from vox_serve.errors import ConversationLost
 from vox_serve.messages import Alive
 from vox_serve.workers import life
-from vox_serve.workers.life import KnownConversations, Pulse, Restarts
+from vox_serve.workers.life import Pulse, Restarts
 from vox_serve.workers.link import describe_exit
 
 
@@ -54,38 +53,6 @@ def test_restarts_wait_longer_each_time_and_end(monkeypatch: pytest.MonkeyPatch)
     assert delays == [0.5, 1, 2, 4, 8, 16, 30, 30, 30, 30, None]
     now[0] = 601.0
     assert restarts.next_delay() == 0.5, "what was ten minutes ago is forgiven"
-
-
-def test_a_lost_conversation_is_refused_until_it_is_forgotten(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    now = [0.0]
-    monkeypatch.setattr(life.time, "monotonic", lambda: now[0])
-    known = KnownConversations(idle_seconds=60, limit=3)
-    known.use("a")
-    known.use("b")
-    assert known.any
-    known.lose()
-    assert not known.any
-    for _ in range(2):
-        with pytest.raises(ConversationLost, match="'a' was lost"):
-            known.use("a")
-    assert known.forget("a")
-    assert not known.forget("a")
-    known.use("a")
-    now[0] = 61.0
-    known.use("b")  # it would have been forgotten by now
-
-
-def test_the_ids_of_conversations_are_bounded() -> None:
-    known = KnownConversations(idle_seconds=60, limit=3)
-    for number in range(5):
-        known.use(str(number))
-    known.lose()
-    known.use("0")
-    known.use("1")
-    with pytest.raises(ConversationLost):
-        known.use("2")
 
 
 @pytest.mark.parametrize(

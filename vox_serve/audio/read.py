@@ -10,13 +10,15 @@ import numpy.typing as npt
 import soundfile
 import soxr
 
+from vox_serve.errors import VoxServeError
+
 BLOCK_SECONDS = 1.0
 MAX_SAMPLE_RATE = 192_000
 MAX_CHANNELS = 32
 """Without these bounds, seconds would not bound memory."""
 
 
-class AudioUnreadable(ValueError):
+class AudioUnreadable(VoxServeError):
     """The audio cannot be used; the message says why."""
 
 

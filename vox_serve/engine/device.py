@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import shutil
@@ -61,22 +62,27 @@ def require_room(model: Model, slots: int) -> None:
     free = free_bytes(model.device)
     if free is None:
         return
+    # A CPU needs far less besides.
+    reserved = RESERVED_BYTES if model.device.type == "cuda" else 0
     each = slot_bytes(model)
-    fit = max(0, int((free - RESERVED_BYTES) // each))
+    fit = max(0, int((free - reserved) // each))
     if slots > fit:
         raise ConfigError(
             f"max_batch_size {slots} needs {_gb(slots * each)}, {_gb(each)} for each slot, but "
-            f"{model.device} has {_gb(free)} free after {_gb(model.weight_bytes)} of weights "
-            f"({_gb(RESERVED_BYTES)} are reserved for prefill): at most {fit} fit"
+            f"{model.device} has {_gb(free)} free after {_gb(model.weight_bytes)} of weights"
+            + (f" ({_gb(reserved)} are reserved for prefill)" if reserved else "")
+            + f": at most {fit} fit"
         )
 
 
 def slot_bytes(model: Model) -> int:
-    """Memory of one slot: keys, values, state of codec and model, (estimated) step results."""
+    """Memory of one slot: keys, values, state of codec and model; on a GPU, an estimate of what a
+    step needs as well."""
     layout = model.kv_layout
     position = 2 * layout.num_layers * layout.num_kv_heads * layout.head_dim * model.dtype.itemsize
     state = sum(s.allocate(2) - s.allocate(1) for s in slot_states(model))
-    return position * model.max_positions + state + STEP_BYTES
+    step = STEP_BYTES if model.device.type == "cuda" else 0
+    return position * model.max_positions + state + step
 
 
 def slot_states(model: Model) -> list[SlotState]:
@@ -85,8 +91,21 @@ def slot_states(model: Model) -> list[SlotState]:
 
 
 def free_bytes(device: torch.device) -> int | None:
-    """Free memory of a device; None for a CPU."""
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
+    """Free memory of a device; None if it is unknown."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else _available_bytes()
+
+
+def _available_bytes() -> int | None:
+    """Memory of this machine, or of its container, that may still be used."""
+    found = []
+    with contextlib.suppress(OSError, ValueError):
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        found += [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
+    group = Path("/sys/fs/cgroup")
+    with contextlib.suppress(OSError, ValueError):  # "max": no limit
+        limit = int((group / "memory.max").read_text(encoding="ascii"))
+        found.append(limit - int((group / "memory.current").read_text(encoding="ascii")))
+    return min(found, default=None)
 
 
 def _require_compiler() -> None:

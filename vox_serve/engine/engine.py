@@ -19,7 +19,7 @@ from vox_serve.engine.frames import Frame, FrameReader
 from vox_serve.engine.gpu_memory import GPUMemory
 from vox_serve.engine.pacing import Pacing
 from vox_serve.engine.prefix_cache import shared_rows
-from vox_serve.engine.prompts import Prompts
+from vox_serve.engine.prompts import Prompts, as_arrays
 from vox_serve.engine.runner import ModelRunner, run_isolated
 from vox_serve.engine.scheduler import Scheduler
 from vox_serve.engine.sequence import Sequence
@@ -36,6 +36,7 @@ from vox_serve.messages import (
     Finished,
     FinishReason,
     ParameterInfo,
+    Said,
     SpeechRequest,
     Started,
     Stats,
@@ -280,6 +281,8 @@ class Engine:
         said = Segment(turn.voice.speaker, turn.text, codes=torch.tensor(turn.codes).T)
         turns = (*turn.before, said)
         self.prompts.conversations.end(turn.conversation, turns, kept_for)
+        added = tuple(map(as_arrays, turns[turn.kept :]))
+        self._events.append(Said(sequence.id, turn.kept, added))
         # At the length limit, the last frame has not been fed back.
         fed = len(turn.codes) - (reason is FinishReason.LENGTH)
         try:

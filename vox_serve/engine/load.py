@@ -37,10 +37,14 @@ def load_engine(config: EngineConfig, plugins: Plugins) -> tuple[Engine, EngineI
     try:
         model = resolved.spec.load(options)
         device.require_room(model, config.max_batch_size)
-        _set_threads(config.threads, model)
+        _set_threads(config, model)
         engine = Engine(model, config, resolved.checkpoint)
         engine.warm_up()
-    except torch.OutOfMemoryError as error:
+    except (MemoryError, RuntimeError) as error:
+        # On a CPU, torch has no class of its own for this.
+        wants_memory = isinstance(error, MemoryError | torch.OutOfMemoryError)
+        if not wants_memory and "can't allocate memory" not in str(error):
+            raise
         said = str(error).partition(". ")[0]
         raise ConfigError(
             f"device {chosen}: not enough memory for this model with max_batch_size "
@@ -88,8 +92,9 @@ def _keep_freed_memory() -> None:
     libc.mallopt(top_pad, 16 * 2**20)
 
 
-def _set_threads(threads: int, model: Model) -> None:
+def _set_threads(config: EngineConfig, model: Model) -> None:
     """A small model's operations are too short to share: threads would only wait for each other,
-    and on busy cores they make it ten times slower."""
+    and on busy cores they make it ten times slower.  Replicas share the cores."""
     small = model.weight_bytes < SMALL_MODEL_BYTES
-    torch.set_num_threads(threads or (1 if small else ALL_THREADS))
+    most = 1 if small else max(1, ALL_THREADS // config.replicas)
+    torch.set_num_threads(config.threads or most)

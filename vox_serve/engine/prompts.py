@@ -8,14 +8,16 @@ from __future__ import annotations
 import secrets
 from collections.abc import Sequence as Rows
 from math import ceil, floor
+from typing import Any
 
 import attrs
+import torch
 
 from vox_serve.codec import EncodingCodec
 from vox_serve.config import EngineConfig
+from vox_serve.conversation import Conversations
 from vox_serve.engine.calls import Calls
 from vox_serve.engine.context_encoder import ContextEncoder
-from vox_serve.engine.conversation import Conversations
 from vox_serve.engine.sequence import Sequence, Turn
 from vox_serve.engine.voices import Voices
 from vox_serve.errors import (
@@ -33,6 +35,19 @@ from vox_serve.voice import Segment, Voice
 def runaway_seconds(text: str) -> float:
     """The default cap: two seconds more than three times the likely length."""
     return 2.0 + 3.0 * likely_seconds(text)
+
+
+def as_tensors(segment: Segment) -> Segment:
+    """The segment with codes as a tensor: int64, or float32 for latents."""
+    codes = torch.as_tensor(segment.codes)
+    return attrs.evolve(segment, codes=codes if codes.is_floating_point() else codes.long())
+
+
+def as_arrays(segment: Segment) -> Segment:
+    """The segment with codes as a NumPy array: int32, or float32 for latents."""
+    codes = torch.as_tensor(segment.codes)
+    narrow: Any = codes.float() if codes.is_floating_point() else codes.int()
+    return attrs.evolve(segment, audio=None, codes=narrow.cpu().numpy())
 
 
 class Prompts:
@@ -80,6 +95,8 @@ class Prompts:
             turn = None
         else:
             conversation = self.conversations.begin(request.conversation, request.id)
+            if request.turns is not None:  # the server knows better
+                conversation.turns = tuple(map(as_tensors, request.turns))
             try:
                 context = self._encoded(request, voice, conversation.turns)
                 prompt, cap, context = self._fit(request, voice, context)
@@ -87,7 +104,8 @@ class Prompts:
                 self.conversations.end(conversation)
                 raise
             conversation.voice = voice
-            turn = Turn(conversation, request.text, voice, context)
+            earlier = len(context) - len(request.context)
+            turn = Turn(conversation, request.text, voice, context, earlier)
         return Sequence(
             request.id,
             prompt,

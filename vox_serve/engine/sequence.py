@@ -7,7 +7,7 @@ from enum import Enum
 
 import attrs
 
-from vox_serve.engine.conversation import Conversation
+from vox_serve.conversation import Conversation
 from vox_serve.engine.pacing import Pacing
 from vox_serve.messages import FinishReason
 from vox_serve.model import Prompt
@@ -29,7 +29,9 @@ class Turn:
     text: str
     voice: Voice
     before: tuple[Segment, ...]
-    """The turns that its prompt holds."""
+    """The segments that its prompt holds."""
+    kept: int = 0
+    """How many of them are earlier turns; the others are the request's own context."""
     codes: list[tuple[float, ...]] = attrs.field(factory=list)
 
 

@@ -53,6 +53,17 @@ class WeightFiles:
             raise CheckpointError(f"{path}: cannot read {name}: {error}") from error
         return tensor
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of one tensor, from its file's header.  Raises CheckpointError."""
+        if name not in self._file_of:
+            raise CheckpointError(f"{self.path}: tensor {name} is missing")
+        path = self._file_of[name]
+        try:
+            with safe_open(path, framework="pt") as file:
+                return tuple(file.get_slice(name).get_shape())
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{path}: cannot read {name}: {error}") from error
+
     def _read_index(self, path: Path) -> dict[str, Path]:
         try:
             index = json.loads(path.read_text(encoding="utf-8"))
@@ -129,7 +140,7 @@ class WeightLoader:
         self.unused.discard(name)
         tensor = self._files.read(name)
         if shape is not None and tensor.shape != torch.Size(shape):
-            self._refuse(name, tensor, shape)
+            self._refuse(name, tensor.shape, shape)
         return tensor
 
     def ignore(self, *names: str) -> None:
@@ -147,11 +158,25 @@ class WeightLoader:
             tensor = self.read(name)
             end = start + tensor.shape[0]
             if tensor.shape[1:] != parameter.shape[1:] or end > parameter.shape[0]:
-                self._refuse(name, tensor, parameter.shape)
+                self._refuse(name, tensor.shape, parameter.shape)
             parameter.data[start:end].copy_(tensor)
             start = end
         if start != parameter.shape[0]:
-            self._refuse(sources[-1], tensor, parameter.shape)
+            self._refuse(sources[-1], tensor.shape, parameter.shape)
+
+    def check(self, parameter: torch.Tensor, sources: Sequence[str]) -> None:
+        """Check that `fill` would succeed, before memory is allocated for the parameter.
+
+        Raises:
+            CheckpointError: a tensor is missing, or the shapes do not add up.
+        """
+        want = tuple(parameter.shape)
+        shapes = [self._files.shape(name) for name in sources]
+        for name, shape in zip(sources, shapes, strict=True):
+            if shape[1:] != want[1:]:
+                self._refuse(name, shape, want)
+        if sum(shape[0] if shape else 1 for shape in shapes) != (want[0] if want else 1):
+            self._refuse(sources[-1], shapes[-1], want)
 
     def build(
         self,
@@ -176,6 +201,10 @@ class WeightLoader:
         """
         if form is None and device.type == "cuda":
             form = "padded"
+        for name, parameter in network.named_parameters():
+            source = sources[name]
+            if not callable(source):
+                self.check(parameter, source)
         # Names, not layers: the loop must not keep a replaced layer in memory.
         names = [n for n, m in network.named_modules() if list(m.parameters(recurse=False))]
         # disable=None: a bar on a terminal, nothing in a log.
@@ -200,9 +229,9 @@ class WeightLoader:
                 f"the first is {first}"
             )
 
-    def _refuse(self, name: str, tensor: torch.Tensor, shape: Sequence[int]) -> NoReturn:
+    def _refuse(self, name: str, found: Sequence[int], shape: Sequence[int]) -> NoReturn:
         raise CheckpointError(
-            f"{self._files.path}: tensor {name} has shape {list(tensor.shape)}, which does not fit "
+            f"{self._files.path}: tensor {name} has shape {list(found)}, which does not fit "
             f"the configuration's {list(shape)}"
         )
 

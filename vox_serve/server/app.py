@@ -21,7 +21,6 @@ from vox_serve.server.openapi import route as openapi
 from vox_serve.server.openapi.document import HEADERS, Document
 from vox_serve.server.owner import provide_owner
 from vox_serve.server.page import routes as pages
-from vox_serve.server.reading import warm_up
 from vox_serve.server.requests import OpenRequests, request_id
 from vox_serve.server.routes import cancel, openai, status, voices
 from vox_serve.server.routes.generate import generate
@@ -66,7 +65,37 @@ class App(Litestar):
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "http" and scope["method"] == "HEAD":
             scope = {**scope, "method": "GET", "state": {**scope["state"], "head": True}}
+        if scope["type"] == "http" and scope["method"] == "OPTIONS":
+            send = _with_usual_errors(send)
         await super().__call__(scope, receive, send)
+
+
+def _with_usual_errors(send: Any) -> Any:
+    """Litestar refuses a CORS preflight with plain text; turn that into the usual JSON."""
+    refused = False
+
+    async def sending(message: dict[str, Any]) -> None:
+        nonlocal refused
+        if message["type"] == "http.response.start":
+            headers = dict(message["headers"])
+            kind = headers.get(b"content-type", b"")
+            refused = message["status"] == 400 and kind.startswith(b"text/plain")
+            if refused:
+                return
+        elif refused:
+            text = message["body"].decode()
+            answer = errors.answer_to(errors.Forbidden(f"the page's request is refused: {text}"))
+            body = answer.content
+            head = [
+                (b"content-type", b"application/json"),
+                (b"content-length", str(len(body)).encode()),
+            ]
+            status = answer.status_code
+            await send({"type": "http.response.start", "status": status, "headers": head})
+            message = {"type": "http.response.body", "body": body, "more_body": False}
+        await send(message)
+
+    return sending
 
 
 def _with_head(name: bytes, value: bytes) -> tuple[bytes, bytes]:
@@ -91,8 +120,6 @@ def create_app(engines: Engines, keys: Keys | None = None) -> Litestar:
     @asynccontextmanager
     async def engine_runs(_: Litestar) -> AsyncIterator[None]:
         await engines.start()
-        for client in engines:
-            warm_up(client.front_end)
         try:
             yield
         finally:

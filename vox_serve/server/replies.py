@@ -31,14 +31,27 @@ class Error(Reply):
     error: ErrorDetails
 
 
+class ReplicaHealth(Reply):
+    """One worker's state; `reason` says why it ended or failed to load."""
+
+    replica: int
+    status: Status
+    running: int
+    waiting: int
+    slots: int
+    device: str | msgspec.UnsetType = msgspec.UNSET
+    reason: str | msgspec.UnsetType = msgspec.UNSET
+
+
 class ModelHealth(Reply):
-    """One model's state; `reason` says why its worker ended or failed to load."""
+    """One model's state: that of its best replica; `reason` says why it cannot speak."""
 
     model: str
     status: Status
     running: int
     waiting: int
     slots: int
+    replicas: list[ReplicaHealth]
     reason: str | msgspec.UnsetType = msgspec.UNSET
 
 

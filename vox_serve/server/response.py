@@ -14,7 +14,7 @@ from vox_serve.errors import RequestError
 from vox_serve.server.encoding import Encoding
 from vox_serve.server.errors import ClientGone
 from vox_serve.server.stream import AudioStream, unless_gone
-from vox_serve.workers.client import EngineClient
+from vox_serve.workers.interface import EngineClient
 
 log = logging.getLogger("vox_serve.requests")
 

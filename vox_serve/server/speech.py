@@ -24,13 +24,12 @@ from vox_serve.server.account import Account
 from vox_serve.server.encoding import Encoding
 from vox_serve.server.fields import CONVERSATION, CONVERSATION_RULE, Integer, one_of, sampling
 from vox_serve.server.owner import Owner, owner_of
-from vox_serve.server.reading import read
 from vox_serve.server.requests import OpenRequests, request_id
 from vox_serve.server.response import AudioResponse, EncodedStream, Framing, HeadersOnly
 from vox_serve.server.stream import AudioStream, unless_gone
 from vox_serve.text import Normalize, check_pronunciations
-from vox_serve.workers.client import EngineClient
 from vox_serve.workers.engines import Engines
+from vox_serve.workers.interface import EngineClient
 
 AnyRequest = Request[Any, Any, Any]
 SPEAKER = "speaker id; GET /voices lists the model's; 0 if neither it nor `voice` is given"
@@ -271,7 +270,7 @@ async def _split(order: SpeechOrder, request: AnyRequest) -> SpeechRequest:
         ClientGone: the client left.
     """
     with order.client.reserve():
-        reading = read(order.speech, order.info, order.client.front_end)
+        reading = order.client.reader.split(order.speech, order.info)
         return await unless_gone(request.receive, reading)
 
 

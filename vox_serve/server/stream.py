@@ -27,7 +27,7 @@ from vox_serve.parts import Parts, private_conversation
 from vox_serve.server.account import Account
 from vox_serve.server.errors import ClientGone
 from vox_serve.server.requests import OpenRequests
-from vox_serve.workers.client import EngineClient
+from vox_serve.workers.interface import EngineClient
 
 PIECE_SECONDS = 1.0
 """About how much audio is sent at once; a client must read each piece within the send timeout."""

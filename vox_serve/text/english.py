@@ -26,6 +26,12 @@ _SHORT_FORM = re.compile(r"[b-df-hj-np-tv-xz]+|etc|inc|dept|approx|ca|est|ext|te
 """Lower-case words that are not said as written."""
 _INITIALISM = re.compile(r"\W*(?:[^\W\d]\.)+[^\W\d]?\W*")
 _INNER_DOT = re.compile(r"(?<=[^\W\d])\.(?=\w)|(?<=\w)\.(?=[^\W\d])")
+_LOOSE_DIGITS = str.maketrans(
+    {chr(0x2080 + n): str(n) for n in range(10)}
+    | {chr(0x2460 + n): f" {n + 1} " for n in range(20)}
+)
+"""Subscripts (H₂O) and numbers in circles; the grammars know neither."""
+_OPERATORS = (("->", " → "), ("!=", " ≠ "), ("<=", " ≤ "), (">=", " ≥ "))
 _DIGITS = re.compile(r"\d[\d,.]*\d|\d")
 
 
@@ -52,6 +58,10 @@ def _sentences(line: str) -> list[str]:
 def _sentence(sentence: str, spells: bool, day_first: bool) -> str:
     if _is_plain(sentence):
         return sentence
+    sentence = sentence.translate(_LOOSE_DIGITS)
+    if spells:
+        for written, sign in _OPERATORS:
+            sentence = sentence.replace(written, sign)
     spoken = read(rewritten(sentence, day_first))
     if sentence.endswith("."):
         spoken = re.sub(r" dot\.?$", ".", spoken)  # after an address at the end

@@ -1,79 +1,65 @@
-"""The server's side of one engine: admits requests, sends them, routes what comes back.
+"""The server's side of one model: admits requests, and chooses the worker that speaks each.
 
-It also manages the worker: starts it, watches it, ends it if it hangs or is idle for too long, and
-starts it again if it is configured to.
+There is one queue.  With one worker, it is the worker's own; with several, a request waits here
+until one of them has a free slot, so that it goes to the first that has.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
-import time
-import uuid
-from collections.abc import Awaitable, Callable, Iterator
-from enum import Enum
-from functools import partial
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 
 import attrs
 
 from vox_serve.config import EngineConfig, ServerConfig
+from vox_serve.conversation import Conversation, Conversations
 from vox_serve.errors import QueueFull, Unavailable
 from vox_serve.messages import (
-    Abort,
-    Add,
-    AddVoice,
-    Alive,
-    Done,
     EngineInfo,
     Event,
     Failed,
     Finished,
-    Forget,
-    FromWorker,
-    LoadFailed,
-    Ready,
-    RemoveVoice,
+    Said,
     SpeechRequest,
     Stats,
-    StepOutput,
-    ToWorker,
 )
 from vox_serve.metrics import Metrics
 from vox_serve.text import AS_WRITTEN, FrontEnd
 from vox_serve.voice import Segment
 from vox_serve.workers import figures
-from vox_serve.workers.life import KnownConversations, Pulse, Restarts
-from vox_serve.workers.link import Link
-
-log = logging.getLogger("vox_serve.client")
-
-
-class EngineState(Enum):
-    """From the best to the worst."""
-
-    READY = "ready"
-    UNLOADED = "unloaded"  # idle for too long: the next request loads the model again
-    LOADING = "loading"  # again, because a request needs it
-    STARTING = "starting"
-    RESTARTING = "restarting"  # the worker died; requests are refused until another one is ready
-    DRAINING = "draining"
-    DEAD = "dead"
+from vox_serve.workers.interface import ACCEPTING, EngineClient, EngineState, VoiceTaker
+from vox_serve.workers.jobs import Jobs
+from vox_serve.workers.reading import TextReader, text_jobs
+from vox_serve.workers.replica import Replica
 
 
-ACCEPTING = (EngineState.READY, EngineState.UNLOADED, EngineState.LOADING)
-"""The states in which requests are accepted."""
+@attrs.define(eq=False)
+class OpenRequest:
+    """A request that has been submitted and has not ended."""
+
+    request: SpeechRequest
+    """Its current part."""
+    events: asyncio.Queue[Event] = attrs.field(factory=asyncio.Queue)
+    replica: Replica | None = None
+    """Who speaks it; None while it waits here."""
+    conversation: Conversation | None = None
+    """While its turn is spoken."""
+    turns: tuple[Segment, ...] | None = None
+    """The conversation once this turn has ended."""
 
 
-class EngineClient:
-    """One engine worker as the event loop sees it.
+class WorkerClient:
+    """One model served by one or several workers; an `interface.EngineClient`.
 
     Args:
-        engine: what the worker runs.
+        engine: what each worker runs; see `config.EngineConfig.workers`.
         server: queue bound and time limits.
-        metrics: records the worker's figures.
+        metrics: records the figures.
         front_end: normalizes a text before it is cut and spoken.
-        in_thread: run the worker in a thread of this process; for tests.
+        texts: where it does so; None: processes of this engine only.
+        in_thread: run the workers in threads of this process; for tests.
     """
 
     def __init__(
@@ -83,85 +69,94 @@ class EngineClient:
         metrics: Metrics,
         *,
         front_end: FrontEnd = AS_WRITTEN,
+        texts: Jobs | None = None,
         in_thread: bool = False,
     ) -> None:
         self.config = engine
         self.server = server
         self.metrics = metrics
         self.front_end = front_end
-        self.info: EngineInfo | None = None
-        self.stats = Stats()
-        self.voices: tuple[tuple[str, int], ...] = ()
-        """Names and speakers that a request may ask for."""
-        self.failure: str | None = None
-        """Why the worker ended, until it is ready again."""
+        self.reader = TextReader(front_end, texts or text_jobs(in_thread))
         self.on_change: Callable[[EngineClient], None] = lambda client: None
-        """Called in the event loop when the state changes."""
-        self.before_ready: Callable[[EngineClient], Awaitable[None]] | None = None
-        """Awaited once the model is loaded; requests are accepted after it returns."""
-        self._in_thread = in_thread
-        self._phase = EngineState.STARTING
-        """The worker's own state, whether or not the server is draining."""
+        self.before_ready: Callable[[VoiceTaker], Awaitable[None]] | None = None
+        self.replicas: Sequence[Replica] = [
+            Replica(number, config, server, metrics.of(number), self, self.reader, in_thread)
+            for number, config in enumerate(engine.workers())
+        ]
         self._draining = False
-        self._link: Link | None = None
-        self._pulse: Pulse | None = None
-        """The worker's signs of life, once its model is loaded."""
-        self._open: dict[str, asyncio.Queue[Event]] = {}
+        self._open: dict[str, OpenRequest] = {}
+        self._waiting: deque[OpenRequest] = deque()
         self._expected = 0
-        self._held: list[ToWorker] = []
-        """Messages that wait until the model is loaded again."""
-        self._reported: tuple[tuple[str, int], ...] = ()
-        """The worker's own list of voices, which grows while stored ones are added again."""
-        self._conversations = KnownConversations(
-            engine.conversation_timeout, engine.max_conversations
-        )
-        self._restarts = Restarts()
-        self._last_used = time.monotonic()
-        self._watchdog: asyncio.Task[None] | None = None
-        self._preparation: asyncio.Task[None] | None = None
-        self._ending: asyncio.Task[None] | None = None
-        """Waits until a worker that was given up has ended."""
-        self._beginning: asyncio.Task[None] | None = None
-        """Starts the next worker after that."""
+        self._conversations = Conversations(engine.conversation_timeout, engine.max_conversations)
 
     @property
     def model(self) -> str:
-        """The name by which requests choose it."""
         return self.metrics.model
 
     @property
+    def _best(self) -> Replica:
+        return min(self.replicas, key=lambda replica: list(EngineState).index(replica.state))
+
+    @property
+    def info(self) -> EngineInfo | None:
+        """What was loaded, with the slots of all replicas that can speak."""
+        info = self._best.info
+        if info is None or len(self.replicas) == 1:
+            return info
+        able = [r.info for r in self.replicas if r.accepts and r.info is not None] or [info]
+        return attrs.evolve(info, num_slots=sum(found.num_slots for found in able))
+
+    @property
+    def stats(self) -> Stats:
+        found = [replica.stats for replica in self.replicas]
+        waiting = len(self._waiting) + sum(stats.waiting for stats in found)
+        return Stats(running=sum(stats.running for stats in found), waiting=waiting)
+
+    @property
+    def voices(self) -> tuple[tuple[str, int], ...]:
+        return self._best.voices
+
+    @property
+    def failure(self) -> str | None:
+        if self.state in (EngineState.READY, EngineState.LOADING):
+            return None
+        return next((r.failure for r in self.replicas if r.failure is not None), None)
+
+    @property
     def state(self) -> EngineState:
-        if self._draining and self._phase is not EngineState.DEAD:
+        states = {replica.state for replica in self.replicas}
+        never = [r.state for r in self.replicas if r.info is None]
+        if EngineState.DEAD in never or states == {EngineState.DEAD}:
+            return EngineState.DEAD  # a replica that cannot be loaded is a fault of the settings
+        if self._draining:
             return EngineState.DRAINING
-        return self._phase
+        return EngineState.STARTING if EngineState.STARTING in never else self._best.state
 
     @property
     def accepts(self) -> bool:
-        """Are requests accepted?"""
         return self.state in ACCEPTING
 
     @property
     def open_requests(self) -> int:
-        """Requests that have been submitted and have not ended."""
-        return len(self._open)
+        return len(self._open) + sum(replica.asked for replica in self.replicas)
 
     async def start(self) -> None:
-        """Start the worker; returns at once, while the model is still loading."""
         self._changed = asyncio.Event()
-        self._start(self._new_link())
-        self._watchdog = asyncio.create_task(self._watch())
+        for replica in self.replicas:
+            replica.worker.start()
 
     async def wait_ready(self) -> None:
         """Return when the engine is ready.  Raises Unavailable if it cannot be."""
         while self.state is EngineState.STARTING:
+            self._changed.clear()
             await self._changed.wait()
         if self.state is EngineState.DEAD:
             raise Unavailable(f"the engine is down: {self.failure}")
 
     def admit(self) -> EngineInfo:
-        """The model, if requests are accepted.  Raises Unavailable if they are not."""
-        if self.accepts and self.info is not None:
-            return self.info
+        info = self.info
+        if self.accepts and info is not None:
+            return info
         reason = {
             EngineState.STARTING: "the model is still loading",
             EngineState.DRAINING: "the server is shutting down",
@@ -172,12 +167,6 @@ class EngineClient:
         raise Unavailable(reason)
 
     def check_room(self) -> EngineInfo:
-        """The model, if one more request is accepted.
-
-        Raises:
-            Unavailable: starting, restarting, draining or dead.
-            QueueFull: all slots are taken and the queue is full.
-        """
         info = self.admit()
         if len(self._open) + self._expected >= info.num_slots + self.server.max_queue:
             self.metrics.admission_rejections_total("queue_full").inc()
@@ -189,11 +178,6 @@ class EngineClient:
 
     @contextlib.contextmanager
     def reserve(self) -> Iterator[None]:
-        """Reserve a place in the queue while a request is being prepared.
-
-        Raises:
-            Unavailable, QueueFull: as `check_room`.
-        """
         self.check_room()
         self._expected += 1
         try:
@@ -202,299 +186,153 @@ class EngineClient:
             self._expected -= 1
 
     def submit(self, request: SpeechRequest) -> asyncio.Queue[Event]:
-        """Send a request; its events come out of the queue, a Finished or Failed last.
-
-        The next part of a text has the same id and the same queue.  A request that continues
-        speech in progress is accepted even if the queue is full or the server is draining.  A
-        request for an unloaded model loads it, and waits until it is ready.
-
-        Raises:
-            Unavailable, QueueFull: as `check_room`.
-            ConversationLost: its conversation ended with an earlier worker.
-        """
         if not request.continues:
             self.check_room()
         elif self.state is not EngineState.DRAINING:
             self.admit()
+        conversation = None
         if request.conversation is not None:
-            self._conversations.use(request.conversation)
-        return self._ask(request.id, Add(request))
+            conversation = self._conversations.begin(request.conversation, request.id)
+            request = attrs.evolve(request, turns=conversation.turns)
+        opened = self._open.setdefault(request.id, OpenRequest(request))
+        opened.request, opened.conversation, opened.turns = request, conversation, None
+        if opened.replica is not None:  # the next part of a text
+            opened.replica.speak(request)
+        elif (replica := self._choose(opened)) is not None:
+            self._give(opened, replica)
+        else:
+            (self._waiting.appendleft if request.continues else self._waiting.append)(opened)
+        return opened.events
 
-    def forget_soon(self, conversation: str) -> None:
-        """Drop a conversation without waiting for it; unknown ones are ignored."""
-        self._conversations.forget(conversation)
-        if self._phase in (EngineState.READY, EngineState.LOADING):
-            self._send(Forget("", conversation))
+    def _choose(self, opened: OpenRequest) -> Replica | None:
+        """Who speaks a request; None if it must wait."""
+        if len(self.replicas) == 1:
+            return self.replicas[0]
+        talk, request = opened.conversation, opened.request
+        home = self.replicas[talk.home] if talk is not None and talk.home is not None else None
+        able = [replica for replica in self.replicas if replica.accepts]
+        free = [replica for replica in able if replica.free > 0]
+        if home in free:
+            return home
+        if free:
+            return max(free, key=lambda replica: replica.merit(request.voice))
+        if request.continues and able:  # it goes to the head of that replica's own queue
+            return home if home in able else max(able, key=lambda replica: replica.free)
+        return None
 
-    async def forget(self, conversation: str) -> bool:
-        """Drop a conversation, even a lost one; False if there is none.  Raises Unavailable."""
-        lost = self._conversations.forget(conversation)
-        if lost:
-            return True
-        self.admit()
-        if self._phase is EngineState.UNLOADED:
-            return False
-        request_id = uuid.uuid4().hex
-        return await self._done(request_id, Forget(request_id, conversation))
+    def _give(self, opened: OpenRequest, replica: Replica) -> None:
+        opened.replica = replica
+        if opened.conversation is not None:
+            opened.conversation.home = replica.number
+        replica.speak(opened.request)
 
-    async def add_voice(self, name: str, speaker: int, segments: tuple[Segment, ...]) -> None:
-        """Add a voice to the model, replacing one of the same name.
-
-        May be called in `before_ready`.
-
-        Raises:
-            RequestError: the model cannot take the voice, or the engine is unavailable.
-        """
-        if self._preparation is None or (self._draining and not self._held):
-            self.admit()
-        request_id = uuid.uuid4().hex
-        if not self.front_end.idle:
-            read = self.front_end.read
-            segments = tuple(attrs.evolve(s, text=read(s.text).text) for s in segments)
-        await self._done(request_id, AddVoice(request_id, name, speaker, segments))
-
-    async def remove_voice(self, name: str) -> bool:
-        """Forget a voice; False if there is none.  Raises Unavailable."""
-        self.admit()
-        if self._phase is EngineState.UNLOADED:
-            before = self.voices
-            self.voices = tuple(voice for voice in before if voice[0] != name)
-            return len(self.voices) < len(before)
-        request_id = uuid.uuid4().hex
-        return await self._done(request_id, RemoveVoice(request_id, name))
-
-    async def _done(self, request_id: str, message: ToWorker) -> bool:
-        try:
-            event = await self._ask(request_id, message).get()
-        finally:
-            self._open.pop(request_id, None)
-        assert isinstance(event, Done | Failed)
-        if event.error is not None:
-            raise event.error
-        assert isinstance(event, Done)
-        return event.found
-
-    def _ask(self, request_id: str, message: ToWorker) -> asyncio.Queue[Event]:
-        events = self._open.setdefault(request_id, asyncio.Queue())
-        self._last_used = time.monotonic()
-        if self._phase is EngineState.UNLOADED:
-            self._load_again()
-        self._send(message)
-        return events
-
-    def _send(self, message: ToWorker) -> None:
-        """Send a message; one about a request is held back until stored voices are there."""
-        if self._phase is EngineState.LOADING and isinstance(message, Add | Abort | Forget):
-            self._held.append(message)
-        elif self._link is not None:
-            self._link.send(message)
+    def _give_out(self) -> None:
+        """Give waiting requests to replicas that have free slots."""
+        while self._waiting and (replica := self._choose(self._waiting[0])) is not None:
+            self._give(self._waiting.popleft(), replica)
 
     def abort(self, request_id: str) -> None:
-        """End a request whose client left: no more events, and its slot is freed."""
-        if self._open.pop(request_id, None) is not None:
-            self._send(Abort(request_id))
+        opened = self._open.pop(request_id, None)
+        if opened is None:
+            return
+        self._end_turn(opened)
+        self._conversations.release(request_id)  # it may have been between two parts of a text
+        if opened.replica is None:
+            self._waiting.remove(opened)
+        else:
+            opened.replica.abort(request_id)
+            self._give_out()
+
+    def forget_soon(self, conversation: str) -> None:
+        self._conversations.forget(conversation)
+        for replica in self.replicas:
+            replica.forget(conversation)
+
+    async def forget(self, conversation: str) -> bool:
+        found = self._conversations.forget(conversation)
+        self.forget_soon(conversation)
+        return found
+
+    async def add_voice(self, name: str, speaker: int, segments: tuple[Segment, ...]) -> None:
+        self.admit()
+        added: list[Replica] = []
+        for replica in self._loaded():
+            try:
+                await replica.add_voice(name, speaker, segments)
+            except Unavailable:
+                if len(self.replicas) == 1:
+                    raise  # otherwise it gets its voices when it comes back
+            except BaseException:
+                for other in added:
+                    await other.remove_voice(name)
+                raise
+            else:
+                added.append(replica)
+        if not added:
+            raise Unavailable(f"the engine is down: {self.failure}")
+
+    async def remove_voice(self, name: str) -> bool:
+        self.admit()
+        found = False
+        for replica in self.replicas:
+            with contextlib.suppress(Unavailable):  # it gets its voices when it comes back
+                found |= await replica.remove_voice(name)
+        return found
+
+    def _loaded(self) -> list[Replica]:
+        """The replicas whose model is loaded, or one that will be loaded."""
+        return [r for r in self.replicas if r.state is EngineState.READY] or [self._best]
 
     def drain(self) -> None:
-        """Accept no more requests; open ones continue."""
-        if not self._draining and self._phase is not EngineState.DEAD:
+        if not self._draining and self.state is not EngineState.DEAD:
             self._draining = True
-            self._tell()
+            for replica in self.replicas:
+                replica.worker.draining = True
+            self.changed()
 
     async def stop(self) -> None:
-        """End the worker, gently first; open requests fail."""
-        for task in (self._watchdog, self._beginning):
-            if task is not None:
-                task.cancel()
-        loading = self._pulse is None
-        link = self._part()
-        if link is not None:
-            if loading:
-                link.kill()  # it would not read the message
-            await link.stop()  # not as a task, which would never begin if cancelled early
-        if self._ending is not None:
-            await asyncio.wait((self._ending,))
-        self._die("the server has shut down")
+        await asyncio.gather(*(replica.worker.stop() for replica in self.replicas))
 
-    def _new_link(self) -> Link:
-        self._link = Link(self.config, self.server.log, self._in_thread)
-        return self._link
+    async def prepare(self, replica: Replica) -> None:
+        if self.before_ready is not None:
+            await self.before_ready(replica)
 
-    def _start(self, link: Link) -> None:
-        link.start(partial(self._receive, link), partial(self._ended, link))
-        self.metrics.registry.watch_process(self.model, "worker", link.pid)
-
-    def _receive(self, link: Link, message: FromWorker) -> None:
-        if link is not self._link:  # a worker that has been given up
+    def hear(self, event: Event) -> None:
+        opened = self._open.get(event.request_id)
+        if opened is None:
             return
-        if isinstance(message, Ready):
-            self.info = message.info
-            self._pulse = Pulse(self.server.stall_timeout)
-            self._hear_of_voices(message.info.voices)
-            figures.loaded(self.metrics, message.info)
-            self._preparation = asyncio.create_task(self._prepare(link))
-        elif isinstance(message, LoadFailed):
-            self._load_failed(message.message)
-        elif isinstance(message, Alive):
-            if self._pulse is not None:
-                self._pulse.beat(message)
-        elif isinstance(message, StepOutput):
-            if self._pulse is not None:
-                self._pulse.stepped()
-            for event in message.events:
-                self._route(event)
-            self.stats = message.stats
-            figures.stepped(self.metrics, self.stats, self.info, len(self._open))
-
-    async def _prepare(self, link: Link) -> None:
-        """Run `before_ready`; the engine still starts if it fails."""
-        try:
-            if self.before_ready is not None:
-                await self.before_ready(self)
-        except Exception:
-            log.exception("%s: preparing the engine failed; it serves without that", self.model)
-        if link is not self._link:  # it died meanwhile
+        if isinstance(event, Said):
+            assert opened.conversation is not None
+            turns = opened.conversation.turns
+            opened.turns = (*turns[len(turns) - event.kept :], *event.segments)
             return
-        self._preparation = self.failure = None
-        self._last_used = time.monotonic()
-        held, self._held = self._held, []
-        for message in held:
-            link.send(message)
-        self._set_phase(EngineState.READY)
-        self._hear_of_voices(self._reported)
+        if isinstance(event, Failed | Finished):
+            more = isinstance(event, Finished) and event.more
+            self._end_turn(opened, event.request_id if more else None)
+            if not more:
+                del self._open[event.request_id]
+        opened.events.put_nowait(event)
 
-    def _hear_of_voices(self, voices: tuple[tuple[str, int], ...]) -> None:
-        """Update the list of voices; while loading again, keep those still to be added."""
-        self._reported = voices
-        if self._phase in (EngineState.LOADING, EngineState.RESTARTING):
-            voices = tuple(dict.fromkeys((*self.voices, *voices)))
-        self.voices = voices
-        self.metrics.voices().set(len(self.voices))
+    def _end_turn(self, opened: OpenRequest, kept_for: str | None = None) -> None:
+        if opened.conversation is not None:
+            self._conversations.end(opened.conversation, opened.turns, kept_for)
+        opened.conversation = None
 
-    def _route(self, event: Event) -> None:
-        if isinstance(event, Done) and event.voices is not None:
-            self._hear_of_voices(event.voices)  # even if no caller waits for it any more
-        events = self._open.get(event.request_id)
-        if events is None:  # aborted here, while the worker was still speaking it
-            return
-        if isinstance(event, Failed | Done) or (isinstance(event, Finished) and not event.more):
-            del self._open[event.request_id]
-        events.put_nowait(event)
+    def stepped(self) -> None:
+        self._give_out()
+        figures.served(self.metrics, self.stats.running, len(self._open), len(self._conversations))
 
-    async def _watch(self) -> None:
-        """Watch for a worker that hangs or has been idle for too long."""
-        limits = [self.server.stall_timeout, self.server.unload_after or 4.0]
-        interval = min(1.0, min(limits) / 4)
-        while True:
-            await asyncio.sleep(interval)
-            if self._pulse is None or self._link is None:
-                continue
-            problem = self._pulse.tick(interval)
-            if problem is not None:
-                self.metrics.engine_errors_total("hang").inc()
-                self._lost(problem)
-            elif self._idle():
-                self._unload()
+    def in_use(self) -> bool:
+        return bool(self._expected)
 
-    def _idle(self) -> bool:
-        """Has the model been idle for long enough to be unloaded?"""
-        after = self.server.unload_after
-        if self.state is not EngineState.READY or after is None:
-            return False
-        if self._open or self._expected or self._conversations.any:
-            self._last_used = time.monotonic()
-        return time.monotonic() - self._last_used > after
-
-    def _unload(self) -> None:
-        """End the worker to free its memory; the next request starts another."""
-        self._give_up(kill=False)
-        log.info("%s is unloaded after %g idle seconds", self.model, self.server.unload_after)
-        self.metrics.engine_unloads_total().inc()
-        self._set_phase(EngineState.UNLOADED)
-
-    def _load_again(self) -> None:
-        """Load an unloaded model."""
-        self._beginning = asyncio.create_task(self._begin(self._new_link()))
-        self._set_phase(EngineState.LOADING)
-
-    async def _begin(self, link: Link, delay: float = 0.0) -> None:
-        """Start a worker after the previous one has ended, so that its memory is free."""
-        if self._ending is not None:
-            await asyncio.wait((self._ending,))
-        await asyncio.sleep(delay)
-        self._start(link)
-
-    def _load_failed(self, reason: str) -> None:
-        if self._phase is not EngineState.LOADING:
-            self._lost(reason)
-            return
-        self._give_up(kill=False)  # the next request tries again: others may have the memory now
-        log.error("%s: %s", self.model, reason)
-        self.failure = reason
-        self._fail_open(f"the model cannot be loaded: {reason}")
-        self._set_phase(EngineState.UNLOADED)
-
-    def _ended(self, link: Link, reason: str) -> None:
-        if link is self._link:
-            self._lost(reason)
-
-    def _lost(self, reason: str) -> None:
-        """The worker died or hangs: start another one, or give up."""
-        restart = self.server.on_worker_death == "restart"
-        wanted = restart and self.info is not None and not self._draining
-        delay = self._restarts.next_delay() if wanted else None
-        if delay is None:
-            self._die(f"{reason}, too often" if wanted else reason)
-            return
-        self._give_up(kill=True)
-        log.error("%s: %s; it is restarted in %g s", self.model, reason, delay)
-        self.metrics.worker_restarts_total().inc()
-        self.failure = reason
-        self._conversations.lose()
-        self._fail_open(f"the engine is being restarted: {reason}")
-        self._beginning = asyncio.create_task(self._begin(self._new_link(), delay))
-        self._set_phase(EngineState.RESTARTING)
-
-    def _die(self, reason: str) -> None:
-        if self._phase is EngineState.DEAD:
-            return
-        self._give_up(kill=True)
-        self.failure = reason
-        self._fail_open(f"the engine is down: {reason}")
-        self._set_phase(EngineState.DEAD)
-
-    def _give_up(self, kill: bool) -> None:
-        """Let the worker end by itself or kill it, in the background."""
-        link = self._part()
-        if link is not None:
-            if kill:
-                link.kill()
-            self._ending = asyncio.create_task(link.stop())
-
-    def _part(self) -> Link | None:
-        """Ignore all further messages from the worker; the caller must end it."""
-        link, self._link = self._link, None
-        if self._preparation is not None:
-            self._preparation.cancel()
-        self._pulse = self._preparation = None
-        self.stats = Stats()
-        figures.gone(self.metrics)
-        self.metrics.registry.watch_process(self.model, "worker", None)
-        return link
-
-    def _fail_open(self, reason: str) -> None:
-        for request_id, events in self._open.items():
-            events.put_nowait(Failed(request_id, Unavailable(reason)))
-        self._open.clear()
-        self._held.clear()
-
-    def _set_phase(self, phase: EngineState) -> None:
-        self._phase = phase
-        self._tell()
-
-    def _tell(self) -> None:
-        """Report that the state has changed."""
-        up = self.accepts or self.state is EngineState.DRAINING
-        self.metrics.engine_up().set(up)
+    def changed(self) -> None:
+        if not self.accepts and self.state is not EngineState.DRAINING:
+            for opened in list(self._waiting):
+                self.hear(Failed(opened.request.id, Unavailable(f"the engine is {self.state}")))
+            self._waiting.clear()
+        self._give_out()
         self.metrics.ready().set(self.accepts)
+        self.metrics.voices().set(len(self.voices))
+        figures.served(self.metrics, self.stats.running, len(self._open), len(self._conversations))
         self._changed.set()
         self.on_change(self)

@@ -8,13 +8,18 @@ import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
 
+import attrs
+
 from vox_serve.config import EngineConfig, ServerConfig
 from vox_serve.errors import ConfigError, InvalidRequest, NotFound
 from vox_serve.metrics import Metrics, Registry
 from vox_serve.plugins import Plugins
 from vox_serve.sampling import RANGES, Range
 from vox_serve.text import Lexicon, read_lexicon, with_lexicon
-from vox_serve.workers.client import EngineClient, EngineState
+from vox_serve.workers.client import WorkerClient
+from vox_serve.workers.devices import all_devices
+from vox_serve.workers.interface import EngineClient, EngineState, VoiceTaker
+from vox_serve.workers.reading import audio_jobs, text_jobs
 
 
 class Engines:
@@ -46,6 +51,8 @@ class Engines:
         self.own_parameters: dict[str, Range] = {}
         """Sampling parameters that only some of the models have."""
         self._clients: dict[str, EngineClient] = {}
+        self.texts, self.clips = text_jobs(in_thread), audio_jobs(in_thread)
+        """Where texts and audio files are read."""
         lexicon = read_lexicon(Path(server.lexicon)) if server.lexicon else Lexicon()
         for config in configs:
             resolved = plugins.resolve(config.model)
@@ -55,11 +62,12 @@ class Engines:
             if name in self._clients:
                 raise ConfigError(f"two models would have the name {name!r}: {config.model} is one")
             metrics = Metrics(name, self.registry)
-            self._clients[name] = EngineClient(
-                config,
+            self._clients[name] = WorkerClient(
+                _with_devices(config),
                 server,
                 metrics,
                 front_end=with_lexicon(front_end, lexicon),
+                texts=self.texts,
                 in_thread=in_thread,
             )
         (only, *others) = self._clients.values()
@@ -108,8 +116,8 @@ class Engines:
         for client in self:
             client.on_change = listener
 
-    def prepare(self, work: Callable[[EngineClient], Awaitable[None]]) -> None:
-        """Await `work` for each engine after it loads and before it is ready."""
+    def prepare(self, work: Callable[[VoiceTaker], Awaitable[None]]) -> None:
+        """Await `work` for each worker after it loads and before it is ready."""
         for client in self:
             client.before_ready = work
 
@@ -117,6 +125,7 @@ class Engines:
         """Start the workers; returns at once, while the models are still loading."""
         for client in self:
             await client.start()
+            client.reader.warm_up()
 
     def drain(self) -> None:
         """Accept no more requests; open ones continue."""
@@ -126,3 +135,11 @@ class Engines:
     async def stop(self) -> None:
         """End the workers, gently first; open requests fail."""
         await asyncio.gather(*(client.stop() for client in self))
+        self.texts.close()
+        self.clips.close()
+
+
+def _with_devices(config: EngineConfig) -> EngineConfig:
+    if config.device != "auto-all":
+        return config
+    return attrs.evolve(config, device=all_devices())

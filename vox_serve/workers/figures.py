@@ -6,7 +6,7 @@ from vox_serve import __version__
 from vox_serve.messages import EngineInfo, Stats
 from vox_serve.metrics import MEMORY, Metrics
 
-GAUGES = ("requests_running", "requests_waiting", "slots_used", "prefixes", "conversations")
+GAUGES = ("slots_used", "prefixes")
 """The gauges that are set to 0 when the worker has ended."""
 
 
@@ -16,7 +16,9 @@ def loaded(metrics: Metrics, info: EngineInfo) -> None:
     metrics.engine_loaded().set(1)
     metrics.engine_memory_bytes("weights").set(info.weight_bytes)
     metrics.engine_memory_bytes("slots").set(info.cache_bytes)
-    metrics.build_info.labels(metrics.model, __version__, info.torch_version, info.device).set(1)
+    metrics.build_info.labels(
+        metrics.model, metrics.replica, __version__, info.torch_version, info.device
+    ).set(1)
 
 
 def gone(metrics: Metrics) -> None:
@@ -28,11 +30,16 @@ def gone(metrics: Metrics) -> None:
         metrics.engine_memory_bytes(kind).set(0)
 
 
-def stepped(metrics: Metrics, stats: Stats, info: EngineInfo | None, open_requests: int) -> None:
-    """Record a step.  Requests in the pipe or being prepared count as waiting."""
+def served(metrics: Metrics, running: int, open_requests: int, conversations: int) -> None:
+    """Record what a model does.  Requests in the pipe or being prepared count as waiting."""
+    metrics.requests_running().set(running)
+    metrics.requests_waiting().set(max(0, open_requests - running))
+    metrics.conversations().set(conversations)
+
+
+def stepped(metrics: Metrics, stats: Stats, info: EngineInfo | None) -> None:
+    """Record a step of a replica."""
     metrics.engine_last_step_timestamp_seconds().set_to_current_time()
-    metrics.requests_running().set(stats.running)
-    metrics.requests_waiting().set(max(0, open_requests - stats.running))
     metrics.slots_used().set(stats.running)
     for phase, seconds in stats.phase_seconds:
         metrics.engine_step_seconds(phase).observe(seconds)
@@ -48,8 +55,7 @@ def stepped(metrics: Metrics, stats: Stats, info: EngineInfo | None, open_reques
     metrics.prefix_lookups_total("miss").inc(stats.misses)
     metrics.prefixes().set(stats.prefixes)
     metrics.engine_memory_bytes("prefixes").set(stats.prefix_bytes)
-    metrics.conversations().set(stats.conversations)
     for kind, size in zip(("used", "free"), stats.device_memory or (), strict=False):
-        metrics.device_memory_bytes.labels(metrics.model, kind).set(size)
+        metrics.device_memory_bytes.labels(metrics.model, metrics.replica, kind).set(size)
     if info is not None:
         metrics.audio_seconds_total().inc(stats.frames / info.frame_rate)

@@ -1,14 +1,13 @@
-"""Decides when a worker counts as hung and when it may restart; tracks its conversations.
+"""Decides when a worker counts as hung and when it may restart.
 
-Plain values without an event loop; `client.EngineClient` acts on them.
+Plain values without an event loop; `supervisor.Supervisor` acts on them.
 """
 
 from __future__ import annotations
 
 import time
-from collections import OrderedDict, deque
+from collections import deque
 
-from vox_serve.errors import ConversationLost
 from vox_serve.messages import Alive
 
 SILENCE_SECONDS = 10.0
@@ -77,61 +76,3 @@ class Restarts:
         delay: float = min(LONGEST_DELAY, FIRST_DELAY * 2 ** len(self._times))
         self._times.append(now)
         return delay
-
-
-class KnownConversations:
-    """The ids of the conversations that the worker remembers, and of those that it lost.
-
-    The server does not know what was said, only that something was.  So it can refuse a turn of a
-    lost conversation instead of speaking it as the first of a new one.
-
-    Args:
-        idle_seconds: an id is forgotten after this time, as in the engine.
-        limit: the most ids of each kind.
-    """
-
-    def __init__(self, idle_seconds: float, limit: int) -> None:
-        self._idle_seconds = idle_seconds
-        self._limit = limit
-        self._used: OrderedDict[str, float] = OrderedDict()
-        self._lost: OrderedDict[str, float] = OrderedDict()
-
-    @property
-    def any(self) -> bool:
-        """Is a conversation remembered?"""
-        self._expire(self._used)
-        return bool(self._used)
-
-    def use(self, name: str) -> None:
-        """Remember the id of a turn to be spoken.  Raises ConversationLost."""
-        self._expire(self._lost)
-        if name in self._lost:
-            raise ConversationLost(
-                f"conversation {name!r} was lost when the engine was restarted; "
-                "delete it, or take another id",
-                "conversation",
-            )
-        self._remember(self._used, name)
-
-    def forget(self, name: str) -> bool:
-        """Drop an id; True if its conversation was lost."""
-        self._used.pop(name, None)
-        return self._lost.pop(name, None) is not None
-
-    def lose(self) -> None:
-        """Mark all remembered conversations as lost, because the worker has ended."""
-        self._expire(self._used)
-        for name in self._used:
-            self._remember(self._lost, name)
-        self._used.clear()
-
-    def _remember(self, names: OrderedDict[str, float], name: str) -> None:
-        names[name] = time.monotonic()
-        names.move_to_end(name)
-        while len(names) > self._limit:
-            names.popitem(last=False)
-
-    def _expire(self, names: OrderedDict[str, float]) -> None:
-        oldest = time.monotonic() - self._idle_seconds
-        while names and next(iter(names.values())) < oldest:
-            names.popitem(last=False)

@@ -178,14 +178,14 @@ def _process_main(
     # requests end; this process ends with the pipe.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    _end_with(server)
+    end_with(server)
     let_threads_sleep()
     from vox_serve.workers.worker import run_process
 
     run_process(connection, config, log)
 
 
-def _end_with(server: int) -> None:
+def end_with(server: int) -> None:
     """Make the kernel kill this process when the server ends, whatever this process is doing.
 
     Only Linux can; elsewhere the worker's heartbeat notices (`worker.Heart`).

@@ -28,7 +28,7 @@ from vox_serve.engine.engine import Engine
 from vox_serve.engine.load import load_engine
 from vox_serve.engine.sequence import Sequence
 from vox_serve.errors import RequestError, SequenceFailed, VoxServeError
-from vox_serve.logs import LogSettings, configure
+from vox_serve.logs import LogSettings, configure, redirect_prints
 from vox_serve.messages import (
     LONG_TEXT_CHARACTERS,
     Abort,
@@ -62,6 +62,7 @@ log = logging.getLogger("vox_serve.worker")
 def run_process(connection: Connection, config: EngineConfig, settings: LogSettings) -> None:
     """Body of the worker process."""
     configure(settings)
+    redirect_prints()
     try:
         run(connection, config, own_process=True)
     except Exception:  # otherwise multiprocessing would print it outside the log
@@ -182,8 +183,7 @@ class Worker:
         elif isinstance(message, RemoveVoice):
             self._report_voices(message.request_id, engine.prompts.voices.remove(message.name))
         elif isinstance(message, Forget):
-            found = engine.prompts.conversations.forget(message.conversation)
-            self._post(Done(message.request_id, found))
+            engine.prompts.conversations.forget(message.conversation)
 
     def _add(self, request: SpeechRequest) -> None:
         self._preparing.add(request.id)

@@ -117,7 +117,7 @@ def write(name: str, text: str) -> Callable[[Path], object]:
         (config(vocab_size=VOCAB - 3), "vocab_size is 379, but the tokenizer's last code has"),
         (config(vocab_size=VOCAB + 1), "does not fit the configuration"),
         (config(attention_bias=True), "attention_bias True is not supported"),
-        (config(hidden_size=0), "hidden_size is 0"),
+        (config(hidden_size=0), "hidden_size must be a whole number from 1 to 65536, not 0"),
         (tensors(lm_head__weight=None), f"tensor {HEAD} is missing"),
         (tensors(spare=torch.zeros(1)), "1 tensors do not belong"),
         (drop(SNAC_FILE), "SNAC is missing; `python -m vox_serve_orpheus.convert_snac"),

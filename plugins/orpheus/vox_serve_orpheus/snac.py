@@ -70,7 +70,6 @@ class SlotSnac:
             raise ValueError("decoder_rates and encoder_rates must have the same product")
         self.device = torch.device(device)
         self._network = nn.ModuleDict({"quantizer": network.quantizer, "decoder": network.decoder})
-        self._network.to_empty(device=self.device).eval().requires_grad_(False)
         self._snac = network  # the same two parts as the package; the encoder stays empty
         self._level_size: int = network.codebook_size
         self.codebook_size = FRAME_TOKENS * self._level_size
@@ -94,6 +93,9 @@ class SlotSnac:
             CheckpointError: a tensor is missing, has the wrong shape, or is unknown.
         """
         loader.ignore(*(name for name in loader.unused if name.startswith("encoder.")))
+        for name, target in self._network.state_dict().items():
+            loader.check(target, [name])
+        self._network.to_empty(device=self.device).eval().requires_grad_(False)
         for name, target in self._network.state_dict().items():
             loader.fill(target, [name])
         loader.finish()

@@ -12,6 +12,7 @@ import yaml
 
 from vox_serve import CheckpointError
 from vox_serve.nn import LlamaConfig, RopeConfig
+from vox_serve.sizes import COUNTS, NUMBERS, check_sizes
 from vox_serve_pocket_tts.languages import DIFFERENCES, published
 
 MAX_POSITIONS = 1024
@@ -20,6 +21,31 @@ no limit, but its training used no more."""
 TIMES = {"lsd": 2, "drifting": 0, "pointwise": 0}
 """Kinds of flow head, and the flow times that each takes as input."""
 NORM_EPS = 1e-5
+_WIDTH, _LAYERS, _FEW = (1, 2**16), (1, 512), (1, 64)
+OWN_COUNTS = {
+    **dict.fromkeys(
+        ("d_model", "dim", "rank", "dimension", "z_dim", "inner_dim", "outer_dim", "attn_dim",
+         "input_dimension", "output_dimension", "output_dimensions", "n_filters"),
+        _WIDTH,
+    ),
+    **dict.fromkeys(("num_heads", "num_kv_heads", "num_layers", "depth"), _LAYERS),
+    **dict.fromkeys(("n_residual_layers", "dilation_base", "ratios", "channels"), _FEW),
+    "dim_feedforward": (1, 2**18),
+    "n_bins": (1, 2**22),
+    "context": (1, 2**16),
+    "model_recommended_frames_after_eos": (0, 1000),
+}  # fmt: skip
+"""The limits of sizes that only these configurations have; see `vox_serve.sizes`."""
+OWN_NUMBERS = {
+    "hidden_scale": (0.1, 64.0),
+    "max_period": (1.0, 1e12),
+    "default_temperature": (0.0, 2.0),
+    "default_eos_threshold": (-1e6, 1e6),
+}
+TABLES = (
+    "flow_lm", "flow", "transformer", "lookup_table", "mimi", "quantizer", "seanet",
+    "decoder_seanet", "decoder_transformer",
+)  # fmt: skip
 
 
 def read(directory: Path) -> dict[str, Any]:
@@ -39,6 +65,7 @@ def read(directory: Path) -> dict[str, Any]:
             raise CheckpointError(f"{found[0]}: cannot be read as YAML ({line})") from error
         if not isinstance(config, dict):
             raise CheckpointError(f"{found[0]}: does not hold a configuration")
+        check_sizes(found[0], config, {**COUNTS, **OWN_COUNTS}, {**NUMBERS, **OWN_NUMBERS}, TABLES)
         return config
     name = directory.resolve().name
     if name not in DIFFERENCES:

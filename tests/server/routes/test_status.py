@@ -67,10 +67,13 @@ def test_ready(tone_server: RunningServer) -> None:
     ready = http.get("/ready")
     assert (ready.status_code, ready.json()) == (200, {"status": "ready"})
     health = http.get("/health")
+    counts = {"status": "ready", "running": 0, "waiting": 0, "slots": 4}
     assert health.status_code == 200
     assert health.json() == {
         "status": "ready",
-        "models": [{"model": "tone", "status": "ready", "running": 0, "waiting": 0, "slots": 4}],
+        "models": [
+            {"model": "tone", **counts, "replicas": [{"replica": 0, **counts, "device": "cpu"}]}
+        ],
         "broken_plugins": {},
         "broken_voices": {},
     }

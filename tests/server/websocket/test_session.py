@@ -33,7 +33,8 @@ from vox_serve.messages import SpeechRequest
 from vox_serve.server.websocket.connection import MAX_MESSAGE_BYTES
 from vox_serve.server.websocket.session import MAX_WAITING_CHARACTERS, Session
 from vox_serve.text import FrontEnd
-from vox_serve.workers.client import EngineClient
+from vox_serve.workers.client import WorkerClient
+from vox_serve.workers.reading import TextReader, text_jobs
 
 StartServer = Callable[..., RunningServer]
 ROOT = Path(__file__).parents[3]
@@ -272,7 +273,9 @@ def test_segments_are_turns_of_a_conversation_of_their_own(tone_server: RunningS
         name = f"~{speaker.events[0]['request_id']}"
         assert tone_server.http.delete(f"/conversations/{name}").status_code == 404
         client = tone_server.client
-        return asyncio.run_coroutine_threadsafe(client.forget(name), client._link._loop).result(5)
+        return asyncio.run_coroutine_threadsafe(
+            client.forget(name), client.replicas[0].worker._link._loop
+        ).result(5)
 
     for speak, found in ((True, True), (False, False)):
         with session(tone_server) as speaker:
@@ -287,23 +290,26 @@ def test_segments_are_turns_of_a_conversation_of_their_own(tone_server: RunningS
 
 def test_a_model_that_follows_no_context(start_server: StartServer) -> None:
     server = start_server()
-    server.client.info = attrs.evolve(server.client.info, takes_context=False)
+    server.client.replicas[0].worker.info = attrs.evolve(server.client.info, takes_context=False)
     speaker = spoken_whole(server, ["3! ", "And 4"])
     name = speaker.events[0]["request_id"]
     with dial(server.url) as speaker:
         speaker.send("start", conversation="talk")
         check_fatal(speaker, 1008, "unspeakable_text", "conversation")
-    server.client.info = attrs.evolve(server.client.info, takes_context=True)
+    server.client.replicas[0].worker.info = attrs.evolve(server.client.info, takes_context=True)
     assert server.http.delete(f"/conversations/~{name}").status_code == 404
+
+
+def with_words(text: str) -> str:
+    return text.rstrip(".").replace("fee", "3 " + "words " * 12)
 
 
 def test_limits_count_what_is_spoken_and_clients_see_what_they_wrote(
     start_server: StartServer,
 ) -> None:
     server = start_server()
-    server.client.front_end = FrontEnd(
-        language=None, finish=lambda text: text.rstrip(".").replace("fee", "3 " + "words " * 12)
-    )
+    front_end = FrontEnd(language=None, finish=with_words)
+    server.client.reader = TextReader(front_end, text_jobs(in_thread=True))
     speaker = spoken_whole(server, ["fee fee "])
     assert [text for text, _ in speaker.segments] == ["fee fee"]
     assert len(speaker.audio) == 2 * 3 * FRAME_BYTES, "in two parts"
@@ -628,13 +634,13 @@ def test_what_goes_on_goes_first(
     tone_server: RunningServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     submitted: list[SpeechRequest] = []
-    submit = EngineClient.submit
+    submit = WorkerClient.submit
 
-    def spy(self: EngineClient, request: SpeechRequest) -> object:
+    def spy(self: WorkerClient, request: SpeechRequest) -> object:
         submitted.append(request)
         return submit(self, request)
 
-    monkeypatch.setattr(EngineClient, "submit", spy)
+    monkeypatch.setattr(WorkerClient, "submit", spy)
     with session(tone_server) as speaker:
         for after in (None, None, "flush", "cancel", None):
             speaker.send("text", text="2 frames! ")
@@ -670,8 +676,6 @@ def test_a_conversation_in_use(gate: Gate, gated_server: RunningServer) -> None:
         until(lambda: gated_server.client.open_requests == 1)
         with session(gated_server, conversation="talk") as speaker:
             speaker.send("text", text="5! ")
-            until(lambda: gated_server.client.open_requests == 2)
-            gate.allow(30)  # or the engine would not even read this
             check_fatal(speaker, 1013, "conflict", "conversation")
         gate.open()
 
@@ -689,7 +693,8 @@ def test_the_engine_dies(gate: Gate, gated_server: RunningServer) -> None:
     with session(gated_server) as speaker:
         speaker.send("text", text="150 frames! ")
         speaker.until("audio")
-        client._link._loop.call_soon_threadsafe(client._die, "it fell over")
+        worker = client.replicas[0].worker
+        worker._link._loop.call_soon_threadsafe(worker.die, "it fell over")
         assert "it fell over" in check_fatal(speaker, 1013, "unavailable")
 
 

@@ -35,7 +35,6 @@ ERRORS: Mapping[int, str] = {
     408: "The body did not arrive within `--read-timeout` seconds",
     409: "A turn of the conversation is still being spoken, another open request has this id, or "
     "the name is taken",
-    410: "The conversation was lost when its engine was restarted",
     413: "The body is larger than the server's `--max-body-bytes`",
     422: "The model cannot speak this text, or it does not fit its context",
     429: "The queue is full, or a limit of the key is reached",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import io
 from typing import Annotated, Any
 
@@ -10,7 +9,7 @@ import msgspec
 from litestar import Request, Response, post
 from litestar.di import NamedDependency
 
-from vox_serve.audio import AudioUnreadable, read_audio
+from vox_serve.audio import AudioUnreadable
 from vox_serve.audio.formats import FORMATS, find_format
 from vox_serve.errors import InvalidRequest
 from vox_serve.messages import EngineInfo, SpeechRequest
@@ -40,6 +39,8 @@ from vox_serve.server.voices.aliases import voice_named
 from vox_serve.server.voices.store import MAX_SPEAKER
 from vox_serve.voice import Segment
 from vox_serve.workers.engines import Engines
+from vox_serve.workers.jobs import Jobs
+from vox_serve.workers.reading import read_clip
 
 MAX_TEXT_CHARACTERS = 10_000
 MAX_CONTEXT_SEGMENTS = 32
@@ -124,7 +125,7 @@ async def _parse(incoming: IncomingRequest) -> SpeechOrder:
     client, info = incoming.choose(body.model)
     context: tuple[Segment, ...] = ()
     if body.context:
-        context = await asyncio.to_thread(read_context, body.context, info)
+        context = await read_context(body.context, info, incoming.engines.clips)
     speech = SpeechRequest(
         id=incoming.engine_id,
         text=body.text,
@@ -141,13 +142,16 @@ async def _parse(incoming: IncomingRequest) -> SpeechOrder:
     return SpeechOrder(client, info, speech, audio_format, framing)
 
 
-def read_context(turns: list[ContextTurn], info: EngineInfo) -> tuple[Segment, ...]:
+async def read_context(
+    turns: list[ContextTurn], info: EngineInfo, clips: Jobs
+) -> tuple[Segment, ...]:
     """Decode the turns' audio; audio too long for the context is rejected while it is read."""
     seconds_left = info.max_positions / info.frame_rate
     segments = []
     for number, turn in enumerate(turns):
         try:
-            audio = read_audio(io.BytesIO(turn.audio), info.sample_rate, seconds_left)
+            file = io.BytesIO(turn.audio)
+            audio = await read_clip(clips, file, info.sample_rate, seconds_left)
         except AudioUnreadable as error:
             raise InvalidRequest(f"context[{number}]: {error}", "context") from error
         seconds_left -= len(audio) / info.sample_rate

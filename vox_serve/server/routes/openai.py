@@ -47,8 +47,8 @@ from vox_serve.server.speech import (
 )
 from vox_serve.server.stream import AudioStream
 from vox_serve.server.voices.aliases import voice_of
-from vox_serve.workers.client import EngineClient
 from vox_serve.workers.engines import Engines
+from vox_serve.workers.interface import EngineClient
 
 MAX_INPUT_CHARACTERS = 4096
 STREAM_FORMATS = ("audio", "sse")

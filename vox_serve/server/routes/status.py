@@ -17,8 +17,8 @@ from vox_serve.server.access.middleware import METRICS, OPEN, READ, access
 from vox_serve.server.openapi.operation import described
 from vox_serve.server.owner import Owner
 from vox_serve.server.voices.registry import Voices
-from vox_serve.workers.client import ACCEPTING, EngineClient, EngineState
 from vox_serve.workers.engines import Engines
+from vox_serve.workers.interface import ACCEPTING, EngineClient, EngineState, ReplicaState
 
 DOWN = (EngineState.DEAD, EngineState.RESTARTING)
 TEXT = {CONTENT_TYPE: OpenAPIMediaType(schema=Schema(type=OpenAPIType.STRING))}
@@ -52,9 +52,25 @@ def _health(client: EngineClient) -> replies.ModelHealth:
         running=client.stats.running,
         waiting=client.stats.waiting,
         slots=client.info.num_slots if client.info else 0,
+        replicas=[_replica_health(replica) for replica in client.replicas],
     )
     if client.failure is not None:
         body.reason = client.failure
+    return body
+
+
+def _replica_health(replica: ReplicaState) -> replies.ReplicaHealth:
+    body = replies.ReplicaHealth(
+        replica=replica.number,
+        status=replica.state.value,
+        running=replica.stats.running,
+        waiting=replica.stats.waiting,
+        slots=replica.info.num_slots if replica.info else 0,
+    )
+    if replica.info is not None:
+        body.device = replica.info.device
+    if replica.failure is not None:
+        body.reason = replica.failure
     return body
 
 

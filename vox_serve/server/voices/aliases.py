@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from vox_serve.errors import NotFound
 from vox_serve.server.owner import Owner
-from vox_serve.workers.client import EngineClient
+from vox_serve.workers.interface import EngineClient
 
 VOICES = (
     "alloy",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Container
 from pathlib import Path
 from typing import IO
 
@@ -18,7 +18,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from vox_serve.audio import AudioUnreadable, read_audio
+from vox_serve.audio import AudioUnreadable
 from vox_serve.errors import (
     AlreadyExists,
     ConfigError,
@@ -38,8 +38,9 @@ from vox_serve.server.voices.store import (
     VoiceUnusable,
 )
 from vox_serve.voice import Segment
-from vox_serve.workers.client import EngineClient
 from vox_serve.workers.engines import Engines
+from vox_serve.workers.interface import EngineClient, VoiceTaker
+from vox_serve.workers.reading import read_clip
 
 MAX_VOICES = 1000
 """The most voices of one owner, including shared ones."""
@@ -182,7 +183,7 @@ class Voices:
             async with self._lock:
                 await self._require_free(owner, client, name)
                 info = client.admit()
-                audio = await asyncio.to_thread(read_audio, file, info.sample_rate, MAX_SECONDS)
+                audio = await read_clip(self._engines.clips, file, info.sample_rate, MAX_SECONDS)
                 await self._add_to_engine(client, owner.own(name), record, audio)
                 await self._keep(client, owner.own(name), record, audio, info.sample_rate)
         except AudioUnreadable as error:
@@ -269,14 +270,23 @@ class Voices:
                 )
                 self._report(f"{name}.json", f"{problem}; this server has {', '.join(models)}")
 
-    async def _load(self, client: EngineClient) -> None:
+    async def _load(self, client: VoiceTaker) -> None:
         """Add the stored voices to an engine that has loaded or reloaded."""
         if not self._claimed and self._claiming is None:
             self._claiming = asyncio.create_task(self._wait_for_directory())
-        await self._load_all(client, tuple(self._stored))
+        read: set[str] = set()
+        while new := await self._unread(client, read):
+            await self._load_all(client, new)
+            read |= new
 
-    async def _load_all(self, client: EngineClient, names: Iterable[str]) -> None:
-        mine = [name for name in names if self._stored[name].model == client.model]
+    async def _unread(self, client: VoiceTaker, read: set[str]) -> set[str]:
+        """The model's voices that are not read yet, including those stored meanwhile."""
+        async with self._lock:
+            return {n for n, r in self._stored.items() if r.model == client.model} - read
+
+    async def _load_all(self, client: VoiceTaker, names: Container[str]) -> None:
+        stored = self._stored
+        mine = [name for name in stored if name in names and stored[name].model == client.model]
         for name in mine:
             try:
                 async with self._lock:
@@ -308,18 +318,27 @@ class Voices:
         for client in filter(lambda client: client.accepts, self._engines):
             await self._load_all(client, self._stored.keys() - before.keys())
 
-    async def _load_one(self, client: EngineClient, name: str) -> None:
+    async def _load_one(self, client: VoiceTaker, name: str) -> None:
         assert self._store is not None
         assert client.info is not None
         if _owns(client, split(name)[1]):
             raise VoiceUnusable(f"{split(name)[1]!r} is a built-in voice of the model")
         rate = client.info.sample_rate
-        audio = await asyncio.to_thread(self._store.read, name, rate)
+        audio = await self._read(name, rate)
         await self._add_to_engine(client, name, self._stored[name], audio)
-        self._register(client, name, self._stored[name], len(audio) / rate)
+        known = self._engines.choose(client.model)
+        self._register(known, name, self._stored[name], len(audio) / rate)
+
+    async def _read(self, name: str, rate: int) -> Samples:
+        assert self._store is not None
+        try:
+            with await asyncio.to_thread(self._store.audio, name) as file:
+                return await read_clip(self._engines.clips, file, rate, MAX_SECONDS)
+        except AudioUnreadable as error:
+            raise VoiceUnusable(str(error)) from error
 
     async def _add_to_engine(
-        self, client: EngineClient, name: str, record: VoiceRecord, audio: Samples
+        self, client: VoiceTaker, name: str, record: VoiceRecord, audio: Samples
     ) -> None:
         """Add the voice to the model.  Errors name fields of the form."""
         try:
@@ -374,7 +393,7 @@ class Voices:
             self.broken[file] = reason
 
 
-def _owns(client: EngineClient, name: str) -> bool:
+def _owns(client: VoiceTaker, name: str) -> bool:
     """Whether the model has a built-in voice with this name, ignoring case."""
     own = client.info.voices if client.info is not None else ()
     return any(name.casefold() == voice.casefold() for voice, _ in own)

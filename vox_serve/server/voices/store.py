@@ -25,7 +25,6 @@ import numpy as np
 import numpy.typing as npt
 import soundfile
 
-from vox_serve.audio import AudioUnreadable, read_audio
 from vox_serve.errors import ConfigError
 from vox_serve.server.owner import Owner, split
 
@@ -142,13 +141,9 @@ class VoiceStore:
                 problems[file.encode(errors="backslashreplace").decode()] = str(error)
         return records, problems
 
-    def read(self, name: str, sample_rate: int) -> npt.NDArray[np.float32]:
-        """The audio of a voice, float32 `[T]`.  Raises VoiceUnusable."""
-        try:
-            with self._open(self._path(name, AUDIO)) as file:
-                return read_audio(file, sample_rate, MAX_SECONDS)
-        except AudioUnreadable as error:
-            raise VoiceUnusable(str(error)) from error
+    def audio(self, name: str) -> BinaryIO:
+        """The file with the audio of a voice.  Raises VoiceUnusable."""
+        return self._open(self._path(name, AUDIO))
 
     def write(
         self, name: str, record: VoiceRecord, audio: npt.NDArray[np.float32], sample_rate: int

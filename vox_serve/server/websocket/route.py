@@ -36,8 +36,8 @@ from vox_serve.server.speech import check_voice, given_reading, given_sampling
 from vox_serve.server.voices.aliases import voice_of
 from vox_serve.server.websocket.connection import Connection, ServerEnds, Start
 from vox_serve.server.websocket.session import Session
-from vox_serve.workers.client import EngineClient
 from vox_serve.workers.engines import Engines
+from vox_serve.workers.interface import EngineClient
 
 PATH = "/v1/audio/stream"
 log = logging.getLogger("vox_serve.server")

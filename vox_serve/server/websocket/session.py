@@ -19,13 +19,12 @@ import attrs
 
 from vox_serve.audio.formats import SAMPLE_BYTES, AudioFormat
 from vox_serve.errors import Cancelled, InvalidRequest, NothingToSpeak, RequestError
-from vox_serve.messages import EngineInfo, FinishReason, SpeechRequest
-from vox_serve.parts import cut, private_conversation
+from vox_serve.messages import LONG_TEXT_CHARACTERS, EngineInfo, FinishReason, SpeechRequest
+from vox_serve.parts import PART_CHARACTERS, cut, private_conversation
 from vox_serve.server.account import Account
 from vox_serve.server.encoding import INLINE_SECONDS, Encoding
 from vox_serve.server.errors import ClientGone, GoingAway, meaning
 from vox_serve.server.owner import Owner
-from vox_serve.server.reading import read
 from vox_serve.server.requests import OpenRequests
 from vox_serve.server.stream import AudioStream
 from vox_serve.server.websocket.connection import (
@@ -38,7 +37,7 @@ from vox_serve.server.websocket.connection import (
     Text,
 )
 from vox_serve.text import PARAGRAPH_SECONDS, Sentences, speakable
-from vox_serve.workers.client import EngineClient
+from vox_serve.workers.interface import EngineClient
 
 MAX_WAITING_CHARACTERS = 10_000
 """Limit on text that waits to be spoken; each `flush` counts as one character."""
@@ -189,7 +188,7 @@ class Session:
             raise InvalidRequest("only cancel may follow end", "type")
         elif isinstance(message, Text):
             self._check_room(len(message.text))
-            self._add(self._sentences.feed(message.text))
+            self._add(await self._feed(message.text))
         elif isinstance(message, Flush):
             self._check_room(1)
             self._add(self._sentences.flush())
@@ -207,6 +206,12 @@ class Session:
                 f"exceed the limit of {MAX_WAITING_CHARACTERS}",
                 "text",
             )
+
+    async def _feed(self, text: str) -> list[str]:
+        """The sentences that this text completes; a long one would delay other sessions here."""
+        if len(text) <= LONG_TEXT_CHARACTERS:
+            return self._sentences.feed(text)
+        return await asyncio.to_thread(self._sentences.feed, text)
 
     def _add(self, sentences: list[str]) -> None:
         for sentence in sentences:
@@ -280,7 +285,9 @@ class Session:
         """Take the next text from the queue: as many sentences as fit together, at least one."""
         text = ""
         while self._queue and isinstance(head := self._queue[0], str):
-            if text and len(cut(text + head, self._info)) > 1:
+            # The lengths first: cutting a very long sentence would delay other sessions.
+            together = len(text) + len(head)
+            if text and (together > PART_CHARACTERS or len(cut(text + head, self._info)) > 1):
                 break
             text += head
             self._pop()
@@ -319,7 +326,7 @@ class Session:
         )
         try:
             lead = PARAGRAPH_SECONDS if self._continues and text.startswith("\n\n") else 0.0
-            speech = await read(request, self._info, self._client.front_end, lead)
+            speech = await self._client.reader.split(request, self._info, lead)
             return AudioStream(self._client, self._info, speech, account)
         except RequestError as error:
             account.end(error)

@@ -1,5 +1,8 @@
 """Conversations: earlier turns, remembered as context for the next one.
 
+The server keeps them, so that any worker can speak the next turn; the engine has those that it has
+spoken, which is enough where no server is, as in a simulation.
+
 A turn is a segment with the codes that were generated, because re-encoding generated sound would
 give different codes.
 """
@@ -26,6 +29,8 @@ class Conversation:
     """The request whose next part is expected; until it comes, no other request may speak."""
     voice: Voice | None = None
     """The voice of the last turn."""
+    home: int | None = None
+    """The replica that spoke the last turn and has its keys and values."""
     last_used: float = attrs.field(factory=time.monotonic)
 
 

@@ -1,0 +1,173 @@
+"""Several workers behind one queue: who speaks what, and what the death of one costs."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import attrs
+import pytest
+
+from tests.conftest import TONE
+from tests.workers.test_client import events_of
+from vox_serve.config import EngineConfig, ServerConfig
+from vox_serve.errors import Conflict, QueueFull, Unavailable
+from vox_serve.messages import Failed, Finished, SpeechRequest
+from vox_serve.metrics import Metrics
+from vox_serve.workers import life
+from vox_serve.workers.client import WorkerClient
+from vox_serve.workers.interface import EngineState
+
+PAIR = attrs.evolve(TONE, replicas=2, max_batch_size=2)
+LONG = {"text": "150 frames", "max_seconds": 12}
+
+
+@asynccontextmanager
+async def running(engine: EngineConfig = PAIR, **server: Any) -> AsyncIterator[WorkerClient]:
+    client = WorkerClient(engine, ServerConfig(**server), Metrics("tone"), in_thread=True)
+    await client.start()
+    try:
+        await client.wait_ready()
+        yield client
+    finally:
+        await client.stop()
+
+
+def places(client: WorkerClient) -> list[int]:
+    """Free slots of each replica."""
+    return [replica.free for replica in client.replicas]
+
+
+@pytest.fixture(autouse=True)
+def _slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TONE_DELAY", "0.01")
+    monkeypatch.setattr(life, "FIRST_DELAY", 0.02)
+
+
+def test_devices_and_replicas_make_workers() -> None:
+    two = EngineConfig(device="cuda:0, cuda:1", replicas=2)
+    assert [w.device for w in two.workers()] == ["cuda:0", "cuda:0", "cuda:1", "cuda:1"]
+
+
+def test_requests_spread_and_wait_in_one_queue() -> None:
+    async def main() -> None:
+        async with running(max_queue=2) as client:
+            assert client.info.num_slots == 4
+            for name in "abc":
+                client.submit(SpeechRequest(name, **LONG))
+            assert sorted(places(client)) == [0, 1]
+            first = client.submit(SpeechRequest("d", "5 frames"))
+            waiting = [client.submit(SpeechRequest(name, "5 frames")) for name in "ef"]
+            assert places(client) == [0, 0]
+            with pytest.raises(QueueFull, match="4 requests are being spoken and 2 wait"):
+                client.submit(SpeechRequest("g", "5 frames"))
+            client.abort("e")
+            for queue in (first, waiting[1]):
+                assert isinstance((await events_of(queue))[-1], Finished)
+            assert waiting[0].empty()
+            assert client.open_requests == 3
+
+    asyncio.run(asyncio.wait_for(main(), 20))
+
+
+def test_a_conversation_returns_to_its_replica_and_moves_when_that_is_full() -> None:
+    async def main() -> None:
+        async with running() as client:
+
+            async def turn(number: int) -> Finished | Failed:
+                request = SpeechRequest(f"turn {number}", "5 frames", conversation="talk")
+                events = client.submit(request)
+                with pytest.raises(Conflict):
+                    client.submit(attrs.evolve(request, id="other"))
+                return (await events_of(events))[-1]
+
+            client.submit(SpeechRequest("a", **LONG))
+            await turn(1)
+            talk = client._conversations.begin("talk")
+            client._conversations.end(talk)
+            assert talk.home == 1
+            client.abort("a")
+            await turn(2)
+            assert talk.home == 1, "though the other one has more free slots"
+            before = await lengths(client)
+            for name in "bcd":  # both slots of its home, and one elsewhere
+                client.submit(SpeechRequest(name, **LONG))
+            assert sorted(places(client)) == [0, 1]
+            filler = next(n for n, free in enumerate(places(client)) if free == 0)
+            if filler == 0:  # make its home the full one
+                client.submit(SpeechRequest("e", **LONG))
+                client.abort("b")
+            await turn(3)
+            assert len(talk.turns) == 3
+            assert await lengths(client) > before, "the other replica heard the turns"
+
+    asyncio.run(asyncio.wait_for(main(), 20))
+
+
+async def lengths(client: WorkerClient) -> float:
+    """Positions of all prompts so far, run or restored."""
+    return sum(
+        replica.metrics.prompt_positions_total(source)._value.get()
+        for replica in client.replicas
+        for source in ("prefilled", "restored")
+    )
+
+
+def test_a_voice_prefers_the_replica_that_has_its_prefix() -> None:
+    async def main() -> None:
+        async with running(attrs.evolve(PAIR, max_batch_size=8)) as client:
+            await client.add_voice("ann", 0, ())
+            assert all(("ann", 0) in replica.voices for replica in client.replicas)
+            client.submit(SpeechRequest("a", **LONG))
+            await events_of(client.submit(SpeechRequest("b", "5 frames", voice="ann")))
+            client.abort("a")
+            for name in "cde":
+                client.submit(SpeechRequest(name, voice="ann", **LONG))
+            assert places(client) == [7, 6] or places(client) == [8, 5], places(client)
+
+    asyncio.run(asyncio.wait_for(main(), 20))
+
+
+@pytest.mark.parametrize("restart", [True, False])
+def test_a_replica_that_dies_takes_only_its_own_requests(restart: bool) -> None:
+    async def main() -> None:
+        how = "restart" if restart else "exit"
+        async with running(on_worker_death=how) as client:
+            queues = {n: client.submit(SpeechRequest(n, "60 frames")) for n in "abcd"}
+            waiting = client.submit(SpeechRequest("e", "5 frames"))
+            dying = client.replicas[0]
+            mine = set(dying._speaking)
+            assert len(mine) == 2
+            dying.worker._lost("it fell over")
+            assert client.state is EngineState.READY
+            for name, queue in queues.items():
+                last = (await events_of(queue))[-1]
+                assert isinstance(last, Failed if name in mine else Finished)
+                if isinstance(last, Failed):
+                    assert isinstance(last.error, Unavailable)
+            assert isinstance((await events_of(waiting))[-1], Finished)
+            if restart:
+                while dying.state is not EngineState.READY:
+                    await asyncio.sleep(0.01)
+                assert client.info.num_slots == 4
+            else:
+                assert dying.state is EngineState.DEAD
+                assert client.info.num_slots == 2
+                client.replicas[1].worker._lost("it too")
+                assert client.state is EngineState.DEAD
+
+    asyncio.run(asyncio.wait_for(main(), 20))
+
+
+def test_a_replica_that_cannot_be_loaded_is_refused_at_the_start(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def main() -> None:
+        engine = attrs.evolve(PAIR, device="cpu,nothing", replicas=1)
+        with pytest.raises(Unavailable, match="'nothing' is not a torch device"):
+            async with running(engine):
+                pass
+
+    asyncio.run(asyncio.wait_for(main(), 20))

@@ -1,0 +1,256 @@
+"""One of the workers that serve a model: its requests, its voices and its place in the metrics.
+
+`supervisor.Supervisor` keeps the worker alive; `client.WorkerClient` chooses who speaks what.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import uuid
+from typing import Protocol
+
+import attrs
+
+from vox_serve.config import EngineConfig, ServerConfig
+from vox_serve.errors import Unavailable
+from vox_serve.messages import (
+    Abort,
+    Add,
+    AddVoice,
+    Done,
+    EngineInfo,
+    Event,
+    Failed,
+    Finished,
+    Forget,
+    RemoveVoice,
+    SpeechRequest,
+    Stats,
+    StepOutput,
+    ToWorker,
+)
+from vox_serve.metrics import Metrics
+from vox_serve.voice import Segment
+from vox_serve.workers import figures
+from vox_serve.workers.interface import ACCEPTING, EngineState
+from vox_serve.workers.reading import TextReader
+from vox_serve.workers.supervisor import Supervisor
+
+log = logging.getLogger("vox_serve.client")
+WARM_VOICES = 128
+"""The most voices whose prefix is taken to be cached, as the engine caches no more."""
+WARM_SLOTS = 2
+"""How many free slots a cached prefix is worth: a popular voice still spreads over all replicas."""
+
+
+class Owner(Protocol):
+    """What a replica tells the client that it belongs to."""
+
+    async def prepare(self, replica: Replica) -> None:
+        """Add the stored voices to a replica that has loaded."""
+
+    def stepped(self) -> None:
+        """A replica has made a step."""
+
+    def hear(self, event: Event) -> None:
+        """Deliver an event about a request."""
+
+    def in_use(self) -> bool:
+        """Is a request being prepared?"""
+
+    def changed(self) -> None:
+        """A replica's state or voices have changed."""
+
+
+class Replica:
+    """One worker.
+
+    Args:
+        number: which one, from 0.
+        engine: what it runs, with a single device.
+        server: time limits.
+        metrics: of this replica.
+        owner: told what happens.
+        reader: reads the texts of voices.
+        in_thread: run it in a thread of this process; for tests.
+    """
+
+    def __init__(
+        self,
+        number: int,
+        engine: EngineConfig,
+        server: ServerConfig,
+        metrics: Metrics,
+        owner: Owner,
+        reader: TextReader,
+        in_thread: bool,
+    ) -> None:
+        self.number = number
+        self.config = engine
+        self.metrics = metrics
+        self.worker = Supervisor(engine, server, metrics, self, in_thread)
+        self.voices: tuple[tuple[str, int], ...] = ()
+        self._owner = owner
+        self._reader = reader
+        self._speaking: dict[str, bool] = {}
+        """Requests sent and not ended; False between two parts of a text, when no slot is taken."""
+        self._asked: dict[str, asyncio.Future[Done]] = {}
+        """Answers that a caller waits for."""
+        self._warm: dict[str, None] = {}
+        """Voices spoken here, the latest last."""
+        self._reported: tuple[tuple[str, int], ...] = ()
+        """The worker's own list of voices, which grows while stored ones are added again."""
+
+    @property
+    def model(self) -> str:
+        return self.metrics.model
+
+    @property
+    def info(self) -> EngineInfo | None:
+        return self.worker.info
+
+    @property
+    def stats(self) -> Stats:
+        return self.worker.stats
+
+    @property
+    def failure(self) -> str | None:
+        """Why it is not ready, or failed last."""
+        return self.worker.failure
+
+    @property
+    def state(self) -> EngineState:
+        """Its own state, whether or not the server is draining."""
+        return self.worker.phase
+
+    @property
+    def accepts(self) -> bool:
+        """Can it speak, perhaps once it is loaded again?"""
+        return self.state in ACCEPTING
+
+    @property
+    def free(self) -> int:
+        """Slots that no request has or is about to have; negative if requests wait in it."""
+        slots = self.info.num_slots if self.info is not None else 0
+        return slots - sum(self._speaking.values())
+
+    @property
+    def asked(self) -> int:
+        """Voices being added or removed."""
+        return len(self._asked)
+
+    def merit(self, voice: str | None) -> tuple[bool, int]:
+        """How well it suits a request; the greatest is best."""
+        warm = WARM_SLOTS if voice in self._warm else 0
+        return self.state is EngineState.READY, self.free + warm
+
+    def speak(self, request: SpeechRequest) -> None:
+        """Send a request or its next part; events go to the owner."""
+        self._speaking[request.id] = True
+        if request.voice is not None:
+            self._warm.pop(request.voice, None)
+            self._warm[request.voice] = None
+            while len(self._warm) > WARM_VOICES:
+                del self._warm[next(iter(self._warm))]
+        self.worker.ask(Add(request))
+
+    def abort(self, request_id: str) -> None:
+        """End a request whose client left."""
+        self._speaking.pop(request_id, None)
+        self.worker.send(Abort(request_id))
+
+    def forget(self, conversation: str) -> None:
+        """Free what it holds of a conversation."""
+        if self.state in (EngineState.READY, EngineState.LOADING):
+            self.worker.send(Forget(conversation))
+
+    async def add_voice(self, name: str, speaker: int, segments: tuple[Segment, ...]) -> None:
+        """As `EngineClient.add_voice`, for this worker only."""
+        if not self.worker.preparing:
+            self._require()
+        request_id = uuid.uuid4().hex
+        segments = tuple([attrs.evolve(s, text=await self._reader.read(s.text)) for s in segments])
+        await self._done(request_id, AddVoice(request_id, name, speaker, segments))
+        self._warm.pop(name, None)
+
+    async def remove_voice(self, name: str) -> bool:
+        """As `EngineClient.remove_voice`, for this worker only."""
+        if self.state is EngineState.UNLOADED:
+            before = self.voices
+            self.voices = tuple(voice for voice in before if voice[0] != name)
+            return len(self.voices) < len(before)
+        if not self.worker.preparing:
+            self._require()
+        request_id = uuid.uuid4().hex
+        return await self._done(request_id, RemoveVoice(request_id, name))
+
+    def _require(self) -> None:
+        if not self.accepts:
+            raise Unavailable(f"the engine is down: {self.failure}")
+
+    async def _done(self, request_id: str, message: ToWorker) -> bool:
+        answer = self._asked[request_id] = asyncio.get_running_loop().create_future()
+        try:
+            self.worker.ask(message)
+            done: Done = await answer
+        finally:
+            self._asked.pop(request_id, None)
+        if done.error is not None:
+            raise done.error
+        return done.found
+
+    def loaded(self, info: EngineInfo) -> None:
+        self._hear_of_voices(info.voices)
+
+    async def prepare(self) -> None:
+        await self._owner.prepare(self)
+
+    def received(self, output: StepOutput) -> None:
+        for event in output.events:
+            self._route(event)
+        figures.stepped(self.metrics, output.stats, self.info)
+        self._owner.stepped()
+
+    def ended(self, reason: str) -> None:
+        speaking, self._speaking = self._speaking, {}
+        self._warm.clear()
+        for request_id in speaking:
+            self._owner.hear(Failed(request_id, Unavailable(reason)))
+        for request_id, answer in self._asked.items():
+            if not answer.done():
+                answer.set_result(Done(request_id, False, Unavailable(reason)))
+
+    def in_use(self) -> bool:
+        return bool(self._speaking or self._asked or self._owner.in_use())
+
+    def changed(self) -> None:
+        if self.state is EngineState.READY:
+            self._hear_of_voices(self._reported)
+        self.metrics.engine_up().set(self.accepts)
+        if self.state is EngineState.DEAD and not self.worker.draining:
+            log.error("%s: replica %d is dead: %s", self.model, self.number, self.failure)
+        self._owner.changed()
+
+    def _hear_of_voices(self, voices: tuple[tuple[str, int], ...]) -> None:
+        """Update the list of voices; while loading again, keep those still to be added."""
+        self._reported = voices
+        if self.state in (EngineState.LOADING, EngineState.RESTARTING):
+            voices = tuple(dict.fromkeys((*self.voices, *voices)))
+        self.voices = voices
+
+    def _route(self, event: Event) -> None:
+        if isinstance(event, Done):
+            if event.voices is not None:  # even if no caller waits for it any more
+                self._hear_of_voices(event.voices)
+            answer = self._asked.get(event.request_id)
+            if answer is not None and not answer.done():
+                answer.set_result(event)
+            return
+        if event.request_id not in self._speaking:  # aborted meanwhile
+            return
+        if isinstance(event, Finished) and event.more:
+            self._speaking[event.request_id] = False
+        elif isinstance(event, Failed | Finished):
+            del self._speaking[event.request_id]
+        self._owner.hear(event)
