@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import gc
 import logging
+import multiprocessing
 import signal
 import socket
 import sys
@@ -156,6 +157,9 @@ def run(configs: Sequence[EngineConfig], server: ServerConfig) -> int:
     gc.collect()
     gc.freeze()
     uvicorn_server.run(sockets=[listener])
+    # A second Ctrl-C cancels the gentle end of the workers; Python would wait for them at exit.
+    for worker in multiprocessing.active_children():
+        worker.kill()
     return uvicorn_server.exit_code
 
 

@@ -228,7 +228,7 @@ def speaking(engine: Engine, count: int, context: int, frames: int) -> list[Sequ
     rows = engine.scheduler.schedule()
     assert [row.slot for row in rows] == list(range(count)), "somebody speaks already"
     for row in rows:
-        row.delivery = Pacing(1 / codec.frame_rate)
+        row.pacing = Pacing(1 / codec.frame_rate)
         runner.assign(row)
         row.prefilled = context
     for cache in (runner.kv.keys, runner.kv.values):

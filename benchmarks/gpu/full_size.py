@@ -120,6 +120,9 @@ class _Shapes:
         self.names = set(tensors)
         self.read = tensors.__getitem__
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self.read(name).shape)
+
 
 def _hold(network: nn.Module, fp8: bool) -> None:
     """Weights in the form used on CUDA."""

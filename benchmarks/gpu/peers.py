@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from importlib.util import find_spec
 from statistics import median
 from typing import Any
 
@@ -52,6 +53,8 @@ def run(bench: Bench) -> None:
         return make
 
     def moshi() -> Any:
+        if find_spec("moshi") is None:
+            raise Skipped("moshi is not installed")
         from benchmarks.moshi_peer import Moshi
 
         config = json.loads((directory / "config.json").read_text())

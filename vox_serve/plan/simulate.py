@@ -27,7 +27,7 @@ from vox_serve.engine.prefix_cache import PrefixCache
 from vox_serve.engine.runner import ModelRunner
 from vox_serve.engine.sequence import Sequence
 from vox_serve.errors import RequestError
-from vox_serve.messages import Audio, Event, Failed, Finished, SpeechRequest, Started
+from vox_serve.messages import Audio, Event, Failed, Finished, Said, SpeechRequest, Started
 from vox_serve.model import CheckpointSpec, KVLayout, Model, Prompt
 from vox_serve.parts import Parts, in_parts
 from vox_serve.plan import virtual
@@ -162,7 +162,7 @@ class _Server:
                         return
                     self._submit(attrs.evolve(following, arrival=self._loop.time()))
                 else:
-                    assert isinstance(event, Started)
+                    assert isinstance(event, Started | Said)  # the engine remembers the turns
         finally:
             del self._open[name]
             self._engine.abort(name)

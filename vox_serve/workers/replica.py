@@ -47,6 +47,10 @@ WARM_SLOTS = 2
 class Owner(Protocol):
     """What a replica tells the client that it belongs to."""
 
+    @property
+    def state(self) -> EngineState:
+        """Of all replicas together."""
+
     async def prepare(self, replica: Replica) -> None:
         """Add the stored voices to a replica that has loaded."""
 
@@ -228,7 +232,8 @@ class Replica:
         if self.state is EngineState.READY:
             self._hear_of_voices(self._reported)
         self.metrics.engine_up().set(self.accepts)
-        if self.state is EngineState.DEAD and not self.worker.draining:
+        dead, all_dead = (one.state is EngineState.DEAD for one in (self, self._owner))
+        if dead and not all_dead and not self.worker.draining:  # the last one's end is reported
             log.error("%s: replica %d is dead: %s", self.model, self.number, self.failure)
         self._owner.changed()
 

@@ -132,4 +132,5 @@ def test_a_conversation_over_http(server: RunningServer) -> None:
 
 
 def positions(server: RunningServer, source: str) -> str:
-    return f'vox_serve_prompt_positions_total{{model="{server.client.model}",source="{source}"}}'
+    labels = f'model="{server.client.model}",replica="0",source="{source}"'
+    return f"vox_serve_prompt_positions_total{{{labels}}}"

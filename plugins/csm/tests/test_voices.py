@@ -43,7 +43,7 @@ def speak(server: RunningServer, **fields: object) -> bytes:
 
 def positions(server: RunningServer) -> np.ndarray:
     """Prompt positions since the start: those that were run, those that were restored."""
-    series = 'vox_serve_prompt_positions_total{{model="{}",source="{}"}}'
+    series = 'vox_serve_prompt_positions_total{{model="{}",replica="0",source="{}"}}'
     return np.array(
         [server.metric(series.format(server.client.model, s)) for s in ("prefilled", "restored")]
     )

@@ -27,7 +27,7 @@ from vox_serve_pocket_tts.model import PocketModel
 from vox_serve_pocket_tts.plugin import FlowParameters
 
 CHARACTERS = "▁etaoinshrdlucmfwypvbgkjqxz.,!?;:'ETAOINSHRDLUCMFWYPVBGKJQXZ0123456789"
-ENDLESS, AT_ONCE = 1e9, -1e9
+ENDLESS, AT_ONCE = 1e6, -1e6
 """End thresholds: never reached, and reached in the first frame whose logit counts."""
 LATENT = 8
 

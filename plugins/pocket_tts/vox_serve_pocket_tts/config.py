@@ -198,7 +198,9 @@ def _codec(
     mimi: Mapping[str, Any], seanet: Mapping[str, Any], stack: Mapping[str, Any]
 ) -> dict[str, Any]:
     """One side of the codec, by the names of transformers' `MimiConfig`."""
-    size = stack["d_model"]
+    size, heads = stack["d_model"], stack["num_heads"]
+    if size % (2 * heads):  # position embeddings turn pairs of numbers
+        raise CheckpointError(f"mimi's num_heads is {heads}: its double must divide {size}")
     supported = {
         "mimi.channels": (mimi["channels"], 1),
         "seanet.channels": (seanet["channels"], 1),
@@ -213,7 +215,7 @@ def _codec(
     return {
         "hidden_size": size,
         "intermediate_size": stack["dim_feedforward"],
-        "num_attention_heads": stack["num_heads"],
+        "num_attention_heads": heads,
         "num_hidden_layers": stack["num_layers"],
         "sliding_window": stack["context"],
         "hidden_act": "gelu_pytorch_tanh",
