@@ -3,7 +3,7 @@
     python -m benchmarks.pocket_tts [--threads 1 2] [--batches 1 4 16] [--rounds 3]
 
 Kyutai's package speaks one text at a time, so its figure is the same for every batch.  Random
-weights never end by themselves: each text is given so many frames.  Prints a table.
+weights never end by themselves, so each text gets a fixed number of frames.  Prints a table.
 """
 
 from __future__ import annotations

@@ -27,8 +27,8 @@ class SlotState(Protocol):
     def clear(self, slot: int) -> None:
         """Restore a slot's state row to what `allocate` made, whatever it contains.
 
-        Called when a sequence has failed: if its state holds NaN, beginning anew may not be
-        enough, because 0 x NaN is NaN even under a mask.
+        Called when a sequence has failed: if its state holds NaN, overwriting it may not
+        be enough, because 0 x NaN is NaN even under a mask.
         """
         ...
 

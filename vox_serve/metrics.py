@@ -207,7 +207,7 @@ class Metrics:
 
     requests_total = Row(Counter, "Requests by how they ended.", mode=MODES, outcome=OUTCOMES)
     finished_total = Row(Counter, "Sequences by finish reason.", reason=REASONS)
-    inaudible_total = Row(Counter, "Requests whose text has words and whose audio has no sound.")
+    inaudible_total = Row(Counter, "Requests whose text has words but whose audio is silent.")
     time_to_first_audio_seconds = Row(
         Histogram, "From the request's arrival to its first sound.", FIRST_AUDIO, mode=MODES
     )
@@ -217,7 +217,7 @@ class Metrics:
         Histogram, "Time of one engine step by phase.", STEP, phase=PHASES
     )
     real_time_factor = Row(
-        Histogram, "Time to speak a request over the length of its audio.", REAL_TIME
+        Histogram, "Time to speak a request divided by the length of its audio.", REAL_TIME
     )
     inter_chunk_gap_seconds = Row(Histogram, "Time between two pieces of one request's audio.", GAP)
     stream_underrun_seconds = Row(
@@ -229,26 +229,26 @@ class Metrics:
     reserved_codes_total = Row(Counter, "Codes outside the codec's codebooks, replaced by 0.")
     prompt_positions_total = ReplicaRow(
         Counter,
-        "Positions of prompts: run, or restored from the prefix cache.",
+        "Prompt positions: computed, or restored from the prefix cache.",
         source=SOURCES,
     )
     prefix_lookups_total = ReplicaRow(
         Counter, "Prompts looked up in the prefix cache.", result=RESULTS
     )
     prefixes = ReplicaRow(Gauge, "Prompt prefixes in the cache.")
-    conversations = Row(Gauge, "Conversations that are remembered.")
-    voices = Row(Gauge, "Voices that a request may ask for.")
+    conversations = Row(Gauge, "Conversations in memory.")
+    voices = Row(Gauge, "Voices that requests can use.")
     websocket_sessions = Row(Gauge, "Open WebSocket sessions.")
     engine_memory_bytes = ReplicaRow(
         Gauge, "Memory that the engine holds on its device: weights, slots, prefixes.", kind=MEMORY
     )
     device_memory_bytes = OpenRow(
-        Gauge, "Memory of the GPU, all its users included: used and free.", "replica", "kind"
+        Gauge, "Memory of the GPU, used by all its processes and free.", "replica", "kind"
     )
     connections = OpenRow(Gauge, "Connections that are open.")
     connections_refused_total = OpenRow(
         Counter,
-        "Connections for which there was no room (full), or that made room by waiting (evicted).",
+        "Connections refused because none was free (full), or closed to make room (evicted).",
         "reason",
     )
     batch_size = ReplicaRow(Histogram, "Rows of one engine step.", BATCH)
@@ -263,7 +263,7 @@ class Metrics:
     worker_restarts_total = ReplicaRow(
         Counter, "Times that the server restarted the engine worker."
     )
-    engine_unloads_total = ReplicaRow(Counter, "Times that an idle model was taken out of memory.")
+    engine_unloads_total = ReplicaRow(Counter, "Times that an idle model was unloaded.")
     admission_rejections_total = Row(
         Counter, "Requests rejected before they were queued.", reason=REJECTIONS
     )

@@ -97,8 +97,8 @@ class Model(Protocol):
     on the other rows, and only the cache and state of the model's own may be written to:
     `hidden` and `codes` may be the runner's own buffers.
 
-    A model with state of its own, a row per slot, is a `SlotState` too.  `prefill` begins the
-    rows of its slots anew.  Each function may be run again for the same frame, if it raised for
+    A model with state of its own, a row per slot, is a `SlotState` too.  `prefill` resets
+    the rows of its slots.  Each function may be run again for the same frame, if it raised for
     another row: what it writes must come out the same (`Sampler.frame` counts the frames).
 
     Shapes: B rows of the batch, K numbers per frame (the codec's), H hidden size.

@@ -88,8 +88,8 @@ ROWS: dict[str, tuple[Panel, ...]] = {
         Panel(
             "First audio, whole",
             "s",
-            "As beside, of requests that are answered when all is spoken: the engine's first "
-            "sound, not the client's.",
+            "The same for requests that are answered as one file: the engine's first sound, "
+            "not the client's.",
             quantiles("time_to_first_audio_seconds", 'mode="whole"'),
         ),
         Panel(
@@ -101,8 +101,8 @@ ROWS: dict[str, tuple[Panel, ...]] = {
         Panel(
             "Real-time factor",
             "none",
-            "Time to speak over the length of the audio, queue included; a player needs less "
-            "than 1.",
+            "Time to speak divided by the length of the audio, including the queue; playback "
+            "needs less than 1.",
             quantiles("real_time_factor"),
         ),
         Panel(
@@ -114,7 +114,7 @@ ROWS: dict[str, tuple[Panel, ...]] = {
         Panel(
             "How speech ended",
             "reqps",
-            "stop: the model said so; length: the cap was reached, many of which are runaways.",
+            "stop: the model ended it; length: cut at the limit, which is often a runaway.",
             ((rate("finished_total", "reason"), "{{reason}}"),),
         ),
         Panel(
@@ -132,7 +132,7 @@ ROWS: dict[str, tuple[Panel, ...]] = {
         Panel(
             "Time of a request",
             "s",
-            "From arrival to the last sound, of requests that ended well.",
+            "From arrival to the last sound, for requests that succeeded.",
             quantiles("request_seconds"),
         ),
     ),
@@ -140,7 +140,7 @@ ROWS: dict[str, tuple[Panel, ...]] = {
         Panel(
             "Slots and queue",
             "none",
-            "Requests that are spoken, in all and by each replica, those that wait, and the slots.",
+            "Requests being spoken (in total and per replica), requests that wait, and slots.",
             (
                 (gauge("slots_used"), "used"),
                 (gauge("slots_used", "model, replica"), "{{model}} {{replica}}"),
@@ -148,7 +148,7 @@ ROWS: dict[str, tuple[Panel, ...]] = {
                 (gauge("slots"), "slots"),
             ),
         ),
-        Panel("Time in the queue", "s", "Until a slot was free.", quantiles("queue_seconds")),
+        Panel("Time in the queue", "s", "Time until a slot was free.", quantiles("queue_seconds")),
         Panel(
             "Batch size",
             "none",
@@ -158,8 +158,8 @@ ROWS: dict[str, tuple[Panel, ...]] = {
         Panel(
             "Step time by phase",
             "s",
-            "p95. A step speaks one frame of each row; all phases together must stay below it "
-            "(0.08 s for CSM).",
+            "p95. A step makes one frame for each row; all phases together must take less time "
+            "than a frame lasts (0.08 s for CSM).",
             ((quantile(0.95, "engine_step_seconds", "phase"), "{{phase}}"),),
         ),
         Panel(
@@ -178,9 +178,9 @@ ROWS: dict[str, tuple[Panel, ...]] = {
             ),
         ),
         Panel(
-            "Kept",
+            "Kept in memory",
             "none",
-            "Prefixes, conversations and voices that are remembered; open WebSocket sessions.",
+            "Cached prefixes, conversations and voices; open WebSocket sessions.",
             (
                 (gauge("prefixes"), "prefixes"),
                 (gauge("conversations"), "conversations"),
@@ -195,9 +195,9 @@ ROWS: dict[str, tuple[Panel, ...]] = {
             ((rate("text_characters_total", "model"), "{{model}}"),),
         ),
         Panel(
-            "Processor",
+            "Processor cores",
             "none",
-            "Cores in use by process.",
+            "Cores that each process uses.",
             ((rate("process_cpu_seconds_total", "model, process"), "{{process}} {{model}}"),),
         ),
     ),
@@ -221,7 +221,7 @@ ROWS: dict[str, tuple[Panel, ...]] = {
         Panel(
             "Since the last step",
             "s",
-            "Age of the engine's last sign of life; idle engines give one every 0.25 s.",
+            "Age of the engine's last report; idle engines report every 0.25 s.",
             (
                 (
                     "max by (model, replica) (time() - "
@@ -233,7 +233,7 @@ ROWS: dict[str, tuple[Panel, ...]] = {
         Panel(
             "Restarts in the last hour",
             "none",
-            "Of the process (by whoever supervises it), and of workers by the server itself.",
+            "Restarts of the server by its supervisor, and of workers by the server.",
             (
                 (
                     "sum by (model, process) (changes("
@@ -243,7 +243,7 @@ ROWS: dict[str, tuple[Panel, ...]] = {
                 (
                     f"sum by (model, replica) (increase("
                     f"vox_serve_worker_restarts_total{{{MODEL}}}[1h]))",
-                    "restarted by the server {{model}} {{replica}}",
+                    "worker of {{model}} {{replica}}",
                 ),
             ),
         ),
@@ -261,7 +261,7 @@ ROWS: dict[str, tuple[Panel, ...]] = {
         Panel(
             "Memory of the models",
             "bytes",
-            "What an engine holds on its device; of a GPU also what all that run on it hold.",
+            "Memory an engine holds on its device; for a GPU, also what all its processes hold.",
             (
                 (gauge("engine_memory_bytes", "model, kind"), "{{model}} {{kind}}"),
                 (
@@ -273,7 +273,7 @@ ROWS: dict[str, tuple[Panel, ...]] = {
         Panel(
             "Descriptors",
             "percentunit",
-            "Open files and sockets, as a share of how many there may be.",
+            "Open files and sockets, as a share of the limit.",
             (
                 (
                     f"{gauge('process_open_fds', 'model, process')}"
@@ -285,16 +285,16 @@ ROWS: dict[str, tuple[Panel, ...]] = {
         Panel(
             "Engine errors",
             "reqps",
-            "By kind; and codes that the model made and the codec does not know.",
+            "By kind; also codes from the model that the codec does not know.",
             (
                 (rate("engine_errors_total", "kind"), "{{kind}}"),
                 (rate("reserved_codes_total"), "reserved codes"),
             ),
         ),
         Panel(
-            "What runs",
+            "Versions",
             "none",
-            "Version, torch and device.",
+            "Versions of vox_serve and torch, and the device.",
             (
                 (
                     f"sum by (model, version, torch, device) (vox_serve_build_info{{{MODEL}}})",
@@ -306,7 +306,7 @@ ROWS: dict[str, tuple[Panel, ...]] = {
     ),
     "Refusals": (
         Panel(
-            "Refused at the door",
+            "Rejected requests",
             "reqps",
             "By reason.",
             ((rate("admission_rejections_total", "reason"), "{{reason}}"),),
@@ -314,13 +314,13 @@ ROWS: dict[str, tuple[Panel, ...]] = {
         Panel(
             "HTTP responses",
             "reqps",
-            "cut: a stream that was not completed; 499: the client left before the status.",
+            "cut: a stream that was not completed; 499: the client left before the response.",
             ((rate("http_responses_total", "route, code"), "{{route}} {{code}}"),),
         ),
         Panel(
             "Clients that left",
             "reqps",
-            "By what they had when they left.",
+            "By what they had received when they left.",
             ((rate("client_disconnects_total", "phase"), "{{phase}}"),),
         ),
     ),

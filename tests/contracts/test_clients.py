@@ -1,10 +1,10 @@
 """What programs in the field do with our answers, rule by rule.
 
 The rules were read in the programs' own sources: livekit-plugins-openai 1.8.9, pipecat-ai 1.14.0,
-open-webui 0.12.4 and wyoming_openai (its repository, as of November 2026).  They are written
-anew here, as the programs themselves bring hundreds of packages; all but the HTTP client is left
-away.  LiveKit's and Pipecat's plugins have also been run against the `demo` voice, each format
-once.
+open-webui 0.12.4 and wyoming_openai (its repository, as of November 2026).  They are
+written again here without anything but the HTTP client, because the programs themselves bring
+hundreds of packages.  LiveKit's and Pipecat's plugins have also been run against
+the `demo` voice, each format once.
 """
 
 from __future__ import annotations

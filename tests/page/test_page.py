@@ -165,7 +165,7 @@ def demo_server() -> Iterator[RunningServer]:
 def test_the_page_has_its_picture_taken(
     demo_server: RunningServer, open_page: Opened, tmp_path: Path
 ) -> None:
-    """For docs/page*.png: VOX_WRITE_PICTURES=1 makes them anew."""
+    """For docs/page*.png: VOX_WRITE_PICTURES=1 makes them again."""
     page = open_page(demo_server, viewport={"width": 1000, "height": 900})
     text = "The sun was warm, and a light wind came from the sea. Nobody was in a hurry."
     page.get_by_label("Text", exact=True).fill(text)
