@@ -22,7 +22,9 @@ _LONGEST = 400
 
 _AROUND = "\"'“”‘’()[]*"
 _PLAIN_WORD = re.compile(r"[A-Za-z]?[a-z]*(?:['’-][a-z]+)*[,;:]?")
-_SHORT_FORM = re.compile(r"[b-df-hj-np-tv-xz]+|etc|inc|dept|approx|ca|est|ext|tel|ver|mi")
+_SHORT_FORM = re.compile(
+    r"[b-df-hj-np-tv-xz]+|etc|inc|dept|approx|ca|est|ext|tel|ver|mi|cf|viz|i{2,3}|iv|vi{1,3}|ix"
+)
 """Lower-case words that are not said as written."""
 _INITIALISM = re.compile(r"\W*(?:[^\W\d]\.)+[^\W\d]?\W*")
 _INNER_DOT = re.compile(r"(?<=[^\W\d])\.(?=\w)|(?<=\w)\.(?=[^\W\d])")
@@ -31,7 +33,14 @@ _LOOSE_DIGITS = str.maketrans(
     | {chr(0x2460 + n): f" {n + 1} " for n in range(20)}
 )
 """Subscripts (H₂O) and numbers in circles; the grammars know neither."""
-_OPERATORS = (("->", " → "), ("!=", " ≠ "), ("<=", " ≤ "), (">=", " ≥ "))
+_OPERATORS = (
+    ("->", " → "),
+    ("=>", " → "),
+    ("§§", " sections "),
+    ("!=", " ≠ "),
+    ("<=", " ≤ "),
+    (">=", " ≥ "),
+)
 _DIGITS = re.compile(r"\d[\d,.]*\d|\d")
 
 
@@ -65,7 +74,7 @@ def _sentence(sentence: str, spells: bool, day_first: bool) -> str:
     spoken = read(rewritten(sentence, day_first))
     if sentence.endswith("."):
         spoken = re.sub(r" dot\.?$", ".", spoken)  # after an address at the end
-    spoken = " ".join(map(_mended, spoken.split()))
+    spoken = " ".join(map(_mended, spoken.split())).replace(" 's", "'s")
     return without_signs(capitals(spoken) if spells else spoken, spells)
 
 
