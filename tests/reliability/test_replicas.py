@@ -8,9 +8,9 @@ import time
 from pathlib import Path
 
 from tests.conftest import until
+from tests.launched import Launched
 from tests.reliability.conftest import Start, figure, series
 from tests.reliability.test_restarts import CLIENTS, Load
-from tests.test_launch import Launched
 
 
 def first_worker(server: Launched) -> int:

@@ -11,9 +11,9 @@ import httpx
 import pytest
 
 from tests.conftest import until
+from tests.launched import Launched
 from tests.reliability.conftest import Start, figure, series
 from tests.reliability.test_soak import Held, held
-from tests.test_launch import Launched
 
 KILLS, CLIENTS = 5, 8
 

@@ -11,8 +11,8 @@ import attrs
 import httpx
 import pytest
 
+from tests.launched import Launched
 from tests.reliability.conftest import Start, figure
-from tests.test_launch import Launched
 
 WARM_UP, REQUESTS, CLIENTS = 2000, 5000, 8
 MIB = 2**20
