@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 import attrs
@@ -14,7 +14,9 @@ import pytest
 import uvicorn
 from litestar import Litestar
 
+from tests.launched import Launched, Start, launched
 from tests.tone import ToneModel
+from tests.waiting import until
 from vox_serve.config import EngineConfig, ServerConfig
 from vox_serve.engine.engine import Engine
 from vox_serve.messages import Audio, Failed, Finished, SpeechRequest, StepOutput
@@ -87,14 +89,6 @@ class RunningServer:
         until(lambda: not self.client.open_requests and not self.client.stats.running, seconds)
 
 
-def until(condition: Callable[[], bool], seconds: float = 5.0) -> None:
-    """Wait for a condition; fails the test when it does not come true in time."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "the condition did not come true in time"
-        time.sleep(0.01)
-
-
 @contextmanager
 def running_server(
     engine: EngineConfig = TONE,
@@ -138,3 +132,16 @@ def start_server() -> Iterator[Callable[..., RunningServer]]:
     """Start servers with settings of their own; they end with the test."""
     with ExitStack() as stack:
         yield lambda **settings: stack.enter_context(running_server(**settings))
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Start server processes; they end with the test."""
+    with ExitStack() as stack:
+
+        def enter(*flags: str, **environment: str) -> Launched:
+            server = stack.enter_context(launched(tmp_path / "log", *flags, **environment))
+            server.read_banner()
+            return server
+
+        yield enter

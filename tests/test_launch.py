@@ -4,125 +4,23 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import resource
 import signal
 import socket
-import subprocess
-import sys
 import time
-import uuid
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, Any
 
-import attrs
 import httpx
 import pytest
 
-from tests.conftest import until
+from tests.launched import TONE, Launched, Start, launched
+from tests.waiting import until
 from vox_serve import launch
 from vox_serve.config import ServerConfig
 from vox_serve.server.access.keys import new_key
 from vox_serve.workers.client import WorkerClient
-
-ROOT = Path(__file__).parent.parent
-TONE = ["--model", "tone", "--plugins", "tests.tone"]
-
-
-@attrs.define
-class Launched:
-    """A server process, started in a group of its own like one from a shell."""
-
-    process: subprocess.Popen[str]
-    mark: str
-    log: IO[str]
-    banner: str = ""
-    http: httpx.Client = attrs.field(factory=lambda: httpx.Client(timeout=30))
-
-    def read_banner(self) -> None:
-        lines = []
-        for line in self.process.stdout:
-            lines.append(line)
-            if line.rstrip().endswith("-o output.wav"):
-                break
-        self.banner = "".join(lines)
-        address = re.search(r"address +(http://\S+)", self.banner)
-        assert address, f"no banner but {self.banner!r}; log:\n{self.read_log()}"
-        self.http.base_url = address[1]
-
-    def read_log(self) -> str:
-        self.log.seek(0)
-        return self.log.read()
-
-    def processes(self) -> list[int]:
-        """All processes of this server: they carry a mark in their environment."""
-        found = []
-        for entry in Path("/proc").iterdir():
-            if entry.name.isdigit():
-                try:
-                    if self.mark.encode() in (entry / "environ").read_bytes():
-                        found.append(int(entry.name))
-                except OSError:  # ended meanwhile, or is not ours
-                    continue
-        return found
-
-    def worker(self) -> int:
-        """The engine's process: the child that is not the resource tracker."""
-        (pid,) = (
-            pid
-            for pid in self.processes()
-            if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()
-        )
-        return pid
-
-    def stream(self, **body: object):
-        return self.http.stream("POST", "/generate", json={"streaming": True, **body})
-
-    def end(self, seconds: float) -> int:
-        """Wait for the exit code; nothing may be left running."""
-        code = self.process.wait(seconds)
-        until(lambda: not self.processes(), 1)
-        return code
-
-
-@contextmanager
-def launched(log: Path, *flags: str, **environment: str) -> Iterator[Launched]:
-    mark = uuid.uuid4().hex
-    with log.open("w+") as file:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "vox_serve.launch", *TONE, "--port", "0", *flags],
-            cwd=ROOT,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "VOX_TEST_MARK": mark, **environment},
-            stdout=subprocess.PIPE,
-            stderr=file,
-            text=True,
-            start_new_session=True,
-        )
-        server = Launched(process, mark, file)
-        try:
-            with process.stdout, server.http:
-                yield server
-        finally:
-            for pid in server.processes():
-                os.kill(pid, signal.SIGKILL)
-            process.wait(10)
-
-
-Start = Callable[..., Launched]
-
-
-@pytest.fixture
-def start(tmp_path: Path) -> Iterator[Start]:
-    with ExitStack() as stack:
-
-        def enter(*flags: str, **environment: str) -> Launched:
-            server = stack.enter_context(launched(tmp_path / "log", *flags, **environment))
-            server.read_banner()
-            return server
-
-        yield enter
 
 
 def connect(server: Launched, body: bytes) -> socket.socket:
@@ -397,6 +295,38 @@ def test_the_log_is_json_for_machines(tmp_path: Path) -> None:
     assert failure["logger"] == "vox_serve.worker"
     assert failure["request_id"].startswith("bad-1/")
     assert "RuntimeError (--log-text shows its message)" in failure["traceback"]
+
+
+class Unread:
+    """A log whose reader does not read; it takes the place of a file's path."""
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
+
+    def open(self, mode: str) -> IO[str]:
+        return os.fdopen(self.descriptor, "w")
+
+
+def test_c_code_prints_and_nobody_reads_the_log() -> None:
+    reader, writer = os.pipe()
+    try:
+        with launched(Unread(writer)) as server:
+            server.read_banner()
+            for _ in range(2):
+                body = {"text": "5 frames loud"}
+                assert server.http.post("/generate", json=body, timeout=5).status_code == 200
+            assert server.http.get("/health", timeout=5).status_code == 200
+            server.process.send_signal(signal.SIGTERM)
+            assert server.end(20) == 0
+    finally:
+        os.close(reader)
+
+
+def test_the_last_words_of_a_worker_are_in_the_log(start: Start) -> None:
+    server = start("--on-worker-death", "restart")
+    assert server.http.post("/generate", json={"text": "crash"}).status_code == 503
+    until(lambda: "INFO vox_serve.printed: terminate called" in server.read_log())
+    assert "was killed by SIGABRT" in server.read_log()
 
 
 def test_traces_that_nobody_takes_hold_up_no_end(tmp_path: Path) -> None:

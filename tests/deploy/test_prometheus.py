@@ -25,7 +25,7 @@ from tests.conftest import until
 from tests.deploy.picture import Series, draw
 from tests.deploy.test_grafana import BOARD, TARGETS
 from tests.deploy.tools import DEPLOY, needs_prometheus, passes
-from tests.test_launch import Launched, launched
+from tests.launched import Launched, launched
 from vox_serve.server.websocket.route import PATH
 
 pytestmark = needs_prometheus

@@ -23,9 +23,9 @@ from websockets.sync.client import ClientConnection, connect
 
 from tests.audio.test_formats import EXTRA_SAMPLES, decode
 from tests.conftest import TONE, RunningServer, running_server, until
+from tests.launched import launched
 from tests.server.conftest import Gate, post_raw, value
 from tests.server.test_life import FRAME_BYTES, is_idle
-from tests.test_launch import launched
 from tests.tone import CHECKPOINT, ToneCodec
 from vox_serve.config import EngineConfig, ServerConfig
 from vox_serve.errors import Unavailable
