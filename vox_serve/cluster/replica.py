@@ -13,6 +13,7 @@ from pathlib import Path
 
 import attrs
 
+from vox_serve.audio import AudioUnreadable
 from vox_serve.config import EngineConfig, ServerConfig
 from vox_serve.errors import RequestError, Unavailable
 from vox_serve.logs import configure
@@ -27,10 +28,11 @@ from vox_serve.messages import (
     Stats,
 )
 from vox_serve.plugins import load_plugins
-from vox_serve.server.voices.store import VoiceStore, VoiceUnusable
+from vox_serve.server.voices.store import MAX_SECONDS, VoiceRecord, VoiceStore, VoiceUnusable
 from vox_serve.voice import Segment
 from vox_serve.workers.engines import Engines
 from vox_serve.workers.interface import EngineState, VoiceTaker
+from vox_serve.workers.reading import read_clip
 
 log = logging.getLogger("vox_serve.replica")
 NEXT_PART_SECONDS = 10.0
@@ -74,6 +76,7 @@ class Replica:
             self._started = True
             await self._client.start()
         while self._client.state is EngineState.STARTING:
+            self._changed.clear()
             await self._changed.wait()
         if self._client.state is EngineState.DEAD:
             raise Unavailable(f"the engine is down: {self._client.failure}")
@@ -155,24 +158,33 @@ class Replica:
         """Read a voice that was added while this replica was starting."""
         if self._store is None or any(name == known for known, _ in self._client.voices):
             return
-        if name in self._store.scan()[0]:
-            await self._load_voice(self._client, name)
+        if record := (await self._stored(self._store)).get(name):
+            await self._load_voice(self._client, self._store, name, record)
 
     async def _load_voices(self, client: VoiceTaker) -> None:
-        for name in self._store.scan()[0] if self._store is not None else ():
-            await self._load_voice(client, name)
-
-    async def _load_voice(self, client: VoiceTaker, name: str) -> None:
-        assert self._store is not None
-        assert client.info is not None
-        record = self._store.scan()[0].get(name)
-        if record is None or record.model not in (None, client.model):
+        if self._store is None:
             return
+        for name, record in (await self._stored(self._store)).items():
+            await self._load_voice(client, self._store, name, record)
+
+    async def _stored(self, store: VoiceStore) -> dict[str, VoiceRecord]:
+        """The model's voices in the directory."""
+        records, _ = await asyncio.to_thread(store.scan)
+        mine = (None, self._client.model)
+        return {name: record for name, record in records.items() if record.model in mine}
+
+    async def _load_voice(
+        self, client: VoiceTaker, store: VoiceStore, name: str, record: VoiceRecord
+    ) -> None:
+        assert client.info is not None
+        rate = client.info.sample_rate
         try:
-            audio = self._store.read(name, client.info.sample_rate)
-            segment = Segment(record.speaker, record.text, audio)
-            await client.add_voice(name, record.speaker, (segment,))
-        except (RequestError, VoiceUnusable) as error:
+            with await asyncio.to_thread(store.audio, name) as file:
+                audio = await read_clip(self._engines.clips, file, rate, MAX_SECONDS)
+            await client.add_voice(
+                name, record.speaker, (Segment(record.speaker, record.text, audio),)
+            )
+        except (AudioUnreadable, RequestError, VoiceUnusable) as error:
             log.error("%s in the voices directory cannot be used: %s", name, error)
 
 
