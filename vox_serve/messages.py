@@ -3,7 +3,7 @@
 To the worker: `Add`, `Abort`, `Forget`, `AddVoice`, `RemoveVoice`, `Shutdown`.  From the worker:
 `Ready` or `LoadFailed` once; then one `StepOutput` per engine step (or when idle), with the events
 of all its sequences; and `Alive` several times a second, whatever the engine is doing.  From a
-cluster, `Resized` when the number of its slots changes.
+cluster, `Changed` when its replicas do.
 """
 
 from __future__ import annotations
@@ -240,10 +240,10 @@ class Ready:
 
 
 @attrs.frozen
-class Resized:
-    """The engine has this many slots now: in a cluster, replicas come and go."""
+class Changed:
+    """What serves the model now: in a cluster, replicas come and go, and are updated."""
 
-    num_slots: int
+    info: EngineInfo
 
 
 @attrs.frozen
@@ -299,4 +299,4 @@ class Alive:
 
 
 ToWorker = Add | Abort | Forget | AddVoice | RemoveVoice | Shutdown
-FromWorker = Ready | Resized | LoadFailed | StepOutput | Alive
+FromWorker = Ready | Changed | LoadFailed | StepOutput | Alive

@@ -21,7 +21,9 @@ from vox_serve.messages import (
     Add,
     AddVoice,
     Alive,
+    Changed,
     Done,
+    EngineInfo,
     Event,
     Failed,
     Finished,
@@ -29,7 +31,6 @@ from vox_serve.messages import (
     FromWorker,
     Ready,
     RemoveVoice,
-    Resized,
     SpeechRequest,
     Stats,
     StepOutput,
@@ -69,7 +70,8 @@ class ClusterLink:
         self._keeps_voices = keeps_voices
         self._speaking: dict[str, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._slots = 0
+        self._info: EngineInfo | None = None
+        """What was reported last."""
         self._voices: tuple[tuple[str, int], ...] = ()
         self._frames = 0
         """Frames of the requests that have ended since the last report."""
@@ -215,7 +217,7 @@ class ClusterLink:
             missed = 0 if found else missed + 1
             if found:
                 self._tell(found)
-            elif self._slots and missed >= MISSED_POLLS:
+            elif self._info is not None and missed >= MISSED_POLLS:
                 ended("no replica of the engine answers")
                 return
             await asyncio.sleep(POLL_SECONDS)
@@ -224,7 +226,7 @@ class ClusterLink:
         """Be alive: whether replicas are is what `_watch` and Ray find out."""
         while True:
             await asyncio.sleep(POLL_SECONDS)
-            if self._slots:
+            if self._info is not None:
                 self._receive(Alive())
                 self._receive(StepOutput((), self._stats))
 
@@ -238,13 +240,15 @@ class ClusterLink:
         return [answer for answer in answers if not isinstance(answer, BaseException)]
 
     def _tell(self, found: list[Any]) -> None:
-        slots = sum(status.info.num_slots for status in found)
-        if not self._slots:
-            info = found[0].info
-            self._receive(Ready(attrs.evolve(info, num_slots=slots)))
-        elif slots != self._slots:
-            self._receive(Resized(slots))
-        self._slots = slots
+        info = attrs.evolve(
+            found[0].info,
+            num_slots=sum(status.info.num_slots for status in found),
+            load_seconds=max(status.info.load_seconds for status in found),
+            voices=found[0].voices,
+        )
+        if info != self._info:
+            self._receive(Ready(info) if self._info is None else Changed(info))
+        self._info = info
         self._stats = Stats(
             **{
                 name: sum(getattr(status.stats, name) for status in found)

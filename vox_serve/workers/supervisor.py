@@ -10,19 +10,17 @@ from collections.abc import Callable
 from functools import partial
 from typing import Protocol
 
-import attrs
-
 from vox_serve.config import ServerConfig
 from vox_serve.messages import (
     Abort,
     Add,
     Alive,
+    Changed,
     EngineInfo,
     Forget,
     FromWorker,
     LoadFailed,
     Ready,
-    Resized,
     Stats,
     StepOutput,
     ToWorker,
@@ -165,10 +163,9 @@ class Supervisor:
             self._listener.loaded(message.info)
             figures.loaded(self._metrics, message.info)
             self._preparation = asyncio.create_task(self._prepare(link))
-        elif isinstance(message, Resized):
-            if self.info is not None:
-                self.info = attrs.evolve(self.info, num_slots=message.num_slots)
-                figures.loaded(self._metrics, self.info)
+        elif isinstance(message, Changed):
+            self.info = message.info
+            figures.loaded(self._metrics, message.info)
         elif isinstance(message, LoadFailed):
             self._load_failed(message.message)
         elif isinstance(message, Alive):
