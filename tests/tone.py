@@ -103,7 +103,8 @@ class ToneModel:
             length += 1 + segment.codes.shape[1]
         if length >= self.max_positions:
             raise PromptTooLong("context is too long", "context")
-        pitch = 10 * (voice.speaker + 1) + len(text) % 10
+        heard = sum(int(segment.codes.sum()) for segment in context)
+        pitch = 10 * (voice.speaker + 1) + (len(text) + heard) % 10
         row = torch.tensor([frames, pitch, length, fault + 10 * ("unprefillable" in text)])
         return Prompt({"row": row.repeat(length, 1).float()})
 

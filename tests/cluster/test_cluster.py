@@ -27,6 +27,10 @@ pytestmark = [
 ]
 
 
+CONVERSATIONS = ("one", "two", "three", "four", "five")
+"""Enough to be on both nodes."""
+
+
 @pytest.fixture(scope="module")
 def single(cluster: RayCluster) -> Iterator[RunningServer]:
     """The plain server with the same settings; after `cluster`, for its environment."""
@@ -85,6 +89,15 @@ def outcomes(loads: list[Load]) -> list[str]:
     return [outcome for load in loads for outcome in load.outcomes]
 
 
+def speak_turn(cluster: RayCluster, single: RunningServer, number: int) -> None:
+    """Speak the next turn of each conversation, and compare with the single server."""
+    for name in CONVERSATIONS:
+        body = {"text": f"{number + 3} frames", "conversation": name, "seed": number}
+        answers = [one.http.post("/generate", json=body) for one in (cluster, single)]
+        assert [answer.status_code for answer in answers] == [200, 200]
+        assert answers[0].content == answers[1].content
+
+
 def pcm(content: bytes) -> bytes:
     """The samples, without a header that says how long they are."""
     return content[44:]
@@ -100,16 +113,11 @@ def test_its_bytes_are_those_of_the_single_server(cluster: RayCluster, single: R
             assert pcm(answers[0].content) == pcm(answers[1].content)
 
 
-def test_a_conversation_continues_on_the_node_that_has_it(
-    cluster: RayCluster, single: RunningServer
-):
-    for name in ("one", "two", "three"):
-        for turn in range(3):
-            body = {"text": f"{turn + 3} frames", "conversation": name, "seed": turn}
-            answers = [one.http.post("/generate", json=body) for one in (cluster, single)]
-            assert [answer.status_code for answer in answers] == [200, 200]
-            assert answers[0].content == answers[1].content
-    for name in ("one", "two", "three"):
+def test_conversations_are_those_of_the_single_server(cluster: RayCluster, single: RunningServer):
+    for turn in range(3):
+        speak_turn(cluster, single, turn)
+    for name in CONVERSATIONS:
+        assert single.http.delete(f"/conversations/{name}").status_code == 204
         assert cluster.http.delete(f"/conversations/{name}").status_code == 204
         assert cluster.http.delete(f"/conversations/{name}").status_code == 404
 
@@ -196,8 +204,9 @@ def test_a_rolling_update_fails_no_request_and_lets_a_stream_end(cluster: RayClu
     assert set(found) == {"200"}
 
 
-def test_a_killed_node_fails_its_own_requests_only(cluster: RayCluster):
+def test_a_killed_node_fails_its_own_requests_only(cluster: RayCluster, single: RunningServer):
     cluster.wait(slots=8)
+    speak_turn(cluster, single, number=0)
     loads = under_load(cluster, 6, {"text": "150 frames", "max_seconds": 13})
     time.sleep(2)
     slowly(lambda: cluster.health()["running"] >= 4, 10)
@@ -215,6 +224,7 @@ def test_a_killed_node_fails_its_own_requests_only(cluster: RayCluster):
     assert set(failed) <= {"503", "cut"}
     assert len(failed) <= 6, "more failed than were open"
     cluster.wait_idle()
+    speak_turn(cluster, single, number=1)  # also those that the lost node had spoken
 
 
 def test_first_audio_beside_the_plain_server(cluster: RayCluster, single: RunningServer):

@@ -335,8 +335,9 @@ class WorkerClient:
 
     def changed(self) -> None:
         if not self.accepts and self.state is not EngineState.DRAINING:
+            reason = self.failure
             for opened in list(self._waiting):
-                self.hear(Failed(opened.request.id, Unavailable(f"the engine is {self.state}")))
+                self.hear(Failed(opened.request.id, Unavailable(f"the engine is down: {reason}")))
             self._waiting.clear()
         self._give_out()
         self.metrics.ready().set(self.accepts)
