@@ -104,7 +104,7 @@ class ToneModel:
         if length >= self.max_positions:
             raise PromptTooLong("context is too long", "context")
         heard = sum(int(segment.codes.sum()) for segment in context)
-        pitch = 10 * (voice.speaker + 1) + (len(text) + heard) % 10
+        pitch = 10 * (voice.speaker + 1) + len(text) % 10 + heard % 7
         row = torch.tensor([frames, pitch, length, fault + 10 * ("unprefillable" in text)])
         return Prompt({"row": row.repeat(length, 1).float()})
 
