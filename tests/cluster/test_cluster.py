@@ -19,6 +19,7 @@ from websockets.sync.client import connect
 
 from tests.cluster.conftest import RayCluster, slowly
 from tests.conftest import TONE, RunningServer, running_server
+from vox_serve.config import EngineConfig
 
 pytestmark = [
     pytest.mark.cluster,
@@ -242,3 +243,17 @@ def test_first_audio_beside_the_plain_server(cluster: RayCluster, single: Runnin
         p50, p95 = statistics.median(found), statistics.quantiles(found, n=20)[-1]
         print(f"\nfirst audio, {name}: p50 {p50:.0f} ms, p95 {p95:.0f} ms", end="")
     print()
+
+
+def test_the_demo_voice_has_the_bytes_of_the_single_server(cluster: RayCluster):
+    """The last test: it replaces the tone."""
+    cluster.deploy(model="demo", plugins=[])
+    slowly(lambda: cluster.http.get("/models").json()["models"][0]["name"] == "demo", 60)
+    cluster.wait(slots=8)
+    with running_server(EngineConfig("demo", max_batch_size=4, deterministic=True)) as single:
+        texts = ["A night at sea.", "It was cold, and the wind did not stop. " * 40]
+        for seed, text in enumerate(texts):
+            body = {"text": text, "seed": seed, "streaming": seed == 0}
+            answers = [one.http.post("/generate", json=body) for one in (cluster, single)]
+            assert [answer.status_code for answer in answers] == [200, 200]
+            assert pcm(answers[0].content) == pcm(answers[1].content)

@@ -189,7 +189,11 @@ def test_waiting_requests_are_told_why_the_engine_is_down() -> None:
     asyncio.run(asyncio.wait_for(main(), 20))
 
 
-def test_a_turn_of_a_conversation_that_another_server_keeps() -> None:
+def test_a_turn_of_a_conversation_that_another_server_keeps(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("TONE_HEARS", "1")
+
     async def main() -> None:
         async with running() as client, running() as other:
 
