@@ -9,7 +9,7 @@ EXTRAS ?= dev
 # Arguments for a target's command: make serve ARGS="--port 9000 --model DIR"
 ARGS ?=
 
-.PHONY: help setup check test test-slow test-reliability test-oldest serve site bench bench-gpu dist lock dashboard page voice voice-eval clean
+.PHONY: help setup check test test-slow test-reliability test-cluster test-oldest serve site bench bench-gpu dist lock dashboard page voice voice-eval clean
 
 help:
 	@echo "make serve    install the runtime and serve on port 8000 (ARGS=... for flags)"
@@ -19,6 +19,7 @@ help:
 	@echo "make site     build the documentation as web pages, into build/site"
 	@echo "make test-slow  tests that take minutes (full-size model; about 8 GB of memory)"
 	@echo "make test-reliability  the promises of docs/operations.md that take minutes, with figures"
+	@echo "make test-cluster  a cluster of Ray on this machine (installs ray, 490 MB; some minutes)"
 	@echo "make test-oldest  the tests with the oldest supported dependencies, in $(OLDEST)"
 	@echo "make voice    retrain the demo voice (SIZE=cpu or gpu, WORK=folder; takes hours)"
 	@echo "make voice-eval  measure the demo voice beside its teacher (ARGS=--help)"
@@ -59,7 +60,7 @@ site: $(VENV)/.dev
 	@echo "build/site/index.html; to read and edit them live: $(BIN)/zensical serve"
 
 test: check
-	$(BIN)/pytest -n auto -m "not slow and not reliability" $(ARGS)
+	$(BIN)/pytest -n auto -m "not slow and not reliability and not cluster" $(ARGS)
 
 test-slow: $(VENV)/.dev
 	$(BIN)/pytest -m slow $(ARGS)
@@ -67,6 +68,13 @@ test-slow: $(VENV)/.dev
 # The promises of docs/operations.md that take minutes; each prints its figures.
 test-reliability: $(VENV)/.dev
 	$(BIN)/pytest -m reliability -s tests/reliability $(ARGS)
+
+$(VENV)/.ray: $(VENV)/.dev
+	$(BIN)/python -m pip install -e '.[dev,ray]' $(PROJECTS)
+	@touch $@
+
+test-cluster: $(VENV)/.ray
+	$(BIN)/pytest -m cluster -s tests/cluster $(ARGS)
 
 # The lower bounds of the pyproject files; and moshi, a second reference for Mimi.
 OLDEST ?= .venv-oldest
@@ -78,7 +86,7 @@ $(OLDEST)/.dev: $(PYPROJECTS)
 	@touch $@
 
 test-oldest: $(OLDEST)/.dev
-	$(OLDEST)/bin/pytest -n auto -m "not slow and not reliability" $(ARGS)
+	$(OLDEST)/bin/pytest -n auto -m "not slow and not reliability and not cluster" $(ARGS)
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.csm $(ARGS)

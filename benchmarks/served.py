@@ -17,7 +17,7 @@ import attrs
 from benchmarks.spread import spread
 from vox_serve.bench.command import Bench
 from vox_serve.bench.config import BenchConfig, find_target, read_texts
-from vox_serve.bench.figures import figures
+from vox_serve.bench.figures import Figures, figures
 from vox_serve.bench.load import plan
 
 HEADER_BYTES = 44
@@ -39,7 +39,7 @@ def measure(
         RuntimeError: the server did not start.
         BenchError: it did not answer.
     """
-    with _running(model) as (process, address):
+    with running(model) as (process, address):
         body = {"text": text, "temperature": 0, "streaming": True}
         streams = [_stream(f"{address}/generate", body) for _ in range(rounds + 1)][1:]
         loops = _closed_loop(address, clients, duration)
@@ -55,9 +55,12 @@ def measure(
 
 
 @contextmanager
-def _running(model: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+def running(model: str, *flags: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A server of this model, and its address."""
     command = [sys.executable, "-m", "vox_serve.launch", "--port", "0", "--log-level", "warning"]
-    process = subprocess.Popen([*command, "--model", model], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [*command, "--model", model, *flags], stdout=subprocess.PIPE, text=True
+    )
     assert process.stdout is not None
     try:
         for line in process.stdout:
@@ -88,6 +91,15 @@ def _stream(url: str, body: dict[str, Any]) -> tuple[float, float]:
 
 def _closed_loop(address: str, clients: Sequence[int], duration: float) -> list[dict[str, Any]]:
     config = BenchConfig(concurrency=tuple(clients), duration=duration)
+    return [attrs.asdict(found) for found in _measured(address, config)]
+
+
+def open_loop(address: str, rates: Sequence[float], duration: float) -> list[Figures]:
+    """The figures at each rate of requests per second, which arrive at random times."""
+    return _measured(address, BenchConfig(rate=tuple(rates), duration=duration, warmup=2))
+
+
+def _measured(address: str, config: BenchConfig) -> list[Figures]:
     found = Bench(find_target(address, None), config, read_texts(None))
     asyncio.run(found.measure(plan(config)))
-    return [attrs.asdict(figures(run)) for run in found.runs]
+    return [figures(run) for run in found.runs]

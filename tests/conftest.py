@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -26,7 +27,12 @@ from vox_serve.server.protocol import uvicorn_settings
 from vox_serve.workers.client import WorkerClient
 from vox_serve.workers.engines import Engines
 
-TONE = EngineConfig(model="tone", plugins=("tests.tone",), max_batch_size=4)
+TONE = EngineConfig(
+    model="tone",
+    plugins=("tests.tone",),
+    max_batch_size=4,
+    replicas=int(os.environ.get("TONE_REPLICAS", "1")),  # 2 in `make test-reliability`
+)
 
 
 @attrs.define

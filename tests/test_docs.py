@@ -55,9 +55,11 @@ NOT_RUN = {
     "docs/scaling.md": {
         "vox-serve plan costs.json": "minutes; its own tests run the command",
         "vox-serve plan benchmarks/results": "minutes",
+        "vox-serve cluster up": "a cluster; its own tests deploy to one",
     },
     "docs/how-to/examples.md": {"pip install av": "a registry"},
     "docs/how-to/kubernetes.md": {"docker build": "a cluster"},
+    "docs/how-to/kuberay.md": {"docker build": "a cluster"},
     "docs/how-to/livekit.md": {"import asyncio": "hundreds of packages"},
     "docs/how-to/openai-clients.md": {"export OPENAI_BASE_URL": "it only sets variables"},
     "docs/how-to/pipecat.md": {"from pipecat": "hundreds of packages"},

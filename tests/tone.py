@@ -5,9 +5,9 @@ a row needs is read back from its own slot of the key/value cache, so a mix-up o
 heard.  Words in a text make it misbehave: `nan` (non-finite logits at its third frame),
 `boom` (an exception at its third frame), `unprefillable`, `unspeakable`, `unpromptable`,
 `reserved` (a code outside the codec), `loud` (C code prints a megabyte), `crash` (C code prints a
-line and aborts).  TONE_DELAY seconds are slept in each emit;
-TONE_FRAME_SIZE makes frames large enough to fill a socket's buffers; TONE_LOAD_ERROR keeps
-the model from loading.
+line and aborts).  TONE_DELAY seconds are slept in each emit; TONE_FRAME_SIZE makes frames large
+enough to fill a socket's buffers; with TONE_HEARS, the pitch depends on the context;
+TONE_LOAD_ERROR keeps the model from loading.
 """
 
 from __future__ import annotations
@@ -110,7 +110,8 @@ class ToneModel:
             length += 1 + segment.codes.shape[1]
         if length >= self.max_positions:
             raise PromptTooLong("context is too long", "context")
-        pitch = 10 * (voice.speaker + 1) + len(text) % 10
+        heard = sum(int(s.codes.sum()) for s in context) if "TONE_HEARS" in os.environ else 0
+        pitch = 10 * (voice.speaker + 1) + len(text) % 10 + heard % 7
         row = torch.tensor([frames, pitch, length, fault + 10 * ("unprefillable" in text)])
         return Prompt({"row": row.repeat(length, 1).float()})
 

@@ -1,4 +1,4 @@
-"""vox-serve launch | say | bench | plan | models | plugins | new-plugin | new-key."""
+"""vox-serve launch | cluster | say | bench | plan | models | plugins | new-plugin | new-key."""
 
 from __future__ import annotations
 
@@ -54,6 +54,8 @@ def _parser() -> Parser:
         dest="command", required=True, metavar="COMMAND", parser_class=Parser
     )
     commands.add_parser("launch", help="serve a model over HTTP")
+    cluster = commands.add_parser("cluster", help="serve on several machines, with Ray Serve")
+    _add_cluster(cluster)
 
     say = commands.add_parser("say", help="speak a text into a file, or aloud, without a server")
     text = "what to say; - or nothing reads standard input"
@@ -103,6 +105,18 @@ def _parser() -> Parser:
     key.add_argument("name", help="whose it is: letters, digits, '_' and '-'")
     key.set_defaults(run=_new_key)
     return parser
+
+
+def _add_cluster(cluster: Parser) -> None:
+    actions = cluster.add_subparsers(
+        dest="action", required=True, metavar="ACTION", parser_class=Parser
+    )
+    up = actions.add_parser("up", help="deploy, or replace what runs without failing a request")
+    up.add_argument("config", type=Path, help="YAML file: models, server, ingress")
+    up.add_argument("--address", default="auto", help="of the Ray cluster (default: auto)")
+    shown = "print Ray Serve's configuration instead, for `serve deploy` or KubeRay"
+    up.add_argument("--print", action="store_true", dest="show", help=shown)
+    cluster.set_defaults(run=_cluster)
 
 
 def _say(arguments: argparse.Namespace) -> int:
@@ -156,6 +170,12 @@ def _bench(arguments: argparse.Namespace) -> int:
     from vox_serve.bench.command import bench  # imports tqdm
 
     return bench(arguments.url, read_flags(arguments, BenchConfig))
+
+
+def _cluster(arguments: argparse.Namespace) -> int:
+    from vox_serve.cluster.application import up
+
+    return up(arguments.config, arguments.address, arguments.show)
 
 
 def _plan(arguments: argparse.Namespace) -> int:

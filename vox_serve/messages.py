@@ -2,7 +2,8 @@
 
 To the worker: `Add`, `Abort`, `Forget`, `AddVoice`, `RemoveVoice`, `Shutdown`.  From the worker:
 `Ready` or `LoadFailed` once; then one `StepOutput` per engine step (or when idle), with the events
-of all its sequences; and `Alive` several times a second, whatever the engine is doing.
+of all its sequences; and `Alive` several times a second, whatever the engine is doing.  From a
+cluster, `Changed` when its replicas do.
 """
 
 from __future__ import annotations
@@ -239,6 +240,13 @@ class Ready:
 
 
 @attrs.frozen
+class Changed:
+    """What serves the model now: in a cluster, replicas come and go, and are updated."""
+
+    info: EngineInfo
+
+
+@attrs.frozen
 class LoadFailed:
     message: str
 
@@ -291,4 +299,4 @@ class Alive:
 
 
 ToWorker = Add | Abort | Forget | AddVoice | RemoveVoice | Shutdown
-FromWorker = Ready | LoadFailed | StepOutput | Alive
+FromWorker = Ready | Changed | LoadFailed | StepOutput | Alive

@@ -14,7 +14,7 @@ from tests.conftest import TONE
 from tests.workers.test_client import events_of
 from vox_serve.config import EngineConfig, ServerConfig
 from vox_serve.errors import Conflict, QueueFull, Unavailable
-from vox_serve.messages import Failed, Finished, SpeechRequest
+from vox_serve.messages import Audio, Failed, Finished, Said, SpeechRequest
 from vox_serve.metrics import Metrics
 from vox_serve.workers import life
 from vox_serve.workers.client import WorkerClient
@@ -169,5 +169,46 @@ def test_a_replica_that_cannot_be_loaded_is_refused_at_the_start(
         with pytest.raises(Unavailable, match="'nothing' is not a torch device"):
             async with running(engine):
                 pass
+
+    asyncio.run(asyncio.wait_for(main(), 20))
+
+
+def test_waiting_requests_are_told_why_the_engine_is_down() -> None:
+    async def main() -> None:
+        async with running(on_worker_death="exit") as client:
+            for name in "abcd":
+                client.submit(SpeechRequest(name, **LONG))
+            waiting = client.submit(SpeechRequest("e", "5 frames"))
+            for replica in client.replicas:
+                replica.worker.die("the engine worker ended with exit code 1")
+            (failed,) = await events_of(waiting)
+            assert failed.error.message == (
+                "the engine is down: the engine worker ended with exit code 1"
+            )
+
+    asyncio.run(asyncio.wait_for(main(), 20))
+
+
+def test_a_turn_of_a_conversation_that_another_server_keeps(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("TONE_HEARS", "1")
+
+    async def main() -> None:
+        async with running() as client, running() as other:
+
+            async def speak(one: WorkerClient, request: SpeechRequest) -> tuple[Said, bytes]:
+                events = await events_of(one.submit(request))
+                (said,) = [event for event in events if isinstance(event, Said)]
+                return said, b"".join(event.pcm for event in events if isinstance(event, Audio))
+
+            request = SpeechRequest("a", "5 frames", conversation="talk", turns=())
+            said, first = await speak(client, request)
+            assert len(client._conversations) == 0
+            again = attrs.evolve(request, id="b", turns=said.segments)
+            for one in (client, other):
+                said, second = await speak(one, again)
+                assert said.kept == 1
+                assert second != first, "the turn was not heard"
 
     asyncio.run(asyncio.wait_for(main(), 20))

@@ -94,8 +94,10 @@ class Prompts:
             prompt, cap = self._prompt(request, voice, context)
             turn = None
         else:
+            if request.turns is not None:  # the server keeps it, and lets one turn speak at a time
+                self.conversations.forget(request.conversation)
             conversation = self.conversations.begin(request.conversation, request.id)
-            if request.turns is not None:  # the server knows better
+            if request.turns is not None:
                 conversation.turns = tuple(map(as_tensors, request.turns))
             try:
                 context = self._encoded(request, voice, conversation.turns)

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from functools import partial
 
 import attrs
 
@@ -31,6 +32,7 @@ from vox_serve.voice import Segment
 from vox_serve.workers import figures
 from vox_serve.workers.interface import ACCEPTING, EngineClient, EngineState, VoiceTaker
 from vox_serve.workers.jobs import Jobs
+from vox_serve.workers.link import AnyLink, Link
 from vox_serve.workers.reading import TextReader, text_jobs
 from vox_serve.workers.replica import Replica
 
@@ -60,6 +62,7 @@ class WorkerClient:
         front_end: normalizes a text before it is cut and spoken.
         texts: where it does so; None: processes of this engine only.
         in_thread: run the workers in threads of this process; for tests.
+        link: makes the link to an engine; None starts workers of its own.
     """
 
     def __init__(
@@ -71,6 +74,7 @@ class WorkerClient:
         front_end: FrontEnd = AS_WRITTEN,
         texts: Jobs | None = None,
         in_thread: bool = False,
+        link: Callable[[], AnyLink] | None = None,
     ) -> None:
         self.config = engine
         self.server = server
@@ -79,9 +83,14 @@ class WorkerClient:
         self.reader = TextReader(front_end, texts or text_jobs(in_thread))
         self.on_change: Callable[[EngineClient], None] = lambda client: None
         self.before_ready: Callable[[VoiceTaker], Awaitable[None]] | None = None
+        links: list[Callable[[], AnyLink]] = (
+            [link]
+            if link is not None
+            else [partial(Link, config, server.log, in_thread) for config in engine.workers()]
+        )
         self.replicas: Sequence[Replica] = [
-            Replica(number, config, server, metrics.of(number), self, self.reader, in_thread)
-            for number, config in enumerate(engine.workers())
+            Replica(number, server, metrics.of(number), self, self.reader, make_link)
+            for number, make_link in enumerate(links)
         ]
         self._draining = False
         self._open: dict[str, OpenRequest] = {}
@@ -191,7 +200,7 @@ class WorkerClient:
         elif self.state is not EngineState.DRAINING:
             self.admit()
         conversation = None
-        if request.conversation is not None:
+        if request.conversation is not None and request.turns is None:
             conversation = self._conversations.begin(request.conversation, request.id)
             request = attrs.evolve(request, turns=conversation.turns)
         opened = self._open.setdefault(request.id, OpenRequest(request))
@@ -301,8 +310,7 @@ class WorkerClient:
         opened = self._open.get(event.request_id)
         if opened is None:
             return
-        if isinstance(event, Said):
-            assert opened.conversation is not None
+        if isinstance(event, Said) and opened.conversation is not None:
             turns = opened.conversation.turns
             opened.turns = (*turns[len(turns) - event.kept :], *event.segments)
             return
@@ -327,8 +335,9 @@ class WorkerClient:
 
     def changed(self) -> None:
         if not self.accepts and self.state is not EngineState.DRAINING:
+            reason = self.failure
             for opened in list(self._waiting):
-                self.hear(Failed(opened.request.id, Unavailable(f"the engine is {self.state}")))
+                self.hear(Failed(opened.request.id, Unavailable(f"the engine is down: {reason}")))
             self._waiting.clear()
         self._give_out()
         self.metrics.ready().set(self.accepts)

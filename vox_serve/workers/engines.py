@@ -6,6 +6,7 @@ import asyncio
 import os
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import attrs
@@ -19,6 +20,7 @@ from vox_serve.text import Lexicon, read_lexicon, with_lexicon
 from vox_serve.workers.client import WorkerClient
 from vox_serve.workers.devices import all_devices
 from vox_serve.workers.interface import EngineClient, EngineState, VoiceTaker
+from vox_serve.workers.link import AnyLink
 from vox_serve.workers.reading import audio_jobs, text_jobs
 
 
@@ -30,6 +32,7 @@ class Engines:
         server: queue bound and time limits, of each engine.
         plugins: the installed plugins; broken ones are counted.
         in_thread: run the workers in threads of this process; for tests.
+        link: makes the link to a model's engine; None starts a worker for each.
 
     Raises:
         UnknownModel, CheckpointError: a model's name cannot be resolved.
@@ -43,6 +46,7 @@ class Engines:
         plugins: Plugins,
         *,
         in_thread: bool = False,
+        link: Callable[[EngineConfig], AnyLink] | None = None,
     ) -> None:
         self.server = server
         self.created = int(time.time())
@@ -69,6 +73,7 @@ class Engines:
                 front_end=with_lexicon(front_end, lexicon),
                 texts=self.texts,
                 in_thread=in_thread,
+                link=partial(link, config) if link is not None else None,
             )
         (only, *others) = self._clients.values()
         self.metrics = only.metrics if not others else Metrics("", self.registry)

@@ -159,6 +159,9 @@ class EngineClient(Protocol):
         speech in progress is accepted even if the queue is full or the server is draining.  A
         request for an unloaded model loads it, and waits until it is ready.
 
+        A request with `turns` belongs to a conversation that another server keeps: its `Said` comes
+        out of the queue too.
+
         Raises:
             Unavailable, QueueFull: as `check_room`.
             Conflict: a turn of its conversation is being spoken.

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from queue import SimpleQueue
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from vox_serve.config import EngineConfig
 from vox_serve.logs import LogSettings, Printed
@@ -28,6 +28,26 @@ PR_SET_PDEATHSIG = 1
 """Of Linux's prctl: the signal that a process gets when its parent's thread ends."""
 M = TypeVar("M")
 log = logging.getLogger("vox_serve.client")
+
+
+class AnyLink(Protocol):
+    """Carries messages to one engine and back: a worker of this process, or a cluster."""
+
+    @property
+    def pid(self) -> int | None:
+        """The worker's process id; None if it is not a process of this machine."""
+
+    def start(self, receive: Callable[[FromWorker], None], ended: Callable[[str], None]) -> None:
+        """Start, and return at once; both functions are called in the event loop."""
+
+    def send(self, message: ToWorker) -> None:
+        """Send a message; it is lost if the engine has ended."""
+
+    def kill(self) -> None:
+        """End at once."""
+
+    async def stop(self) -> None:
+        """End, gently if possible."""
 
 
 class Link:

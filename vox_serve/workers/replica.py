@@ -8,11 +8,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
+from collections.abc import Callable
 from typing import Protocol
 
 import attrs
 
-from vox_serve.config import EngineConfig, ServerConfig
+from vox_serve.config import ServerConfig
 from vox_serve.errors import Unavailable
 from vox_serve.messages import (
     Abort,
@@ -34,6 +35,7 @@ from vox_serve.metrics import Metrics
 from vox_serve.voice import Segment
 from vox_serve.workers import figures
 from vox_serve.workers.interface import ACCEPTING, EngineState
+from vox_serve.workers.link import AnyLink
 from vox_serve.workers.reading import TextReader
 from vox_serve.workers.supervisor import Supervisor
 
@@ -72,28 +74,25 @@ class Replica:
 
     Args:
         number: which one, from 0.
-        engine: what it runs, with a single device.
         server: time limits.
         metrics: of this replica.
         owner: told what happens.
         reader: reads the texts of voices.
-        in_thread: run it in a thread of this process; for tests.
+        make_link: makes the link to its next worker.
     """
 
     def __init__(
         self,
         number: int,
-        engine: EngineConfig,
         server: ServerConfig,
         metrics: Metrics,
         owner: Owner,
         reader: TextReader,
-        in_thread: bool,
+        make_link: Callable[[], AnyLink],
     ) -> None:
         self.number = number
-        self.config = engine
         self.metrics = metrics
-        self.worker = Supervisor(engine, server, metrics, self, in_thread)
+        self.worker = Supervisor(server, metrics, self, make_link)
         self.voices: tuple[tuple[str, int], ...] = ()
         self._owner = owner
         self._reader = reader

@@ -6,14 +6,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Callable
 from functools import partial
 from typing import Protocol
 
-from vox_serve.config import EngineConfig, ServerConfig
+from vox_serve.config import ServerConfig
 from vox_serve.messages import (
     Abort,
     Add,
     Alive,
+    Changed,
     EngineInfo,
     Forget,
     FromWorker,
@@ -27,7 +29,7 @@ from vox_serve.metrics import Metrics
 from vox_serve.workers import figures
 from vox_serve.workers.interface import EngineState
 from vox_serve.workers.life import Pulse, Restarts
-from vox_serve.workers.link import Link
+from vox_serve.workers.link import AnyLink
 
 log = logging.getLogger("vox_serve.client")
 
@@ -58,20 +60,18 @@ class Supervisor:
     """Keeps one worker.
 
     Args:
-        engine: what the worker runs.
         server: time limits, and what to do when a worker dies.
         metrics: records the worker's figures.
         listener: told what happens.
-        in_thread: run the worker in a thread of this process; for tests.
+        make_link: makes the link to the next worker.
     """
 
     def __init__(
         self,
-        engine: EngineConfig,
         server: ServerConfig,
         metrics: Metrics,
         listener: Listener,
-        in_thread: bool,
+        make_link: Callable[[], AnyLink],
     ) -> None:
         self.phase = EngineState.STARTING
         """The worker's own state, whether or not the server is draining."""
@@ -80,12 +80,11 @@ class Supervisor:
         self.failure: str | None = None
         """Why the worker ended, until it is ready again."""
         self.draining = False
-        self._config = engine
         self._server = server
         self._metrics = metrics
         self._listener = listener
-        self._in_thread = in_thread
-        self._link: Link | None = None
+        self._make_link = make_link
+        self._link: AnyLink | None = None
         self._pulse: Pulse | None = None
         """The worker's signs of life, once its model is loaded."""
         self._held: list[ToWorker] = []
@@ -147,15 +146,15 @@ class Supervisor:
         self._fail_open(f"the engine is down: {reason}")
         self._set_phase(EngineState.DEAD)
 
-    def _new_link(self) -> Link:
-        self._link = Link(self._config, self._server.log, self._in_thread)
+    def _new_link(self) -> AnyLink:
+        self._link = self._make_link()
         return self._link
 
-    def _start(self, link: Link) -> None:
+    def _start(self, link: AnyLink) -> None:
         link.start(partial(self._receive, link), partial(self._ended, link))
         self._metrics.watch_process("worker", link.pid)
 
-    def _receive(self, link: Link, message: FromWorker) -> None:
+    def _receive(self, link: AnyLink, message: FromWorker) -> None:
         if link is not self._link:  # a worker that has been given up
             return
         if isinstance(message, Ready):
@@ -164,6 +163,9 @@ class Supervisor:
             self._listener.loaded(message.info)
             figures.loaded(self._metrics, message.info)
             self._preparation = asyncio.create_task(self._prepare(link))
+        elif isinstance(message, Changed):
+            self.info = message.info
+            figures.loaded(self._metrics, message.info)
         elif isinstance(message, LoadFailed):
             self._load_failed(message.message)
         elif isinstance(message, Alive):
@@ -175,7 +177,7 @@ class Supervisor:
             self.stats = message.stats
             self._listener.received(message)
 
-    async def _prepare(self, link: Link) -> None:
+    async def _prepare(self, link: AnyLink) -> None:
         """Let the listener prepare; the engine still starts if that fails."""
         try:
             await self._listener.prepare()
@@ -230,7 +232,7 @@ class Supervisor:
         self._beginning = asyncio.create_task(self._begin(self._new_link()))
         self._set_phase(EngineState.LOADING)
 
-    async def _begin(self, link: Link, delay: float = 0.0) -> None:
+    async def _begin(self, link: AnyLink, delay: float = 0.0) -> None:
         """Start a worker after the previous one has ended, so that its memory is free."""
         if self._ending is not None:
             await asyncio.wait((self._ending,))
@@ -247,7 +249,7 @@ class Supervisor:
         self._fail_open(f"the model cannot be loaded: {reason}")
         self._set_phase(EngineState.UNLOADED)
 
-    def _ended(self, link: Link, reason: str) -> None:
+    def _ended(self, link: AnyLink, reason: str) -> None:
         if link is self._link:
             self._lost(reason)
 
@@ -275,7 +277,7 @@ class Supervisor:
                 link.kill()
             self._ending = asyncio.create_task(link.stop())
 
-    def _part(self) -> Link | None:
+    def _part(self) -> AnyLink | None:
         """Ignore all further messages from the worker; the caller must end it."""
         link, self._link = self._link, None
         if self._preparation is not None:

@@ -1,0 +1,117 @@
+"""Measures several workers behind one queue, on this machine, with the demo voice.
+
+    python -m benchmarks.replicas                       load, then turns
+    python -m benchmarks.replicas --rate 3 6 --duration 20
+
+- Load: one and two replicas under the same open loop.  Each replica has one thread and `--slots`
+  slots, and the client shares the cores.
+- Turns: a conversation whose turns go to the replica that spoke the last one, beside one whose
+  turns go to the other replica each time.
+
+Prints a Markdown table for each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import time
+from statistics import median
+
+from benchmarks.served import open_loop, running
+from vox_serve.bench.figures import Figures
+from vox_serve.config import EngineConfig, ServerConfig
+from vox_serve.messages import Audio, Failed, Finished, SpeechRequest
+from vox_serve.metrics import Metrics
+from vox_serve.workers.client import WorkerClient
+
+TEXT = "The train to the coast leaves at nine, and it takes two hours to get there."
+TURNS = 8
+
+
+def load(rates: list[float], duration: float, slots: int) -> None:
+    """Print the figures of one and two replicas under each rate."""
+    print("| replicas | requests/s | first audio p50, p95 | real-time factor p50 | ok |")
+    print("|---|---|---|---|---|")
+    for replicas in (1, 2):
+        flags = ("--replicas", str(replicas), "--max-batch-size", str(slots))
+        with running("demo", *flags) as (_, address):
+            for found in open_loop(address, rates, duration):
+                print(f"| {replicas} {_row(found)}", flush=True)
+
+
+def _row(found: Figures) -> str:
+    first, factor = found.first_audio, found.real_time_factor
+    assert first.p50 is not None
+    assert first.p95 is not None
+    return (
+        f"| {found.load:g} | {1000 * first.p50:.0f} ms, {1000 * first.p95:.0f} ms "
+        f"| {factor.p50:.2f} | {found.ok} of {found.requests} |"
+    )
+
+
+async def turns(rounds: int) -> None:
+    """Print what a turn costs where the conversation is cached, and elsewhere."""
+    metrics = Metrics("demo")
+    client = WorkerClient(EngineConfig("demo", replicas=2), ServerConfig(), metrics)
+    await client.start()
+    await client.wait_ready()
+    times: dict[bool, list[list[float]]] = {
+        same: [[] for _ in range(TURNS)] for same in (True, False)
+    }
+    positions: dict[bool, float] = {}
+    for number in range(rounds + 1):  # the first is not counted
+        for same in (True, False):
+            name, before = f"{number} {same}", _prefilled(client)
+            for turn in range(TURNS):
+                seconds = await _speak(client, f"{name} {turn}", name)
+                if number:
+                    times[same][turn].append(seconds)
+                talk = client._conversations.begin(name)
+                client._conversations.end(talk)
+                assert talk.home is not None
+                talk.home = talk.home if same else 1 - talk.home
+            await client.forget(name)
+            positions[same] = _prefilled(client) - before
+    await client.stop()
+    print(f"| turn | {' | '.join(map(str, range(1, TURNS + 1)))} | positions run |")
+    print("|---|" + "---|" * (TURNS + 1))
+    for same, label in ((True, "the same replica"), (False, "the other replica")):
+        cells = " | ".join(f"{1000 * median(found):.0f}" for found in times[same])
+        print(f"| {label}, ms | {cells} | {positions[same]:.0f} |")
+
+
+def _prefilled(client: WorkerClient) -> float:
+    """Positions of prompts that were run through the model so far."""
+    return sum(
+        replica.metrics.prompt_positions_total("prefilled")._value.get()
+        for replica in client.replicas
+    )
+
+
+async def _speak(client: WorkerClient, request_id: str, conversation: str) -> float:
+    """Speak a turn; returns the seconds to its first audio."""
+    began, first = time.perf_counter(), None
+    events = client.submit(SpeechRequest(request_id, TEXT, conversation=conversation))
+    while not isinstance(event := await events.get(), Finished | Failed):
+        if isinstance(event, Audio) and first is None:
+            first = time.perf_counter() - began
+    assert first is not None, event
+    return first
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rate", type=float, nargs="*", default=[3.0, 6.0])
+    parser.add_argument("--duration", type=float, default=15.0)
+    parser.add_argument("--slots", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=5)
+    arguments = parser.parse_args()
+    if arguments.rate:
+        load(arguments.rate, arguments.duration, arguments.slots)
+    if arguments.rounds:
+        asyncio.run(turns(arguments.rounds))
+
+
+if __name__ == "__main__":
+    main()

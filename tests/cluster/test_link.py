@@ -1,0 +1,152 @@
+"""The link to a cluster, with a handle that has replicas of its own; needs no cluster."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+
+pytest.importorskip("ray", reason="needs the extra `ray`")
+
+from ray.exceptions import RayActorError
+
+from vox_serve.cluster import link as module
+from vox_serve.cluster.link import ClusterLink
+from vox_serve.errors import InvalidRequest, Unavailable
+from vox_serve.messages import (
+    Abort,
+    Add,
+    AddVoice,
+    Audio,
+    Done,
+    Failed,
+    Finished,
+    FinishReason,
+    FromWorker,
+    SpeechRequest,
+    StepOutput,
+)
+
+SOUND = Audio("one", b"..")
+END = Finished("one", FinishReason.STOP, 3, 0)
+
+
+class Responses:
+    """What a streaming call returns."""
+
+    def __init__(self, events: list[Any]) -> None:
+        self.cancelled = False
+        self._events = events
+
+    async def __aiter__(self) -> AsyncIterator[Any]:
+        for event in self._events:
+            if event is None:
+                await asyncio.Event().wait()
+            elif isinstance(event, Exception):
+                raise event
+            else:
+                yield event
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+
+class Handle:
+    """A deployment whose calls return, in order, what the test says."""
+
+    def __init__(self, *answers: list[Any]) -> None:
+        self.sessions: list[str | None] = []
+        self.calls: list[Responses] = []
+        self._answers = list(answers)
+        self.speak = self
+
+    def options(self, stream: bool, session_id: str | None = None) -> Handle:
+        self.sessions.append(session_id)
+        return self
+
+    def remote(self, *_: Any) -> Responses:
+        self.calls.append(Responses(self._answers.pop(0)))
+        return self.calls[-1]
+
+    def broadcast(self, *_: Any) -> Any:
+        raise RayActorError
+
+
+def events_of(messages: list[FromWorker]) -> list[Any]:
+    return [event for m in messages if isinstance(m, StepOutput) for event in m.events]
+
+
+async def run(handle: Handle, act: Callable[[ClusterLink], None], count: int) -> list[Any]:
+    """The first `count` events after `act`, or fewer if no more come."""
+    messages: list[FromWorker] = []
+    made = ClusterLink(handle, keeps_voices=False)
+    made.start(messages.append, lambda reason: None)
+    act(made)
+    for _ in range(100):
+        await asyncio.sleep(0.001)
+        if len(events_of(messages)) >= count:
+            break
+    await made.stop()
+    return events_of(messages)
+
+
+@pytest.fixture(autouse=True)
+def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "RETRY_SECONDS", (0.0, 0.0))
+
+
+def test_the_events_of_a_request_come_back():
+    handle = Handle([SOUND, END])
+    add = Add(SpeechRequest("one", "hello"))
+    assert asyncio.run(run(handle, lambda link: link.send(add), 2)) == [SOUND, END]
+    assert handle.sessions == [None]
+
+
+def test_a_request_that_was_not_heard_is_sent_again():
+    handle = Handle([RayActorError()], [RayActorError()], [SOUND, END])
+    add = Add(SpeechRequest("one", "hello"))
+    assert asyncio.run(run(handle, lambda link: link.send(add), 2)) == [SOUND, END]
+
+
+def test_a_request_that_was_heard_fails_with_its_replica():
+    handle = Handle([SOUND, RayActorError()])
+    add = Add(SpeechRequest("one", "hello"))
+    heard, failed = asyncio.run(run(handle, lambda link: link.send(add), 2))
+    assert heard == SOUND
+    assert isinstance(failed, Failed)
+    assert isinstance(failed.error, Unavailable)
+
+
+def test_a_request_fails_if_no_replica_answers():
+    handle = Handle(*[[RayActorError()]] * 3)
+    add = Add(SpeechRequest("one", "hello"))
+    (failed,) = asyncio.run(run(handle, lambda link: link.send(add), 1))
+    assert isinstance(failed.error, Unavailable)
+
+
+def test_a_conversation_is_a_session():
+    handle = Handle([END])
+    add = Add(SpeechRequest("one", "hello", conversation="c"))
+    asyncio.run(run(handle, lambda link: link.send(add), 1))
+    assert handle.sessions == ["c"]
+
+
+def test_an_abort_cancels_the_call():
+    handle = Handle([SOUND, None])
+
+    def act(link: ClusterLink) -> None:
+        link.send(Add(SpeechRequest("one", "hello")))
+        asyncio.get_running_loop().call_later(0.01, link.send, Abort("one"))
+
+    assert asyncio.run(run(handle, act, 2)) == [SOUND]
+    assert handle.calls[0].cancelled
+
+
+def test_voices_without_a_shared_directory_are_refused():
+    add = AddVoice("one", "anna", 0, ())
+    (done,) = asyncio.run(run(Handle(), lambda link: link.send(add), 1))
+    assert isinstance(done, Done)
+    assert isinstance(done.error, InvalidRequest)
+    assert "--voices-dir" in str(done.error)

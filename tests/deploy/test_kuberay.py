@@ -1,0 +1,148 @@
+"""The RayService manifest: valid, and true to the application that it deploys."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+
+from tests.deploy.tools import DEPLOY, passes, run, tool
+from vox_serve.cluster.application import serve_config
+from vox_serve.cluster.config import parse
+
+MANIFEST = DEPLOY / "kuberay" / "vox-serve.yaml"
+
+
+def closed(required: tuple[str, ...] = (), **fields: Any) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "properties": fields,
+        "required": list(required),
+        "additionalProperties": False,
+    }
+
+
+TEXT, NUMBER, FLAG, ANY = {"type": "string"}, {"type": "integer"}, {"type": "boolean"}, {}
+PARAMS = {"type": "object", "additionalProperties": TEXT}
+SCHEMA = closed(
+    ("apiVersion", "kind", "metadata", "spec"),
+    apiVersion={"const": "ray.io/v1"},
+    kind={"const": "RayService"},
+    metadata=ANY,
+    spec=closed(
+        ("serveConfigV2", "rayClusterConfig"),
+        serveService=ANY,
+        upgradeStrategy=ANY,
+        serveConfigV2=TEXT,
+        excludeHeadPodFromServeSvc=FLAG,
+        rayClusterConfig=closed(
+            ("headGroupSpec",),
+            suspend=FLAG,
+            managedBy=TEXT,
+            autoscalerOptions=ANY,
+            headServiceAnnotations=PARAMS,
+            enableInTreeAutoscaling=FLAG,
+            gcsFaultToleranceOptions=ANY,
+            rayVersion=TEXT,
+            headGroupSpec=closed(
+                ("template",),
+                template=ANY,
+                headService=ANY,
+                enableIngress=FLAG,
+                rayStartParams=PARAMS,
+                serviceType={"enum": ["ClusterIP", "NodePort", "LoadBalancer"]},
+            ),
+            workerGroupSpecs={
+                "type": "array",
+                "items": closed(
+                    ("groupName", "minReplicas", "maxReplicas", "template"),
+                    suspend=FLAG,
+                    groupName=TEXT,
+                    replicas=NUMBER,
+                    minReplicas=NUMBER,
+                    maxReplicas=NUMBER,
+                    idleTimeoutSeconds=NUMBER,
+                    rayStartParams=PARAMS,
+                    template=ANY,
+                    scaleStrategy=ANY,
+                    numOfHosts=NUMBER,
+                ),
+            },
+        ),
+    ),
+)
+"""The fields of `ray.io/v1`, from KubeRay's API reference; pods are checked by Kubernetes' own."""
+
+
+def documents() -> list[dict[str, Any]]:
+    return list(yaml.safe_load_all(MANIFEST.read_text()))
+
+
+def cluster() -> dict[str, Any]:
+    return documents()[0]["spec"]["rayClusterConfig"]
+
+
+def pods() -> list[dict[str, Any]]:
+    groups = [cluster()["headGroupSpec"], *cluster()["workerGroupSpecs"]]
+    return [group["template"]["spec"] for group in groups]
+
+
+def as_files(folder: Path, specs: list[dict[str, Any]]) -> list[Path]:
+    """The pods and the claim, each as a manifest of its own."""
+    made = [
+        {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "test"}, "spec": spec}
+        for spec in specs
+    ]
+    paths = []
+    for number, content in enumerate([*made, documents()[1]]):
+        paths.append(folder / f"{number}.yaml")
+        paths[-1].write_text(yaml.safe_dump(content))
+    return paths
+
+
+def test_the_manifest_has_the_fields_of_a_rayservice() -> None:
+    jsonschema.validate(documents()[0], SCHEMA)
+
+
+def test_the_schema_notices_a_mistake() -> None:
+    broken = copy.deepcopy(documents()[0])
+    broken["spec"]["rayClusterConfig"]["workerGroupSpecs"][0]["minReplica"] = 1
+    with pytest.raises(jsonschema.ValidationError, match="minReplica"):
+        jsonschema.validate(broken, SCHEMA)
+
+
+def test_kubernetes_accepts_its_pods_and_its_claim(tmp_path: Path) -> None:
+    command = (tool("kubernetes-validate"), "-k", "1.34", "--strict", *as_files(tmp_path, pods()))
+    assert passes(*command).count("passed") == 3
+
+
+def test_kubernetes_notices_a_mistake_in_a_pod(tmp_path: Path) -> None:
+    spec = {**pods()[0], "volume": []}
+    done = run(tool("kubernetes-validate"), "--strict", as_files(tmp_path, [spec])[0])
+    assert done.returncode != 0
+
+
+def test_what_it_deploys_is_what_the_command_prints() -> None:
+    content = yaml.safe_load(documents()[0]["spec"]["serveConfigV2"])
+    config = parse(content["applications"][0]["args"])
+    assert serve_config(config) == content
+
+
+def test_its_nodes_have_room_for_its_replicas() -> None:
+    content = yaml.safe_load(documents()[0]["spec"]["serveConfigV2"])
+    config = parse(content["applications"][0]["args"])
+    (group,) = cluster()["workerGroupSpecs"]
+    cpus = group["maxReplicas"] * int(group["rayStartParams"]["num-cpus"])
+    needed = sum(model.scale.max_replicas * model.scale.cpus for model in config.models)
+    assert needed + config.ingress.max_replicas * config.ingress.cpus <= cpus
+    assert pods()[1]["terminationGracePeriodSeconds"] > config.server.shutdown_timeout
+
+
+def test_ray_accepts_what_it_deploys() -> None:
+    schema = pytest.importorskip("ray.serve.schema", reason="needs the extra `ray`")
+    content = yaml.safe_load(documents()[0]["spec"]["serveConfigV2"])
+    schema.ServeDeploySchema.model_validate(content)
