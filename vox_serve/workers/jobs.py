@@ -26,6 +26,8 @@ from vox_serve.workers.job_process import Raised
 from vox_serve.workers.link import describe_exit
 
 MIB = 2**20
+START_SECONDS = 60.0
+"""How long a process may take to start, also on a machine that is busy."""
 T = TypeVar("T")
 log = logging.getLogger("vox_serve.jobs")
 
@@ -148,10 +150,7 @@ class _Process:
     def __init__(self, seconds: float, memory: int) -> None:
         self._seconds = seconds
         ours, theirs = socket.socketpair()
-        # The kernel limits each wait, so that a process that is stopped cannot hold this thread.
-        limit = struct.pack("ll", int(seconds), int(seconds % 1 * 1e6))
-        for option in (socket.SO_SNDTIMEO, socket.SO_RCVTIMEO):
-            ours.setsockopt(socket.SOL_SOCKET, option, limit)
+        _limit_waits(ours, START_SECONDS)
         # Not multiprocessing's `spawn`, which would import the server's main module.
         start = (
             f"import sys; sys.path[:] = {[str(Path(path).resolve()) for path in sys.path]}\n"
@@ -174,7 +173,10 @@ class _Process:
         try:
             self._connection.recv()
         except (EOFError, OSError) as error:
-            raise JobFailed(f"its process did not start: {self._why(error)}") from None
+            why = self._why(error, START_SECONDS)
+            raise JobFailed(f"its process did not start: {why}") from None
+        with socket.socket(fileno=os.dup(self._connection.fileno())) as ours:
+            _limit_waits(ours, self._seconds)
 
     def do(self, work: Callable[..., Any], args: tuple[Any, ...]) -> Any:
         """The result or a Raised.  Raises JobFailed; then this process is of no more use."""
@@ -182,7 +184,7 @@ class _Process:
             self._connection.send((work, args))
             return self._connection.recv()
         except (EOFError, OSError) as error:
-            raise JobFailed(self._why(error)) from None
+            raise JobFailed(self._why(error, self._seconds)) from None
 
     def kill(self) -> None:
         with contextlib.suppress(ProcessLookupError):
@@ -190,10 +192,17 @@ class _Process:
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(1)
 
-    def _why(self, error: Exception) -> str:
+    def _why(self, error: Exception, seconds: float) -> str:
         if isinstance(error, BlockingIOError):
-            return f"it took longer than {self._seconds:g} seconds"
+            return f"it took longer than {seconds:g} seconds"
         with contextlib.suppress(subprocess.TimeoutExpired):
             code = self._process.wait(1)
             return f"its process {describe_exit(code)}"
         return "its process failed"
+
+
+def _limit_waits(ours: socket.socket, seconds: float) -> None:
+    """Let the kernel limit each wait, so that a process that is stopped cannot hold its thread."""
+    limit = struct.pack("ll", int(seconds), int(seconds % 1 * 1e6))
+    for option in (socket.SO_SNDTIMEO, socket.SO_RCVTIMEO):
+        ours.setsockopt(socket.SOL_SOCKET, option, limit)
