@@ -8,8 +8,8 @@ import time
 from pathlib import Path
 
 from tests.conftest import until
-from tests.launched import Launched
-from tests.reliability.conftest import Start, figure, series
+from tests.launched import Launched, Start
+from tests.reliability.conftest import Promises, series
 from tests.reliability.test_restarts import CLIENTS, Load
 
 
@@ -22,7 +22,7 @@ def first_worker(server: Launched) -> int:
     )
 
 
-def test_one_of_two_replicas_killed_under_load(start: Start) -> None:
+def test_one_of_two_replicas_killed_under_load(start: Start, promises: Promises) -> None:
     server = start(
         "--replicas", "2", "--on-worker-death", "restart", "--log-level", "warning",
         TONE_DELAY="0.02",
@@ -54,9 +54,7 @@ def test_one_of_two_replicas_killed_under_load(start: Start) -> None:
     assert series(server, "requests_waiting") == series(server, "slots_used") == 0
     server.process.terminate()
     assert server.end(20) == 0
-    figure(
-        f"one of two replicas killed with {CLIENTS} clients",
-        answers=len(outcomes),
-        failed=len(failed),
-        seconds_until_it_was_back=round(back, 1),
-    )
+    name = "one of two replicas killed"
+    promises.note(name, f"requests of {CLIENTS} clients that fail", CLIENTS // 2 + 1,
+                  f"{len(failed)} of {len(outcomes)}")  # fmt: skip
+    promises.note(name, "it is back after", "60 s", f"{back:.1f} s")

@@ -6,14 +6,16 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable
+from pathlib import Path
 
+import attrs
 import httpx
-import pytest
 
 from tests.conftest import until
-from tests.launched import Launched
-from tests.reliability.conftest import Start, figure, series
-from tests.reliability.test_soak import Held, held
+from tests.launched import Launched, Start
+from tests.reliability.conftest import Promises, series
+from tests.reliability.resources import Traces, traces
 
 KILLS, CLIENTS = 5, 8
 
@@ -76,39 +78,49 @@ def under_load(server: Launched, kills: int) -> tuple[list[tuple[float, float]],
     return times, {outcome for load in loads for _, outcome in load.answers}
 
 
-def run(server: Launched) -> tuple[list[tuple[float, float]], set[str], Held, Held]:
+def run(
+    server: Launched, temporary: Path, kills: int = KILLS
+) -> tuple[list[tuple[float, float]], set[str], Traces, Traces]:
     under_load(server, 1)  # what stays after the first restart, such as threads, is not a leak
-    before, processes = held(server.process.pid), len(server.processes())
-    times, outcomes = under_load(server, KILLS)
-    assert series(server, "worker_restarts_total") == KILLS + 1
-    after = held(server.process.pid)
-    assert len(server.processes()) == processes, "a process was left"
+    before = traces(server, temporary)
+    times, outcomes = under_load(server, kills)
+    assert series(server, "worker_restarts_total") == kills + 1
+    after = traces(server, temporary)
+    assert after.processes == before.processes, "a process was left"
     return times, outcomes, before, after
 
 
-def test_a_worker_killed_five_times_under_load_leaves_nothing_behind(start: Start) -> None:
-    server = start("--on-worker-death", "restart", "--log-level", "warning", TONE_DELAY="0.02")
-    times, outcomes, before, after = run(server)
-    figure(
-        "worker killed five times under load",
-        health_after=f"{max(told for told, _ in times):.3f} s at most",
-        ready_after=", ".join(f"{ready:.1f} s" for _, ready in times),
-        answers=sorted(outcomes),
-        descriptors=f"{before.descriptors} -> {after.descriptors}",
-        threads=f"{before.threads} -> {after.threads}",
-    )
+FLAGS = ("--on-worker-death", "restart", "--log-level", "warning")
+
+
+def test_a_worker_killed_five_times_under_load_leaves_nothing_behind(
+    start: Start, promises: Promises, tmp_path: Path
+) -> None:
+    (temporary := tmp_path / "temporary").mkdir()
+    server = start(*FLAGS, TONE_DELAY="0.02", TMPDIR=str(temporary))
+    times, outcomes, before, after = run(server, temporary)
+    name = f"worker killed {KILLS} times under load"
+    told = f"{max(told for told, _ in times):.2f} s"
+    promises.note(name, "/health is 503 after", "1 s", told)
+    back = ", ".join(f"{ready:.0f}" for _, ready in times)
+    promises.note(name, "ready again after", "60 s", f"{back} s")
+    promises.note(name, "answers", "200, 503, cut", ", ".join(sorted(outcomes)))
+    for what, count in attrs.asdict(before).items():
+        figure = f"{count} -> {getattr(after, what)}"
+        promises.note(name, what.replace("_", " "), "as before", figure)
     assert outcomes <= {"200", "503", "cut"}
     assert {"200", "503"} <= outcomes
-    assert after.descriptors == before.descriptors
+    assert after.threads <= before.threads + 2  # of asyncio's pool
+    assert attrs.evolve(after, threads=before.threads) == before
     assert server.http.post("/generate", json={"text": "5 frames"}).status_code == 200
     server.process.send_signal(signal.SIGTERM)
     assert server.end(35) == 0
+    assert not list(temporary.iterdir())
 
 
-def test_a_worker_that_leaves_processes_is_noticed(start: Start) -> None:
-    server = start(
-        "--on-worker-death", "restart", "--log-level", "warning",
-        "--plugins", "tests.reliability.leaky", TONE_DELAY="0.02", LEAKY_SPAWN="1",
-    )  # fmt: skip
-    with pytest.raises(AssertionError, match="a process was left"):
-        run(server)
+def test_a_worker_that_leaves_processes_is_noticed(
+    broken: Callable[[str], Start], promises: Promises, tmp_path: Path
+) -> None:
+    fault = "leaves_processes"
+    with promises.fails(f"worker killed {KILLS} times under load", fault, "a process was left"):
+        run(broken(fault)(*FLAGS, TONE_DELAY="0.02"), tmp_path, kills=1)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import time
 from collections.abc import Awaitable, Callable
 
 import pytest
 
 from tests.conftest import TONE
-from tests.reliability.conftest import figure
+from tests.reliability.conftest import Promises
 from tests.tone import ToneModel
 from vox_serve.engine.engine import Engine
 from vox_serve.errors import RequestError
@@ -19,6 +20,9 @@ from vox_serve.plugins import load_plugins
 from vox_serve.workers.reading import TextReader, text_jobs
 
 LENGTH = 10_000
+MOST_GROWTH, LONGEST_HOLD = 8.0, 0.02
+TRIES = 3
+"""The best of several counts, because other processes disturb."""
 KINDS: dict[str, str] = {
     "digits": "7", "zeros": "0", "letters": "a", "capitals": "A", "commas": ",", "dots": ".",
     "numbers": "12 ", "money": "$1,000.50 ", "dates": "2024-01-02 ",
@@ -35,29 +39,35 @@ KINDS: dict[str, str] = {
 
 
 def seconds(read: Callable[[str], object], text: str) -> float:
-    start = time.perf_counter()
+    start = time.process_time()
     with contextlib.suppress(RequestError):
         read(text)
-    return time.perf_counter() - start
+    return time.process_time() - start
 
 
 def growth(read: Callable[[str], object], unit: str) -> float:
-    """The ratio of times for a text of LENGTH and a quarter of it; best of three, against noise."""
-
-    def best(length: int) -> float:
-        text = unit * (length // len(unit)) + " a"
-        return min(seconds(read, text) for _ in range(3))
-
-    return best(LENGTH) / max(best(LENGTH // 4), 0.002)
+    """The ratio of times for a text of LENGTH and a quarter of it."""
+    best = dict.fromkeys((LENGTH, LENGTH // 4), math.inf)
+    for _ in range(TRIES):
+        for length in (LENGTH, LENGTH // 4):
+            text = unit * (length // len(unit)) + " a"
+            best[length] = min(best[length], seconds(read, text))
+        ratio = best[LENGTH] / max(best[LENGTH // 4], 0.002)
+        if ratio < MOST_GROWTH:
+            break
+    return ratio
 
 
 async def longest_hold(work: Awaitable[object]) -> float:
-    """The longest time for which the event loop did nothing else while this was awaited."""
+    """The longest time for which this process did nothing else while this was awaited.
+
+    Seconds of the processor, of all threads, because each of them may hold the interpreter.
+    """
     waiting = asyncio.ensure_future(work)
-    worst, last = 0.0, time.perf_counter()
+    worst, last = 0.0, time.process_time()
     while not waiting.done():
         await asyncio.sleep(0.001)
-        now = time.perf_counter()
+        now = time.process_time()
         worst, last = max(worst, now - last), now
     with contextlib.suppress(RequestError):
         waiting.result()
@@ -73,52 +83,59 @@ def read() -> Callable[[str], object]:
     return front_end.read
 
 
-def test_four_times_the_text_takes_little_more_than_four_times_as_long(read) -> None:
+def test_four_times_the_text_takes_little_more_than_four_times_as_long(
+    read, promises: Promises
+) -> None:
     found = {kind: growth(read, unit) for kind, unit in KINDS.items()}
     worst = max(found, key=found.__getitem__)
-    figure("text, 4 x the length", worst=f"{worst}, {found[worst]:.1f} x the time")
-    assert found[worst] < 8
+    times = f"{found[worst]:.1f} times ({worst})"
+    promises.note("text", "4 times the text takes", "8 times", times)
+    assert found[worst] < MOST_GROWTH
 
 
-def test_no_text_holds_the_event_loop() -> None:
+def test_no_text_holds_the_event_loop(promises: Promises) -> None:
     front_end = load_plugins().resolve("demo").front_end
     assert front_end is not None
     info = Engine(ToneModel(), TONE).info("tone", "tone", 0.0)
+
+    async def held(reader: TextReader, unit: str) -> float:
+        best = math.inf
+        for _ in range(TRIES):
+            text = SpeechRequest("held", unit * (LENGTH // len(unit)))
+            best = min(best, await longest_hold(reader.split(text, info)))
+            if best < LONGEST_HOLD:
+                break
+        return best
 
     async def main() -> dict[str, float]:
         jobs = text_jobs()
         reader = TextReader(front_end, jobs)
         try:
             await reader.read("Warm up: 12 <b>$5</b>.")
-            return {
-                kind: min(
-                    [
-                        await longest_hold(
-                            reader.split(SpeechRequest(kind, unit * (LENGTH // len(unit))), info)
-                        )
-                        for _ in range(3)
-                    ]
-                )
-                for kind, unit in KINDS.items()
-            }
+            return {kind: await held(reader, unit) for kind, unit in KINDS.items()}
         finally:
             jobs.close()
 
     found = asyncio.run(main())
     worst = max(found, key=found.__getitem__)
-    figure("text, event loop held", worst=f"{worst}, {found[worst] * 1e3:.0f} ms")
-    assert found[worst] < 0.02
+    longest = f"{found[worst] * 1e3:.0f} ms ({worst})"
+    promises.note("text", "the event loop is held for", "20 ms", longest)
+    assert found[worst] < LONGEST_HOLD
 
 
-def test_a_reading_in_the_event_loop_is_noticed(read) -> None:
+def test_a_reading_in_the_event_loop_is_noticed(read, promises: Promises) -> None:
     async def reading() -> None:
         read("555-1234 " * 1000)
 
-    assert asyncio.run(longest_hold(reading())) > 0.02
+    with promises.fails("text", "reads in the event loop", "ms"):
+        held = asyncio.run(longest_hold(reading()))
+        assert held < LONGEST_HOLD, f"{held * 1e3:.0f} ms"
 
 
-def test_a_reading_that_is_quadratic_is_noticed() -> None:
+def test_a_reading_that_is_quadratic_is_noticed(promises: Promises) -> None:
     def quadratic(text: str) -> int:
         return sum(sum(map(ord, text[start:])) for start in range(0, len(text), 20))
 
-    assert growth(quadratic, "7") > 8
+    with promises.fails("text", "quadratic", "times"):
+        times = growth(quadratic, "7")
+        assert times < MOST_GROWTH, f"{times:.1f} times"
