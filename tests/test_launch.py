@@ -10,7 +10,7 @@ import socket
 import time
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import httpx
 import pytest
@@ -295,6 +295,38 @@ def test_the_log_is_json_for_machines(tmp_path: Path) -> None:
     assert failure["logger"] == "vox_serve.worker"
     assert failure["request_id"].startswith("bad-1/")
     assert "RuntimeError (--log-text shows its message)" in failure["traceback"]
+
+
+class Unread:
+    """A log whose reader does not read; it takes the place of a file's path."""
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
+
+    def open(self, mode: str) -> IO[str]:
+        return os.fdopen(self.descriptor, "w")
+
+
+def test_c_code_prints_and_nobody_reads_the_log() -> None:
+    reader, writer = os.pipe()
+    try:
+        with launched(Unread(writer)) as server:
+            server.read_banner()
+            for _ in range(2):
+                body = {"text": "5 frames loud"}
+                assert server.http.post("/generate", json=body, timeout=5).status_code == 200
+            assert server.http.get("/health", timeout=5).status_code == 200
+            server.process.send_signal(signal.SIGTERM)
+            assert server.end(20) == 0
+    finally:
+        os.close(reader)
+
+
+def test_the_last_words_of_a_worker_are_in_the_log(start: Start) -> None:
+    server = start("--on-worker-death", "restart")
+    assert server.http.post("/generate", json={"text": "crash"}).status_code == 503
+    until(lambda: "INFO vox_serve.printed: terminate called" in server.read_log())
+    assert "was killed by SIGABRT" in server.read_log()
 
 
 def test_traces_that_nobody_takes_hold_up_no_end(tmp_path: Path) -> None:

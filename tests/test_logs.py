@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import os
-import shlex
 import subprocess
 import sys
 from typing import Any
@@ -200,26 +198,13 @@ for _ in range(20_000):
         assert process.wait(20) == 0
 
 
-def test_prints_become_lines_and_wait_for_no_reader() -> None:
-    """As a plugin's do, in a worker whose stdout and stderr nobody reads."""
-    code = (
-        "import sys; from vox_serve.logs import *; configure(LogSettings()); redirect_prints()\n"
-        "print('one'); print('two', file=sys.stderr); print('x' * 1_000_000)\n"
-        "for number in range(20_000): print('more', number)\n"
-        "import os; os.write(3, b'done'); os._exit(0)"
-    )
-    log, said = os.pipe(), os.pipe()
-    try:
-        os.set_inheritable(said[1], True)
-        script = f"exec 3>&{said[1]}; exec {shlex.quote(sys.executable)} -c {shlex.quote(code)}"
-        with subprocess.Popen(
-            ["bash", "-c", script], stdout=log[1], stderr=log[1], pass_fds=[said[1]]
-        ) as process:
-            assert process.wait(20) == 0
-        assert os.read(said[0], 4) == b"done"
-        text = os.read(log[0], 65536).decode()
-    finally:
-        for descriptor in (*log, *said):
-            os.close(descriptor)
-    assert "INFO vox_serve.printed: one\n" in text
-    assert "INFO vox_serve.printed: two\n" in text
+def test_what_another_process_prints_becomes_lines(caplog: pytest.LogCaptureFixture) -> None:
+    printed = logs.Printed("tone")
+    with caplog.at_level("INFO"):
+        for piece in (b"one\ntw", b"o\r\n\n\xc3", b"\xa4\n", b"x" * 5000, b"\xff", b""):
+            printed.write(piece)
+    lines = [record.getMessage() for record in caplog.records]
+    assert lines[:3] == ["one", "two\r", "\xe4"]
+    assert "".join(lines[3:]) == "x" * 5000 + "\ufffd"
+    assert max(map(len, lines)) == logs.Printed.LONGEST
+    assert {record.fields["model"] for record in caplog.records} == {"tone"}

@@ -4,13 +4,15 @@ The first number in a text is how many frames it lasts (5 if there is none).  Ev
 a row needs is read back from its own slot of the key/value cache, so a mix-up of slots is
 heard.  Words in a text make it misbehave: `nan` (non-finite logits at its third frame),
 `boom` (an exception at its third frame), `unprefillable`, `unspeakable`, `unpromptable`,
-`reserved` (a code outside the codec).  TONE_DELAY seconds are slept in each emit;
+`reserved` (a code outside the codec), `loud` (C code prints a megabyte), `crash` (C code prints a
+line and aborts).  TONE_DELAY seconds are slept in each emit;
 TONE_FRAME_SIZE makes frames large enough to fill a socket's buffers; TONE_LOAD_ERROR keeps
 the model from loading.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
 import time
@@ -93,6 +95,11 @@ class ToneModel:
     def prompt(self, text: str, voice: Voice, context: Sequence[Segment]) -> Prompt:
         if "unspeakable" in text:
             raise UnspeakableText("text holds what no tone can say", "text")
+        if "loud" in text:
+            ctypes.CDLL(None).dprintf(1, b"%s\n", b"la" * 2**19)
+        if "crash" in text:
+            ctypes.CDLL(None).dprintf(2, b"terminate called\n")
+            os.abort()
         if "unpromptable" in text:
             raise RuntimeError("a bug in prompt")
         number = re.search(r"\d+", text)

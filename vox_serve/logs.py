@@ -7,6 +7,7 @@ passed to `begin` in this context.
 from __future__ import annotations
 
 import atexit
+import codecs
 import contextlib
 import io
 import json
@@ -49,13 +50,13 @@ class LogSettings:
     text: bool = False
 
 
-STDERR = 2
-"""The file descriptor; `sys.stderr` may be replaced by something without one."""
+STDOUT, STDERR = 1, 2
+"""The file descriptors; `sys.stderr` may be replaced by something without one."""
 
 
-def configure(settings: LogSettings) -> None:
-    """Set up this process to log to stderr, including warnings and uncaught exceptions."""
-    handler = Unhurried(STDERR)
+def configure(settings: LogSettings, descriptor: int = STDERR) -> None:
+    """Set up this process to log to a descriptor, including warnings and uncaught exceptions."""
+    handler = Unhurried(descriptor)
     handler.addFilter(RateLimit())
     handler.setFormatter(JSONLines(settings) if settings.format == "json" else Lines(settings))
     logging.basicConfig(level=settings.level.upper(), handlers=[handler])
@@ -128,36 +129,52 @@ class Unhurried(logging.Handler):
             self._thread.join(self.LAST_SECONDS)
 
 
-class Printed(io.TextIOBase):
-    """Takes the place of stdout and stderr where plugins run: what they print becomes log lines,
-    and so never waits for a reader that has stopped reading."""
+class Printed:
+    """Makes log lines of what another process prints.
+
+    Args:
+        model: which the process runs.
+    """
 
     LONGEST = 2000
     """Characters of a line; longer ones are cut into several."""
 
-    def __init__(self) -> None:
+    def __init__(self, model: str) -> None:
         self._log = logging.getLogger("vox_serve.printed")
+        self._extra = {"fields": {"model": model}}
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._rest = ""
 
-    def writable(self) -> bool:
-        return True
-
-    def write(self, text: str) -> int:
-        *lines, self._rest = (self._rest + text).split("\n")
-        if len(self._rest) > self.LONGEST:
+    def write(self, data: bytes) -> None:
+        """Log all lines that are complete; no data: also the last one."""
+        text = self._rest + self._decoder.decode(data, final=not data)
+        *lines, self._rest = text.split("\n")
+        if len(self._rest) > self.LONGEST or not data:
             lines, self._rest = [*lines, self._rest], ""
         for line in lines:
             for start in range(0, len(line.rstrip()), self.LONGEST):
-                self._log.info("%s", line[start : start + self.LONGEST])
-        return len(text)
+                self._log.info("%s", line[start : start + self.LONGEST], extra=self._extra)
 
 
-def redirect_prints() -> None:
-    """Log what this process prints, except to a terminal."""
-    for name in ("stdout", "stderr"):
-        stream = getattr(sys, name)
-        if stream is None or not stream.isatty():
-            setattr(sys, name, Printed())
+def redirect_prints(to: int) -> int:
+    """Redirect what this process prints, C code included, except to a terminal.
+
+    Args:
+        to: the descriptor that stdout and stderr become.
+
+    Returns:
+        a descriptor of the former stderr, for the log.
+    """
+    former = os.dup(STDERR)
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError, OSError, ValueError):  # it may be replaced
+            stream.flush()
+    for descriptor in (STDOUT, STDERR):
+        if not os.isatty(descriptor):
+            os.dup2(to, descriptor)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)
+    return former
 
 
 def _log_uncaught(*raised: Any) -> None:

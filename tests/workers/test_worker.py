@@ -22,10 +22,12 @@ def test_an_exception_that_ends_it_is_in_the_log_and_not_beside_it(
     def fails(*_: object, **__: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(worker, "configure", lambda settings: None)
+    monkeypatch.setattr(worker, "configure", lambda settings, descriptor: None)
+    monkeypatch.setattr(worker, "redirect_prints", lambda to: 2)
     monkeypatch.setattr(worker, "run", fails)
+    _, prints = Pipe(duplex=False)
     with pytest.raises(SystemExit) as ended:
-        worker.run_process(None, TONE, LogSettings())
+        worker.run_process(None, prints, TONE, LogSettings())
     assert ended.value.code == 1
     (record,) = caplog.records
     assert record.levelname == "CRITICAL"

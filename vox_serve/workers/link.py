@@ -12,17 +12,18 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from queue import SimpleQueue
 from typing import TypeVar
 
 from vox_serve.config import EngineConfig
-from vox_serve.logs import LogSettings
+from vox_serve.logs import LogSettings, Printed
 from vox_serve.messages import FromWorker, Shutdown, ToWorker
 from vox_serve.workers.threads import let_threads_sleep
 
 JOIN_SECONDS = 5.0
+PIPE_BYTES = 65536
 PR_SET_PDEATHSIG = 1
 """Of Linux's prctl: the signal that a process gets when its parent's thread ends."""
 M = TypeVar("M")
@@ -32,8 +33,9 @@ log = logging.getLogger("vox_serve.client")
 class Link:
     """Starts a worker and carries messages both ways, for one life of that worker.
 
-    Lives in the event loop; two threads do the blocking reads and writes of the pipe.  Imports no
-    torch: the worker module is imported where the worker runs.
+    Lives in the event loop; two threads do the blocking reads and writes of the pipe.  A third one
+    logs what the worker prints: plugins and C libraries in it never wait for a log that nobody
+    reads.  Imports no torch: the worker module is imported where the worker runs.
 
     Args:
         config: what the worker runs.
@@ -61,6 +63,7 @@ class Link:
         self._receive, self._ended = receive, ended
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
+        printed, prints = context.Pipe(duplex=False)
         if self._in_thread:
             self._worker = threading.Thread(
                 target=_thread_main, args=(theirs, self._config), name="engine", daemon=True
@@ -68,7 +71,7 @@ class Link:
         else:
             self._worker = context.Process(
                 target=_process_main,
-                args=(theirs, self._config, self._log, os.getpid()),
+                args=(theirs, prints, self._config, self._log, os.getpid()),
                 name="vox-serve-engine",
                 daemon=True,
             )
@@ -76,6 +79,11 @@ class Link:
         if isinstance(self._worker, BaseProcess):
             self.pid = self._worker.pid
             theirs.close()  # otherwise the pipe would stay open when the worker ends
+        prints.close()
+        self._listener = threading.Thread(
+            target=self._listen, args=(printed, self._worker), name="prints", daemon=True
+        )
+        self._listener.start()
         self._writer = threading.Thread(
             target=self._write, args=(ours,), name="to-engine", daemon=True
         )
@@ -134,6 +142,18 @@ class Link:
         connection.close()
         self._call(self._ended, reason or self._how_it_ended())
 
+    def _listen(self, printed: Connection, worker: BaseProcess | threading.Thread) -> None:
+        """Log what the worker prints, until it ends; its children may have the pipe for longer."""
+        lines, ended = Printed(self._config.model), False
+        sentinel = [worker.sentinel] if isinstance(worker, BaseProcess) else []
+        with printed:
+            while not ended:
+                ready = wait([printed, *sentinel])
+                data = os.read(printed.fileno(), PIPE_BYTES) if printed in ready else b""
+                ended = not data or len(ready) > 1
+                lines.write(data)
+        lines.write(b"")
+
     def _how_it_ended(self) -> str:
         """Wait until the worker, which has closed its end of the pipe, has ended.
 
@@ -151,6 +171,7 @@ class Link:
         else:
             reason = f"the engine worker {describe_exit(worker.exitcode)}"
         self._worker = None
+        self._listener.join(JOIN_SECONDS)
         worker.close()  # frees its descriptor at once
         return reason
 
@@ -172,7 +193,7 @@ def describe_exit(code: int) -> str:
 
 
 def _process_main(
-    connection: Connection, config: EngineConfig, log: LogSettings, server: int
+    connection: Connection, prints: Connection, config: EngineConfig, log: LogSettings, server: int
 ) -> None:
     # Ctrl-C and some supervisors signal the whole group.  The server handles that and lets running
     # requests end; this process ends with the pipe.
@@ -182,7 +203,7 @@ def _process_main(
     let_threads_sleep()
     from vox_serve.workers.worker import run_process
 
-    run_process(connection, config, log)
+    run_process(connection, prints, config, log)
 
 
 def end_with(server: int) -> None:

@@ -59,10 +59,12 @@ T = TypeVar("T")
 log = logging.getLogger("vox_serve.worker")
 
 
-def run_process(connection: Connection, config: EngineConfig, settings: LogSettings) -> None:
-    """Body of the worker process."""
-    configure(settings)
-    redirect_prints()
+def run_process(
+    connection: Connection, prints: Connection, config: EngineConfig, settings: LogSettings
+) -> None:
+    """Body of the worker process; what it prints goes to `prints`."""
+    with prints:
+        configure(settings, redirect_prints(prints.fileno()))
     try:
         run(connection, config, own_process=True)
     except Exception:  # otherwise multiprocessing would print it outside the log
