@@ -8,12 +8,15 @@ import time
 from collections.abc import Callable
 
 import httpx
+import pytest
 
 from tests.launched import Launched, Start
-from tests.reliability.conftest import Promises
+from tests.reliability.conftest import Promises, series
 from tests.reliability.resources import MIB, Held, held
 
 WARM_UP, REQUESTS, CLIENTS = 2000, 5000, 8
+TALKS = 20
+"""Conversations that each client goes on with."""
 MOST_GROWTH = 5 * MIB
 
 
@@ -27,33 +30,44 @@ def settled(server: Launched) -> dict[str, Held]:
     return {"server": held(server.process.pid), "worker": held(server.worker())}
 
 
-async def load(url: str, count: int, seed: int) -> None:
-    """Send `count` requests from `CLIENTS` clients; every other one stops after one chunk."""
+async def load(url: str, count: int, seed: int, talk: bool = False) -> None:
+    """Send `count` requests from `CLIENTS` clients; every other one stops after one chunk.
+
+    Args:
+        talk: most are turns of conversations: of ones that go on, or of one that is left open or
+            deleted after its first turn.
+    """
     chance = random.Random(seed)
     left = iter(range(count))
 
-    async def client() -> None:
+    async def client(me: int) -> None:
         limits = httpx.Limits(max_connections=1)
         async with httpx.AsyncClient(base_url=url, timeout=60, limits=limits) as http:
             for number in left:
                 body = {"text": f"{chance.randint(1, 12)} frames", "streaming": True}
+                once = f"once-{seed}-{number}"
+                if talk and number % 4:
+                    lasting = f"talk-{me}-{chance.randrange(TALKS)}"
+                    body["conversation"] = chance.choice((once, lasting))
                 async with http.stream("POST", "/generate", json=body) as response:
                     if response.status_code != 200:
                         raise AssertionError(await response.aread())
                     async for _ in response.aiter_raw():
                         if number % 2:
                             break
+                if body.get("conversation") == once and chance.random() < 0.5:
+                    await http.delete(f"/conversations/{once}")
 
-    await asyncio.gather(*(client() for _ in range(CLIENTS)))
+    await asyncio.gather(*map(client, range(CLIENTS)))
 
 
 def soak(
-    server: Launched, requests: int, warm_up: int = WARM_UP
+    server: Launched, requests: int, warm_up: int = WARM_UP, talk: bool = False
 ) -> tuple[dict[str, Held], dict[str, Held]]:
     url = str(server.http.base_url)
-    asyncio.run(load(url, warm_up, 0))
+    asyncio.run(load(url, warm_up, 0, talk))
     before = settled(server)
-    asyncio.run(load(url, requests, 1))
+    asyncio.run(load(url, requests, 1, talk))
     return before, settled(server)
 
 
@@ -67,18 +81,24 @@ def check(before: dict[str, Held], after: dict[str, Held]) -> None:
         assert now.threads <= before[process].threads + 2
 
 
+@pytest.mark.parametrize("talk", [False, True], ids=["texts", "conversations"])
 def test_five_thousand_requests_leave_memory_descriptors_and_threads_as_they_were(
-    start: Start, promises: Promises
+    start: Start, promises: Promises, talk: bool
 ) -> None:
-    server = start("--log-level", "warning")
-    before, after = soak(server, REQUESTS)
+    """Conversations have limits that are reached in the warm-up."""
+    limits = ("--max-conversations", "300", "--prefix-cache-mib", "1")
+    server = start("--log-level", "warning", *limits)
+    before, after = soak(server, REQUESTS, talk=talk)
+    kind = f"{REQUESTS} {'turns of conversations' if talk else 'requests'}"
     for process, now in after.items():
         was = before[process]
         grown = f"{(now.memory - was.memory) / MIB:.2f} MiB"
-        promises.note("soak", f"{process}, after {REQUESTS} requests", "5 MiB", grown)
+        promises.note("soak", f"{process}, after {kind}", "5 MiB", grown)
         for name in ("descriptors", "threads"):
             figure = f"{getattr(was, name)} -> {getattr(now, name)}"
             promises.note("soak", f"{process}, {name}", "as before", figure)
+    if talk:
+        promises.note("soak", "conversations open", 300, f"{series(server, 'conversations'):g}")
     check(before, after)
 
 

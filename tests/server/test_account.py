@@ -58,8 +58,10 @@ def test_a_whole_request(tone_server: RunningServer, caplog: pytest.LogCaptureFi
         "prefill_seconds",
         "queue_seconds",
         "seconds",
+        "send_seconds",
     }
-    assert all(0 < fields[key] <= 10 for key in seconds - {"encode_seconds", "queue_seconds"})
+    short = {"encode_seconds", "queue_seconds", "send_seconds"}
+    assert all(0 < fields[key] <= 10 for key in seconds - short)
     assert {key: value for key, value in fields.items() if key not in seconds} == {
         "model": "tone",
         "mode": "whole",
@@ -172,13 +174,14 @@ def spans(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], dict[str, Any]]:
     return wait
 
 
-def test_a_streams_life_as_spans_of_the_clients_trace(
-    spans: Callable[[int], dict[str, Any]], start_server: StartServer
+@pytest.mark.parametrize("streaming", [True, False])
+def test_a_requests_life_as_spans_of_the_clients_trace(
+    spans: Callable[[int], dict[str, Any]], start_server: StartServer, streaming: bool
 ) -> None:
     began = time.time_ns()
     server = start_server()
     headers = {"traceparent": PARENT, "X-Request-Id": "traced-1"}
-    body = {"text": "10 frames", "streaming": True}
+    body = {"text": "10 frames", "streaming": streaming}
     assert server.http.post("/generate", json=body, headers=headers).status_code == 200
     found = spans(6)
     assert set(found) == {"speech", "queue", "prefill", "first_audio", "encode", "send"}

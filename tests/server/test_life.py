@@ -176,6 +176,18 @@ def test_a_client_that_never_reads_is_dropped(
             read_stream(idle)
 
 
+def test_a_client_that_never_reads_a_whole_answer_is_dropped(
+    start_server: StartServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ToneCodec, "frame_size", 64_000)
+    server = start_server(server=ServerConfig(port=0, send_timeout=0.5))
+    body = {"text": "100 frames", "max_seconds": 8.0}
+    with post_raw(server, receive_buffer=4096, **body):
+        until(lambda: value(server, "requests_total", mode="whole", outcome="cancelled") == 1, 10)
+        assert server.http.post("/generate", json=body).status_code == 200
+    assert value(server, "client_disconnects_total", phase="stream") == 1
+
+
 def test_a_slow_reader_in_time_hears_everything(
     start_server: StartServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

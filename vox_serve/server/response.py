@@ -1,4 +1,4 @@
-"""Sends one request's audio as it is generated."""
+"""Sends one request's audio, as it is generated or as a whole file."""
 
 from __future__ import annotations
 
@@ -11,11 +11,14 @@ from litestar.response import Response
 from litestar.types import Receive, Scope, Send
 
 from vox_serve.errors import RequestError
+from vox_serve.server.account import Account
 from vox_serve.server.encoding import Encoding
 from vox_serve.server.errors import ClientGone
 from vox_serve.server.stream import AudioStream, unless_gone
 from vox_serve.workers.interface import EngineClient
 
+FILE_PIECE = 2**18
+"""Bytes of a whole file that are sent at once."""
 log = logging.getLogger("vox_serve.requests")
 
 
@@ -95,42 +98,39 @@ class HeadersOnly(Response[bytes]):
 
 
 class AudioResponse(Response[bytes]):
-    """Sends a stream; its first piece must be ready before the status is sent.
+    """Sends audio, and closes its request.
 
-    A failure after the first piece ends the connection without the final chunk, so that clients
-    do not mistake cut audio for complete audio.
+    A failure after the status ends the connection before the end of the body, so that clients do
+    not mistake cut audio for complete audio.
 
     Args:
-        audio: the stream, after its first piece has been taken.
-        first: that piece; None if there is no audio.
-        framing: how pieces are written to the body.
+        audio: what is closed at the end.
+        account: of the request.
         client: the engine, for its time limit and metrics.
     """
 
     def __init__(
         self,
-        audio: EncodedStream,
-        first: bytes | None,
-        framing: Framing,
+        audio: EncodedStream | AudioStream,
+        account: Account,
         client: EngineClient,
+        media_type: str,
         headers: Mapping[str, str],
     ) -> None:
-        super().__init__(b"", status_code=200, media_type=framing.media_type, headers=headers)
+        super().__init__(b"", status_code=200, media_type=media_type, headers=headers)
         self._audio = audio
-        self._first = first
-        self._framing = framing
+        self._account = account
         self._client = client
-        self._headers = headers
+        self._sent = [(b"content-type", media_type.encode())]
+        self._sent += [(k.lower().encode(), v.encode()) for k, v in headers.items()]
 
     def to_asgi_response(self, *args: Any, **kwargs: Any) -> Any:
         """Litestar calls what this returns to send the response."""
         return self._respond
 
     async def _respond(self, scope: Scope, receive: Receive, send: Send) -> None:
-        headers = [(b"content-type", self._framing.media_type.encode())]
-        headers += [(k.lower().encode(), v.encode()) for k, v in self._headers.items()]
         try:
-            await send({"type": "http.response.start", "status": 200, "headers": headers})
+            await send({"type": "http.response.start", "status": 200, "headers": self._sent})
             await self._send_all(receive, send)
             self._audio.close(None)
         except Exception as error:
@@ -149,23 +149,72 @@ class AudioResponse(Response[bytes]):
         responses.labels(self._client.model, template, "cut").inc()
 
     async def _send_all(self, receive: Receive, send: Send) -> None:
-        piece = self._first
-        while piece is not None:
-            await self._send(send, self._framing.piece(piece))
-            try:
-                piece = await unless_gone(receive, self._audio.next())
-            except RequestError as error:
-                await self._send(send, self._framing.failure(error))
-                raise
-        await self._send(send, self._framing.end(self._audio.stream))
-        await self._send(send, b"", more=False)
+        """Send the body."""
+        raise NotImplementedError
 
     async def _send(self, send: Send, body: bytes, more: bool = True) -> None:
         if more and not body:
             return
         try:
-            with self._audio.stream.account.busy("send"):
+            with self._account.busy("send"):
                 async with asyncio.timeout(self._client.server.send_timeout):
                     await send({"type": "http.response.body", "body": body, "more_body": more})
         except (TimeoutError, OSError):
             raise ClientGone from None
+
+
+class StreamResponse(AudioResponse):
+    """Sends a stream as it is generated, in chunks.
+
+    Args:
+        stream: the audio, after its first piece has been taken.
+        first: that piece; None if there is no audio.
+        framing: how pieces are written to the body.
+    """
+
+    def __init__(
+        self,
+        stream: EncodedStream,
+        first: bytes | None,
+        framing: Framing,
+        client: EngineClient,
+        headers: Mapping[str, str],
+    ) -> None:
+        super().__init__(stream, stream.stream.account, client, framing.media_type, headers)
+        self._stream = stream
+        self._first = first
+        self._framing = framing
+
+    async def _send_all(self, receive: Receive, send: Send) -> None:
+        piece = self._first
+        while piece is not None:
+            await self._send(send, self._framing.piece(piece))
+            try:
+                piece = await unless_gone(receive, self._stream.next())
+            except RequestError as error:
+                await self._send(send, self._framing.failure(error))
+                raise
+        await self._send(send, self._framing.end(self._stream.stream))
+        await self._send(send, b"", more=False)
+
+
+class FileResponse(AudioResponse):
+    """Sends a whole file, in pieces, so that a client that does not read it is noticed."""
+
+    def __init__(
+        self,
+        stream: AudioStream,
+        content: bytes,
+        media_type: str,
+        client: EngineClient,
+        headers: Mapping[str, str],
+    ) -> None:
+        headers = {**headers, "Content-Length": str(len(content))}
+        super().__init__(stream, stream.account, client, media_type, headers)
+        self._content = content
+
+    async def _send_all(self, receive: Receive, send: Send) -> None:
+        *pieces, last = range(0, len(self._content), FILE_PIECE) or (0,)
+        for start in pieces:
+            await self._send(send, self._content[start : start + FILE_PIECE])
+        await self._send(send, self._content[last:], more=False)

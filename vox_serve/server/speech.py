@@ -25,7 +25,13 @@ from vox_serve.server.encoding import Encoding
 from vox_serve.server.fields import CONVERSATION, CONVERSATION_RULE, Integer, one_of, sampling
 from vox_serve.server.owner import Owner, owner_of
 from vox_serve.server.requests import OpenRequests, request_id
-from vox_serve.server.response import AudioResponse, EncodedStream, Framing, HeadersOnly
+from vox_serve.server.response import (
+    EncodedStream,
+    FileResponse,
+    Framing,
+    HeadersOnly,
+    StreamResponse,
+)
 from vox_serve.server.stream import AudioStream, unless_gone
 from vox_serve.text import Normalize, check_pronunciations
 from vox_serve.workers.engines import Engines
@@ -282,7 +288,7 @@ async def _streamed(
         first = await unless_gone(request.receive, audio.next())
         headers = _headers(request, audio.stream.account, audio.stream.request, order)
         headers |= _ended(audio.stream.finished)  # rarely known by now
-        return AudioResponse(audio, first, order.framing, order.client, headers)
+        return StreamResponse(audio, first, order.framing, order.client, headers)
     except BaseException as error:
         audio.close(error)
         raise
@@ -302,12 +308,13 @@ async def _whole(request: AnyRequest, stream: AudioStream, order: SpeechOrder) -
 
     try:
         content = await unless_gone(request.receive, gather())
+        headers = _headers(request, stream.account, stream.request, order)
+        headers |= _ended(stream.finished)
+        kind = order.audio_format.media_type
+        return FileResponse(stream, content, kind, order.client, headers)
     except BaseException as error:
         stream.close(error)
         raise
-    stream.close(None)
-    headers = _headers(request, stream.account, stream.request, order) | _ended(stream.finished)
-    return Response(content, media_type=order.audio_format.media_type, headers=headers)
 
 
 def _headers(
