@@ -18,7 +18,7 @@ help:
 	@echo "make check    ruff, mypy, import contract, the documentation's links"
 	@echo "make site     build the documentation as web pages, into build/site"
 	@echo "make test-slow  tests that take minutes (full-size model; about 8 GB of memory)"
-	@echo "make test-reliability  the promises of docs/operations.md that take minutes, with figures"
+	@echo "make test-reliability  the promises of docs/operations.md, with their figures (ten minutes)"
 	@echo "make test-cluster  a cluster of Ray on this machine (installs ray, 490 MB; some minutes)"
 	@echo "make test-oldest  the tests with the oldest supported dependencies, in $(OLDEST)"
 	@echo "make voice    retrain the demo voice (SIZE=cpu or gpu, WORK=folder; takes hours)"
@@ -65,9 +65,9 @@ test: check
 test-slow: $(VENV)/.dev
 	$(BIN)/pytest -m slow $(ARGS)
 
-# The promises of docs/operations.md that take minutes; each prints its figures.
+# The promises of docs/operations.md, with a table of their figures.
 test-reliability: $(VENV)/.dev
-	$(BIN)/pytest -m reliability -s tests/reliability $(ARGS)
+	$(BIN)/pytest -m reliability tests/reliability $(ARGS)
 
 $(VENV)/.ray: $(VENV)/.dev
 	$(BIN)/python -m pip install -e '.[dev,ray]' $(PROJECTS)
