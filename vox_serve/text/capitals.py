@@ -7,7 +7,7 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 
-from vox_serve.text.grammar import cardinal
+from vox_serve.text.grammar import cardinal, octet
 
 _AROUND = "\"'“”‘’()[]*.,;:!?"
 _INITIALS = frozenset("US IT LA ID".split())  # words if other words are in capitals too
@@ -30,8 +30,8 @@ def capitals(text: str) -> str:
 
 
 _ORGANISATION = re.compile(r"\b([Tt]he) WHO\b")  # without "the" it is the question word
-_ROMAN = re.compile(r"(?:XL|L?X{0,3})(?:IX|IV|V?I{0,3})")
-_VALUES = {"I": 1, "V": 5, "X": 10, "L": 50}
+_ROMAN = re.compile(r"M{0,3}(?:CM|CD|D?C{0,3})(?:XC|XL|L?X{0,3})(?:IX|IV|V?I{0,3})")
+_VALUES = {"I": 1, "V": 5, "X": 10, "L": 50, "C": 100, "D": 500, "M": 1000}
 _INITIAL = re.compile(r"[A-Z]\.")  # part of a name: no pause follows
 
 
@@ -53,8 +53,9 @@ def _spelled(match: re.Match[str], shouted: bool) -> str:
         return " ".join(letters.replace(".", ""))
     if "&" in letters:
         return " and ".join(" ".join(side) for side in letters.split("&")) + plural + dot
-    if len(letters) > 2 and _ROMAN.fullmatch(letters) and not plural:
-        return cardinal(_value(letters)) + dot
+    if _is_roman(letters) and not plural:
+        value = roman(letters)
+        return (octet(value) if value > 1000 else cardinal(value)) + dot  # a year
     if letters in _ACRONYMS or (
         _is_word(letters.lower()) and (shouted or letters not in _INITIALS)
     ):
@@ -62,7 +63,14 @@ def _spelled(match: re.Match[str], shouted: bool) -> str:
     return " ".join(letters) + plural + dot
 
 
-def _value(numeral: str) -> int:
+def _is_roman(letters: str) -> bool:
+    """Whether this is a numeral, and not a short word or abbreviation (MIX, CD)."""
+    least = 4 if letters[0] in "CDM" else 3
+    return len(letters) >= least and bool(_ROMAN.fullmatch(letters))
+
+
+def roman(numeral: str) -> int:
+    """The value of a Roman numeral in capitals."""
     values = [_VALUES[letter] for letter in numeral]
     following = [*values[1:], 0]
     return sum(-one if one < after else one for one, after in zip(values, following, strict=True))

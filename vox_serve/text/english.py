@@ -22,7 +22,9 @@ _LONGEST = 400
 
 _AROUND = "\"'“”‘’()[]*"
 _PLAIN_WORD = re.compile(r"[A-Za-z]?[a-z]*(?:['’-][a-z]+)*[,;:]?")
-_SHORT_FORM = re.compile(r"[b-df-hj-np-tv-xz]+|etc|inc|dept|approx|ca|est|ext|tel|ver|mi")
+_SHORT_FORM = re.compile(
+    r"[b-df-hj-np-tv-xz]+|etc|inc|dept|approx|ca|est|ext|tel|ver|mi|cf|viz|i{2,3}|iv|vi{1,3}|ix"
+)
 """Lower-case words that are not said as written."""
 _INITIALISM = re.compile(r"\W*(?:[^\W\d]\.)+[^\W\d]?\W*")
 _INNER_DOT = re.compile(r"(?<=[^\W\d])\.(?=\w)|(?<=\w)\.(?=[^\W\d])")
@@ -31,7 +33,14 @@ _LOOSE_DIGITS = str.maketrans(
     | {chr(0x2460 + n): f" {n + 1} " for n in range(20)}
 )
 """Subscripts (H₂O) and numbers in circles; the grammars know neither."""
-_OPERATORS = (("->", " → "), ("!=", " ≠ "), ("<=", " ≤ "), (">=", " ≥ "))
+_OPERATORS = (
+    ("->", " → "),
+    ("=>", " → "),
+    ("§§", " sections "),
+    ("!=", " ≠ "),
+    ("<=", " ≤ "),
+    (">=", " ≥ "),
+)
 _DIGITS = re.compile(r"\d[\d,.]*\d|\d")
 
 

@@ -95,11 +95,11 @@ def _below_thousand(number: int) -> str:
 
 
 def octet(number: int) -> str:
-    """A part of an IP address: `one ninety two`, `one oh one`."""
+    """A part of an IP address, or a year: `one ninety two`, `one oh one`."""
     hundreds, rest = divmod(number, 100)
     if not hundreds or not rest:
         return cardinal(number)
-    return f"{_SMALL[hundreds]} {'oh ' if rest < 10 else ''}{cardinal(rest)}"
+    return f"{cardinal(hundreds)} {'oh ' if rest < 10 else ''}{cardinal(rest)}"
 
 
 @lru_cache(256)
@@ -107,5 +107,8 @@ def number(digits: str) -> str:
     """A number by itself, in words."""
     said = read(digits)
     if any(map(str.isdecimal, said)):
-        said = " ".join(read(c) if c.isdecimal() else "," for c in digits)
+        parts = re.findall(r"\d+", digits)
+        said = ", ".join(
+            spelled(p) if p[0] == "0" or len(p) > 12 else cardinal(int(p)) for p in parts
+        )
     return said

@@ -29,6 +29,7 @@ PARAGRAPH_SECONDS = 0.3
 """Silence between paragraphs and after a heading, in addition to that of a full stop."""
 
 _PAUSE = re.compile(r"\[pause (\d{1,6}(?:\.\d{1,6})?)(ms|s)\]")
+_FOOTNOTE = re.compile(r"\[\^[^\[\]\s]{1,40}\]:?")
 _CHECKBOX = re.compile(r"^\[[ xX]\] ")
 _TIME = re.compile(r"\+?(\d{0,6}(?:\.\d{1,6})?)(ms|s)")
 _STRENGTHS = {
@@ -316,7 +317,7 @@ class _Tag(HTMLParser):
 
 def _read_markdown(text: str, reader: _Reader) -> None:
     begins_item = False
-    for token in _markdown().parse(text):
+    for token in _markdown().parse(_FOOTNOTE.sub("", text)):
         if token.type == "inline":
             inline = token.children or []
             if begins_item and inline:

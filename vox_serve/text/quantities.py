@@ -9,7 +9,9 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Callable
+from datetime import datetime
 
+from vox_serve.text.capitals import roman
 from vox_serve.text.grammar import octet, read, spelled
 
 _BEFORE = str.maketrans(
@@ -22,11 +24,38 @@ _BEFORE = str.maketrans(
         "‑": "-",
         "‐": "-",
         "∕": "/",
+        "′": "'",
+        "″": '"',
+        "№": "No. ",
         "μ": "µ",
     }
 )
 _UNITS = {  # units that damga does not read
     "m/s²": "meters per second squared",
+    "mmHg": "millimeters of mercury",
+    "mg/dL": "milligrams per deciliter",
+    "mg/kg": "milligrams per kilogram",
+    "mmol/L": "millimoles per liter",
+    "kg/m³": "kilograms per cubic meter",
+    "W/m²": "watts per square meter",
+    "L/100 km": "liters per hundred kilometers",
+    "mpg": "miles per gallon",
+    "fl oz": "fluid ounces",
+    "sq ft": "square feet",
+    "sq m": "square meters",
+    "sq mi": "square miles",
+    "cc": "cubic centimeters",
+    "Nm": "newton meters",
+    "mol": "moles",
+    "lm": "lumens",
+    "kn": "knots",
+    "KB": "kilobytes",
+    "KiB": "kibibytes",
+    "MiB": "mebibytes",
+    "GiB": "gibibytes",
+    "TiB": "tebibytes",
+    "Mb": "megabits",
+    "Gb": "gigabits",
     "GB/s": "gigabytes per second",
     "MB/s": "megabytes per second",
     "Mbit/s": "megabits per second",
@@ -103,7 +132,16 @@ _ABBREVIATIONS = {  # before a name or a number; those that damga does not read
     "p": "page",
 }
 _RARE_MONEY = "₤₺₽₴₦₱฿₫₪₡₲₵₸₮₭₿"
-_MONEY = {"$": "dollar", "€": "euro", "£": "pound"}
+_MONEY = {"$": "dollar", "€": "euro", "£": "pound", "₹": "rupee"}
+_DOLLARS = {
+    "A": "Australian",
+    "C": "Canadian",
+    "HK": "Hong Kong",
+    "NZ": "New Zealand",
+    "S": "Singapore",
+}
+_SCALES = {"bn": "billion", "B": "billion", "mn": "million", "M": "million", "T": "trillion"}
+_TIMES = {"h": "hour", "m": "minute", "s": "second"}
 _WITHOUT_DOT = {
     "vs": "versus",
     "etc": "et cetera",
@@ -113,6 +151,13 @@ _WITHOUT_DOT = {
     "Dept": "Department",
     "dept": "department",
     "c/o": "care of",
+    "b/c": "because",
+    "cf": "compare",
+    "viz": "namely",
+    "Corp": "Corporation",
+    "Esq": "Esquire",
+    "WWI": "World War I",
+    "WWII": "World War II",
     "approx": "approximately",
 }
 _DAYS = {
@@ -126,7 +171,22 @@ _DAYS = {
     "Sat": "Saturday",
     "Sun": "Sunday",
 }
-_MONTH = "Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec"
+_MONTHS = {
+    "Jan": "January",
+    "Feb": "February",
+    "Mar": "March",
+    "Apr": "April",
+    "May": "May",
+    "Jun": "June",
+    "Jul": "July",
+    "Aug": "August",
+    "Sep": "September",
+    "Oct": "October",
+    "Nov": "November",
+    "Dec": "December",
+}
+_MONTH = "|".join(_MONTHS)
+_SPANNED = _DAYS | _MONTHS
 _LONE_UNITS = "km/h|km|cm|mm|kg|mg|ml|lbs|mph|kWh|[kMG]Hz"
 """These always mean units, even without a number."""
 _units = "|".join(sorted(map(re.escape, _UNITS), key=len, reverse=True))
@@ -141,6 +201,7 @@ def rewritten(text: str, day_first: bool = False) -> str:
         day_first: read 3/4/2025 as 3 April.
     """
     text = _ascii_digits(text).translate(_BEFORE)
+    text = _CODE.sub(_code, text)
     text = _LONG.sub(lambda match: spelled(match[0]), text)
     text = _DATE.sub(lambda match: _date(match, day_first), text)
     for pattern, replacement in _REWRITINGS:
@@ -159,6 +220,10 @@ def _ascii_digit(character: str) -> str:
     if character.isdecimal():
         return str(unicodedata.decimal(character))
     form = unicodedata.normalize("NFKC", character)
+    if "㍱" <= character <= "㏟":  # units in one character
+        return form.replace("2", "²").replace("3", "³")
+    if unicodedata.category(character) == "Nl":
+        return form.upper()  # Roman numerals
     if unicodedata.category(character) == "No" and "⁄" in form:
         return f" {form}".replace("⁄", "/")
     fullwidth = unicodedata.east_asian_width(character) == "F"
@@ -175,9 +240,85 @@ def _dialled(number: str) -> str:
     return f"plus {groups}" if number[0] == "+" else groups
 
 
+def _reached(match: re.Match[str]) -> str:
+    """Read the number after a word such as `call` digit by digit, unless it is a date."""
+    digits = sum(map(str.isdecimal, match[2]))
+    date = re.fullmatch(r"\d+([/-])\d+\1\d+", match[2]) and digits == 8
+    return match[0] if date or not 7 <= digits <= 15 else match[1] + _dialled(match[2])
+
+
+def _lettered(match: re.Match[str]) -> str:
+    """`1-800-FLOWERS`: digits, then words."""
+    return f"{_dialled(match[1])}, {match[2].replace('-', ' ')}"
+
+
 def _joined(match: re.Match[str]) -> str:
-    """Write a number that has spaces between thousands with commas."""
-    return f"{int(''.join(match[0].split())):,}"
+    """Write a number that has spaces, dots or apostrophes between thousands with commas."""
+    whole, _, _, decimals = match.groups()
+    number = f"{int(re.sub('[^0-9]', '', whole)):,}"
+    return f"{number}.{decimals}" if decimals else number
+
+
+def _dollars(match: re.Match[str]) -> str:
+    """`A$50`: the country's dollars."""
+    return read(match[2]).replace("dollar", f"{_DOLLARS[match[1]]} dollar", 1)
+
+
+def _instant(match: re.Match[str]) -> str:
+    """A date with a time, as computers write it (ISO 8601)."""
+    try:
+        at = datetime.fromisoformat(match[0])
+    except ValueError:
+        return match[0]
+    said = f"{at:%Y-%m-%d}, {at:%H:%M}" + (f" and {at.second} seconds" if at.second else "")
+    offset = at.utcoffset()
+    if offset is None:
+        return said
+    hours, minutes = divmod(int(abs(offset.total_seconds())) // 60, 60)
+    sign = "minus" if offset.total_seconds() < 0 else "plus"
+    zone = f" {sign} {hours}" + (f" {minutes}" if minutes else "") if offset else ""
+    return f"{said} UTC{zone}"
+
+
+def _code(match: re.Match[str]) -> str:
+    """A hexadecimal number, hash or address, one character at a time."""
+    said = {":": "colon", "-": ","}
+    return " ".join(said.get(c, c.upper()) for c in match[0].lower().removeprefix("0x"))
+
+
+def _primes(match: re.Match[str]) -> str:
+    """`12" wide`: inches, unless the mark closes a quotation."""
+    article, number = match.groups()
+    if match.string.count('"', 0, match.start()) % 2:
+        return match[0]
+    single = article or number == "1" or "/" in number
+    return f"{article or ''}{number} {'inch' if single else 'inches'}"
+
+
+def _lasting(match: re.Match[str]) -> str:
+    """`1h 30m`: hours, minutes and seconds."""
+    times = re.findall(r"(\d+) ?([hms])", match[0])
+    return " ".join(f"{n} {_TIMES[unit]}{'' if n == '1' else 's'}" for n, unit in times)
+
+
+def _extension(match: re.Match[str]) -> str:
+    return f", extension {' '.join(match[1])}"
+
+
+def _angle(match: re.Match[str]) -> str:
+    degrees, minutes, seconds = match.groups()
+    said = f"{degrees} degrees {minutes} minutes "
+    return f"{said}{seconds} seconds " if seconds else said
+
+
+def _charge(match: re.Match[str]) -> str:
+    digits, sign = unicodedata.normalize("NFKC", match[1]), match[2]
+    return f" {digits} {'plus' if sign == '⁺' else 'minus'} "
+
+
+def _unit(unit: str, single: bool) -> str:
+    first, *others = _UNITS[unit].split()
+    return " ".join([first.removesuffix("s") if single else first, *others])
 
 
 def _single(match: re.Match[str]) -> str:
@@ -185,7 +326,7 @@ def _single(match: re.Match[str]) -> str:
     article, number, unit = match.groups()
     one = read(f"1 {unit}").removeprefix("one ")
     if unit in _UNITS:
-        one = _UNITS[unit].removesuffix("s")
+        one = _unit(unit, True)
     return f"{article} {number} {one}" if one.replace(" ", "").isalpha() else match[0]
 
 
@@ -219,6 +360,11 @@ def _address(match: re.Match[str]) -> str:
     return " dot ".join(map(octet, octets)) if max(octets) < 256 else match[0]
 
 
+_CODE = re.compile(
+    r"(?<![\w:-])(?:0x[\dA-Fa-f]+|(?=[\d:-]*(?:[A-Fa-f]|::))(?=[A-Fa-f:-]*\d)"
+    r"(?:[\dA-Fa-f]{7,40}|[\dA-Fa-f]{0,4}(?::[\dA-Fa-f]{0,4}){2,7}"
+    r"|[\dA-Fa-f]{4,12}(?:-[\dA-Fa-f]{4,12}){3,}))(?![\w:-])"
+)
 _LONG = re.compile(r"\d{16,}")  # too long to be said as a number
 _DATE = re.compile(r"(?<![\d/-])(\d{1,2})([/-])(\d{1,2})\2(\d{4}|\d{2})(?![\d/-]|\.\d)")
 _TELEPHONE = (
@@ -227,7 +373,27 @@ _TELEPHONE = (
 _EMERGENCY = "000|110|111|112|119|311|411|911|988|999"
 
 _REWRITINGS: tuple[_Rewriting, ...] = (
-    (re.compile(r"\bhttps?://"), ""),
+    (re.compile(r"\b[a-z]{2,8}(?:\+[a-z]{2,8})?://(?:[^\s/@]+@)?"), ""),  # nor a password
+    (
+        re.compile(
+            r"(?<![\d-])\d{4}-\d\d-\d\d[T ]\d\d:\d\d"
+            r"(?::\d\d(?:\.\d{1,9})?)?(?:Z|[+-]\d\d:?\d\d)?(?![\d:-])"
+        ),
+        _instant,
+    ),
+    (re.compile(r"\b([A-Z])–(?=[A-Z]\b)"), r"\1 to "),
+    (re.compile(r"(?<!\w)\((i{1,3}|iv|vi{0,3}|ix)\)"), lambda m: f"({roman(m[1].upper())})"),
+    (re.compile(r"(?<![\d/])9/11(?![\d/])"), "nine eleven"),
+    (re.compile(r"~(?=\d)"), "about "),
+    (re.compile(r"\bc\. ?(?=\d{3,4}\b)"), "circa "),
+    (re.compile(r"(\b[A-Z][a-z]+ )Dr\b\.?(?=$|[,;])"), r"\1Drive"),
+    (re.compile(r"\b[nN]º ?(?=\d)"), "number "),
+    (re.compile(r"º(?=[CF]\b)"), "°"),
+    (re.compile(r"(?<=[A-Za-z\d])([⁰¹²³⁴-⁹]*)([⁺⁻])(?![⁰¹²³⁴-⁹])"), _charge),
+    (
+        re.compile(r"\b(?=\w*\d[A-Z])(?:[A-Z][a-z]?\d*){3,}\b"),  # H2SO4
+        lambda m: " ".join(re.findall(r"[A-Z][a-z]?|\d+", m[0])),
+    ),
     (re.compile(r"(?<=\w)\?(?=\w+=)"), " question mark "),
     (re.compile(r"(\blocalhost|\w\.\w+):(?=\d{2,5}\b)"), r"\1 colon "),
     (re.compile(r"(?<!\S)\.(?=[A-Za-z])"), "dot "),
@@ -246,26 +412,63 @@ _REWRITINGS: tuple[_Rewriting, ...] = (
     ),
     (re.compile(rf"(?<![\w/.,-])(?<![\d½¼¾] )({_LONE_UNITS})(?![\w/²³])"), _lone),
     (re.compile(r"(?<!\d)(?<!\d )°([CF])\b"), lambda m: f" {_UNITS['°' + m[1]]}"),
+    (re.compile(r"(?<=\d{4}),? (?:x(?=\d)|ext(?:ension|\.)? ?)(\d{1,6})\b"), _extension),
     (
-        re.compile(
-            rf"\b({_TELEPHONE}[.:]? )((?:\d{{3}}-\d{{4}}|{_EMERGENCY}|\d{{7,15}})(?![\d-]))"
-        ),
+        re.compile(rf"\b({_TELEPHONE}[.:]? )({_EMERGENCY})(?![\d-])"),
         lambda match: match[1] + _dialled(match[2]),
     ),
-    (re.compile(r"(?<![\w.])\d{1,3}(?:\.\d{1,3}){3}(?![\w-]|\.\d)"), _address),
-    (re.compile(r"#(?=\d)"), "number "),
-    (re.compile(r"\+\d[\d ().-]{6,18}\d|(?<![\d-])\d{1,9}(?:-\d{1,9}){3,5}(?![\d-])"), _spaced),
-    (re.compile(r"\b0\d{1,4}(?: \d{3,8}){1,3}\b|\b0\d(?: \d\d){4}\b"), _spaced),
+    (
+        re.compile(rf"\b({_TELEPHONE}(?: (?:me|us))?(?: at| on)?[.:]? )([(\d][\d ()/-]{{5,}}\d)"),
+        _reached,
+    ),
+    (re.compile(r"(?<![\d-])(?:555-\d{4}(?![\d-])|\d{3}-\d{4}(?=, extension))"), _spaced),
+    (re.compile(r"\b((?:1-)?\d{3,4}(?:-\d{3})?)-([A-Z]{3,}\b|[A-Z]+-[A-Z]+\b)"), _lettered),
+    (re.compile(r"(?<![\d-])\d{4}(?:[ -]\d{4}){2,6}(?:[ -]\d{1,3})?(?![\d-])"), _spaced),
     (
         re.compile(
-            r"(?<![\d.,])(?<!\d )[1-9]\d{0,2}"
-            r"(?:(?: \d{3}){2,4}|(?:[\u00a0\u202f]\d{3}){1,4})(?! ?\d)"
+            r"(?<![\w.,'])([1-9]\d{0,2}(?:(?: \d{3}){2,4}| 0\d\d|(?:[\u00a0\u202f'’]\d{3}){1,4}"
+            r"|(?:\.\d{3}){2,4}|(?:\.\d{3}){1,4}(?=,\d\d?(?!\d))))(([.,])(\d{1,2}))?(?![.,]?\d| \d)"
         ),
         _joined,
     ),
-    (re.compile(r"\bw/(o\b)?(?= ?[a-z])"), lambda match: "without" if match[1] else "with "),
+    (re.compile(r"(?<![\d,])(\d{1,2}),(\d\d)(?:,(\d\d))?,(\d{3})(?![,\d])"), r"\1\2\3\4"),
+    (re.compile(r"(?<![\w.])\d{1,3}(?:\.\d{1,3}){3}(?![\w-]|\.\d)"), _address),
+    (re.compile(r"#(?=\d)"), "number "),
+    (re.compile(r"\+\d[\d ().-]{6,18}\d|(?<![\d-])\d{1,9}(?:-\d{1,9}){3,5}(?![\d-])"), _spaced),
+    (
+        re.compile(
+            r"(?<!\w)\(?0\d{1,4}\)?(?: \d{3,8}){1,3}\b|\b0\d{2,4}[/-]\d{4,8}\b|\b0\d(?: \d\d){4}\b"
+        ),
+        _spaced,
+    ),
+    (re.compile(r"\bw/(o\b)?"), lambda match: "without" if match[1] else "with "),
     (re.compile(r"\bPh\.D\.?"), "PhD"),
+    (
+        re.compile(r"\b\d+ ?(?:h ?\d+ ?m(?: ?\d+ ?s)?|h ?\d+ ?s|m ?\d+ ?s)\b"),
+        _lasting,
+    ),
+    (
+        re.compile(r"\b(in|for|after|every|within|[Ww]ait|takes|took) (\d{1,3})s\b"),
+        r"\1 \2 seconds",
+    ),
     (re.compile(r"(?<=\d) s\b|(?<=\.\d)s\b"), " seconds"),
+    (re.compile(r"(?<![\w'’.])(\d{0,2}[1-9])s\b"), r"\1 seconds"),
+    (
+        re.compile(r"(?<![\w.])(144|240|360|480|720|1080|1440|2160|4320)([pi])(\d\d)?\b"),
+        lambda m: f"{octet(int(m[1]))} {m[2].upper()} {m[3] or ''}",
+    ),
+    (
+        re.compile(
+            r"(?<=\d)(:[0-5]\d(?: ?[ap]m)?|st|nd|rd|th|[kKmM]|°[CF]?|%"
+            r"| ?(?:km/h|mph|kg|km|cm|mm|[kMG]Hz))[-–](?=\d)"
+        ),
+        r"\1 to ",
+    ),
+    (
+        re.compile(rf"\b({'|'.join(_SPANNED)})\.?[-–]({'|'.join(_SPANNED)})\b\.?"),
+        lambda m: f"{_SPANNED[m[1]]} to {_SPANNED[m[2]]}",
+    ),
+    (re.compile(r"(\d+)° ?(\d+)'(?: ?(\d+(?:\.\d+)?)\")? ?"), _angle),
     (
         re.compile(
             r"(?<=[\dA-Za-z)])(\^-?\d{1,4}\b|[⁻⁰¹²³⁴-⁹]*[⁰¹⁴-⁹][⁰¹²³⁴-⁹]*|⁻[²³]|(?<=\d)[²³])"
@@ -277,9 +480,30 @@ _REWRITINGS: tuple[_Rewriting, ...] = (
         re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)[eE]([+-]?)(\d{1,3})\b"),
         lambda m: f"{m[1]} times 10 to the power of {'minus ' if m[2] == '-' else ''}{m[3]}",
     ),
-    (re.compile(r"(?<=\d) ?in\.(?= [a-z])|(?<=\d)in\b"), " inches"),
+    (re.compile(r"\bsq\. ?(?=(?:ft|m|mi)\b)"), "sq "),
+    (re.compile(r"(\d)' ?(\d{1,2})\""), r"\1 feet \2 inches"),
+    (re.compile(r"(\d)'(?= (?:tall|high|wide|long|deep)\b)"), r"\1 feet"),
+    (re.compile(r"(\b[Aa]n? )?(?<![\d./])(\d[\d./]*)\"(?!\w)"), _primes),
+    (re.compile(r"(\d/\d+) ?%"), r"\1 percent"),
+    (re.compile(r"(?<=\d) ?in\.(?= [a-z]|$)|(?<=\d)in\b"), " inches"),
     (re.compile(r"(?<=\d\d)K\b"), " thousand"),
-    (re.compile(r"([$€£])(\d+),(\d\d)(?![\d,])"), r"\1\2.\3"),
+    (re.compile(r"([$€£])(\d+),(\d\d?)(?![\d,])"), r"\1\2.\3"),
+    (re.compile(r"\bRs\.? ?(?=\d)"), "₹"),
+    (
+        re.compile(rf"\b({'|'.join(_DOLLARS)})(\${_quantity}(?:[kKmMB]n?\b| [mbtr]+illion\b)?)"),
+        _dollars,
+    ),
+    (
+        re.compile(rf"([$€£₹])({_quantity}) ?(T|mn|lakh|crore)\b"),
+        lambda m: f"{m[2]} {_SCALES.get(m[3], m[3])} {_MONEY[m[1]]}s",
+    ),
+    (
+        re.compile(
+            rf"(?<![\w.$€£¥₹])({_quantity})"
+            r"(bn\b|mn\b|(?<!\b3)M\b|[MB](?= [a-z]{3,}s\b)|(?<=\.\d)B\b)"
+        ),
+        lambda m: f"{m[1]} {_SCALES[m[2]]}",
+    ),
     (re.compile(r"(?<![\w.])(?:-([$€£¥₹])|([$€£¥₹])-)(?=\d)"), r"minus \1\2"),
     (re.compile(rf"([{_RARE_MONEY}]) ?({_quantity})"), r"\2 \1"),
     (re.compile(rf"({_quantity}) ?([€£₹])"), r"\2\1"),
@@ -292,7 +516,7 @@ _REWRITINGS: tuple[_Rewriting, ...] = (
     (re.compile(rf"\b([Aa]n?) ({_quantity})[ -]?([A-Za-zµΩ°²³/]{{1,6}})(?=[ )]|$)"), _single),
     (
         re.compile(rf"({_quantity}) ?({_units})(?![\w/²³])"),
-        lambda match: f"{match[1]} {_UNITS[match[2]]}",
+        lambda match: f"{match[1]} {_unit(match[2], match[1] == '1')}",
     ),
     # Otherwise `about 3.14` would be read as a time of day.
     (
@@ -301,5 +525,4 @@ _REWRITINGS: tuple[_Rewriting, ...] = (
         ),
         lambda match: f"{match[1]} point {' '.join(match[2])}",
     ),
-    (re.compile(r"(\d)'(\d{1,2})\""), r"\1 feet \2 inches"),
 )

@@ -51,7 +51,7 @@ _NEWLINES = {"\n": 1, "\u2028": 1, "\u2029": 2}
 
 _ABBREVIATIONS = frozenset(
     "mr mrs ms mx dr prof messrs mme mlle jr sr sra srta vs cf viz approx ca bzw ext tel ver est"
-    " figs vol vols pp eq eqs dept".split()
+    " figs vol vols pp eq eqs dept rs sq".split()
 )
 _TITLES = frozenset(  # ordinary words unless capitalised
     "St Mt Ft Gen Col Sgt Capt Lt Cmdr Maj Adm Rev Hon Pres Gov Sen Rep Supt Fig Sec Ch".split()

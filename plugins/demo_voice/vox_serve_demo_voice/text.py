@@ -29,7 +29,7 @@ _SOUNDS = {
     "grr": "gur",
     "mhm": "um hum",
 }
-_SOUND = re.compile(r"(h+)m+|m{2,}|(sh+|b+r{2,}|z{2,})")
+_SOUND = re.compile(r"(h+)m+|m{2,}|(sh+|b+r{2,}|z{3,})")
 _LETTER_A = re.compile(r"\bA(?= (?:to|and|or|versus) [A-Z]\b)")
 _MARKS = ",.;:!?"
 _WORD = re.compile(r"[A-Za-z]+(?:'[A-Za-z]+)*'?")
