@@ -29,6 +29,7 @@ SIBLINGS: dict[str, dict[str, str]] = {
         "1 000 000 people": "one million people.",
         "1.000.000 people": "one million people.",
         "25 000 people": "twenty five thousand people.",
+        "$1k+ and $10K": "one thousand dollars plus and ten thousand dollars.",
     },
     "units-and-powers": {
         "5'10\" tall": "five feet ten inches tall.",
@@ -61,6 +62,14 @@ SIBLINGS: dict[str, dict[str, str]] = {
         "H2SO4 and Ca²⁺": "aitch two ess oh four and ca two plus.",
         "Up 5 1/2%": "up five and a half percent.",
         "10%-20%, 2nd-4th, 5–10 kg": "ten percent to twenty percent, second to fourth, five to ten kilograms.",
+        "6.02×10²³": "six point zero two times ten to the power of twenty three.",
+        "1,5 kg at 5,5%": "one point five kilograms at five point five percent.",
+        "BMI 24.5 kg/m²": "bee em eye twenty four point five kilograms per square meter.",
+        "2 yrs, 3 wks, 6 mos": "two years, three weeks, six months.",
+        "4K@60Hz": "four kay at sixty hertz.",
+        "1 in. of it": "one inch of it.",
+        "i7-12700 and DDR5-6000": "i seven twelve thousand seven hundred and dee dee are five six thousand.",
+        "30° N, 20° E": "thirty degrees north, twenty degrees east.",
     },
     "dots-inside": {
         "See https://example.com/a.html now.": "see example dot com slash a dot aitch tee em ell now.",
@@ -96,6 +105,8 @@ SIBLINGS: dict[str, dict[str, str]] = {
         "Tel: 1800 123 456": "tel: one eight zero zero, one two three, four five six.",
         "Card 4111 1111 1111 1111": "card four one one one, one one one one, one one one one, one one one one.",
         "Pages 100-1000, 3-5 of them": "pages one hundred to one thousand, three to five of them.",
+        "Zip 90210-1234": "zip nine zero two one zero, one two three four.",
+        "order no. 12345": "order number twelve thousand three hundred and forty five.",
     },
     "times": {
         "1999-12-31T23:59:59Z": "the thirty first of december nineteen ninety nine, twenty three fifty nine and fifty nine seconds you tee see.",
@@ -107,6 +118,9 @@ SIBLINGS: dict[str, dict[str, str]] = {
         "c. 1900": "circa nineteen hundred.",
         "9/11 and 24/7": "nine eleven and twenty four seven.",
         "In the 90s, music of the '80s": "in the nineties, music of the eighties.",
+        "Due on 5/6.": "due on may sixth.",
+        "2024-03": "march twenty twenty four.",
+        "3pm-4pm, 5-6pm": "three pee em to four pee em, five to six pee em.",
     },
     "shouted-words": {
         "THIS IS AN OUTRAGE": "this is an outrage.",
@@ -121,6 +135,7 @@ SIBLINGS: dict[str, dict[str, str]] = {
         "MCMXC, Chapter Ⅷ": "nineteen ninety, chapter eight.",
         "(i) one, (ii) two": "one, one, two, two.",
         "Buy a CD or MIX it": "buy a see dee or mix it.",
+        "Henry VIII's wives, Louis XVI": "henry the eighth's wives, louis the sixteenth.",
     },
     "single-letters": {
         "x": "ex.",

@@ -74,7 +74,7 @@ def _sentence(sentence: str, spells: bool, day_first: bool) -> str:
     spoken = read(rewritten(sentence, day_first))
     if sentence.endswith("."):
         spoken = re.sub(r" dot\.?$", ".", spoken)  # after an address at the end
-    spoken = " ".join(map(_mended, spoken.split()))
+    spoken = " ".join(map(_mended, spoken.split())).replace(" 's", "'s")
     return without_signs(capitals(spoken) if spells else spoken, spells)
 
 

@@ -32,6 +32,16 @@ _BEFORE = str.maketrans(
 )
 _UNITS = {  # units that damga does not read
     "m/s²": "meters per second squared",
+    "yr": "years",
+    "yrs": "years",
+    "mo": "months",
+    "mos": "months",
+    "wk": "weeks",
+    "wks": "weeks",
+    "bps": "bits per second",
+    "kg/m²": "kilograms per square meter",
+    "cu ft": "cubic feet",
+    "sq km": "square kilometers",
     "mmHg": "millimeters of mercury",
     "mg/dL": "milligrams per deciliter",
     "mg/kg": "milligrams per kilogram",
@@ -189,6 +199,7 @@ _MONTH = "|".join(_MONTHS)
 _SPANNED = _DAYS | _MONTHS
 _LONE_UNITS = "km/h|km|cm|mm|kg|mg|ml|lbs|mph|kWh|[kMG]Hz"
 """These always mean units, even without a number."""
+_POINTS = {"N": "north", "S": "south", "E": "east", "W": "west"}
 _units = "|".join(sorted(map(re.escape, _UNITS), key=len, reverse=True))
 _quantity = r"\d[\d,]*(?:\.\d+)?"
 _Rewriting = tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]
@@ -204,6 +215,7 @@ def rewritten(text: str, day_first: bool = False) -> str:
     text = _CODE.sub(_code, text)
     text = _LONG.sub(lambda match: spelled(match[0]), text)
     text = _DATE.sub(lambda match: _date(match, day_first), text)
+    text = _DAY.sub(lambda match: _day(match, day_first), text)
     for pattern, replacement in _REWRITINGS:
         text = pattern.sub(replacement, text)
     return text
@@ -355,6 +367,15 @@ def _date(match: re.Match[str], day_first: bool) -> str:
     return f"{one}/{two}/{year}"
 
 
+def _day(match: re.Match[str], day_first: bool) -> str:
+    """`on 3/4`: a date without a year."""
+    one, two = int(match[2]), int(match[3])
+    month, day = (two, one) if day_first or one > 12 else (one, two)
+    if not (0 < month <= 12 and 0 < day <= 31):
+        return match[0]
+    return f"{match[1]} {[*_MONTHS.values()][month - 1]} {day}"
+
+
 def _address(match: re.Match[str]) -> str:
     octets = [int(number) for number in match[0].split(".")]
     return " dot ".join(map(octet, octets)) if max(octets) < 256 else match[0]
@@ -367,6 +388,10 @@ _CODE = re.compile(
 )
 _LONG = re.compile(r"\d{16,}")  # too long to be said as a number
 _DATE = re.compile(r"(?<![\d/-])(\d{1,2})([/-])(\d{1,2})\2(\d{4}|\d{2})(?![\d/-]|\.\d)")
+_DAY = re.compile(
+    rf"\b([Oo]n|[Uu]ntil|[Ss]ince|[Dd]ue|(?:{'|'.join(_DAYS)})[.,]?)"
+    r" (\d{1,2})/(\d{1,2})(?![/\d])"
+)
 _TELEPHONE = (
     r"(?:[Cc]all|[Dd]ial|[Rr]ing|[Tt]ext|[Ff]ax|[Pp]hone|[Tt]el(?:ephone)?|[Cc]ell|[Mm]obile)"
 )
@@ -385,6 +410,14 @@ _REWRITINGS: tuple[_Rewriting, ...] = (
     (re.compile(r"(?<!\w)\((i{1,3}|iv|vi{0,3}|ix)\)"), lambda m: f"({roman(m[1].upper())})"),
     (re.compile(r"(?<![\d/])9/11(?![\d/])"), "nine eleven"),
     (re.compile(r"~(?=\d)"), "about "),
+    (re.compile(r"(?<=\w)@(?=\d)"), " at "),
+    (re.compile(r"\b([A-Za-z]+\d+)-(?=\d)"), r"\1 "),  # i7-12700
+    (re.compile(r"\b([IVXL]{2,})['’]s\b"), r"\1 's"),
+    (re.compile(r"\b([IVXL]{2,})[-–](?=[IVXL]{2,}\b)"), r"\1 to "),
+    (
+        re.compile(r"(?<![\d-])((?:19|20)\d\d)-(0[1-9])(?![\d-])"),
+        lambda m: f"{[*_MONTHS.values()][int(m[2]) - 1]} {m[1]}",
+    ),
     (re.compile(r"\bc\. ?(?=\d{3,4}\b)"), "circa "),
     (re.compile(r"(\b[A-Z][a-z]+ )Dr\b\.?(?=$|[,;])"), r"\1Drive"),
     (re.compile(r"\b[nN]º ?(?=\d)"), "number "),
@@ -421,7 +454,12 @@ _REWRITINGS: tuple[_Rewriting, ...] = (
         re.compile(rf"\b({_TELEPHONE}(?: (?:me|us))?(?: at| on)?[.:]? )([(\d][\d ()/-]{{5,}}\d)"),
         _reached,
     ),
-    (re.compile(r"(?<![\d-])(?:555-\d{4}(?![\d-])|\d{3}-\d{4}(?=, extension))"), _spaced),
+    (
+        re.compile(
+            r"(?<![\d-])(?:555-\d{4}(?![\d-])|\d{5}-\d{4}(?![\d-])|\d{3}-\d{4}(?=, extension))"
+        ),
+        _spaced,
+    ),
     (re.compile(r"\b((?:1-)?\d{3,4}(?:-\d{3})?)-([A-Z]{3,}\b|[A-Z]+-[A-Z]+\b)"), _lettered),
     (re.compile(r"(?<![\d-])\d{4}(?:[ -]\d{4}){2,6}(?:[ -]\d{1,3})?(?![\d-])"), _spaced),
     (
@@ -433,7 +471,7 @@ _REWRITINGS: tuple[_Rewriting, ...] = (
     ),
     (re.compile(r"(?<![\d,])(\d{1,2}),(\d\d)(?:,(\d\d))?,(\d{3})(?![,\d])"), r"\1\2\3\4"),
     (re.compile(r"(?<![\w.])\d{1,3}(?:\.\d{1,3}){3}(?![\w-]|\.\d)"), _address),
-    (re.compile(r"#(?=\d)"), "number "),
+    (re.compile(r"#(?=\d)|\bno\. ?(?=\d)"), "number "),
     (re.compile(r"\+\d[\d ().-]{6,18}\d|(?<![\d-])\d{1,9}(?:-\d{1,9}){3,5}(?![\d-])"), _spaced),
     (
         re.compile(
@@ -464,14 +502,17 @@ _REWRITINGS: tuple[_Rewriting, ...] = (
         ),
         r"\1 to ",
     ),
+    (re.compile(r"(?<![\d-])(\d{1,2})[-–](?=\d{1,2}(?::\d\d)? ?[ap]\.?m\b)"), r"\1 to "),
     (
         re.compile(rf"\b({'|'.join(_SPANNED)})\.?[-–]({'|'.join(_SPANNED)})\b\.?"),
         lambda m: f"{_SPANNED[m[1]]} to {_SPANNED[m[2]]}",
     ),
     (re.compile(r"(\d+)° ?(\d+)'(?: ?(\d+(?:\.\d+)?)\")? ?"), _angle),
+    (re.compile(r"(\d ?°|minutes|seconds) ?([NSEW])\b"), lambda m: f"{m[1]} {_POINTS[m[2]]}"),
+    (re.compile(r"(?<![\d.,])1 ?in\b\.?(?=[ ,]|$)"), "1 inch"),
     (
         re.compile(
-            r"(?<=[\dA-Za-z)])(\^-?\d{1,4}\b|[⁻⁰¹²³⁴-⁹]*[⁰¹⁴-⁹][⁰¹²³⁴-⁹]*|⁻[²³]|(?<=\d)[²³])"
+            r"(?<=[\dA-Za-z)])(\^-?\d{1,4}\b|[⁻⁰¹²³⁴-⁹]*[⁰¹⁴-⁹][⁰¹²³⁴-⁹]*|⁻[²³]|[²³]{2,}|(?<=\d)[²³])"
         ),
         _powered,
     ),
@@ -486,7 +527,12 @@ _REWRITINGS: tuple[_Rewriting, ...] = (
     (re.compile(r"(\b[Aa]n? )?(?<![\d./])(\d[\d./]*)\"(?!\w)"), _primes),
     (re.compile(r"(\d/\d+) ?%"), r"\1 percent"),
     (re.compile(r"(?<=\d) ?in\.(?= [a-z]|$)|(?<=\d)in\b"), " inches"),
-    (re.compile(r"(?<=\d\d)K\b"), " thousand"),
+    (re.compile(r"(?<![\w.,$€£-])(\d{2,3})K\b"), r"\1 thousand"),
+    (re.compile(r"([$€£]\d[\d,.]*[kKmMbB]?)\+"), r"\1 plus"),
+    (
+        re.compile(rf"(?<![\d,])(\d+),(\d\d?)(?= ?(?:{_LONE_UNITS}|%|°|[mgl])(?![\w/]))"),
+        r"\1.\2",  # a decimal comma
+    ),
     (re.compile(r"([$€£])(\d+),(\d\d?)(?![\d,])"), r"\1\2.\3"),
     (re.compile(r"\bRs\.? ?(?=\d)"), "₹"),
     (
