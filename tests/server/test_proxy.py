@@ -18,7 +18,7 @@ import pytest
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
-from tests.conftest import RunningServer, until
+from tests.conftest import RunningServer, running_server, until
 from tests.deploy.tools import DEPLOY, needs_nginx, passes
 from tests.server.conftest import Gate, value
 from vox_serve.config import ServerConfig
@@ -57,16 +57,16 @@ class Proxy:
         """As a browser calls it."""
         return f"https://{NAME}:{self.port}"
 
-    def client(self) -> httpx.Client:
+    def client(self, path: str = "") -> httpx.Client:
         headers = {"Host": f"{NAME}:{self.port}"}
         return httpx.Client(
-            base_url=f"https://127.0.0.1:{self.port}", verify=self.trust, headers=headers
+            base_url=f"https://127.0.0.1:{self.port}{path}", verify=self.trust, headers=headers
         )
 
-    def speak(self, origin: str | None) -> list[str]:
+    def speak(self, origin: str | None, path: str = PATH) -> list[str]:
         """A session over the WebSocket; each type of its events once, in order."""
         line = socket.create_connection(("127.0.0.1", self.port), timeout=10)
-        url = f"wss://{NAME}:{self.port}{PATH}"
+        url = f"wss://{NAME}:{self.port}{path}"
         headers = {} if origin is None else {"Origin": origin}
         with closing(line), connect(
             url, sock=line, ssl=self.trust, additional_headers=headers, close_timeout=5
@@ -186,3 +186,97 @@ def test_a_proxy_that_rewrites_host(
         else:
             with pytest.raises(InvalidStatus, match="403"):
                 nginx.speak(f"https://{NAME}")
+
+
+PASS = """
+    location {path} {{
+        proxy_pass http://vox_serve{slash};
+        {settings}
+    }}
+}}
+"""
+UPGRADE = """
+        proxy_http_version 1.1;
+        proxy_set_header Upgrade $http_upgrade;
+        proxy_set_header Connection $vox_serve_connection;
+        proxy_buffering off;
+"""
+FORMS = {
+    "as it stands": ("/", ""),  # HTTP/1.0, buffered, Host is the upstream's name
+    "kept alive": ("/", 'proxy_http_version 1.1;\n        proxy_set_header Connection "";'),
+    "under a path": ("/voice/", UPGRADE),
+}
+SITE = "https://chat.example.com"
+SPEECH = {"model": "tts-1", "voice": "alloy", "input": "9 frames", "response_format": "wav"}
+WAV = 44 + 9 * 1280
+
+
+@pytest.fixture(scope="module", params=FORMS)
+def form(
+    request: pytest.FixtureRequest, certificate: Path
+) -> Iterator[tuple[Proxy, str, RunningServer]]:
+    """An nginx of each form, with the path under which it serves."""
+    path, settings = FORMS[request.param]
+    slash = "/" if path != "/" else ""
+    around, _, _ = EXAMPLE.partition("    location / {")
+    example = around + PASS.format(path=path, slash=slash, settings=settings)
+    config = ServerConfig(port=0, cors_origin=(SITE,), ws_origin=(f"https://{NAME}",))
+    with running_server(server=config) as server, proxied(server, certificate, example) as nginx:
+        yield nginx, path.rstrip("/"), server
+
+
+Form = tuple[Proxy, str, RunningServer]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("path", ["/v1/audio/speech", "/generate"])
+def test_nginx_of_each_form_passes_the_file(form: Form, path: str, stream: bool) -> None:
+    nginx, prefix, _ = form
+    body = SPEECH | {"stream": stream}
+    if path == "/generate":
+        body = {"text": "9 frames", "streaming": stream}
+    offer = {"Connection": "Upgrade, HTTP2-Settings", "Upgrade": "h2c", "HTTP2-Settings": "AAEA"}
+    with nginx.client(prefix) as client:
+        for headers in ({}, {}, offer):  # on one connection
+            answer = client.post(path, json=body, headers=headers)
+            assert answer.status_code == 200, answer.text
+            assert answer.content[:4] == b"RIFF"
+            assert len(answer.content) == WAV
+
+
+def test_nginx_of_each_form_passes_all_else(form: Form) -> None:
+    nginx, prefix, _ = form
+    url = "/v1/audio/speech?model=tts-1&voice=alloy&input=9+frames&response_format=wav"
+    with nginx.client(prefix) as client:
+        assert len(client.get(url).content) == WAV
+        for path in ("/health", "/ready", "/metrics", "/v1/models", url):
+            head = client.head(path)
+            assert (head.status_code, head.content) == (200, b"")
+        told = client.post("/v1/audio/speech", json=SPEECH | {"user": "me"}).headers
+        assert told["x-ignored-fields"] == "user"
+        refused = client.post("/v1/audio/speech", json=SPEECH | {"speed": 9})
+        assert refused.json()["error"]["param"] == "speed"
+        asks = {"Origin": SITE, "Access-Control-Request-Method": "POST"}
+        assert client.options("/v1/audio/speech", headers=asks).status_code == 204
+        answer = client.post("/v1/audio/speech", json=SPEECH, headers={"Origin": SITE})
+        assert answer.headers["access-control-allow-origin"] == SITE
+        evil = client.post(
+            "/v1/audio/speech", json=SPEECH, headers={"Origin": "https://evil.example"}
+        )
+        assert evil.status_code == 403
+        page = client.get("/")
+        assert page.status_code == 200
+        assert not re.findall(r"(?:src|href)=[\"']?/", page.text), "the page works under a path"
+
+
+def test_a_websocket_passes_where_nginx_passes_upgrades(form: Form) -> None:
+    nginx, prefix, _ = form
+    if prefix:
+        said = nginx.speak(f"https://{NAME}", prefix + PATH)
+        assert said == ["started", "segment", "audio", "done"]
+        with pytest.raises(InvalidStatus, match="403"):
+            nginx.speak("https://evil.example", prefix + PATH)
+    else:
+        with pytest.raises(InvalidStatus, match="426") as refused:
+            nginx.speak(None)
+        assert b"WebSocket" in refused.value.response.body
