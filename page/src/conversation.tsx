@@ -1,8 +1,9 @@
 // Two speakers who answer each other; the server keeps what was said.
 import { signal } from "@preact/signals";
+import { Download } from "./download";
 import { Choice, errorOf, Field, ModelChoice, modelOf, NOBODY, Problem, voicesOf } from "./fields";
 import type { Who } from "./fields";
-import { save, speak, withSeed, type Fields } from "./generate";
+import { speak, withSeed, type Fields } from "./generate";
 import * as player from "./player";
 import type { Sound } from "./sound";
 import { PlayButton, Wave } from "./wave";
@@ -205,14 +206,7 @@ function Bubble({ turn, number }: { turn: Turn; number: number }) {
         <div class="heard">
           <PlayButton sound={sound} name={called} />
           <Wave sound={sound} name={called} />
-          <button
-            type="button"
-            class="small"
-            aria-label={`Download ${called}`}
-            onClick={() => save(sound.wav(), `turn-${number}.wav`)}
-          >
-            wav
-          </button>
+          <Download sound={sound} name={called} file={`turn-${number}`} />
         </div>
       ) : (
         !turn.problem && <p class="quiet">…</p>

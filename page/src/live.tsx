@@ -1,9 +1,10 @@
 // Text that arrives bit by bit, as from a language model, and speech that can be interrupted.
 import { signal, type Signal } from "@preact/signals";
 import { useEffect, useState } from "preact/hooks";
+import { Download } from "./download";
 import { errorOf, Field, NOBODY, Problem, WhoFields, whoFields } from "./fields";
 import type { Who } from "./fields";
-import { sampleRate, save } from "./generate";
+import { sampleRate } from "./generate";
 import * as player from "./player";
 import { look, openSocket, Refusal, send } from "./server";
 import { Sound } from "./sound";
@@ -286,14 +287,7 @@ function Spoken({ utterance, number }: { utterance: Utterance; number: number })
       <div class="heard">
         <PlayButton sound={sound} name={name} />
         <Wave sound={sound} name={name} />
-        <button
-          type="button"
-          class="small"
-          aria-label={`Download ${name}`}
-          onClick={() => save(sound.wav(), `${name.replace(" ", "-")}.wav`)}
-        >
-          wav
-        </button>
+        <Download sound={sound} name={name} file={`utterance-${number}`} />
       </div>
     </article>
   );

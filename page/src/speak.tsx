@@ -1,9 +1,10 @@
 // The first view: a text, and how it sounds.
 import { signal } from "@preact/signals";
 import { useState } from "preact/hooks";
+import { Download } from "./download";
 import { Choice, errorOf, Field, modelOf, NOBODY, Problem, WhoFields, whoFields } from "./fields";
 import type { Who } from "./fields";
-import { type Fields, programs, save, speak, withSeed } from "./generate";
+import { type Fields, programs, speak, withSeed } from "./generate";
 import * as player from "./player";
 import { fields as schemas, formats, inWords, post, Refusal, type FieldSchema } from "./server";
 import type { Sound } from "./sound";
@@ -262,7 +263,14 @@ function Entry({ item, latest }: { item: Item; latest: boolean }) {
           {item.by}, seed {String(fields.seed)}
           {sound.done && !sound.whole ? ", incomplete" : ""}
         </span>
-        {sound.done && <Download item={item} name={name} />}
+        {sound.done && (
+          <Download
+            sound={sound}
+            name={name}
+            file={`speech-${fields.seed}`}
+            remake={async (format) => (await post("generate", { ...fields, format })).blob()}
+          />
+        )}
       </div>
     </article>
   );
@@ -291,45 +299,4 @@ export function Figures({ sound, gaps }: { sound: Sound; gaps: number | null }) 
       )}
     </dl>
   );
-}
-
-/**
- * wav and pcm are what was heard.  The other formats are made by the server, from the same request
- * with the same seed; of speech that is not whole there is only what was heard.
- */
-function Download({ item, name }: { item: Item; name: string }) {
-  const [chosen, choose] = useState("wav");
-  const [state, setState] = useState("");
-  const here = ["wav", "pcm"];
-  const download = async () => {
-    setState("");
-    try {
-      save(await content(item, chosen), `speech-${item.fields.seed}.${chosen}`);
-    } catch (error) {
-      setState(inWords(error));
-    }
-  };
-  return (
-    <span class="download">
-      <select
-        aria-label={`Format of ${name}`}
-        value={chosen}
-        onChange={(event) => choose(event.currentTarget.value)}
-      >
-        {formats.value
-          .filter((one) => item.sound.whole || here.includes(one))
-          .map((one) => <option key={one}>{one}</option>)}
-      </select>
-      <button type="button" class="small" aria-label={`Download ${name}`} onClick={() => void download()}>
-        Download
-      </button>
-      {state && <span class="error" role="alert">{state}</span>}
-    </span>
-  );
-}
-
-async function content(item: Item, chosen: string): Promise<Blob> {
-  if (chosen === "wav") return item.sound.wav();
-  if (chosen === "pcm") return item.sound.pcm();
-  return (await post("generate", { ...item.fields, format: chosen })).blob();
 }

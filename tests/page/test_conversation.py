@@ -46,9 +46,12 @@ def test_four_turns_are_one_conversation_that_can_be_heard_and_forgotten(
     expect(page.get_by_role("button", name="Play turn 4")).to_be_visible()
     played = page.evaluate("heard.reduce((sum, one) => sum + one.samples.length, 0)")
     assert played == (5 + 4 + 3 + 5) * 640
-    with page.expect_download() as event:
-        page.get_by_role("button", name="Download turn 2").click()
-    assert event.value.path().stat().st_size == 44 + 4 * 640 * 2
+    for name, header in (("wav", 44), ("pcm", 0)):
+        page.get_by_label("Format of turn 2").select_option(name)
+        with page.expect_download() as event:
+            page.get_by_role("button", name="Download turn 2").click()
+        assert event.value.suggested_filename == f"turn-2.{name}"
+        assert event.value.path().stat().st_size == header + 4 * 640 * 2
     with page.expect_response("**/conversations/*") as answer:
         page.get_by_role("button", name="Start over").click()
     assert answer.value.status == 204

@@ -47,9 +47,12 @@ def test_words_are_sent_as_they_are_typed_and_spoken_as_sentences(
     silent(page)
     page.get_by_role("button", name="Play utterance 1").click()
     energetic(page)
-    with page.expect_download() as event:
-        page.get_by_role("button", name="Download utterance 1").click()
-    assert event.value.path().stat().st_size == 44 + 17 * 640 * 2
+    for name, header in (("wav", 44), ("pcm", 0)):
+        page.get_by_label("Format of utterance 1").select_option(name)
+        with page.expect_download() as event:
+            page.get_by_role("button", name="Download utterance 1").click()
+        assert event.value.suggested_filename == f"utterance-1.{name}"
+        assert event.value.path().stat().st_size == header + 17 * 640 * 2
 
 
 def test_an_interruption_is_silence_and_frees_the_slot_and_the_session_goes_on(
