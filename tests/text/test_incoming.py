@@ -16,7 +16,7 @@ ONE, TWO = "<speak>One. Two.</speak>", "<?xml version='1.0'?><speak>A. B! C.</sp
     [
         (ONE, [ONE]),
         (f" {ONE} {TWO} And three. Four.", [f" {ONE}", f" {TWO}", " And three.", " Four."]),
-        ("<b>Bold.</b> <spa", ["<b>Bold.</b>", " <spa"]),
+        ("Bold. <spa", ["Bold.", " <spa"]),
         ("<", ["<"]),
         ("<speak>Open. And", ["<speak>Open. And"]),
         ("Plain. <i>Text.</i>", ["Plain.", " <i>Text.</i>"]),
