@@ -38,7 +38,9 @@ class Reader:
         return " ".join(texts)
 
     def by_http(self, text: str, **fields: Any) -> httpx.Response:
-        return self.server.http.post("/generate", json={"text": text, **fields})
+        content = json.dumps({"text": text, **fields})  # httpx cannot send half a surrogate pair
+        headers = {"Content-Type": "application/json"}
+        return self.server.http.post("/generate", content=content, headers=headers)
 
     def by_websocket(self, text: str, **fields: Any) -> list[dict[str, Any] | bytes]:
         """The server's messages for a text that is sent whole."""

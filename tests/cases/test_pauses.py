@@ -134,6 +134,16 @@ def test_a_websocket_keeps_the_lines_of_what_comes_in_bits(reader: Reader) -> No
     assert " ".join(texts) == "Chapter One Milk Bread Six eggs | A | B | |---|---| | 1 | 2 |"
 
 
+def test_a_websocket_keeps_a_document_whole(reader: Reader) -> None:
+    """An SSML document of several sentences is not cut at their ends."""
+    document = "<speak>One. <break time='250ms'/> Two. Three.</speak>"
+    messages = reader.by_websocket(f"{document} And four.")
+    segments = [m["text"] for m in messages if isinstance(m, dict) and m["type"] == "segment"]
+    assert segments == [document, "And four."]
+    heard = b"".join(m for m in messages if isinstance(m, bytes))
+    assert [length for _, length in silences(heard)] == [0.25]
+
+
 def test_silence_is_told_counted_and_logged(
     tone_server: RunningServer, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -62,7 +62,13 @@ def test_a_text_is_read_as_a_person_would_read_it(
     assert reader.heard() == heard
 
 
-@pytest.mark.parametrize("text", [one["text"] for one in CASES["nothing-to-speak"]["texts"]])
+SILENT = ("?!", "\u200b", "†", "[pause 0.2s]", "<br>", "- - -", "👍🏽 🇫🇷")
+"""Siblings of the case `nothing-to-speak`."""
+
+
+@pytest.mark.parametrize(
+    "text", [*(one["text"] for one in CASES["nothing-to-speak"]["texts"]), *SILENT]
+)
 def test_a_text_without_a_word_has_a_code_of_its_own(
     reader: Reader, tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str
 ) -> None:

@@ -5,8 +5,9 @@ libraries when a text first needs them.
 """
 
 from vox_serve.text.front import AS_WRITTEN, FrontEnd, Normalize, Spoken, with_lexicon
+from vox_serve.text.incoming import Incoming
 from vox_serve.text.lexicon import Lexicon, check_pronunciations, read_lexicon
-from vox_serve.text.markup import PARAGRAPH_SECONDS, Part
+from vox_serve.text.markup import PARAGRAPH_SECONDS, Part, is_ssml
 from vox_serve.text.packing import speakable
 from vox_serve.text.sentences import Sentences, likely_seconds, pieces
 
@@ -14,12 +15,14 @@ __all__ = [
     "AS_WRITTEN",
     "PARAGRAPH_SECONDS",
     "FrontEnd",
+    "Incoming",
     "Lexicon",
     "Normalize",
     "Part",
     "Sentences",
     "Spoken",
     "check_pronunciations",
+    "is_ssml",
     "likely_seconds",
     "pieces",
     "read_lexicon",

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from markdown_it import MarkdownIt
     from markdown_it.token import Token
 
+SSML_STARTS = ("<speak", "<?xml")
 LONGEST_PAUSE = 10.0
 MOST_SILENCE = 60.0
 """Limits in seconds: for one pause that a text asks for, and for all of them together."""
@@ -86,11 +87,16 @@ def plain(text: str, kept_tags: frozenset[str] = frozenset()) -> Plain:
     """
     lowered = text.lower()
     reader = _Reader(kept_tags, frozenset(tag for tag in _SILENT if f"</{tag}" in lowered))
-    if text.lstrip("\ufeff \t\r\n").startswith(("<speak", "<?xml")):
+    if is_ssml(text):
         _read_ssml(text.strip("\ufeff \t\r\n"), reader)
     else:
         _read_markdown(text, reader)
     return reader.finish()
+
+
+def is_ssml(text: str) -> bool:
+    """Whether a text is an SSML document, which only makes sense as a whole."""
+    return text.lstrip("\ufeff \t\r\n").startswith(SSML_STARTS)
 
 
 class _Reader:

@@ -142,6 +142,11 @@ class Sentences:
         """The sentences that this bit completes."""
         return [joined(words, self._lines) for words in self._read(bit)]
 
+    @property
+    def empty(self) -> bool:
+        """Whether the next character begins a sentence."""
+        return not self._words and not self._word
+
     def flush(self) -> list[str]:
         """The rest, as if the text ended here.  Afterwards another text can be fed."""
         return [joined(words, self._lines) for words in self._rest()]

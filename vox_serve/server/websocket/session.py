@@ -36,7 +36,7 @@ from vox_serve.server.websocket.connection import (
     ServerEnds,
     Text,
 )
-from vox_serve.text import PARAGRAPH_SECONDS, Sentences, speakable
+from vox_serve.text import PARAGRAPH_SECONDS, Incoming, is_ssml, speakable
 from vox_serve.workers.interface import EngineClient
 
 MAX_WAITING_CHARACTERS = 10_000
@@ -86,7 +86,7 @@ class Session:
         self._template = template
         self._audio_format = audio_format
         self._piece_bytes = round(INLINE_SECONDS * info.sample_rate) * SAMPLE_BYTES
-        self._sentences = Sentences(lines=True)
+        self._incoming = Incoming(MAX_WAITING_CHARACTERS)
         self._queue: deque[str | Mark] = deque()
         self._waiting = 0
         """Characters in the queue; a mark counts as one."""
@@ -180,7 +180,7 @@ class Session:
         elif isinstance(message, ServerEnds):
             self._draining = True
             if self._last is None:
-                self._sentences.flush()  # drop the unfinished sentence
+                self._incoming.flush()  # drop the unfinished sentence
                 self._finish(Mark.SHUTDOWN)
         elif self._last is Mark.SHUTDOWN:
             pass
@@ -191,10 +191,10 @@ class Session:
             self._add(await self._feed(message.text))
         elif isinstance(message, Flush):
             self._check_room(1)
-            self._add(self._sentences.flush())
+            self._add(self._incoming.flush())
             self._put(Mark.FLUSH)
         elif isinstance(message, End):
-            self._add(self._sentences.flush())
+            self._add(self._incoming.flush())
             self._finish(Mark.END)
         else:
             raise InvalidRequest("the session has already started", "type")
@@ -210,8 +210,8 @@ class Session:
     async def _feed(self, text: str) -> list[str]:
         """The sentences that this text completes; a long one would delay other sessions here."""
         if len(text) <= LONG_TEXT_CHARACTERS:
-            return self._sentences.feed(text)
-        return await asyncio.to_thread(self._sentences.feed, text)
+            return self._incoming.feed(text)
+        return await asyncio.to_thread(self._incoming.feed, text)
 
     def _add(self, sentences: list[str]) -> None:
         for sentence in sentences:
@@ -236,7 +236,7 @@ class Session:
         if self._stream is not None:
             self._stream.close(Cancelled("the session was cancelled"))
         await self._stop_speaking()
-        self._sentences.flush()
+        self._incoming.flush()
         while self._queue:
             self._pop()
         if self._last is not None:
@@ -287,6 +287,8 @@ class Session:
         while self._queue and isinstance(head := self._queue[0], str):
             # The lengths first: cutting a very long sentence would delay other sessions.
             together = len(text) + len(head)
+            if text and (is_ssml(text) or is_ssml(head)):
+                break
             if text and (together > PART_CHARACTERS or len(cut(text + head, self._info)) > 1):
                 break
             text += head

@@ -1,0 +1,83 @@
+"""Hostile requests over HTTP, the WebSocket and `say` end in speech or a clear error."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import connect
+
+from tests.cases.conftest import Reader
+from tests.cases.hostile import BODIES, SOUNDS, sound, texts, turn
+from tests.conftest import RunningServer
+from tests.server.test_bad_requests import check_error
+
+TEXTS = texts(300)
+REFUSALS = ("invalid_request", "unspeakable_text", "nothing_to_speak")
+JSON = {"Content-Type": "application/json"}
+
+
+def ended(reader: Reader, text: str) -> str:
+    """How a session ended: `done`, or the reason with which it was closed."""
+    try:
+        *_, last = reader.by_websocket(text)
+    except ConnectionClosed as closed:
+        return closed.rcvd.reason if closed.rcvd else "nothing"
+    return last["type"] if isinstance(last, dict) else "audio"
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_a_hostile_text_is_spoken_or_refused(
+    reader: Reader, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    text = TEXTS[name]
+    answer = reader.by_http(text)
+    if answer.status_code != 200:
+        check_error(answer, answer.status_code, "text")
+        assert answer.json()["error"]["code"] in REFUSALS
+    assert ended(reader, text) in ("done", *REFUSALS)
+    status = reader.by_say(text.replace("\0", ""), tmp_path / "out.wav")
+    told = capsys.readouterr()
+    assert "Traceback" not in told.err
+    assert status == (0 if answer.status_code == 200 else 2), told.err
+
+
+@pytest.mark.parametrize("name", BODIES)
+def test_a_hostile_body_is_answered(tone_server: RunningServer, name: str) -> None:
+    answer = tone_server.http.post("/generate", content=BODIES[name], headers=JSON)
+    assert answer.status_code in (200, 400)
+    if answer.status_code == 400:
+        assert answer.json()["error"]["code"] == "invalid_request"
+        assert len(answer.content) <= 2048
+
+
+@pytest.mark.parametrize("kind", SOUNDS)
+def test_a_hostile_sound_is_refused_by_name(tone_server: RunningServer, kind: str) -> None:
+    data = sound(kind)
+    form = {"name": (None, "hostile"), "text": (None, "a"), "audio": ("a.wav", data)}
+    answer = tone_server.http.post("/v1/audio/voices", files=form)
+    if kind == "claims 4 GiB":  # as a stream writes it, with all of its sound there
+        assert tone_server.http.delete("/v1/audio/voices/hostile").status_code in (200, 204)
+    else:
+        check_error(answer, 400, "audio", "invalid_request")
+    body = {"text": "5", "context": [turn(data)]}
+    answer = tone_server.http.post("/generate", json=body)
+    assert answer.status_code == 200 if kind == "claims 4 GiB" else answer.status_code in (400, 422)
+
+
+@pytest.mark.parametrize("message", [*map(bytes.decode, [BODIES["deep"][:50_000], BODIES["twice"]]),
+                                     '{"type": "text", "text": NaN}', "null", "", "[" * 50_000,
+                                     b"\xff" * 1000])  # fmt: skip
+def test_a_hostile_message_is_answered(tone_server: RunningServer, message: str | bytes) -> None:
+    with connect(tone_server.url.replace("http", "ws") + "/v1/audio/stream") as websocket:
+        websocket.send('{"type": "start"}')
+        websocket.send(message)
+        told = []
+        try:
+            websocket.send('{"type": "end"}')
+            told = [json.loads(m)["type"] for m in websocket if isinstance(m, str)]
+        except ConnectionClosed:
+            pass
+        assert "error" in told or websocket.close_code not in (None, 1000)
