@@ -11,6 +11,7 @@ import logging
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from functools import cache
 
 import attrs
 import msgspec
@@ -45,15 +46,11 @@ class Need:
 def require_room(workers: Sequence[EngineConfig]) -> None:
     """Raise ConfigError unless all these workers fit on their devices at the same time."""
     needs: defaultdict[torch.device, list[Need]] = defaultdict(list)
-    measured: dict[EngineConfig, Need] = {}
     for worker in workers:
-        if worker not in measured:
-            try:
-                measured[worker] = _need(worker)
-            except Exception as error:  # noqa: BLE001  # the worker reports it when it loads
-                log.warning("the memory of %s is not planned: %s", worker.model, error)
-                continue
-        needs[device.choose(worker.device)].append(measured[worker])
+        try:
+            needs[device.choose(worker.device)].append(_need(worker))
+        except Exception as error:  # noqa: BLE001  # the worker reports it when it loads
+            log.warning("the memory of %s is not planned: %s", worker.model, error)
     for place, found in needs.items():
         _require(place, found)
 
@@ -77,6 +74,7 @@ def _require(place: torch.device, needs: Sequence[Need]) -> None:
     )
 
 
+@cache
 def _need(worker: EngineConfig) -> Need:
     resolved = load_plugins(worker.plugins).resolve(worker.model)
     dtype, weights = number_formats(worker, device.choose(worker.device).type)
