@@ -92,3 +92,12 @@ class EncodingCodec(Codec, Protocol):
             the codec first makes a clip end well.
         """
         ...
+
+
+@runtime_checkable
+class SpeakerCodec(EncodingCodec, Protocol):
+    """A codec that also makes a vector of who speaks in a clip, for prompts that take one."""
+
+    def embed(self, pcm: torch.Tensor) -> torch.Tensor:
+        """A speaker's vector, float32 `[E]`, from a clip as `encode` takes it."""
+        ...

@@ -21,6 +21,7 @@ PROJECTS = [
     "plugins/demo_voice",
     "plugins/orpheus",
     "plugins/pocket_tts",
+    "plugins/qwen3_tts",
 ]
 BUILD = ["hatchling"]
 READ = {"snac": "MIT", "cuda-toolkit": "none stated: it holds no files, only requirements"}

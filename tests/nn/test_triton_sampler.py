@@ -238,3 +238,23 @@ def test_a_row_depends_on_no_other(device: torch.device):
 def test_no_rows(device: torch.device):
     rows = Rows(mixed(1, 5), 10)
     assert rows.kernel(torch.zeros(0, 10), 0, device)[0].shape == (0,)
+
+
+class LongParams(SamplingParams):
+    repetition_window = 100
+
+
+@on_device
+def test_a_long_window_is_penalised_before_the_kernel(
+    device: torch.device, monkeypatch: pytest.MonkeyPatch
+):
+    params = LongParams(temperature=0.0, repetition_penalty=3.0)
+    state, slots = SlotSampler(2, device, LongParams), torch.tensor([0, 1], device=device)
+    for slot in (0, 1):
+        state.assign(slot, params, 0)
+    for code in range(60):  # of which a window of 32 has forgotten half
+        state.commit(slots, torch.tensor([code, 0], device=device))
+    logits = torch.linspace(2.0, 1.0, 80, device=device).repeat(2, 1)
+    monkeypatch.setattr("vox_serve.nn.kernels.DEVICES", ("cpu", "cuda"))
+    picked = state.rows(None, slots)(logits, 0)
+    assert picked.tolist() == [60, 1]

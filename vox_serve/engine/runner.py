@@ -30,7 +30,7 @@ from vox_serve.engine.sampler import SlotSampler
 from vox_serve.engine.scheduler import PREFILL_BUCKET
 from vox_serve.engine.sequence import Sequence
 from vox_serve.errors import EngineError
-from vox_serve.model import Model
+from vox_serve.model import Model, StepwiseText
 
 log = logging.getLogger("vox_serve.runner")
 EXTENT_STEP = 64
@@ -93,6 +93,8 @@ class ModelRunner:
         slot = sequence.slot
         self._side.join()  # the codec may still be decoding a frame of the slot's last owner
         self.sampler.assign(slot, sequence.sampling, sequence.seed)
+        if sequence.prompt.later is not None and isinstance(self.model, StepwiseText):
+            self.model.put_text(slot, 0, sequence.prompt.later)
         self.kv.lengths[slot].fill_(0)
         self.fresh[slot].fill_(True)
 

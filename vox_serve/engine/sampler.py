@@ -86,7 +86,8 @@ class SlotSampler:
         self.penalty = zeros(torch.float32)
         self.seed = zeros(torch.int64)
         self.frame = zeros(torch.int64)
-        self.recent = zeros(torch.int64, REPETITION_WINDOW)  # code + 1; 0 is empty
+        window = kind.repetition_window if issubclass(kind, SamplingParams) else 0
+        self.recent = zeros(torch.int64, window)  # code + 1; 0 is empty
         self.ranges = kind.ranges()
         self.own = {
             name: zeros(torch.int64 if allowed.kind is int else torch.float32)
@@ -126,8 +127,8 @@ class SlotSampler:
 
     def commit(self, slots: torch.Tensor, picked: torch.Tensor) -> None:
         """Count a frame and remember the codes picked for codebook 0, int64 `[B]`."""
-        place = self.frame[slots] % REPETITION_WINDOW
-        self.recent[slots, place] = picked + 1
+        if window := self.recent.shape[1]:
+            self.recent[slots, self.frame[slots] % window] = picked + 1
         self.frame.index_add_(0, slots, torch.ones_like(slots))
 
 
@@ -227,6 +228,11 @@ class RowSampler:
         from vox_serve.nn import triton_sampler
 
         state, first = self._state, self._finite is None
+        recent = state.recent
+        if recent.shape[1] > REPETITION_WINDOW:  # the kernel compares each code with all of them
+            recent = recent[:, :0]
+            if self._penalises and codebook == 0:
+                logits = self._penalised(logits.float())
         if self._finite is None:
             self._finite = torch.empty_like(self.slots, dtype=torch.bool)
         return triton_sampler.pick(
@@ -238,7 +244,7 @@ class RowSampler:
             top_p=state.top_p,
             min_p=state.min_p,
             penalty=state.penalty,
-            recent=state.recent,
+            recent=recent,
             seed=state.seed,
             frame=state.frame,
             finite=self._finite,
