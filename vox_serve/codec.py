@@ -88,8 +88,8 @@ class EncodingCodec(Codec, Protocol):
             pcm: float32 `[T]` at `sample_rate`.
 
         Returns:
-            codes or latents `[K, F]` with F = ceil(T / frame_size); one more or some fewer where
-            the codec first makes a clip end well.
+            codes or latents `[K, F]` with F = ceil(T * frames_per_step / frame_size); one more or
+            some fewer where the codec first makes a clip end well.
         """
         ...
 

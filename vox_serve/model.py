@@ -36,8 +36,8 @@ Inputs: TypeAlias = "Mapping[str, torch.Tensor]"
 class Prompt:
     """A request prepared for prefill.
 
-    `inputs` are CPU tensors `[T, ...]` under names the model chooses; the runner pads
-    them with zeros along T, stacks them to `[B, T, ...]` and moves them to the device.
+    `inputs` are CPU tensors `[T, ...]` under names the model chooses; the runner pads them with
+    zeros to the longest, stacks them to `[B, T, ...]` and moves them to the device.
     """
 
     inputs: Inputs
@@ -46,7 +46,9 @@ class Prompt:
     given: tuple[torch.Tensor, torch.Tensor] | None = None
     """Keys and values `[layers, P, H, D]` of the first P positions, which are copied and not run:
     of a voice, for instance, that comes as such.  What `inputs` has there only tells it apart."""
-
+    unheard: int = 0
+    """Frames that an utterance has beside those of its sound, which a limit in seconds does not
+    count: of a delay, for instance."""
     later: torch.Tensor | None = None
     """int64 `[N]`: text that goes in beside the frames, a token with each, if the model takes text
     that way (`StepwiseText`)."""

@@ -218,7 +218,7 @@ class Sampler(Protocol):
         ...
 
     def parameter(self, name: str) -> torch.Tensor:
-        """A number that the model's own `Parameters` declare, `[B]`; float32 or int64."""
+        """A number that the model's `Parameters` declare, `[B]`; float32 or int64."""
         ...
 
     def largest(self, name: str) -> float:

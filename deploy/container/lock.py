@@ -19,6 +19,7 @@ PROJECTS = [
     ".[otel]",
     "plugins/csm",
     "plugins/demo_voice",
+    "plugins/dia",
     "plugins/orpheus",
     "plugins/pocket_tts",
     "plugins/qwen3_tts",

@@ -63,6 +63,7 @@ class ContextEncoder:
         """The segment with zeros for the frames that its audio will give, to count positions."""
         if segment.codes is not None or segment.audio is None:
             return segment
-        frames = -(-len(segment.audio) // self._codec.frame_size)
+        samples = self._codec.frame_size // self._codec.frames_per_step
+        frames = -(-len(segment.audio) // samples)
         codes = torch.zeros(self._codec.frame_width, frames, dtype=frame_dtype(self._codec))
         return attrs.evolve(segment, audio=None, codes=codes)

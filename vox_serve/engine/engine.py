@@ -270,7 +270,8 @@ class Engine:
         if rest and reason is not FinishReason.CANCELLED:
             self._events.append(Audio(sequence.id, rest))
         self.scheduler.finish(sequence, reason)
-        self._events.append(Finished(sequence.id, reason, sequence.frames, sequence.seed, more))
+        frames = max(0, sequence.frames - sequence.prompt.unheard)
+        self._events.append(Finished(sequence.id, reason, frames, sequence.seed, more))
 
     def _remember(self, sequence: Sequence, reason: FinishReason, kept_for: str | None) -> None:
         """Add the turn to its conversation, and cache the slot's positions for the next one."""

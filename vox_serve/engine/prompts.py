@@ -182,7 +182,7 @@ class Prompts:
         sampling: Parameters,
     ) -> tuple[Prompt, int]:
         prompt = self.build(request.text, voice, context, sampling)
-        return prompt, self._frame_cap(request, len(prompt))
+        return prompt, self._frame_cap(request, prompt)
 
     def _fit(
         self,
@@ -222,10 +222,10 @@ class Prompts:
                 "text",
             )
 
-    def _frame_cap(self, request: SpeechRequest, prompt_length: int) -> int:
+    def _frame_cap(self, request: SpeechRequest, prompt: Prompt) -> int:
         """The most frames that the request may have.  Raises RequestError if they cannot fit."""
         rate = self.model.codec.frame_rate
-        room = self.model.max_positions - prompt_length
+        room = self.model.max_positions - len(prompt) - prompt.unheard
         if request.max_seconds is not None:
             if not 0 < request.max_seconds <= self.config.max_seconds:
                 raise InvalidRequest(
@@ -244,8 +244,8 @@ class Prompts:
         if needed > room:
             raise PromptTooLong(
                 f"{field} asks for about {needed} frames of audio, but after a prompt of "
-                f"{prompt_length} positions the context of {self.model.max_positions} has room for "
+                f"{len(prompt)} positions the context of {self.model.max_positions} has room for "
                 f"{max(room, 0)} ({max(room, 0) / rate:.1f} s)",
                 field,
             )
-        return max(1, min(cap, room))
+        return max(1, min(cap, room)) + prompt.unheard

@@ -255,9 +255,11 @@ class ModelRunner:
 
 def _padded(rows: Rows[torch.Tensor], pieces: Rows[range], size: int) -> torch.Tensor:
     """The pieces `[T, ...]`, padded with zeros and stacked, `[B, size, ...]`."""
-    stacked = rows[0].new_zeros(len(rows), size, *rows[0].shape[1:])
+    widest = [max(sizes) for sizes in zip(*(row.shape[1:] for row in rows), strict=True)]
+    stacked = rows[0].new_zeros(len(rows), size, *widest)
     for number, (row, piece) in enumerate(zip(rows, pieces, strict=True)):
-        stacked[number, : len(piece)] = row[piece.start : piece.stop]
+        filled = (slice(len(piece)), *map(slice, row.shape[1:]))
+        stacked[number][filled] = row[piece.start : piece.stop]
     return stacked
 
 

@@ -83,7 +83,7 @@ class SlotSampler:
         self.top_k = zeros(torch.int64)
         self.top_p = zeros(torch.float32)
         self.min_p = zeros(torch.float32)
-        self.penalty = zeros(torch.float32)
+        self.repetition_penalty = zeros(torch.float32)
         self.seed = zeros(torch.int64)
         self.frame = zeros(torch.int64)
         window = kind.repetition_window if issubclass(kind, SamplingParams) else 0
@@ -110,7 +110,7 @@ class SlotSampler:
                 (self.top_k, params.top_k),
                 (self.top_p, params.top_p),
                 (self.min_p, params.min_p),
-                (self.penalty, params.repetition_penalty),
+                (self.repetition_penalty, params.repetition_penalty),
             ]
         for rows, value in values:
             rows[slot].fill_(value)
@@ -163,7 +163,8 @@ class RowSampler:
         return normal_noise(_mix((self._key ^ _NORMAL) + place), size)
 
     def parameter(self, name: str) -> torch.Tensor:
-        return self._state.own[name][self.slots]
+        rows = self._state.own.get(name)
+        return (getattr(self._state, name) if rows is None else rows)[self.slots]
 
     def largest(self, name: str) -> float:
         given = [float(getattr(params, name)) for params in self._asked]
@@ -243,7 +244,7 @@ class RowSampler:
             top_k=state.top_k,
             top_p=state.top_p,
             min_p=state.min_p,
-            penalty=state.penalty,
+            penalty=state.repetition_penalty,
             recent=recent,
             seed=state.seed,
             frame=state.frame,
@@ -257,7 +258,7 @@ class RowSampler:
             len(logits), logits.shape[-1] + 1, dtype=torch.bool, device=logits.device
         )
         seen = seen.scatter(1, self._state.recent[self.slots], True)[:, 1:]
-        penalty = self._row("penalty")
+        penalty = self._row("repetition_penalty")
         lowered = torch.where(logits > 0, logits / penalty, logits * penalty)
         return torch.where(seen, lowered, logits)
 
