@@ -57,16 +57,21 @@ class Prompt:
         """T, the number of positions in the prompt."""
         return len(next(iter(self.inputs.values())))
 
+    @property
+    def taken(self) -> int:
+        """Positions of the prompt and of the text that goes in with the first frames."""
+        return len(self) + (0 if self.later is None else len(self.later))
+
     def require_room(self, max_positions: int, before: str) -> None:
-        """Raise PromptTooLong unless a frame fits after the prompt.
+        """Raise PromptTooLong unless a frame fits after the prompt and the text.
 
         Names the text, or `before`, the field of what precedes the text.
         """
         leading = self.shared if self.given is None else self.given[0].shape[1]
-        if len(self) >= max_positions:
-            field = before if len(self) - leading < max_positions else "text"
+        if self.taken >= max_positions:
+            field = before if self.taken - leading < max_positions else "text"
             raise PromptTooLong(
-                f"{field} is too long: the prompt takes {len(self)} positions of the "
+                f"{field} is too long: the prompt takes {self.taken} positions of the "
                 f"{max_positions} that the model has",
                 field,
             )

@@ -143,7 +143,7 @@ def test_the_prompt_is_the_processors(make_engine: MakeEngine, reference: Refere
     engine = make_engine()
     engine.prompts.voices.add("talker", 1, [Segment(1, "[S2]", audio=sound.numpy())])
     voice = engine.prompts.voices.choose("talker", 0)
-    prompt = engine.model.prompt(TEXTS[2], voice, ())
+    prompt = engine.prompts.build(TEXTS[2], voice, ())
     frames = -(-len(sound) // HOP)
     assert len(prompt) == frames + 1
     columns = torch.cat([prompt.inputs["columns"], prompt.inputs["given"][0].view(-1, len(DELAYS))])

@@ -46,7 +46,7 @@ def load_model(options: LoadOptions) -> DiaModel:
     loader = WeightLoader(WeightFiles(weights_path(directory)))
     network = load_network(config, loader, options)
     loader.finish()
-    return DiaModel(config, network, codec, read_sampling(directory))
+    return DiaModel(options, config, network, codec, read_sampling(directory))
 
 
 def load_network(config: DiaConfig, loader: WeightLoader, options: LoadOptions) -> DiaNetwork:

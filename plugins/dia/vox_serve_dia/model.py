@@ -1,6 +1,6 @@
 """The Dia network: an encoder of bytes, and a decoder of columns of nine delayed codes.
 
-Implements `vox_serve.Model`; behaviour follows transformers' `DiaForConditionalGeneration`.
+Behaviour follows transformers' `DiaForConditionalGeneration`.
 
 Guidance compares two passes over the same codes, one with the text and one without.  Both belong
 to one slot: every tensor holds them side by side, and in self-attention their heads are heads of
@@ -10,7 +10,7 @@ a single vector, so its pass needs no memory: `CrossAttention.textless`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import attrs
 import torch
@@ -18,11 +18,14 @@ from torch import nn
 from torch.nn import functional as F
 
 from vox_serve import (
-    Codec,
+    Inputs,
     InvalidRequest,
     KVCache,
     KVLayout,
     KVView,
+    LoadOptions,
+    Model,
+    Parameters,
     Prompt,
     PromptTooLong,
     Sampler,
@@ -230,25 +233,30 @@ class DiaNetwork(nn.Module):
         return normed_sum(self.norm, x, added)[0].flatten(2)
 
 
-class DiaModel:
-    """Implements `vox_serve.Model`; its state per slot is the text, and how codes are delayed.
+class DiaModel(Model):
+    """Dia, loaded; its state per slot is the text, and how codes are delayed.
 
     Args:
+        options: what it was loaded with.
         config: sizes.
         network: loaded weights, on their device.
         codec: loaded.
         default_sampling: applies where a request sets nothing.
     """
 
-    takes_context = False
-    voices: Sequence[Voice] = tuple(Voice(tag[1:-1], n) for n, tag in enumerate(SPEAKERS))
+    voices = tuple(Voice(tag[1:-1], n) for n, tag in enumerate(SPEAKERS))
 
     def __init__(
-        self, config: DiaConfig, network: DiaNetwork, codec: Dac, default_sampling: DiaParameters
+        self,
+        options: LoadOptions,
+        config: DiaConfig,
+        network: DiaNetwork,
+        codec: Dac,
+        default_sampling: DiaParameters,
     ) -> None:
+        super().__init__(options, codec)
         self.config = config
         self.network = network
-        self.codec: Codec = codec
         self.default_sampling = default_sampling
         sizes = config.decoder
         self.hidden_size = 2 * sizes.hidden_size
@@ -256,8 +264,6 @@ class DiaModel:
         self.kv_layout = KVLayout(
             sizes.num_hidden_layers, 2 * sizes.num_key_value_heads, sizes.head_dim
         )
-        cosines = network.tables.cos
-        self.device, self.dtype = cosines.device, cosines.dtype
         self.weight_bytes = held_bytes(network) + codec.weight_bytes
         self._behind = codec.behind
         self._delays = torch.tensor(config.delays, device=self.device)
@@ -294,7 +300,9 @@ class DiaModel:
         self._given[slot] = FREE
         self._marked[slot] = FREE
 
-    def prompt(self, text: str, voice: Voice, context: Sequence[Segment]) -> Prompt:
+    def prompt(
+        self, text: str, voice: Voice, context: Sequence[Segment], parameters: Parameters
+    ) -> Prompt:
         """The text, the voice's clip and the codes of it that are still to come.
 
         `columns` int64 `[T, K]`: delayed codes, which begin with the reserved ones.  The same in
@@ -345,7 +353,7 @@ class DiaModel:
 
     def prefill(
         self,
-        inputs: Mapping[str, torch.Tensor],
+        inputs: Inputs,
         lengths: torch.Tensor,
         slots: torch.Tensor,
         kv: KVCache,

@@ -138,10 +138,10 @@ def write_again(directory: Path) -> Path:
     return directory
 
 
-def test_texts_that_cannot_be_spoken(checkpoints: dict[str, Path]) -> None:
+def test_texts_that_cannot_be_spoken(checkpoints: dict[str, Path], make_engine: MakeEngine) -> None:
     model = load(checkpoints["base"])
     with pytest.raises(PromptTooLong, match="positions of the 2048") as refused:
-        model.prompt("word " * 600, model.voices[0], (), model.default_sampling)
+        make_engine("base").prompts.build("word " * 600, model.voices[0], ())
     assert refused.value.param == "text"
     with pytest.raises(UnspeakableText):
         model.prompt("  ", model.voices[0], (), model.default_sampling)

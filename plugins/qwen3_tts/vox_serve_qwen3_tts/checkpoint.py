@@ -36,6 +36,7 @@ def load_model(options: LoadOptions) -> QwenModel:
     loader.finish()
     tokenizer = TextTokenizer(directory, config.text_vocab)
     return QwenModel(
+        options,
         config,
         network,
         codec,

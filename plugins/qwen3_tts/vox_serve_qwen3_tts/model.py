@@ -1,18 +1,28 @@
 """The Qwen3-TTS network: a talker over frames, a depth decoder over a frame's codebooks.
 
-Implements `vox_serve.Model` and `vox_serve.StepwiseText`: text goes in beside the frames, one token
+Implements `vox_serve.StepwiseText`: text goes in beside the frames, one token
 per frame.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from vox_serve import Codec, KVCache, KVLayout, Model, Parameters, Prompt, Sampler, Segment, Voice
+from vox_serve import (
+    Inputs,
+    KVCache,
+    LoadOptions,
+    Model,
+    Parameters,
+    Prompt,
+    Sampler,
+    Segment,
+    Voice,
+)
 from vox_serve.nn import (
     Biased,
     Embedding,
@@ -69,6 +79,7 @@ class QwenModel(Model):
     """Qwen3-TTS, loaded; implements `vox_serve.StepwiseText` too.
 
     Args:
+        options: what it was loaded with.
         config: sizes.
         network: loaded weights, on their device.
         codec: loaded.
@@ -76,29 +87,24 @@ class QwenModel(Model):
         default_sampling: applies where a request sets nothing.
     """
 
-    takes_context = False
-
     def __init__(
         self,
+        options: LoadOptions,
         config: QwenConfig,
         network: QwenNetwork,
         codec: CodeDecoder,
         builder: PromptBuilder,
         default_sampling: QwenParameters,
     ) -> None:
+        super().__init__(options, codec)
         self.config = config
         self.network = network
-        self.codec: Codec = codec
         self.default_sampling = default_sampling
         self.hidden_size = config.talker.hidden_size
         self.max_positions = config.talker.max_position_embeddings
-        self.kv_layout: KVLayout = config.talker.kv_layout
-        cosines = network.backbone.tables.cos
-        self.device, self.dtype = cosines.device, cosines.dtype
+        self.kv_layout = config.talker.kv_layout
         names = [*config.speakers] or ["any" if config.kind == "base" else "described"]
-        self.voices: Sequence[Voice] = tuple(
-            Voice(name, number) for number, name in enumerate(names)
-        )
+        self.voices = tuple(Voice(name, number) for number, name in enumerate(names))
         books, codes, vocab = config.num_codebooks, config.codes, config.talker_vocab
         starts = torch.arange(books, device=self.device) * codes + (vocab - codes)
         self._offsets = starts.index_fill_(0, torch.zeros_like(starts[:1]), 0)
@@ -134,7 +140,7 @@ class QwenModel(Model):
 
     def prefill(
         self,
-        inputs: Mapping[str, torch.Tensor],
+        inputs: Inputs,
         lengths: torch.Tensor,
         slots: torch.Tensor,
         kv: KVCache,

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 
-from vox_serve import CheckpointError, Prompt, PromptTooLong, Segment, UnspeakableText
+from vox_serve import CheckpointError, Prompt, Segment, UnspeakableText
 from vox_serve_qwen3_tts.config import QwenConfig
 
 EMPTY = -1
@@ -90,7 +90,6 @@ class PromptBuilder:
 
         Raises:
             UnspeakableText: nothing of the text is left.
-            PromptTooLong: it does not fit the context.
         """
         ids, text_ids, code_ids = self._config, self._config.text, self._config.code
         role, said = self._tokenizer.turn("assistant", text.strip())
@@ -156,17 +155,10 @@ class PromptBuilder:
         return text[len(frames) + 1 :]
 
     def _prompt(self, rows: _Rows, later: list[int], shared: int, clip: Segment | None) -> Prompt:
-        most, length = self._config.talker.max_position_embeddings, len(rows.rows)
-        if length + len(later) >= most:
-            raise PromptTooLong(
-                f"text is too long: with voice and instructions it takes {length + len(later)} "
-                f"positions of the {most} that the model has",
-                "text",
-            )
         inputs = {"tokens": rows.tensor()}
         if self._config.kind == "base":
             width = self._config.talker.hidden_size
-            inputs["vector"] = torch.zeros(length, width)
+            inputs["vector"] = torch.zeros(len(rows.rows), width)
             if rows.vector is not None and clip is not None and clip.vector is not None:
                 inputs["vector"][rows.vector] = clip.vector
         return Prompt(inputs, shared=shared, later=torch.tensor(later, dtype=torch.int64))
