@@ -78,7 +78,7 @@ class GlideModel:
     def clear(self, slot):
         self.left[slot] = 0
 
-    def prompt(self, text, voice, context, parameters):
+    def prompt(self, text, voice, *, context, parameters):
         rows = torch.tensor([[float(len(word)), 0.1] for word in text.split()])
         if len(rows) > 40:
             raise PromptTooLong("text has more than 40 words", "text")

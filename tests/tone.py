@@ -92,7 +92,7 @@ class ToneModel:
         self.delay = float(os.environ.get("TONE_DELAY", "0"))
 
     def prompt(
-        self, text: str, voice: Voice, context: Sequence[Segment], parameters: Parameters
+        self, text: str, voice: Voice, *, context: Sequence[Segment], parameters: Parameters
     ) -> Prompt:
         if "unspeakable" in text:
             raise UnspeakableText("text holds what no tone can say", "text")

@@ -167,9 +167,11 @@ class Model(ABC):
 
     @abstractmethod
     def prompt(
-        self, text: str, voice: Voice, context: Sequence[Segment], parameters: Parameters
+        self, text: str, voice: Voice, *, context: Sequence[Segment], parameters: Parameters
     ) -> Prompt:
         """Build the prompt: the voice's segments, then `context`, then `text`.
+
+        A model that needs no more than text and voice declares `**others`.
 
         `parameters` are the request's, of the class of `default_sampling`: a language or an
         instruction, for instance, is part of the prompt.

@@ -147,7 +147,7 @@ def test_the_frame_cap_never_passes_the_context():
 def test_a_prompt_that_leaves_no_room_for_a_frame_is_refused(monkeypatch):
     """The core refuses it, so that no model need to, and names what is too long."""
 
-    def prompt(self, text, voice, context, parameters):
+    def prompt(self, text, voice, *, context, parameters):
         before = 150 * len([*voice.segments, *context])
         return Prompt({"row": torch.zeros(before + len(text), 4)}, shared=before)
 
@@ -415,8 +415,8 @@ def test_a_row_that_fails_is_wiped_in_the_codec_too(monkeypatch):
 class SharingTone(ToneModel):
     """All but the last position of its prompts may be kept for others."""
 
-    def prompt(self, text, voice, context, parameters):
-        made = super().prompt(text, voice, context, parameters)
+    def prompt(self, text, voice, *, context, parameters):
+        made = super().prompt(text, voice, context=context, parameters=parameters)
         return attrs.evolve(made, shared=len(made) - 1)
 
 

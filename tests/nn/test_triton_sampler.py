@@ -77,12 +77,12 @@ class Rows:
     def near_the_edge(self, row: int, logits: torch.Tensor) -> bool:
         """Whether the row's running sum of shares comes within 1e-5 of its top_p."""
         slot = self.slots[row]
-        scaled = logits[row].float() / self.state.temperature[slot]
+        scaled = logits[row].float() / self.state.values["temperature"][slot]
         ordered = scaled.sort(descending=True).values
-        k = int(self.state.top_k[slot]) or len(ordered)
+        k = int(self.state.values["top_k"][slot]) or len(ordered)
         sums = ordered.masked_fill(ordered < ordered[min(k, len(ordered)) - 1], -torch.inf)
         sums = sums.softmax(-1).cumsum(-1)
-        return bool(((sums - self.state.top_p[slot]).abs() < 1e-5).any())
+        return bool(((sums - self.state.values["top_p"][slot]).abs() < 1e-5).any())
 
 
 def mixed(count: int, seed: int) -> list[SamplingParams]:
@@ -133,7 +133,7 @@ def test_picks_are_the_plain_ones(
     differing = (picked != expected).nonzero()[:, 0].tolist()
     assert len(differing) <= count // 20
     for row in differing:
-        top_p = rows.state.top_p[rows.slots[row]]
+        top_p = rows.state.values["top_p"][rows.slots[row]]
         assert top_p < 1, f"row {row}"
         assert codebook != 0 or rows.state.penalty[rows.slots[row]] == 1, f"row {row}"
         assert rows.near_the_edge(row, logits), f"row {row}"

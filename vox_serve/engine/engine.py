@@ -132,7 +132,9 @@ class Engine:
     def warm_up(self) -> None:
         """Run two codec steps, so that everything is allocated before the first request."""
         self.runner.warm_up()
-        prompt = self.model.prompt("a", self.model.voices[0], (), self.prompts.defaults)
+        prompt = self.model.prompt(
+            "a", self.model.voices[0], context=(), parameters=self.prompts.defaults
+        )
         frames = 2 * self.model.codec.frames_per_step
         self.scheduler.add(
             Sequence("warm-up", prompt, self.prompts.defaults, seed=0, max_frames=frames)
@@ -290,7 +292,9 @@ class Engine:
         fed = len(turn.codes) - (reason is FinishReason.LENGTH)
         try:
             with self.prompts.calls.of("prompt"):
-                following = self.model.prompt(turn.text, turn.voice, turns, sequence.sampling)
+                following = self.model.prompt(
+                    turn.text, turn.voice, context=turns, parameters=sequence.sampling
+                )
         except Exception as error:  # noqa: BLE001  # most likely the context is full; the next turn drops some
             log.debug("%s is not kept: %s", sequence.id, type(error).__name__)
             return

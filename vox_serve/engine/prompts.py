@@ -127,14 +127,14 @@ class Prompts:
         context: Rows[Segment],
         parameters: Parameters | None = None,
     ) -> Prompt:
-        """The model's prompt; without `parameters`, by the model's defaults.
+        """The model's prompt; without `parameters`, by the defaults.
 
         Raises:
             UnspeakableText: the model cannot speak the text, or the prompt does not fit.
         """
         with self.calls.of("prompt"):
             prompt = self.model.prompt(
-                text, voice, context, parameters or self.model.default_sampling
+                text, voice, context=context, parameters=parameters or self.defaults
             )
         prompt.require_room(self.model.max_positions, "context" if context else "voice")
         return prompt

@@ -70,7 +70,7 @@ class SlotSampler:
     `assign` uploads a sequence's parameters when it joins; after that, the host is not involved.
 
     Args:
-        kind: the model's parameters; those that only it has also get a row per slot.
+        kind: the model's parameters; each number gets a row per slot.
     """
 
     def __init__(
@@ -79,41 +79,22 @@ class SlotSampler:
         def zeros(dtype: torch.dtype, *shape: int) -> torch.Tensor:
             return torch.zeros(num_slots, *shape, dtype=dtype, device=device)
 
-        self.temperature = zeros(torch.float32)
-        self.top_k = zeros(torch.int64)
-        self.top_p = zeros(torch.float32)
-        self.min_p = zeros(torch.float32)
-        self.repetition_penalty = zeros(torch.float32)
-        self.seed = zeros(torch.int64)
+        self.ranges = kind.ranges()
+        self.values = {
+            name: zeros(torch.int64 if allowed.kind is int else torch.float32)
+            for name, allowed in self.ranges.items()
+        }
         self.frame = zeros(torch.int64)
         window = kind.repetition_window if issubclass(kind, SamplingParams) else 0
         self.recent = zeros(torch.int64, window)  # code + 1; 0 is empty
-        self.ranges = kind.ranges()
-        self.own = {
-            name: zeros(torch.int64 if allowed.kind is int else torch.float32)
-            for name, allowed in self.ranges.items()
-            if name not in RANGES
-        }
         self.params: list[Parameters | None] = [None] * num_slots
 
     def assign(self, slot: int, params: Parameters, seed: int) -> None:
         """Start a sequence in `slot`."""
-        values: list[tuple[torch.Tensor, float]] = [
-            (self.seed, seed),
-            (self.frame, 0),
-            (self.recent, 0),
-        ]
-        values += [(rows, getattr(params, name)) for name, rows in self.own.items()]
-        if isinstance(params, SamplingParams):
-            values += [
-                (self.temperature, params.temperature),
-                (self.top_k, params.top_k),
-                (self.top_p, params.top_p),
-                (self.min_p, params.min_p),
-                (self.repetition_penalty, params.repetition_penalty),
-            ]
-        for rows, value in values:
-            rows[slot].fill_(value)
+        for name, rows in self.values.items():
+            rows[slot].fill_(seed if name == "seed" else getattr(params, name))
+        self.frame[slot].fill_(0)
+        self.recent[slot].fill_(0)
         self.params[slot] = params
 
     def rows(self, numbers: Sequence[int] | None, slots: torch.Tensor) -> RowSampler:
@@ -163,8 +144,7 @@ class RowSampler:
         return normal_noise(_mix((self._key ^ _NORMAL) + place), size)
 
     def parameter(self, name: str) -> torch.Tensor:
-        rows = self._state.own.get(name)
-        return (getattr(self._state, name) if rows is None else rows)[self.slots]
+        return self._state.values[name][self.slots]
 
     def largest(self, name: str) -> float:
         given = [float(getattr(params, name)) for params in self._asked]
@@ -196,12 +176,12 @@ class RowSampler:
         Looked up at first use, because only plain torch needs it; the kernel reads by slot.
         """
         if name not in self._rows:
-            self._rows[name] = getattr(self._state, name)[self.slots][:, None]
+            self._rows[name] = self.parameter(name)[:, None]
         return self._rows[name]
 
     @cached_property
     def _key(self) -> torch.Tensor:
-        seeded = _mix(self._state.seed[self.slots] + _GAMMA)
+        seeded = _mix(self.parameter("seed") + _GAMMA)
         return _mix(seeded + self.frame)
 
     def _pick(self, logits: torch.Tensor, codebook: int) -> torch.Tensor:
@@ -240,13 +220,9 @@ class RowSampler:
             logits,
             self.slots,
             codebook,
-            temperature=state.temperature,
-            top_k=state.top_k,
-            top_p=state.top_p,
-            min_p=state.min_p,
-            penalty=state.repetition_penalty,
+            **{name: state.values[name] for name in RANGES if name != "repetition_penalty"},
+            penalty=state.values["repetition_penalty"],
             recent=recent,
-            seed=state.seed,
             frame=state.frame,
             finite=self._finite,
             first=first,

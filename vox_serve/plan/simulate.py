@@ -266,7 +266,7 @@ class _Model:
         self.max_positions = costs.max_positions
 
     def prompt(
-        self, text: str, voice: Voice, context: Rows[Segment], parameters: Parameters
+        self, text: str, voice: Voice, *, context: Rows[Segment], parameters: Parameters
     ) -> Prompt:
         pieces = []
         for segment in context:

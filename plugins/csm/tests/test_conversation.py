@@ -69,11 +69,7 @@ def test_ten_turns_equal_one_request_with_all_of_them(
         frames, cost = say(engine, text, frames=cap, speaker=speaker, conversation="c")
         expected, whole = say(scratch, text, frames=cap, speaker=speaker, context=tuple(turns))
         assert frames == expected
-        own = len(
-            engine.model.prompt(
-                text, engine.model.voices[speaker], (), engine.model.default_sampling
-            )
-        )
+        own = len(engine.model.prompt(text, engine.model.voices[speaker], context=()))
         # Of the earlier turns, only the end of the last one has not been run: the frame
         # of end codes, and the last frame where the cap came before it was fed back.
         behind = 0 if number == 0 else 1 if ends_by_itself else 2
@@ -155,12 +151,8 @@ def test_a_voice_is_run_once(make_engine: MakeEngine, kept: bool) -> None:
         frames, cost = say(engine, text, voice="ann")
         assert frames == say(make_engine(), text, context=(segment,))[0]
         context = len(
-            engine.model.prompt(
-                text, engine.prompts.voices.choose("ann", 0), (), engine.model.default_sampling
-            )
-        ) - len(
-            engine.model.prompt(text, engine.model.voices[0], (), engine.model.default_sampling)
-        )
+            engine.model.prompt(text, engine.prompts.voices.choose("ann", 0), context=())
+        ) - len(engine.model.prompt(text, engine.model.voices[0], context=()))
         # Both texts begin alike: begin of text and [0].
         assert (cost["restored"] >= context) == (kept and number == 1)
     assert engine.prompts.voices.remove("ann")

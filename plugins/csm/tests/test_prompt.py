@@ -32,7 +32,7 @@ def text_column(prompt: Prompt) -> list[int]:
 
 def test_text_is_pinned(model: CsmModel) -> None:
     """No space after the speaker; begin once, though the tokenizer would add it too."""
-    tokens = model.prompt("hi", VOICE, (), model.default_sampling).inputs["tokens"]
+    tokens = model.prompt("hi", VOICE, context=()).inputs["tokens"]
     assert tokens.dtype == torch.int64
     assert tokens[:, -1].tolist() == [BEGIN, LEFT, ONE, RIGHT, H, I, END]
     assert torch.equal(tokens[:, :-1], torch.full((7, CODEBOOKS), -1))
@@ -47,7 +47,7 @@ def test_tokens_that_the_tokenizer_would_add_are_not_added(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("text", ["hi i", " hi i", "hi \t\n i ", "hi\u00a0i", "\nhi\r\ni\n"])
 def test_white_space_is_one_space(model: CsmModel, text: str) -> None:
-    assert text_column(model.prompt(text, VOICE, (), model.default_sampling))[4:-1] == [
+    assert text_column(model.prompt(text, VOICE, context=()))[4:-1] == [
         H,
         I,
         SPACE,
@@ -60,19 +60,19 @@ def test_an_unknown_character_is_refused_by_name(model: CsmModel, text: str, sho
     with pytest.raises(
         UnspeakableText, match=f"text contains '{shown}', which this model"
     ) as caught:
-        model.prompt(text, VOICE, (), model.default_sampling)
+        model.prompt(text, VOICE, context=())
     assert caught.value.param == "text"
 
 
 @pytest.mark.parametrize("token", SPECIALS)
 def test_a_special_token_in_a_text_is_only_characters(model: CsmModel, token: str) -> None:
     with pytest.raises(UnspeakableText, match="text contains '<', which this model"):
-        model.prompt(f"hi{token}", VOICE, (), model.default_sampling)
+        model.prompt(f"hi{token}", VOICE, context=())
 
 
 def test_a_context_segment_is_text_audio_and_a_frame_of_end_codes(model: CsmModel) -> None:
     codes = model.codec.encode(clip(3))
-    prompt = model.prompt("hi", VOICE, [Segment(0, "i", codes=codes)], model.default_sampling)
+    prompt = model.prompt("hi", VOICE, context=[Segment(0, "i", codes=codes)])
     assert prompt.shared == 6 + 3 + 1
     tokens = prompt.inputs["tokens"]
     text, frames, end, target = tokens.split([6, 3, 1, 7])
@@ -82,7 +82,8 @@ def test_a_context_segment_is_text_audio_and_a_frame_of_end_codes(model: CsmMode
     assert (tokens[6:10, -1] == -1).all()
     assert (text[:, :-1] == -1).all()
     assert torch.equal(
-        target, model.prompt("hi", VOICE, (), model.default_sampling).inputs["tokens"]
+        target,
+        model.prompt("hi", VOICE, context=()).inputs["tokens"],
     )
 
 
@@ -91,7 +92,7 @@ def test_the_voice_comes_before_the_context(model: CsmModel) -> None:
         return Segment(0, "i", codes=torch.full((CODEBOOKS, 2), code))
 
     voice = Voice("with", 0, (segment(5),))
-    tokens = model.prompt("hi", voice, [segment(7)], model.default_sampling).inputs["tokens"]
+    tokens = model.prompt("hi", voice, context=[segment(7)]).inputs["tokens"]
     first_codes = tokens[:, 0].tolist()
     assert [code for code in first_codes if code >= 0] == [5, 5, 0, 7, 7, 0]
 

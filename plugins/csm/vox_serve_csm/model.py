@@ -7,6 +7,7 @@ transformers differs from it, this plugin's README describes the behaviour here.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,6 @@ from vox_serve import (
     KVCache,
     LoadOptions,
     Model,
-    Parameters,
     Prompt,
     Sampler,
     SamplingParams,
@@ -88,7 +88,7 @@ class CsmModel(Model):
         self._offsets = torch.arange(self.num_codebooks, device=self.device) * vocab
 
     def prompt(
-        self, text: str, voice: Voice, context: Sequence[Segment], parameters: Parameters
+        self, text: str, voice: Voice, *, context: Sequence[Segment], **others: Any
     ) -> Prompt:
         return self._builder.build(text, voice.speaker, [*voice.segments, *context])
 

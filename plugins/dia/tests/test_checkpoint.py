@@ -164,7 +164,7 @@ def model(reference: Reference) -> DiaModel:
 
 
 def read(model: DiaModel, text: str, voice: Voice | None = None) -> str:
-    prompt = model.prompt(text, voice or model.voices[0], (), model.default_sampling)
+    prompt = model.prompt(text, voice or model.voices[0])
     found = bytes(prompt.inputs["text"][0].tolist()).rstrip(b"\0").decode()
     return found.replace("\1", "[S1]").replace("\2", "[S2]")
 
@@ -180,7 +180,7 @@ def test_a_text_gets_the_tag_of_its_speaker(model: DiaModel) -> None:
 def test_limits_are_named(model: DiaModel) -> None:
     def refused(text: str, voice: Voice) -> RequestError:
         with pytest.raises(RequestError) as raised:
-            model.prompt(text, voice, (), model.default_sampling)
+            model.prompt(text, voice)
         return raised.value
 
     long = refused("a" * 100, model.voices[0])

@@ -10,7 +10,7 @@ a single vector, so its pass needs no memory: `CrossAttention.textless`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import Any
 
 import attrs
 import torch
@@ -25,11 +25,9 @@ from vox_serve import (
     KVView,
     LoadOptions,
     Model,
-    Parameters,
     Prompt,
     PromptTooLong,
     Sampler,
-    Segment,
     Voice,
 )
 from vox_serve.nn import Embedding, Linear, Llama, LlamaConfig, held_bytes
@@ -300,9 +298,7 @@ class DiaModel(Model):
         self._given[slot] = FREE
         self._marked[slot] = FREE
 
-    def prompt(
-        self, text: str, voice: Voice, context: Sequence[Segment], parameters: Parameters
-    ) -> Prompt:
+    def prompt(self, text: str, voice: Voice, **others: Any) -> Prompt:
         """The text, the voice's clip and the codes of it that are still to come.
 
         `columns` int64 `[T, K]`: delayed codes, which begin with the reserved ones.  The same in

@@ -23,11 +23,7 @@ def model(checkpoint: Checkpoint) -> OrpheusModel:
 
 
 def ids(model: OrpheusModel, text: str, speaker: int = 0) -> list[int]:
-    return (
-        model.prompt(text, model.voices[speaker], (), model.default_sampling)
-        .inputs["tokens"]
-        .tolist()
-    )
+    return model.prompt(text, model.voices[speaker]).inputs["tokens"].tolist()
 
 
 def test_the_prompt_is_pinned(model: OrpheusModel) -> None:

@@ -8,6 +8,7 @@ the reference, and are fed back unchanged.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,11 +19,9 @@ from vox_serve import (
     KVCache,
     LoadOptions,
     Model,
-    Parameters,
     Prompt,
     Sampler,
     SamplingParams,
-    Segment,
     Voice,
 )
 from vox_serve.nn import Embedding, Linear, Llama, LlamaConfig, held_bytes
@@ -90,9 +89,7 @@ class OrpheusModel(Model):
         self._first_code = first_code
         self._end_ids = torch.tensor(sorted(set(end_ids)), device=self.device)
 
-    def prompt(
-        self, text: str, voice: Voice, context: Sequence[Segment], parameters: Parameters
-    ) -> Prompt:
+    def prompt(self, text: str, voice: Voice, **others: Any) -> Prompt:
         return Prompt({"tokens": torch.tensor(self._tokenizer.encode(text, voice.name))})
 
     def prefill(self, inputs: Inputs, lengths: Tensor, slots: Tensor, kv: KVCache) -> Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
+from typing import Any
 
 import attrs
 import torch
@@ -23,7 +24,6 @@ from vox_serve import (
     Parameters,
     Prompt,
     Sampler,
-    Segment,
     Voice,
 )
 from vox_serve.nn import Biased, Embedding, Linear, LlamaConfig, held_bytes
@@ -190,9 +190,7 @@ class PocketModel(Model):
         self._marked[slot] = -1
         self._tail[slot] = 0
 
-    def prompt(
-        self, text: str, voice: Voice, context: Sequence[Segment], parameters: Parameters
-    ) -> Prompt:
+    def prompt(self, text: str, voice: Voice, **others: Any) -> Prompt:
         """The voice, the text and the beginning of speech.
 
         `tokens` int64 `[T]`; `latents` `[T, voice]` where a token says HEARD; `tail` `[T]`.

@@ -144,7 +144,7 @@ def test_texts_that_cannot_be_spoken(checkpoints: dict[str, Path], make_engine: 
         make_engine("base").prompts.build("word " * 600, model.voices[0], ())
     assert refused.value.param == "text"
     with pytest.raises(UnspeakableText):
-        model.prompt("  ", model.voices[0], (), model.default_sampling)
+        model.prompt("  ", model.voices[0], context=(), parameters=model.default_sampling)
 
 
 def test_instructions_are_refused_where_they_cannot_be_followed(make_engine: MakeEngine) -> None:

@@ -18,7 +18,7 @@ INPUT["max_seconds"] = 0.8
 
 
 def config(directory: Path) -> EngineConfig:
-    return EngineConfig(str(directory), "cpu", "float32", max_batch_size=2, plugins=PLUGINS)
+    return EngineConfig(str(directory), "cpu", dtype="float32", max_batch_size=2, plugins=PLUGINS)
 
 
 def test_language_and_instructions_change_the_sound(checkpoints: dict[str, Path]) -> None:

@@ -6,7 +6,7 @@ per frame.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -20,7 +20,6 @@ from vox_serve import (
     Parameters,
     Prompt,
     Sampler,
-    Segment,
     Voice,
 )
 from vox_serve.nn import (
@@ -130,9 +129,7 @@ class QwenModel(Model):
         self._later[slot, start:].fill_(self.config.text.pad)
         self._later[slot, start : start + len(ids)] = ids.to(self.device)
 
-    def prompt(
-        self, text: str, voice: Voice, context: Sequence[Segment], parameters: Parameters
-    ) -> Prompt:
+    def prompt(self, text: str, voice: Voice, *, parameters: Parameters, **others: Any) -> Prompt:
         assert isinstance(parameters, QwenParameters)
         speaker = None if voice.segments or voice.name not in self.config.speakers else voice.name
         instructions = getattr(parameters, "instructions", "")
