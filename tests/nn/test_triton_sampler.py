@@ -26,7 +26,6 @@ pytestmark = INTERPRETER_WARNINGS
 CPU = torch.device("cpu")
 MANY = 1 if INTERPRETED else 20
 """Times the rows that the interpreter has patience for."""
-FIELDS = ("temperature", "top_k", "top_p", "min_p", "penalty", "recent", "seed", "frame")
 
 
 @needs_triton
@@ -68,7 +67,8 @@ class Rows:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         finite = torch.ones(len(logits), dtype=torch.bool) if finite is None else finite
         finite = finite.clone().to(device)  # it is changed in place
-        state = {name: getattr(self.state, name).to(device) for name in FIELDS}
+        state = self.state.values | {"recent": self.state.recent, "frame": self.state.frame}
+        state = {name: values.to(device) for name, values in state.items()}
         slots = self.slots[: len(logits)].to(device)
         picked = triton_sampler.pick(logits.to(device), slots, codebook, **state, finite=finite)
         assert picked.dtype == torch.int64
