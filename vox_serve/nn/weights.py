@@ -214,7 +214,10 @@ class WeightLoader:
             for own, parameter in layer.named_parameters(recurse=False):
                 source = sources[f"{name}.{own}" if name else own]
                 if callable(source):
-                    parameter.copy_(source())
+                    made = source()
+                    if made.shape != parameter.shape:
+                        self._refuse(f"for {name}.{own}", made.shape, parameter.shape)
+                    parameter.copy_(made)
                 else:
                     self.fill(parameter, source)
             if form and name:

@@ -17,7 +17,8 @@ import torch
 from vox_serve import CheckpointError, InvalidRequest, LoadOptions
 from vox_serve.hub import fetch, read_config, read_json
 from vox_serve.nn import WeightFiles, WeightLoader, uninitialised, weights_path
-from vox_serve_dia.config import DiaConfig
+from vox_serve.sizes import check_sizes
+from vox_serve_dia.config import COUNTS, DiaConfig
 from vox_serve_dia.dac import Dac
 from vox_serve_dia.model import DiaModel, DiaNetwork
 from vox_serve_dia.plugin import HUB_ID, DiaParameters, original
@@ -64,7 +65,9 @@ def load_codec(directory: Path, config: DiaConfig, device: torch.device) -> Dac:
     folder = directory / "dac"
     if not folder.is_dir():
         folder = fetch(dac_source(directory), ("config.json", "model*.safetensors*"))
-    codec = Dac(read_config(str(folder)), config.delays, config.vocab, device)
+    sizes = read_config(str(folder))
+    check_sizes(folder / "config.json", sizes, COUNTS, {}, ())
+    codec = Dac(sizes, config.delays, config.vocab, device)
     codec.load(WeightLoader(WeightFiles(weights_path(folder))))
     return codec
 

@@ -9,6 +9,7 @@ import attrs
 
 from vox_serve import CheckpointError
 from vox_serve.nn import LlamaConfig
+from vox_serve.sizes import check_sizes
 
 ENCODER_DEFAULTS: Mapping[str, Any] = {
     "hidden_size": 1024,
@@ -31,6 +32,19 @@ DECODER_DEFAULTS: Mapping[str, Any] = {
     "rms_norm_eps": 1e-5,
 }
 DELAYS = (0, 8, 9, 10, 11, 12, 13, 14, 15)
+TABLES = ("encoder_config", "decoder_config", "rope_parameters", "rope_scaling")
+COUNTS: Mapping[str, tuple[int, int]] = {
+    **dict.fromkeys(("cross_num_attention_heads", "cross_num_key_value_heads"), (1, 512)),
+    **dict.fromkeys(("bos_token_id", "pad_token_id"), (0, 2**22)),
+    **dict.fromkeys(
+        ("cross_hidden_size", "encoder_hidden_size", "decoder_hidden_size"), (1, 2**16)
+    ),
+    **dict.fromkeys(("num_channels", "n_codebooks"), (1, 256)),
+    "cross_head_dim": (2, 1024),
+    "delay_pattern": (0, 256),
+    "downsampling_ratios": (1, 64),
+}
+"""The limits of sizes that only these configurations have; see `vox_serve.sizes`."""
 
 
 @attrs.frozen
@@ -67,6 +81,7 @@ class DiaConfig:
     @classmethod
     def from_json(cls, config: Mapping[str, Any]) -> DiaConfig:
         """Raises CheckpointError if the sizes contradict each other or are not supported."""
+        check_sizes("config.json", config, COUNTS, {}, TABLES)
         encoder = config.get("encoder_config") or {}
         decoder = config.get("decoder_config") or {}
 
@@ -83,7 +98,7 @@ class DiaConfig:
             cross_head_dim=int(decoder.get("cross_head_dim", 128)),
             text_vocab=int(encoder.get("vocab_size", 256)),
             vocab=int(decoder.get("vocab_size", 1028)),
-            delays=tuple(config.get("delay_pattern") or DELAYS),
+            delays=_delays(config.get("delay_pattern")),
             end=reserved("eos_token_id", 1024),
             pad=reserved("pad_token_id", 1025),
             begin=reserved("bos_token_id", 1026),
@@ -105,6 +120,10 @@ class DiaConfig:
             if is_wrong:
                 raise CheckpointError(f"config.json: {reason}")
         return read
+
+
+def _delays(stored: Any) -> tuple[int, ...]:
+    return tuple(stored if isinstance(stored, list) else [stored]) if stored else DELAYS
 
 
 def _stack(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> LlamaConfig:

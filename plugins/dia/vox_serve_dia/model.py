@@ -198,9 +198,9 @@ class DiaNetwork(nn.Module):
         ones = torch.ones(shape, device=device, dtype=dtype)
         # To the reference, no text is one that consists of zeros, all of which are encoded alike.
         nothing = torch.zeros(1, 2, dtype=torch.int64, device=device)
-        encoded = self.encode(nothing, nothing == 0)[0, 0]
+        encoded = self.encode(nothing, nothing == 0)[0, :1]
         for cross in self.crosses:
-            value = cross.memory(encoded).chunk(2)[1].view(cross.kv_heads, 1, cross.head_dim)
+            value = cross.memory(encoded).chunk(2, dim=1)[1].view(cross.kv_heads, 1, cross.head_dim)
             cross.textless = value.repeat(1, cross.heads // cross.kv_heads, 1).flatten()
             cross.still = ones, torch.zeros_like(ones)
 

@@ -12,8 +12,9 @@ import torch
 from vox_serve import CheckpointError, Choice, InvalidRequest, LoadOptions, parameter
 from vox_serve.hub import read_config, read_json
 from vox_serve.nn import WeightFiles, WeightLoader, llama_sources, uninitialised, weights_path
+from vox_serve.sizes import check_sizes
 from vox_serve_qwen3_tts.codec import CloningCodec, CodeDecoder
-from vox_serve_qwen3_tts.config import QwenConfig
+from vox_serve_qwen3_tts.config import COUNTS, TABLES, QwenConfig
 from vox_serve_qwen3_tts.model import QwenModel, QwenNetwork
 from vox_serve_qwen3_tts.plugin import LANGUAGE_HELP, InstructedParameters, QwenParameters
 from vox_serve_qwen3_tts.prompt import PromptBuilder, TextTokenizer
@@ -98,6 +99,7 @@ def load_codec(
     """The codec; of a checkpoint that clones, with its encoders."""
     folder = directory / "speech_tokenizer"
     stored = read_json(folder / "config.json")
+    check_sizes(folder / "config.json", stored, COUNTS, {}, TABLES)
     files = WeightLoader(WeightFiles(weights_path(folder)))
     if config.kind == "base":
         codec: CodeDecoder = CloningCodec(stored, config.speaker_encoder, device)

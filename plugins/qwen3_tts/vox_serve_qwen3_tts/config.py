@@ -9,6 +9,7 @@ import attrs
 
 from vox_serve import CheckpointError
 from vox_serve.nn import LlamaConfig
+from vox_serve.sizes import check_sizes
 from vox_serve_qwen3_tts.plugin import MAX_POSITIONS, TAGS
 
 RESERVED = 1024
@@ -32,6 +33,28 @@ DEPTH_DEFAULTS: Mapping[str, Any] = {
     "max_position_embeddings": 32768,
     "rms_norm_eps": 1e-6,
 }
+TABLES = (
+    "talker_config", "code_predictor_config", "speaker_encoder_config", "codec_language_id",
+    "spk_id", "spk_is_dialect", "encoder_config", "decoder_config", "rope_scaling",
+)  # fmt: skip
+COUNTS: Mapping[str, tuple[int, int]] = {
+    **dict.fromkeys(("num_code_groups", "encoder_valid_num_quantizers"), (1, 256)),
+    **dict.fromkeys(
+        ("text_hidden_size", "enc_dim", "enc_channels", "enc_attention_channels",
+         "enc_se_channels"),
+        (1, 2**16),
+    ),
+    **dict.fromkeys(("enc_kernel_sizes", "enc_dilations", "enc_res2net_scale"), (1, 64)),
+    **dict.fromkeys(("upsample_rates", "mrope_section"), (1, 1024)),
+    **dict.fromkeys(("input_sample_rate", "output_sample_rate"), (1000, 384_000)),
+    **dict.fromkeys(
+        ("im_start_token_id", "im_end_token_id", "tts_bos_token_id", "tts_eos_token_id",
+         "tts_pad_token_id", "codec_bos_id", "codec_eos_token_id", "codec_pad_id",
+         "codec_think_id", "codec_nothink_id", "codec_think_bos_id", "codec_think_eos_id"),
+        (0, 2**22),
+    ),
+}  # fmt: skip
+"""The limits of sizes that only these configurations have; see `vox_serve.sizes`."""
 KINDS = ("custom_voice", "voice_design", "base")
 
 
@@ -101,6 +124,7 @@ class QwenConfig:
                 f"not a Qwen3-TTS checkpoint: config.json says model_type "
                 f"{config.get('model_type')!r}"
             )
+        check_sizes("config.json", config, COUNTS, {}, TABLES)
         kind, codec = config.get("tts_model_type"), config.get("tokenizer_type")
         if kind not in KINDS:
             raise CheckpointError(f"tts_model_type is {kind!r}; it must be one of {KINDS}")
@@ -124,11 +148,10 @@ class QwenConfig:
         for key, (found, wanted) in expected.items():
             if found != wanted:
                 raise CheckpointError(f"talker_config.{key} is {found!r}; expected {wanted!r}")
-        named = {
-            name.lower(): int(number)
-            for name, number in (talker.get("codec_language_id") or {}).items()
-        }
-        return cls(
+        languages = talker.get("codec_language_id") or {}
+        named = {str(name).lower(): _number(languages, name) for name in languages}
+        speakers = talker.get("spk_id") or {}
+        read = cls(
             kind=kind,
             # The small checkpoint was not trained with instructions, as the package says.
             instructed=kind == "voice_design"
@@ -156,7 +179,7 @@ class QwenConfig:
                 think_begin=_number(talker, "codec_think_bos_id"),
                 think_end=_number(talker, "codec_think_eos_id"),
             ),
-            speakers={str(n): int(i) for n, i in (talker.get("spk_id") or {}).items()},
+            speakers={str(name): _number(speakers, name) for name in speakers},
             dialects={
                 str(name): named[str(dialect).lower()]
                 for name, dialect in (talker.get("spk_is_dialect") or {}).items()
@@ -169,6 +192,19 @@ class QwenConfig:
             },
             speaker_encoder=config.get("speaker_encoder_config") or {},
         )
+        texts, code_ids = attrs.astuple(read.text), attrs.astuple(read.code)
+        for kind_of_id, ids, below in (
+            ("text", texts, read.text_vocab),
+            ("codec", (*code_ids, *read.speakers.values(), *named.values()), vocab),
+        ):
+            if not all(0 <= number < below for number in ids):
+                raise CheckpointError(
+                    f"config.json: a {kind_of_id} id is {max(ids)}; each must be below the "
+                    f"vocabulary's size, {below}"
+                )
+        if not codes <= read.code.end < vocab:
+            raise CheckpointError("config.json: codec_eos_token_id is the id of a code")
+        return read
 
 
 def _stack(config: Mapping[str, Any], defaults: Mapping[str, Any], positions: int) -> LlamaConfig:
@@ -179,6 +215,6 @@ def _stack(config: Mapping[str, Any], defaults: Mapping[str, Any], positions: in
 
 def _number(config: Mapping[str, Any], key: str) -> int:
     value = config.get(key)
-    if not isinstance(value, int):
+    if not isinstance(value, int) or isinstance(value, bool):
         raise CheckpointError(f"talker_config.{key} is {value!r}; it must be an integer")
     return value

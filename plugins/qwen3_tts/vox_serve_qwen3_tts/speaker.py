@@ -132,12 +132,15 @@ class SpeakerEncoder(nn.Module):
         c = {**_DEFAULTS, **{k: v for k, v in config.items() if v is not None}}
         widths, kernels = c["enc_channels"], c["enc_kernel_sizes"]
         spans = c["enc_dilations"]
-        inner = widths[:-1]
+        if not all(isinstance(sizes, list | tuple) for sizes in (widths, kernels, spans)):
+            raise CheckpointError("speaker_encoder_config: sizes by layer must be lists")
+        inner, split = widths[:-1], c["enc_res2net_scale"]
         if (
             (c["mel_dim"], c["sample_rate"]) != (MELS, SAMPLE_RATE)
             or not 3 <= len(widths) == len(kernels) == len(spans)
             or len(set(inner)) != 1
             or widths[-1] != sum(inner[1:])
+            or inner[0] % split
         ):
             raise CheckpointError("speaker_encoder_config: these sizes are not supported")
         with uninitialised():
