@@ -59,6 +59,9 @@ def read_config(stored: Mapping[str, Any]) -> dict[str, Any]:
         )
     given = stored.get("decoder_config") or {}
     c = _DEFAULTS | {key: value for key, value in given.items() if value is not None}
+    for key in ("upsample_rates", "upsampling_ratios"):
+        if not isinstance(c[key], list | tuple):
+            raise CheckpointError(f"speech_tokenizer: {key} must be a list")
     c["rope"] = {"rope_theta": c["rope_theta"]}
     c["sample_rate"] = int(stored.get("output_sample_rate", 24000))
     c["frame_size"] = prod((*c["upsample_rates"], *c["upsampling_ratios"]))
