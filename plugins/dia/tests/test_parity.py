@@ -98,7 +98,10 @@ def test_in_a_batch_and_joining_late(
             same(utterance, reference, wanted)
 
 
-@pytest.mark.parametrize(("guidance", "top_k"), [(1.0, TOP_K), (4.0, TOP_K), (3.0, 20)])
+@pytest.mark.parametrize(
+    ("guidance", "top_k"),
+    [(4.0, 20), pytest.param(1.0, TOP_K, marks=pytest.mark.slow)],
+)
 def test_other_guidance(
     make_engine: MakeEngine, reference: Reference, guidance: float, top_k: int
 ) -> None:
@@ -129,6 +132,7 @@ def test_a_voice_from_a_clip_and_a_long_prompt_in_pieces(
     same(speak(engine, *beside, steps_between=3)[1], reference, wanted)
 
 
+@pytest.mark.slow
 def test_as_many_key_value_heads_as_heads(tmp_path: Any) -> None:
     sizes = {"num_key_value_heads": 4, "cross_num_key_value_heads": 4}
     reference = write_checkpoint(tmp_path, seed=2, **sizes)
@@ -156,7 +160,7 @@ def test_the_prompt_is_the_processors(make_engine: MakeEngine, reference: Refere
     assert not text[len(ids) :].any()
 
 
-@pytest.mark.parametrize("ratios", [[2, 4, 8, 8], [2, 4, 4], [2, 2]])
+@pytest.mark.parametrize("ratios", [[2, 4, 4], pytest.param([2, 4, 8, 8], marks=pytest.mark.slow)])
 def test_dac_streams_as_it_decodes_whole(tmp_path: Any, ratios: list[int]) -> None:
     """In any slot, with what another utterance left there; also through its encoder."""
     dac = write_dac(tmp_path, downsampling_ratios=ratios)

@@ -23,6 +23,7 @@ class OfKind(ModelConformance):
         return load(self.directory, device=device)
 
 
+@pytest.mark.slow
 class TestCustomVoice(OfKind):
     kind = "custom_voice"
 

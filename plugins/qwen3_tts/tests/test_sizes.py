@@ -14,10 +14,8 @@ from vox_serve.plugins import load_plugins
 from vox_serve.testing.configs import check_damaged
 
 
-@pytest.mark.parametrize("every", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_wrong_sizes_are_refused_in_one_line(
-    checkpoints: dict[str, Path], tmp_path: Path, every: bool
-) -> None:
+@pytest.mark.slow
+def test_wrong_sizes_are_refused_in_one_line(checkpoints: dict[str, Path], tmp_path: Path) -> None:
     directory = Path(shutil.copytree(checkpoints["base"], tmp_path / "model"))
     plugins = load_plugins(["vox_serve_qwen3_tts.plugin"])
     settings = EngineConfig(model=str(directory), max_batch_size=2)
@@ -25,5 +23,5 @@ def test_wrong_sizes_are_refused_in_one_line(
     for name in ("config.json", "speech_tokenizer/config.json"):
         file = directory / name
         config = json.loads(file.read_text())
-        refused += check_damaged(file, config, lambda: load_engine(settings, plugins), every=every)
-    assert refused > 400 if every else refused > 30
+        refused += check_damaged(file, config, lambda: load_engine(settings, plugins))
+    assert refused > 400
