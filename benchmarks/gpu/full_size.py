@@ -103,7 +103,25 @@ def qwen() -> Model:
     loader: Any = _Whatever()
     codec.load(loader)
     prompts: Any = None
-    return QwenModel(config, network, codec, prompts, QwenParameters())
+    return QwenModel(OPTIONS, config, network, codec, prompts, QwenParameters())
+
+
+def dia() -> Model:
+    """Dia 1.6B in bfloat16."""
+    from vox_serve_dia.config import DiaConfig
+    from vox_serve_dia.dac import Dac
+    from vox_serve_dia.model import DiaModel, DiaNetwork
+    from vox_serve_dia.plugin import DiaParameters
+
+    config = DiaConfig.from_json({"model_type": "dia"})
+    with uninitialised():
+        network = DiaNetwork(config)
+    _hold(network, fp8=False)
+    network.prepare(META, torch.bfloat16)
+    codec = Dac(DAC, config.delays, config.vocab, META)
+    loader: Any = _Whatever()
+    codec.load(loader)
+    return DiaModel(OPTIONS, config, network, codec, DiaParameters())
 
 
 _QWEN_HEADS = {"num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 128}
@@ -150,6 +168,16 @@ QWEN_CODEC = {
         "intermediate_size": 1024,
     },
 }
+DAC = {
+    "sampling_rate": 44100,
+    "encoder_hidden_size": 64,
+    "downsampling_ratios": [2, 4, 8, 8],
+    "decoder_hidden_size": 1536,
+    "n_codebooks": 9,
+    "codebook_size": 1024,
+    "codebook_dim": 8,
+}
+"""config.json of descript/dac_44khz."""
 SNAC = {
     "sampling_rate": 24000,
     "encoder_dim": 48,
@@ -173,6 +201,9 @@ class _Whatever:
         return torch.empty(tuple(shape), device=META)
 
     def ignore(self, *names: str) -> None:
+        pass
+
+    def finish(self) -> None:
         pass
 
 
