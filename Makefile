@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-PROJECTS := -e plugins/csm -e plugins/demo_voice -e plugins/orpheus -e plugins/pocket_tts
+PROJECTS := -e plugins/csm -e plugins/demo_voice -e plugins/dia -e plugins/orpheus -e plugins/pocket_tts -e plugins/qwen3_tts
 PYPROJECTS := pyproject.toml $(wildcard plugins/*/pyproject.toml)
 # The extras of the core that `make setup` installs: make bench VENV=.venv-moshi EXTRAS=dev,moshi
 EXTRAS ?= dev
@@ -97,7 +97,7 @@ bench-gpu: $(if $(filter $(BIN)/python,$(GPU_PYTHON)),$(VENV)/.dev)
 	$(GPU_PYTHON) -m benchmarks.gpu $(ARGS)
 
 dist: $(VENV)/.dev
-	for project in . plugins/csm plugins/demo_voice plugins/orpheus plugins/pocket_tts; do \
+	for project in . plugins/csm plugins/demo_voice plugins/dia plugins/orpheus plugins/pocket_tts plugins/qwen3_tts; do \
 	  $(BIN)/python -m build --outdir dist $$project || exit 1; done
 
 lock: $(VENV)/.dev

@@ -142,7 +142,7 @@ def _speed(
 def _prompt(engine: Engine) -> torch.Tensor:
     """Token ids `[T]` of the text."""
     model = engine.model
-    return model.prompt(ours.TEXT, model.voices[0], ()).inputs["tokens"][:, -1]
+    return model.prompt(ours.TEXT, model.voices[0], context=()).inputs["tokens"][:, -1]
 
 
 def _try_threads(setting: Setting, peers: list[Column]) -> None:

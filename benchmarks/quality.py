@@ -83,7 +83,7 @@ def speak(model: Model, text: str, frames: int, forced: torch.Tensor | None = No
     device = model.device
     slots = torch.zeros(1, dtype=torch.int64, device=device)
     kv = SlotKVCache(model.kv_layout, 1, model.max_positions, device, model.dtype)
-    prompt = model.prompt(text, model.voices[0], ())
+    prompt = model.prompt(text, model.voices[0], context=())
     length = len(prompt)
     kv.extent = min(length + frames, model.max_positions)
     inputs = {name: tensor[None].to(device) for name, tensor in prompt.inputs.items()}

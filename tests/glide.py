@@ -10,13 +10,27 @@ from __future__ import annotations
 import attrs
 import torch
 
-from vox_serve import KVLayout, Parameters, Prompt, PromptTooLong, Range, Voice, parameter
+from vox_serve import (
+    Choice,
+    KVLayout,
+    ModelSpec,
+    Parameters,
+    Prompt,
+    PromptTooLong,
+    Range,
+    Voice,
+    Words,
+    hookimpl,
+    parameter,
+)
 
 
 @attrs.frozen
 class GlideParameters(Parameters):
     noise_level: float = parameter(0.5, Range(float, 0.0, 2.0, "how far the pitch strays"))
     steps: int = parameter(1, Range(int, 1, 3, "halvings of the noise"))
+    language: str = parameter("auto", Choice(("auto", "de", "en"), "where the first pitch is"))
+    instructions: str = parameter("", Words(20, "their length moves the first pitch"))
 
 
 class GlideCodec:
@@ -64,10 +78,14 @@ class GlideModel:
     def clear(self, slot):
         self.left[slot] = 0
 
-    def prompt(self, text, voice, context):
+    def prompt(self, text, voice, *, context, parameters):
         rows = torch.tensor([[float(len(word)), 0.1] for word in text.split()])
         if len(rows) > 40:
             raise PromptTooLong("text has more than 40 words", "text")
+        first = 10.0 * ("auto", "de", "en").index(parameters.language)
+        first += len(parameters.instructions)
+        if first:
+            rows = torch.cat([torch.tensor([[first, 0.1]]), rows])
         if voice.name == "plain":
             return Prompt({"row": rows})
         names, given = torch.full((2, 2), -1.0), torch.full((1, 2, 1, 2), 3.0)
@@ -99,3 +117,19 @@ class GlideModel:
 def _sum(values, mask):
     """Of what each query may look at: `[B, E, 1, D]` and `[B, 1, T, E]` to `[B, T, D]`."""
     return mask[:, 0].float() @ values[:, :, 0]
+
+
+@hookimpl
+def vox_serve_models():
+    return [
+        ModelSpec(
+            name="glide",
+            summary="glides",
+            hub_ids=("test/glide",),
+            matches=lambda config: config.get("model_type") == "glide",
+            files=("*.json",),
+            load=lambda options: GlideModel(),
+            parameters=GlideParameters,
+            languages=("de", "en"),
+        )
+    ]

@@ -149,12 +149,13 @@ def test_the_plugin_tutorial_makes_a_plugin_that_hums(tmp_path):
     commands = commands.replace(
         "vox-serve say", f"{sys.executable} -m vox_serve.cli say --plugins vox_serve_hum.plugin"
     )
-    path = {"PYTHONPATH": str(tmp_path)}
-    subprocess.run(["bash", "-ec", commands], cwd=tmp_path, check=True, timeout=100)
+    path = {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+    run = ["bash", "-ec", commands]
+    subprocess.run(run, cwd=tmp_path, check=True, timeout=100, env=os.environ | path)
     suite = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_hum.py"]
     subprocess.run(suite, cwd=tmp_path, check=True, timeout=100, env=os.environ | path)
     audio, rate = soundfile.read(tmp_path / "hum.wav")
-    assert len(audio) / rate == pytest.approx(len("apluginthathums") * 0.08)
+    assert len(audio) / rate == pytest.approx(len("a plugin that hums") * 0.08)
 
 
 def section(heading: str) -> str:

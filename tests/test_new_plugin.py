@@ -30,7 +30,7 @@ def test_it_passes_its_own_tests_and_is_served(tmp_path, monkeypatch, capsys):
     assert main(["new-plugin", "ding_dong", "--directory", str(tmp_path)]) == 0
     target = tmp_path / "vox-serve-ding_dong"
     assert str(target) in capsys.readouterr().out
-    environment = os.environ | {"PYTHONPATH": str(target)}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(target), *sys.path])}
     suite = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
     subprocess.run(suite, cwd=target, check=True, timeout=100, env=environment)
     monkeypatch.syspath_prepend(str(target))

@@ -29,6 +29,7 @@ from vox_serve import (
     KVLayout,
     LoadOptions,
     ModelSpec,
+    Parameters,
     Prompt,
     PromptTooLong,
     Sampler,
@@ -92,7 +93,9 @@ class ToneModel:
         self.codec = ToneCodec()
         self.delay = float(os.environ.get("TONE_DELAY", "0"))
 
-    def prompt(self, text: str, voice: Voice, context: Sequence[Segment]) -> Prompt:
+    def prompt(
+        self, text: str, voice: Voice, *, context: Sequence[Segment], parameters: Parameters
+    ) -> Prompt:
         if "unspeakable" in text:
             raise UnspeakableText("text holds what no tone can say", "text")
         if "loud" in text:

@@ -3,7 +3,7 @@
 These are the names that a plugin author imports; building blocks are in `vox_serve.nn`.
 """
 
-from vox_serve.codec import Codec, EncodingCodec, SlotState
+from vox_serve.codec import Codec, EncodingCodec, SlotState, SpeakerCodec
 from vox_serve.errors import (
     CheckpointError,
     InvalidRequest,
@@ -16,6 +16,7 @@ from vox_serve.errors import (
 from vox_serve.hookspecs import hookimpl
 from vox_serve.model import (
     CheckpointSpec,
+    Inputs,
     KVCache,
     KVLayout,
     KVView,
@@ -23,8 +24,17 @@ from vox_serve.model import (
     Model,
     ModelSpec,
     Prompt,
+    StepwiseText,
 )
-from vox_serve.sampling import Parameters, Range, Sampler, SamplingParams, parameter
+from vox_serve.sampling import (
+    Choice,
+    Parameters,
+    Range,
+    Sampler,
+    SamplingParams,
+    Words,
+    parameter,
+)
 from vox_serve.text import FrontEnd
 from vox_serve.voice import Segment, Voice
 
@@ -33,9 +43,11 @@ __version__ = "0.1.0"
 __all__ = [
     "CheckpointError",
     "CheckpointSpec",
+    "Choice",
     "Codec",
     "EncodingCodec",
     "FrontEnd",
+    "Inputs",
     "InvalidRequest",
     "KVCache",
     "KVLayout",
@@ -53,9 +65,12 @@ __all__ = [
     "SamplingParams",
     "Segment",
     "SlotState",
+    "SpeakerCodec",
+    "StepwiseText",
     "UnspeakableText",
     "Voice",
     "VoxServeError",
+    "Words",
     "__version__",
     "hookimpl",
     "parameter",

@@ -88,7 +88,16 @@ class EncodingCodec(Codec, Protocol):
             pcm: float32 `[T]` at `sample_rate`.
 
         Returns:
-            codes or latents `[K, F]` with F = ceil(T / frame_size); one more or some fewer where
-            the codec first makes a clip end well.
+            codes or latents `[K, F]` with F = ceil(T * frames_per_step / frame_size); one more or
+            some fewer where the codec first makes a clip end well.
         """
+        ...
+
+
+@runtime_checkable
+class SpeakerCodec(EncodingCodec, Protocol):
+    """A codec that also makes a vector of who speaks in a clip, for prompts that take one."""
+
+    def embed(self, pcm: torch.Tensor) -> torch.Tensor:
+        """A speaker's vector, float32 `[E]`, from a clip as `encode` takes it."""
         ...

@@ -76,7 +76,7 @@ class EngineConfig:
     repetition_penalty: float | None = setting(None, RANGES["repetition_penalty"].text)
     seed: int | None = setting(None, RANGES["seed"].text)
     parameter: tuple[str, ...] = setting(
-        (), "NAME=NUMBER: the default of a parameter that only this model has; repeatable"
+        (), "NAME=VALUE: the default of a parameter that only this model has; repeatable"
     )
     prefix_cache_mib: int = setting(
         512, "memory for the cached prompts of voices and conversations; 0 caches none"
@@ -124,15 +124,17 @@ class EngineConfig:
     def sampling(self) -> dict[str, Any]:
         """The sampling parameters that are set; the model's defaults apply to the others."""
         given = {name: getattr(self, name) for name in RANGES if getattr(self, name) is not None}
-        return given | dict(map(_named_number, self.parameter))
+        return given | dict(map(_named, self.parameter))
 
 
-def _named_number(text: str) -> tuple[str, int | float]:
-    name, _, value = text.partition("=")
+def _named(text: str) -> tuple[str, int | float | str]:
+    name, sign, value = text.partition("=")
+    if not sign:
+        raise ConfigError(f"parameter must be NAME=VALUE, not {text!r}")
     try:
         return name, int(value) if value.isdigit() else float(value)
     except ValueError:
-        raise ConfigError(f"parameter must be NAME=NUMBER, not {text!r}") from None
+        return name, value
 
 
 @attrs.frozen

@@ -112,7 +112,8 @@ def _replicas(client: EngineClient) -> list[str]:
 
 def _describe(info: EngineInfo, names: Sequence[tuple[str, int]]) -> list[str]:
     mib = 2**20
-    sampling = [f"{name} {value:g}" for name, value in info.sampling.items() if value is not None]
+    given = [(name, value) for name, value in info.sampling.items() if value not in (None, "")]
+    sampling = [f"{n} {v if isinstance(v, str) else format(v, 'g')}" for n, v in given]
     voices = ", ".join(f"{name} ({speaker})" for name, speaker in names)
     return [
         f"  model     {info.model} ({info.kind}){': ' + info.summary if info.summary else ''}",

@@ -16,7 +16,6 @@ from typing import Any
 import attrs
 
 from vox_serve.errors import RequestError
-from vox_serve.sampling import Range
 from vox_serve.text import Normalize
 from vox_serve.voice import Segment
 
@@ -192,21 +191,6 @@ Event = Started | Audio | Said | Finished | Failed | Done
 
 
 @attrs.frozen
-class ParameterInfo:
-    """A sampling parameter of a model: its type and range, and one line of help."""
-
-    type: str
-    minimum: float
-    maximum: float
-    description: str
-
-    @classmethod
-    def of(cls, allowed: Range) -> ParameterInfo:
-        kind = "integer" if allowed.kind is int else "number"
-        return cls(kind, allowed.kind(allowed.low), allowed.kind(allowed.high), allowed.text)
-
-
-@attrs.frozen
 class EngineInfo:
     """What the server reports about a loaded model."""
 
@@ -229,8 +213,10 @@ class EngineInfo:
     takes_context: bool
     takes_voices: bool
     voices: tuple[tuple[str, int], ...]
-    sampling: Mapping[str, float | None]
-    parameters: Mapping[str, ParameterInfo]
+    languages: tuple[str, ...]
+    sampling: Mapping[str, float | str | None]
+    parameters: Mapping[str, Mapping[str, Any]]
+    """A JSON Schema of each."""
     load_seconds: float
 
 

@@ -5,12 +5,15 @@ Importing this module does not import torch, so that listing models stays fast.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 
 import attrs
 
+from vox_serve.codec import SlotState
+from vox_serve.errors import PromptTooLong
 from vox_serve.sampling import Parameters, Sampler, SamplingParams
 from vox_serve.text import FrontEnd
 from vox_serve.voice import Segment, Voice
@@ -25,24 +28,53 @@ API_VERSION = 1
 """Version of the interface between core and plugins; incremented when plugins must change."""
 
 
+Inputs: TypeAlias = "Mapping[str, torch.Tensor]"
+"""Tensors by the names that the model chose."""
+
+
 @attrs.frozen(eq=False)
 class Prompt:
     """A request prepared for prefill.
 
-    `inputs` are CPU tensors `[T, ...]` under names the model chooses; the runner pads
-    them with zeros along T, stacks them to `[B, T, ...]` and moves them to the device.
+    `inputs` are CPU tensors `[T, ...]` under names the model chooses; the runner pads them with
+    zeros to the longest, stacks them to `[B, T, ...]` and moves them to the device.
     """
 
-    inputs: Mapping[str, torch.Tensor]
+    inputs: Inputs
     shared: int = 0
     """Leading positions that hold the voice and the context; other texts may follow them."""
     given: tuple[torch.Tensor, torch.Tensor] | None = None
     """Keys and values `[layers, P, H, D]` of the first P positions, which are copied and not run:
     of a voice, for instance, that comes as such.  What `inputs` has there only tells it apart."""
+    unheard: int = 0
+    """Frames that an utterance has beside those of its sound, which a limit in seconds does not
+    count: of a delay, for instance."""
+    later: torch.Tensor | None = None
+    """int64 `[N]`: text that goes in beside the frames, a token with each, if the model takes text
+    that way (`StepwiseText`)."""
 
     def __len__(self) -> int:
         """T, the number of positions in the prompt."""
         return len(next(iter(self.inputs.values())))
+
+    @property
+    def taken(self) -> int:
+        """Positions of the prompt and of the text that goes in with the first frames."""
+        return len(self) + (0 if self.later is None else len(self.later))
+
+    def require_room(self, max_positions: int, before: str) -> None:
+        """Raise PromptTooLong unless a frame fits after the prompt and the text.
+
+        Names the text, or `before`, the field of what precedes the text.
+        """
+        leading = self.shared if self.given is None else self.given[0].shape[1]
+        if self.taken >= max_positions:
+            field = before if self.taken - leading < max_positions else "text"
+            raise PromptTooLong(
+                f"{field} is too long: the prompt takes {self.taken} positions of the "
+                f"{max_positions} that the model has",
+                field,
+            )
 
 
 @attrs.frozen
@@ -53,6 +85,8 @@ class KVLayout:
     num_kv_heads: int
     head_dim: int
 
+
+NO_CACHE = KVLayout(num_layers=0, num_kv_heads=1, head_dim=1)
 
 Place: TypeAlias = "tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]"
 """Keys and values `[S, P, H, D]` of a layer, slots `[B]`, and the position `[B]` to write."""
@@ -88,7 +122,7 @@ class KVCache(Protocol):
         ...
 
 
-class Model(Protocol):
+class Model(ABC):
     """A text-to-speech model: three functions over tensors and one over text.
 
     `prefill`, `emit` and `advance` are pure in the sense that matters on a GPU: static
@@ -102,6 +136,10 @@ class Model(Protocol):
     another row: what it writes must come out the same (`Sampler.frame` counts the frames).
 
     Shapes: B rows of the batch, K numbers per frame (the codec's), H hidden size.
+
+    Args:
+        options: they give device and dtype.
+        codec: loaded, on the same device.
     """
 
     codec: Codec
@@ -110,36 +148,48 @@ class Model(Protocol):
     hidden_size: int
     max_positions: int
     """Context: prompt positions plus one per frame must fit."""
-    kv_layout: KVLayout
-    takes_context: bool
+    kv_layout: KVLayout = NO_CACHE
+    takes_context: bool = False
     """Does it use earlier turns?  If so, its codec encodes; if not, `prompt` gets no context,
     and its voices have segments only if clients registered them (see `EncodingCodec`)."""
-    voices: Sequence[Voice]
+    voices: Sequence[Voice] = (Voice("default", speaker=0),)
     """A request's `speaker` selects the first voice with that speaker id."""
     weight_bytes: int
     """Memory that the weights take, the codec's included."""
+    default_sampling: Parameters = SamplingParams()
+    """What a request gets that names nothing; of the class that the `ModelSpec` names."""
 
-    @property
-    def default_sampling(self) -> Parameters:
-        """What a request gets that names nothing; of the class that the `ModelSpec` names."""
-        ...
+    def __init__(self, options: LoadOptions, codec: Codec) -> None:
+        import torch
 
-    def prompt(self, text: str, voice: Voice, context: Sequence[Segment]) -> Prompt:
+        self.codec = codec
+        self.device, self.dtype = torch.device(options.device), getattr(torch, options.dtype)
+
+    @abstractmethod
+    def prompt(
+        self, text: str, voice: Voice, *, context: Sequence[Segment], parameters: Parameters
+    ) -> Prompt:
         """Build the prompt: the voice's segments, then `context`, then `text`.
+
+        A model that needs no more than text and voice declares `**others`.
+
+        `parameters` are the request's, of the class of `default_sampling`: a language or an
+        instruction, for instance, is part of the prompt.
 
         Every segment has codes.  A prompt must begin as the one before it in a conversation
         did, and continue with one position for each frame generated then, as `advance` fed it,
         so that the cached part is not run again.  If it does not, only time is lost.
+        The core refuses a prompt that does not fit `max_positions`.
 
         Raises:
             UnspeakableText: the tokenizer or the voice cannot render the text.
-            PromptTooLong: it does not fit `max_positions`.
+            InvalidRequest: a parameter cannot be used.
         """
-        ...
 
+    @abstractmethod
     def prefill(
         self,
-        inputs: Mapping[str, torch.Tensor],
+        inputs: Inputs,
         lengths: torch.Tensor,
         slots: torch.Tensor,
         kv: KVCache,
@@ -155,17 +205,28 @@ class Model(Protocol):
         Returns:
             hidden `[B, H]` at each prompt's last position.
         """
-        ...
 
+    @abstractmethod
     def emit(self, hidden: torch.Tensor, sampler: Sampler) -> tuple[torch.Tensor, torch.Tensor]:
         """Hidden `[B, H]` to one frame: codes or latents `[B, K]`, and end bool `[B]`.
 
         A frame with `end` set is not decoded to audio.
         """
-        ...
 
+    @abstractmethod
     def advance(self, codes: torch.Tensor, slots: torch.Tensor, kv: KVCache) -> torch.Tensor:
         """One frame `[B, K]` to the next hidden `[B, H]`, at `kv.lengths[slots]`."""
+
+
+@runtime_checkable
+class StepwiseText(SlotState, Protocol):
+    """A model that takes text while it speaks: one token goes in with each frame."""
+
+    def put_text(self, slot: int, start: int, ids: torch.Tensor) -> None:
+        """Set the tokens that go in with frames start, start + 1, ... of a slot's utterance.
+
+        The frames after them get padding.  Called between steps, with `Prompt.later` at the start.
+        """
         ...
 
 
@@ -195,7 +256,8 @@ class ModelSpec:
         load: builds the model.  Raises CheckpointError.
         front_end: normalizes text for its voices, in another process, so it can be pickled;
             None: the text is used as it is written.
-        parameters: what a request may set of how frames are made.
+        parameters: what a request may set of how the model speaks.
+        languages: what it speaks, as language tags such as `en`.
         holds: does a directory without a `config.json` hold such a checkpoint?
         max_characters: of one piece of text, as for a `CheckpointSpec` that names none.
         api_version: version of the plugin interface that the plugin was written for.
@@ -209,6 +271,7 @@ class ModelSpec:
     load: Callable[[LoadOptions], Model]
     front_end: FrontEnd | None = None
     parameters: type[Parameters] = SamplingParams
+    languages: tuple[str, ...] = ()
     holds: Callable[[Path], bool] = lambda directory: False
     max_characters: int | None = None
     api_version: int = 1
@@ -226,6 +289,7 @@ class CheckpointSpec:
         max_words: the same, in words.
         front_end: normalizes text for the voice before it is counted; None: the model's own
             front end is used.
+        languages: what it speaks, as language tags; empty: those of the model.
         takes_context: False for a voice that was not trained with earlier turns; requests that
             contain any are rejected.
     """
@@ -237,3 +301,4 @@ class CheckpointSpec:
     max_words: int | None = None
     takes_context: bool = True
     front_end: FrontEnd | None = None
+    languages: tuple[str, ...] = ()

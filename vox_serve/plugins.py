@@ -56,6 +56,12 @@ class ResolvedModel:
         own = self.checkpoint.front_end if self.checkpoint is not None else None
         return own or self.spec.front_end
 
+    @property
+    def languages(self) -> tuple[str, ...]:
+        """Tags of the languages that it speaks."""
+        own = self.checkpoint.languages if self.checkpoint is not None else ()
+        return own or self.spec.languages
+
     def directory(self) -> Path:
         """The checkpoint on disk; downloads it if it is on the hub.  Raises CheckpointError."""
         files = self.spec.files

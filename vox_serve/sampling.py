@@ -7,7 +7,7 @@ Defines the range and the meaning of each parameter; the arithmetic is in
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, TypeAlias
 
 import attrs
 
@@ -43,15 +43,69 @@ class Range:
         if not self.low <= value <= self.high:  # NaN is not
             raise InvalidRequest(f"{name} must be {self.limits}, not {str(value)[:40]}", name)
 
+    @property
+    def schema(self) -> dict[str, Any]:
+        """As a JSON Schema."""
+        kind = "integer" if self.kind is int else "number"
+        bounds = {"minimum": self.kind(self.low), "maximum": self.kind(self.high)}
+        return {"type": kind, **bounds, "description": self.text}
 
-def parameter(default: Any, allowed: Range, kw_only: bool = False) -> Any:
+
+@attrs.frozen
+class Choice:
+    """The values of a parameter that is one of a few words."""
+
+    values: tuple[str, ...]
+    text: str
+
+    def check(self, name: str, value: object) -> None:
+        """Raise InvalidRequest unless `value` is one of them."""
+        if value not in self.values:
+            known = ", ".join(self.values)
+            raise InvalidRequest(f"{name} must be one of {known}, not {str(value)[:40]!r}", name)
+
+    @property
+    def schema(self) -> dict[str, Any]:
+        """As a JSON Schema."""
+        return {"type": "string", "enum": list(self.values), "description": self.text}
+
+
+@attrs.frozen
+class Words:
+    """The length of a parameter that is free text, in characters; it may be empty."""
+
+    most: int
+    text: str
+
+    def check(self, name: str, value: object) -> None:
+        """Raise InvalidRequest unless `value` is a text that is not too long."""
+        if not isinstance(value, str):
+            raise InvalidRequest(f"{name} must be text, not {type(value).__name__}", name)
+        if len(value) > self.most:
+            raise InvalidRequest(
+                f"{name} has {len(value)} characters; the limit is {self.most}", name
+            )
+
+    @property
+    def schema(self) -> dict[str, Any]:
+        """As a JSON Schema."""
+        return {"type": "string", "maxLength": self.most, "description": self.text}
+
+
+Allowed: TypeAlias = Range | Choice | Words
+"""What the value of a parameter may be."""
+
+
+def parameter(default: Any, allowed: Allowed, kw_only: bool = False) -> Any:
     """A field of a `Parameters` class."""
-    return attrs.field(default=default, metadata={"range": allowed}, kw_only=kw_only)
+    return attrs.field(default=default, metadata={"allowed": allowed}, kw_only=kw_only)
 
 
 @attrs.frozen
 class Parameters:
-    """What a request may set of how a model makes its frames, one field each.
+    """What a request may set of how a model speaks, one field each.
+
+    Numbers reach `Model.emit`, with a value per row; `Model.prompt` sees all of them.
 
     A model that picks codes has `SamplingParams`.  One that has other parameters, or more,
     declares a class of its own, in a module that loads no torch:
@@ -71,15 +125,20 @@ class Parameters:
     )
 
     def __attrs_post_init__(self) -> None:
-        for name, allowed in self.ranges().items():
+        for name, allowed in self.allowed().items():
             value = getattr(self, name)
             if name != "seed" or value is not None:
                 allowed.check(name, value)
 
     @classmethod
+    def allowed(cls) -> dict[str, Allowed]:
+        """Every parameter with its allowed values and one line of help."""
+        return {field.name: field.metadata["allowed"] for field in attrs.fields(cls)}
+
+    @classmethod
     def ranges(cls) -> dict[str, Range]:
-        """Every parameter with its range and one line of help."""
-        return {field.name: field.metadata["range"] for field in attrs.fields(cls)}
+        """The parameters that are numbers."""
+        return {n: each for n, each in cls.allowed().items() if isinstance(each, Range)}
 
     def merged(self, *overrides: Mapping[str, Any]) -> Self:
         """These parameters with those that the overrides name; later ones win.
@@ -88,9 +147,9 @@ class Parameters:
             InvalidRequest: also if the model has no parameter of a name.
         """
         changes = {name: value for each in overrides for name, value in each.items()}
-        unknown = changes.keys() - self.ranges().keys()
+        unknown = changes.keys() - self.allowed().keys()
         if unknown:
-            name, known = min(unknown), ", ".join(self.ranges())
+            name, known = min(unknown), ", ".join(self.allowed())
             raise InvalidRequest(f"this model has no parameter {name}; it has {known}", name)
         return attrs.evolve(self, **changes)
 
@@ -102,6 +161,9 @@ class SamplingParams(Parameters):
     Filters apply in this order: repetition penalty, temperature, top-k, top-p, min-p.
     The repetition penalty acts only on codebook 0, over a window of recent frames.
     """
+
+    repetition_window: ClassVar[int] = REPETITION_WINDOW
+    """In frames; a model's own class may have another.  Up to 32 it costs nothing on a GPU."""
 
     temperature: float = parameter(
         0.9, Range(float, 0.0, 5.0, "0 always picks the likeliest code (greedy)")
@@ -156,7 +218,7 @@ class Sampler(Protocol):
         ...
 
     def parameter(self, name: str) -> torch.Tensor:
-        """A number that the model's own `Parameters` declare, `[B]`; float32 or int64."""
+        """A number that the model's `Parameters` declare, `[B]`; float32 or int64."""
         ...
 
     def largest(self, name: str) -> float:

@@ -25,6 +25,8 @@ class Segment:
     text: str
     audio: npt.NDArray[np.float32] | None = None
     codes: torch.Tensor | None = None
+    vector: torch.Tensor | None = None
+    """Says who speaks, float32 `[E]`; of codecs that make one (`SpeakerCodec`)."""
 
 
 @attrs.frozen(eq=False)

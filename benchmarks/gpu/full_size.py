@@ -10,16 +10,17 @@ import torch
 from torch import nn
 from transformers import CsmConfig as TransformersConfig
 
-from vox_serve import SamplingParams
+from vox_serve import LoadOptions, SamplingParams
 from vox_serve.model import Model
 from vox_serve.nn import WeightLoader, uninitialised
 from vox_serve.nn.linear import Fp8Linear, Linear, PaddedLinear
 from vox_serve.nn.llama import LlamaConfig
+from vox_serve.nn.mimi import Mimi
 from vox_serve_csm.config import CsmConfig
-from vox_serve_csm.mimi import Mimi
 from vox_serve_csm.model import CsmModel, CsmNetwork
 
 META = torch.device("meta")
+OPTIONS = LoadOptions(Path(), "meta", "bfloat16")
 
 
 def csm(fp8: bool = False) -> CsmModel:
@@ -35,7 +36,7 @@ def csm(fp8: bool = False) -> CsmModel:
     loader: Any = _Whatever()
     codec.load(loader)
     prompts: Any = None  # no voices are needed
-    return CsmModel(config, network, codec, prompts, (), SamplingParams())
+    return CsmModel(OPTIONS, config, network, codec, prompts, (), SamplingParams())
 
 
 def orpheus(fp8: bool = False) -> Model:
@@ -54,7 +55,7 @@ def orpheus(fp8: bool = False) -> Model:
     snac: Any = _Shapes(codec._network.state_dict())
     codec.load(WeightLoader(snac))
     prompts: Any = None
-    return OrpheusModel(network, codec, prompts, 128266, [128258])
+    return OrpheusModel(OPTIONS, network, codec, prompts, 128266, [128258])
 
 
 def pocket() -> Model:
@@ -82,9 +83,101 @@ def pocket() -> Model:
     codec = LatentDecoder(config, META)
     shapes: Any = _Shapes(tensors)
     codec.load(WeightLoader(shapes))
-    return PocketModel(config, network, codec, lambda text: [], {}, FlowParameters())
+    return PocketModel(OPTIONS, config, network, codec, lambda text: [], {}, FlowParameters())
 
 
+def qwen() -> Model:
+    """Qwen3-TTS 0.6B with named voices, in bfloat16."""
+    from vox_serve_qwen3_tts.codec import CodeDecoder
+    from vox_serve_qwen3_tts.config import QwenConfig
+    from vox_serve_qwen3_tts.model import QwenModel, QwenNetwork
+    from vox_serve_qwen3_tts.plugin import QwenParameters
+
+    config = QwenConfig.from_json(QWEN)
+    with uninitialised():
+        network = QwenNetwork(config)
+    _hold(network, fp8=False)
+    for stack in (network.backbone, network.depth):
+        stack.prepare(META, torch.bfloat16)
+    codec = CodeDecoder(QWEN_CODEC, META)
+    loader: Any = _Whatever()
+    codec.load(loader)
+    prompts: Any = None
+    return QwenModel(OPTIONS, config, network, codec, prompts, QwenParameters())
+
+
+def dia() -> Model:
+    """Dia 1.6B in bfloat16."""
+    from vox_serve_dia.config import DiaConfig
+    from vox_serve_dia.dac import Dac
+    from vox_serve_dia.model import DiaModel, DiaNetwork
+    from vox_serve_dia.plugin import DiaParameters
+
+    config = DiaConfig.from_json({"model_type": "dia"})
+    with uninitialised():
+        network = DiaNetwork(config)
+    _hold(network, fp8=False)
+    network.prepare(META, torch.bfloat16)
+    codec = Dac(DAC, config.delays, config.vocab, META)
+    loader: Any = _Whatever()
+    codec.load(loader)
+    return DiaModel(OPTIONS, config, network, codec, DiaParameters())
+
+
+_QWEN_HEADS = {"num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 128}
+QWEN = {
+    "model_type": "qwen3_tts",
+    "tokenizer_type": "qwen3_tts_tokenizer_12hz",
+    "tts_model_type": "custom_voice",
+    "tts_model_size": "0b6",
+    "talker_config": {
+        **_QWEN_HEADS,
+        "vocab_size": 3072,
+        "hidden_size": 1024,
+        "intermediate_size": 3072,
+        "num_hidden_layers": 28,
+        "num_code_groups": 16,
+        "text_vocab_size": 151936,
+        "text_hidden_size": 2048,
+        "rope_theta": 1000000,
+        "rope_scaling": {
+            "rope_type": "default",
+            "interleaved": True,
+            "mrope_section": [24, 20, 20],
+        },
+        "codec_eos_token_id": 2150,
+        "codec_bos_id": 2149,
+        "codec_pad_id": 2148,
+        "codec_think_id": 2154,
+        "codec_nothink_id": 2155,
+        "codec_think_bos_id": 2156,
+        "codec_think_eos_id": 2157,
+        "codec_language_id": {"english": 2050},
+        "spk_id": {"vivian": 3065},
+        "spk_is_dialect": {"vivian": False},
+        "code_predictor_config": {**_QWEN_HEADS, "num_code_groups": 16, "rope_theta": 1000000},
+    },
+}
+"""config.json of such a checkpoint, without its other languages and speakers."""
+QWEN_CODEC = {
+    "model_type": "qwen3_tts_tokenizer_12hz",
+    "decoder_config": {
+        "codebook_dim": 512,
+        "hidden_size": 512,
+        "head_dim": 64,
+        "intermediate_size": 1024,
+    },
+}
+DAC = {
+    "sampling_rate": 44100,
+    "encoder_hidden_size": 64,
+    "downsampling_ratios": [2, 4, 8, 8],
+    "decoder_hidden_size": 1536,
+    "n_codebooks": 9,
+    "codebook_size": 1024,
+    "codebook_dim": 8,
+}
+"""config.json of descript/dac_44khz."""
 SNAC = {
     "sampling_rate": 24000,
     "encoder_dim": 48,
@@ -108,6 +201,9 @@ class _Whatever:
         return torch.empty(tuple(shape), device=META)
 
     def ignore(self, *names: str) -> None:
+        pass
+
+    def finish(self) -> None:
         pass
 
 

@@ -35,7 +35,7 @@ def run(bench: Bench) -> None:
     # If a peer cannot be imported, ours is measured anyway.
     warm_clocks(bench.device, bench.scale.warm_seconds)
     model = bench.model()
-    ids = model.prompt(TEXT, model.voices[0], ()).inputs["tokens"][:, -1]
+    ids = model.prompt(TEXT, model.voices[0], context=()).inputs["tokens"][:, -1]
     ours(bench, model)
     del model
     free_memory()

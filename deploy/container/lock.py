@@ -19,8 +19,10 @@ PROJECTS = [
     ".[otel]",
     "plugins/csm",
     "plugins/demo_voice",
+    "plugins/dia",
     "plugins/orpheus",
     "plugins/pocket_tts",
+    "plugins/qwen3_tts",
 ]
 BUILD = ["hatchling"]
 READ = {"snac": "MIT", "cuda-toolkit": "none stated: it holds no files, only requirements"}

@@ -43,7 +43,7 @@ export interface Model {
   num_slots: number;
   takes_context: boolean;
   /** The defaults of its sampling parameters, and what each of them may be. */
-  sampling: Record<string, number | null>;
+  sampling: Record<string, number | string | null>;
   parameters: Record<string, FieldSchema>;
 }
 

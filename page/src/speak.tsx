@@ -44,12 +44,16 @@ function request(): Fields {
   for (const [name, schema] of Object.entries(schemasOfSettings())) {
     const given = settings.value[name];
     if (!given) continue;
-    const value = schema.enum ? given : number(given);
+    const value = isText(schema) ? given : number(given);
     if (name in schemas.value) fields[name] = value;
     else own[name] = value; // a parameter that only this model has
   }
   if (Object.keys(own).length) fields.parameters = own;
   return fields;
+}
+
+function isText(schema: FieldSchema): boolean {
+  return schema.type === "string" || schema.enum !== undefined;
 }
 
 /** A number; or the text as it is, where JavaScript cannot hold it, for the server to refuse. */
@@ -160,21 +164,21 @@ function Setting({ name, schema }: { name: string; schema: FieldSchema }) {
   const set = (value: string) => (settings.value = { ...settings.value, [name]: value });
   const value = settings.value[name] ?? "";
   const error = errorOf(refusal.value, name);
+  const standard = modelOf(who.value)?.sampling[name];
   if (schema.enum) {
     const options = schema.enum.map((one): [string, string] =>
-      one === schema.default ? ["", one] : [one, one],
+      one === (schema.default ?? standard) ? ["", one] : [one, one],
     );
     return <Choice label={name} value={value} options={options} error={error} onChange={set} />;
   }
-  const standard = modelOf(who.value)?.sampling[name];
   return (
     <Field label={name} hint={schema.description} error={error}>
       {(attributes) => (
         <input
           {...attributes}
-          inputMode="decimal"
+          inputMode={isText(schema) ? "text" : "decimal"}
           value={value}
-          placeholder={standard == null ? "automatic" : String(standard)}
+          placeholder={standard == null ? "automatic" : String(standard) || "none"}
           onInput={(event) => set(event.currentTarget.value)}
         />
       )}

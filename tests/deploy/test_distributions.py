@@ -29,8 +29,10 @@ PROJECTS = {
     "vox_serve_core": ROOT,
     "vox_serve_csm": ROOT / "plugins/csm",
     "vox_serve_demo_voice": ROOT / "plugins/demo_voice",
+    "vox_serve_dia": ROOT / "plugins/dia",
     "vox_serve_orpheus": ROOT / "plugins/orpheus",
     "vox_serve_pocket_tts": ROOT / "plugins/pocket_tts",
+    "vox_serve_qwen3_tts": ROOT / "plugins/qwen3_tts",
 }
 AS_LOCKED = sys.version_info[:2] == (3, 11) and platform.machine() == "x86_64"
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
@@ -115,7 +117,7 @@ def address(installed: Path, tmp_path: Path) -> Iterator[str]:
 def test_it_serves_the_demo_voice_and_knows_the_other_plugins(address: str) -> None:
     with httpx.Client(base_url=address, timeout=60) as http:
         plugins = {one["name"]: one for one in http.get("/plugins").json()["plugins"]}
-        assert {"csm", "demo_voice", "orpheus", "pocket_tts"} <= set(plugins)
+        assert {"csm", "demo_voice", "dia", "orpheus", "pocket_tts", "qwen3_tts"} <= set(plugins)
         assert not [one for one in plugins.values() if one.get("error")]
         answer = http.post("/generate", json={"text": "Hello there!"})
         assert answer.status_code == 200

@@ -14,10 +14,10 @@ from vox_serve.engine.engine import Engine
 from vox_serve.engine.prompts import runaway_seconds
 from vox_serve.errors import InvalidRequest, NotFound, PromptTooLong, UnspeakableText
 from vox_serve.messages import Failed, Finished, FinishReason, SpeechRequest, Started
-from vox_serve.model import CheckpointSpec
+from vox_serve.model import CheckpointSpec, Prompt
 from vox_serve.testing import watch_frames
 from vox_serve.text import likely_seconds
-from vox_serve.voice import Segment
+from vox_serve.voice import Segment, Voice
 
 FRAME = 2 * 640  # bytes
 
@@ -142,6 +142,28 @@ def test_the_frame_cap_never_passes_the_context():
         speak(fresh_engine(**config), "5 hums", max_seconds=float("nan"))
     with pytest.raises(PromptTooLong, match="text asks for"):
         speak(fresh_engine(), "5 " + "m" * 250)
+
+
+def test_a_prompt_that_leaves_no_room_for_a_frame_is_refused(monkeypatch):
+    """The core refuses it, so that no model need to, and names what is too long."""
+
+    def prompt(self, text, voice, *, context, parameters):
+        before = 150 * len([*voice.segments, *context])
+        return Prompt({"row": torch.zeros(before + len(text), 4)}, shared=before)
+
+    monkeypatch.setattr(ToneModel, "prompt", prompt)
+    prompts, segment = fresh_engine().prompts, Segment(0, "said")
+    plain, cloned = Voice("plain", 0), Voice("cloned", 0, (segment,))
+    assert len(prompts.build("m" * 199, plain, ())) == 199
+    for length, voice, context, field in [
+        (200, plain, (), "text"),
+        (200, cloned, (), "text"),
+        (50, plain, (segment,), "context"),
+        (50, cloned, (), "voice"),
+    ]:
+        with pytest.raises(PromptTooLong, match=f"^{field} is too long.* of the 200") as caught:
+            prompts.build("m" * length, voice, context)
+        assert caught.value.param == field
 
 
 @pytest.mark.parametrize(
@@ -393,8 +415,8 @@ def test_a_row_that_fails_is_wiped_in_the_codec_too(monkeypatch):
 class SharingTone(ToneModel):
     """All but the last position of its prompts may be kept for others."""
 
-    def prompt(self, text, voice, context):
-        made = super().prompt(text, voice, context)
+    def prompt(self, text, voice, *, context, parameters):
+        made = super().prompt(text, voice, context=context, parameters=parameters)
         return attrs.evolve(made, shared=len(made) - 1)
 
 

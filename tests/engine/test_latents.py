@@ -99,9 +99,17 @@ def test_a_row_of_the_model_s_state_is_wiped_when_its_sequence_fails():
 @pytest.mark.parametrize(
     ("sampling", "message"),
     [
-        ({"temperature": 0.5}, "no parameter temperature; it has seed, noise_level, steps"),
+        (
+            {"temperature": 0.5},
+            "no parameter temperature; it has seed, noise_level, steps, language",
+        ),
         ({"noise_level": 3.0}, "noise_level must be from 0 to 2"),
         ({"steps": 1.5}, "steps must be an integer"),
+        ({"steps": "2"}, "steps must be an integer, not str"),
+        ({"language": "fr"}, "language must be one of auto, de, en, not 'fr'"),
+        ({"language": 1}, "language must be one of auto, de, en, not '1'"),
+        ({"instructions": "x" * 21}, "instructions has 21 characters; the limit is 20"),
+        ({"instructions": 7}, "instructions must be text, not int"),
     ],
 )
 def test_a_parameter_is_refused_by_name(sampling: dict[str, Any], message: str):
@@ -111,15 +119,19 @@ def test_a_parameter_is_refused_by_name(sampling: dict[str, Any], message: str):
 
 
 def test_a_default_of_the_server_must_be_of_the_model():
-    assert engine(parameter=("steps=2",)).info("g", "glide", 0.0).sampling["steps"] == 2
+    info = engine(parameter=("steps=2", "language=de")).info("g", "glide", 0.0)
+    assert (info.sampling["steps"], info.sampling["language"]) == (2, "de")
     with pytest.raises(ConfigError, match="no parameter temperature"):
         engine(temperature=0.5)
 
 
 def test_what_a_model_declares_is_told():
     info = engine().info("g", "glide", 0.0)
-    assert info.sampling == {"seed": None, "noise_level": 0.5, "steps": 1}
-    assert info.parameters["steps"].maximum == 3
+    words = {"language": "auto", "instructions": ""}
+    assert info.sampling == {"seed": None, "noise_level": 0.5, "steps": 1} | words
+    assert info.parameters["steps"]["maximum"] == 3
+    assert info.parameters["language"]["enum"] == ["auto", "de", "en"]
+    assert info.parameters["instructions"]["maxLength"] == 20
     assert not info.takes_voices
 
 

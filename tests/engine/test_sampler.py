@@ -10,7 +10,7 @@ from transformers import (
 )
 
 from vox_serve.engine.sampler import SlotSampler, _mix, gumbel_noise
-from vox_serve.sampling import REPETITION_WINDOW, SamplingParams
+from vox_serve.sampling import SamplingParams
 
 MASK = 2**64 - 1
 
@@ -171,12 +171,18 @@ def test_repetition_penalty_is_that_of_transformers_on_codebook_0():
     assert sampler(favourite, 1).item() == 4
 
 
-def test_repetition_penalty_forgets_after_its_window():
-    state = make_sampler(SamplingParams(temperature=0.0, repetition_penalty=2.0))
+class LongParams(SamplingParams):
+    repetition_window = 70
+
+
+@pytest.mark.parametrize("kind", [SamplingParams, LongParams])
+def test_repetition_penalty_forgets_after_its_window(kind: type[SamplingParams]):
+    state = SlotSampler(1, torch.device("cpu"), kind)
+    state.assign(0, kind(temperature=0.0, repetition_penalty=2.0), 0)
     favourite = torch.zeros(1, 20)
     favourite[0, 4], favourite[0, 5] = 1.0, 0.9
     state.commit(torch.tensor([0]), torch.tensor([4]))
-    for _ in range(REPETITION_WINDOW - 1):
+    for _ in range(kind.repetition_window - 1):
         assert rows(state, 0)(favourite, 0).item() == 5
         state.commit(torch.tensor([0]), torch.tensor([11]))
     assert rows(state, 0)(favourite, 0).item() == 5

@@ -74,6 +74,19 @@ def test_norms(device: torch.device, dtype: torch.dtype, shape: tuple[int, ...])
 
 
 @on_device
+@DTYPES
+@pytest.mark.parametrize("shape", [(1, 4, 1, 128), (3, 6, 2, 100), (2, 5, 3, 2, 32)])
+def test_norms_of_heads(device: torch.device, dtype: torch.dtype, shape: tuple[int, ...]):
+    *rows, heads, kv_heads, dim = shape
+    qkv = noise(*rows, (heads + 2 * kv_heads) * dim, dtype=dtype, device=device, seed=1)
+    weight = noise(2 * dim, dtype=dtype, device=device, seed=2)
+    expected = kernels.plain_head_norms(qkv, weight, 1e-5, heads, kv_heads)
+    ours = triton_kernels.head_norms(qkv, weight, 1e-5, heads, kv_heads)
+    assert_close(ours, expected)
+    assert torch.equal(ours[..., -kv_heads * dim :], expected[..., -kv_heads * dim :])
+
+
+@on_device
 def test_a_norm_reads_rows_with_gaps_and_small_numbers(device: torch.device):
     x = noise(4, 300, dtype=torch.float32, device=device)[:, :200] * 1e-4
     weight = torch.ones(200, device=device)

@@ -1,9 +1,11 @@
 """The Llama stack over slots against transformers' LlamaModel."""
 
+import attrs
 import pytest
 import torch
 from transformers import LlamaConfig as ReferenceConfig
-from transformers import LlamaModel
+from transformers import LlamaModel, Qwen3Model
+from transformers import Qwen3Config as ReferenceQwen3
 
 from vox_serve.engine.kv_cache import SlotKVCache
 from vox_serve.errors import CheckpointError
@@ -40,22 +42,26 @@ def rope_json(scaling: dict | None) -> dict:
     return {"rope_theta": 500.0, "rope_scaling": scaling}
 
 
-@pytest.fixture(params=[None, LLAMA3], ids=["plain", "llama3"])
+@pytest.fixture(params=["plain", "llama3", "qwen3"])
 def pair(request):
     """Our stack and transformers' with the same random weights."""
     torch.manual_seed(0)
-    rope = rope_json(request.param)
-    reference_config = ReferenceConfig(**SIZES, **rope, vocab_size=8)
+    scaling = LLAMA3 if request.param == "llama3" else None
+    qwen3 = request.param == "qwen3"
+    rope = rope_json(scaling)
+    kind, model = (ReferenceQwen3, Qwen3Model) if qwen3 else (ReferenceConfig, LlamaModel)
+    reference_config = kind(**SIZES, **rope, vocab_size=8)
     if hasattr(reference_config, "rope_parameters"):  # transformers 5 has a new spelling
-        reference_config.rope_parameters = {"rope_theta": 500.0, **(request.param or {})}
+        reference_config.rope_parameters = {"rope_theta": 500.0, **(scaling or {})}
         reference_config.rope_parameters.setdefault("rope_type", "default")
-    reference = LlamaModel(reference_config).eval()
+    reference = model(reference_config).eval()
     for parameter in reference.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     config = LlamaConfig.from_json(rope, SIZES, default_theta=10.0)
+    config = attrs.evolve(config, head_norms=qwen3)
     ours = Llama(config).requires_grad_(False)
     tensors = reference.state_dict()
-    for name, sources in llama_sources("", config.num_hidden_layers).items():
+    for name, sources in llama_sources("", config.num_hidden_layers, qwen3).items():
         ours.get_parameter(name).copy_(torch.cat([tensors[source] for source in sources]))
     ours.prepare(CPU, torch.float32)
     return ours, reference

@@ -26,7 +26,6 @@ pytestmark = INTERPRETER_WARNINGS
 CPU = torch.device("cpu")
 MANY = 1 if INTERPRETED else 20
 """Times the rows that the interpreter has patience for."""
-FIELDS = ("temperature", "top_k", "top_p", "min_p", "penalty", "recent", "seed", "frame")
 
 
 @needs_triton
@@ -68,7 +67,8 @@ class Rows:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         finite = torch.ones(len(logits), dtype=torch.bool) if finite is None else finite
         finite = finite.clone().to(device)  # it is changed in place
-        state = {name: getattr(self.state, name).to(device) for name in FIELDS}
+        state = self.state.values | {"recent": self.state.recent, "frame": self.state.frame}
+        state = {name: values.to(device) for name, values in state.items()}
         slots = self.slots[: len(logits)].to(device)
         picked = triton_sampler.pick(logits.to(device), slots, codebook, **state, finite=finite)
         assert picked.dtype == torch.int64
@@ -77,12 +77,12 @@ class Rows:
     def near_the_edge(self, row: int, logits: torch.Tensor) -> bool:
         """Whether the row's running sum of shares comes within 1e-5 of its top_p."""
         slot = self.slots[row]
-        scaled = logits[row].float() / self.state.temperature[slot]
+        scaled = logits[row].float() / self.state.values["temperature"][slot]
         ordered = scaled.sort(descending=True).values
-        k = int(self.state.top_k[slot]) or len(ordered)
+        k = int(self.state.values["top_k"][slot]) or len(ordered)
         sums = ordered.masked_fill(ordered < ordered[min(k, len(ordered)) - 1], -torch.inf)
         sums = sums.softmax(-1).cumsum(-1)
-        return bool(((sums - self.state.top_p[slot]).abs() < 1e-5).any())
+        return bool(((sums - self.state.values["top_p"][slot]).abs() < 1e-5).any())
 
 
 def mixed(count: int, seed: int) -> list[SamplingParams]:
@@ -133,7 +133,7 @@ def test_picks_are_the_plain_ones(
     differing = (picked != expected).nonzero()[:, 0].tolist()
     assert len(differing) <= count // 20
     for row in differing:
-        top_p = rows.state.top_p[rows.slots[row]]
+        top_p = rows.state.values["top_p"][rows.slots[row]]
         assert top_p < 1, f"row {row}"
         assert codebook != 0 or rows.state.penalty[rows.slots[row]] == 1, f"row {row}"
         assert rows.near_the_edge(row, logits), f"row {row}"
@@ -238,3 +238,23 @@ def test_a_row_depends_on_no_other(device: torch.device):
 def test_no_rows(device: torch.device):
     rows = Rows(mixed(1, 5), 10)
     assert rows.kernel(torch.zeros(0, 10), 0, device)[0].shape == (0,)
+
+
+class LongParams(SamplingParams):
+    repetition_window = 100
+
+
+@on_device
+def test_a_long_window_is_penalised_before_the_kernel(
+    device: torch.device, monkeypatch: pytest.MonkeyPatch
+):
+    params = LongParams(temperature=0.0, repetition_penalty=3.0)
+    state, slots = SlotSampler(2, device, LongParams), torch.tensor([0, 1], device=device)
+    for slot in (0, 1):
+        state.assign(slot, params, 0)
+    for code in range(60):  # of which a window of 32 has forgotten half
+        state.commit(slots, torch.tensor([code, 0], device=device))
+    logits = torch.linspace(2.0, 1.0, 80, device=device).repeat(2, 1)
+    monkeypatch.setattr("vox_serve.nn.kernels.DEVICES", ("cpu", "cuda"))
+    picked = state.rows(None, slots)(logits, 0)
+    assert picked.tolist() == [60, 1]

@@ -201,16 +201,24 @@ def test_parameters_that_only_one_model_has_are_settings(
     page = open_page(tone_server)
     models = tone_server.http.get("/models").json()
     steps = {"type": "integer", "minimum": 1, "maximum": 8, "description": "of the solver"}
-    models["models"][0] |= {"parameters": {"steps": steps}, "sampling": {"steps": 2}}
+    language = {"type": "string", "enum": ["auto", "de"], "description": "of the text"}
+    words = {"type": "string", "maxLength": 9, "description": "how to speak"}
+    own = {"steps": steps, "language": language, "instructions": words}
+    sampling = {"steps": 2, "language": "auto", "instructions": ""}
+    models["models"][0] |= {"parameters": own, "sampling": sampling}
     page.route("**/models", lambda route: route.fulfill(json=models))
     page.reload()
     page.get_by_text("Sampling, seed and format").click()
     expect(page.get_by_label("temperature")).to_have_count(0)
     page.get_by_label("steps").fill("4")
+    page.get_by_label("language").select_option("de")
+    page.get_by_label("instructions").fill("7")
     with page.expect_request("**/generate") as sent:
         speak(page, "5 frames")
-    assert sent.value.post_data_json["parameters"] == {"steps": 4}
-    expect(page.get_by_label("steps")).to_have_attribute("aria-invalid", "true")
+    posted = sent.value.post_data_json
+    assert posted["parameters"] == {"steps": 4, "instructions": "7"}
+    assert posted["language"] == "de", "a field of every request"
+    expect(page.get_by_label("instructions")).to_have_attribute("aria-invalid", "true")
 
 
 def test_what_was_said_can_be_heard_again_and_downloaded_in_each_format(

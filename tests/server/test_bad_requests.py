@@ -113,11 +113,12 @@ def test_bad_field(tone_server: RunningServer, fields: dict[str, Any], param: st
 
 
 def test_a_parameter_that_the_model_does_not_have_is_named(tone_server: RunningServer) -> None:
-    for asked in ({"steps": 2}, {"steps": 2.5}):
+    for asked in ({"steps": 2}, {"steps": 2.5}, {"steps": "2"}):
         message = check_error(post(tone_server, parameters=asked), 400, "steps", "invalid_request")
         assert "no parameter steps; it has seed, temperature" in message
     check_error(post(tone_server, parameters={"top_k": 2}), 400, "parameters", "invalid_request")
-    check_error(post(tone_server, parameters={"steps": "2"}), 400, "parameters")
+    for odd in (None, [2], {"a": 1}, "x" * 10_001):
+        check_error(post(tone_server, parameters={"steps": odd}), 400, "parameters")
     many = {f"p{number}": 1 for number in range(33)}
     message = check_error(post(tone_server, parameters=many), 400, "parameters", "invalid_request")
     assert "at most 32" in message

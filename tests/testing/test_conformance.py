@@ -64,8 +64,8 @@ class WrongSizes(Tone):
 class TakesAnyLength(Tone):
     max_positions = 10**6
 
-    def prompt(self, text, voice, context):
-        return super().prompt(text[:20], voice, context)
+    def prompt(self, text, voice, *, context, parameters):
+        return super().prompt(text[:20], voice, context=context, parameters=parameters)
 
 
 class LooksAtItsNeighbours(Tone):
@@ -141,8 +141,8 @@ class ReadsTheDevice(Tone):
 class LooksAtItsFirstRow(Tone):
     """Its prompts begin with the context, which need not be run again, but it counts on it."""
 
-    def prompt(self, text, voice, context):
-        rows = super().prompt(text, voice, ()).inputs["row"]
+    def prompt(self, text, voice, *, context, parameters):
+        rows = super().prompt(text, voice, context=(), parameters=parameters).inputs["row"]
         shared = sum(1 + s.codes.shape[1] for s in context)
         before = 1.0 + torch.arange(shared)[:, None].expand(-1, 4) % 9
         return Prompt({"row": torch.cat([before, rows])}, shared)

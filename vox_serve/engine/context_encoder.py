@@ -9,7 +9,7 @@ from typing import cast
 import attrs
 import torch
 
-from vox_serve.codec import Codec, EncodingCodec
+from vox_serve.codec import Codec, EncodingCodec, SpeakerCodec
 from vox_serve.engine.calls import Calls
 from vox_serve.engine.cuda_graph import Stream
 from vox_serve.engine.frames import frame_dtype
@@ -17,6 +17,10 @@ from vox_serve.voice import Segment
 
 KEPT = 256
 """The most clips whose codes are cached; the codes of a minute of Mimi take 0.2 MB."""
+
+
+_Heard = tuple[torch.Tensor, torch.Tensor | None]
+"""Codes, and the speaker's vector."""
 
 
 class ContextEncoder:
@@ -30,28 +34,36 @@ class ContextEncoder:
         self._codec = cast("EncodingCodec", codec)
         """A model without context needs no encoder."""
         self._stream = Stream(device)
-        self._codes: OrderedDict[bytes, torch.Tensor] = OrderedDict()
+        self._heard: OrderedDict[bytes, _Heard] = OrderedDict()
 
     def encode(self, segment: Segment) -> Segment:
-        """The segment with codes or latents `[K, F]` on the host, in place of audio."""
+        """The segment with codes or latents `[K, F]` on the host, in place of audio.
+
+        Also with the speaker's vector, if the codec makes one.
+        """
         if segment.codes is not None or segment.audio is None:
             return segment
         key = hashlib.sha256(segment.audio.tobytes()).digest()
-        codes = self._codes.get(key)
-        if codes is None:
+        heard = self._heard.get(key)
+        if heard is None:
+            pcm = torch.from_numpy(segment.audio)
             with self._calls.of("encode"), self._stream.beside():
-                codes = self._codec.encode(torch.from_numpy(segment.audio)).cpu()
-            self._codes[key] = codes
-            while len(self._codes) > KEPT:
-                self._codes.popitem(last=False)
+                codec, vector = self._codec, None
+                if isinstance(codec, SpeakerCodec):
+                    vector = codec.embed(pcm).cpu()
+                heard = codec.encode(pcm).cpu(), vector
+            self._heard[key] = heard
+            while len(self._heard) > KEPT:
+                self._heard.popitem(last=False)
         else:
-            self._codes.move_to_end(key)
-        return attrs.evolve(segment, audio=None, codes=codes)
+            self._heard.move_to_end(key)
+        return attrs.evolve(segment, audio=None, codes=heard[0], vector=heard[1])
 
     def blank(self, segment: Segment) -> Segment:
         """The segment with zeros for the frames that its audio will give, to count positions."""
         if segment.codes is not None or segment.audio is None:
             return segment
-        frames = -(-len(segment.audio) // self._codec.frame_size)
+        samples = self._codec.frame_size // self._codec.frames_per_step
+        frames = -(-len(segment.audio) // samples)
         codes = torch.zeros(self._codec.frame_width, frames, dtype=frame_dtype(self._codec))
         return attrs.evolve(segment, audio=None, codes=codes)

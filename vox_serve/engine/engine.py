@@ -35,7 +35,6 @@ from vox_serve.messages import (
     Failed,
     Finished,
     FinishReason,
-    ParameterInfo,
     Said,
     SpeechRequest,
     Started,
@@ -133,7 +132,9 @@ class Engine:
     def warm_up(self) -> None:
         """Run two codec steps, so that everything is allocated before the first request."""
         self.runner.warm_up()
-        prompt = self.model.prompt("a", self.model.voices[0], ())
+        prompt = self.model.prompt(
+            "a", self.model.voices[0], context=(), parameters=self.prompts.defaults
+        )
         frames = 2 * self.model.codec.frames_per_step
         self.scheduler.add(
             Sequence("warm-up", prompt, self.prompts.defaults, seed=0, max_frames=frames)
@@ -144,7 +145,9 @@ class Engine:
                 if isinstance(event, Failed):
                     raise EngineError(f"the warm-up failed: {event.error.message}")
 
-    def info(self, name: str, kind: str, load_seconds: float) -> EngineInfo:
+    def info(
+        self, name: str, kind: str, load_seconds: float, languages: tuple[str, ...] = ()
+    ) -> EngineInfo:
         """What the server reports about this engine."""
         model, codec, checkpoint = self.model, self.model.codec, self.checkpoint
         return EngineInfo(
@@ -169,8 +172,9 @@ class Engine:
             takes_context=self.prompts.takes_context,
             takes_voices=self.prompts.takes_voices,
             voices=self.prompts.voices.names,
+            languages=languages,
             sampling=attrs.asdict(self.prompts.defaults),
-            parameters={n: ParameterInfo.of(r) for n, r in self.prompts.defaults.ranges().items()},
+            parameters={n: a.schema for n, a in self.prompts.defaults.allowed().items()},
             load_seconds=load_seconds,
         )
 
@@ -268,7 +272,8 @@ class Engine:
         if rest and reason is not FinishReason.CANCELLED:
             self._events.append(Audio(sequence.id, rest))
         self.scheduler.finish(sequence, reason)
-        self._events.append(Finished(sequence.id, reason, sequence.frames, sequence.seed, more))
+        frames = max(0, sequence.frames - sequence.prompt.unheard)
+        self._events.append(Finished(sequence.id, reason, frames, sequence.seed, more))
 
     def _remember(self, sequence: Sequence, reason: FinishReason, kept_for: str | None) -> None:
         """Add the turn to its conversation, and cache the slot's positions for the next one."""
@@ -287,7 +292,9 @@ class Engine:
         fed = len(turn.codes) - (reason is FinishReason.LENGTH)
         try:
             with self.prompts.calls.of("prompt"):
-                following = self.model.prompt(turn.text, turn.voice, turns)
+                following = self.model.prompt(
+                    turn.text, turn.voice, context=turns, parameters=sequence.sampling
+                )
         except Exception as error:  # noqa: BLE001  # most likely the context is full; the next turn drops some
             log.debug("%s is not kept: %s", sequence.id, type(error).__name__)
             return

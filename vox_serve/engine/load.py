@@ -50,7 +50,8 @@ def load_engine(config: EngineConfig, plugins: Plugins) -> tuple[Engine, EngineI
             f"device {chosen}: not enough memory for this model with max_batch_size "
             f"{config.max_batch_size} ({said})"
         ) from error
-    return engine, engine.info(resolved.name, resolved.spec.name, time.monotonic() - start)
+    seconds = time.monotonic() - start
+    return engine, engine.info(resolved.name, resolved.spec.name, seconds, resolved.languages)
 
 
 def number_formats(config: EngineConfig, kind: str) -> tuple[str, str | None]:

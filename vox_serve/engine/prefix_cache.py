@@ -7,18 +7,17 @@ only on positions 0 .. n.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import cached_property
 
 import attrs
 import torch
 
 from vox_serve.engine.kv_cache import SlotKVCache
+from vox_serve.model import Inputs
 
 MAX_PREFIXES = 128
 """Limits the work, because each new prompt is compared with all of them."""
 GLANCE = 32
-Inputs = Mapping[str, torch.Tensor]
 
 
 @attrs.define(eq=False)

@@ -28,6 +28,7 @@ from vox_serve.errors import (
 )
 from vox_serve.messages import SpeechRequest
 from vox_serve.model import CheckpointSpec, Model, Prompt
+from vox_serve.sampling import Parameters
 from vox_serve.text import likely_seconds
 from vox_serve.voice import Segment, Voice
 
@@ -70,7 +71,7 @@ class Prompts:
         self.calls = Calls()
         """The model's calls in progress, in any thread."""
         self._encoder = ContextEncoder(model.codec, model.device, self.calls)
-        self.voices = Voices(model, self._encoder, self.calls)
+        self.voices = Voices(model.voices, self._encoder, self.build)
 
     def prepare(self, request: SpeechRequest) -> Sequence:
         """Check a request and build its prompt; encoding its context may take seconds.
@@ -87,11 +88,12 @@ class Prompts:
         if request.context or request.conversation is not None:
             self.require_context("context" if request.context else "conversation")
         for text in request.following:
-            self._prompt(attrs.evolve(request, text=text, max_seconds=None), voice, ())
+            part = attrs.evolve(request, text=text, max_seconds=None)
+            self._prompt(part, voice, (), sampling)
         seed = secrets.randbits(53) if sampling.seed is None else sampling.seed
         if request.conversation is None:
-            context = self._encoded(request, voice, ())
-            prompt, cap = self._prompt(request, voice, context)
+            context = self._encoded(request, voice, (), sampling)
+            prompt, cap = self._prompt(request, voice, context, sampling)
             turn = None
         else:
             if request.turns is not None:  # the server keeps it, and lets one turn speak at a time
@@ -100,8 +102,8 @@ class Prompts:
             if request.turns is not None:
                 conversation.turns = tuple(map(as_tensors, request.turns))
             try:
-                context = self._encoded(request, voice, conversation.turns)
-                prompt, cap, context = self._fit(request, voice, context)
+                context = self._encoded(request, voice, conversation.turns, sampling)
+                prompt, cap, context = self._fit(request, voice, context, sampling)
             except BaseException:
                 self.conversations.end(conversation)
                 raise
@@ -120,6 +122,25 @@ class Prompts:
             arrival=request.arrival,
         )
 
+    def build(
+        self,
+        text: str,
+        voice: Voice,
+        context: Rows[Segment],
+        parameters: Parameters | None = None,
+    ) -> Prompt:
+        """The model's prompt; without `parameters`, by the defaults.
+
+        Raises:
+            UnspeakableText: the model cannot speak the text, or the prompt does not fit.
+        """
+        with self.calls.of("prompt"):
+            prompt = self.model.prompt(
+                text, voice, context=context, parameters=parameters or self.defaults
+            )
+        prompt.require_room(self.model.max_positions, "context" if context else "voice")
+        return prompt
+
     def release(self, sequence: Sequence) -> None:
         """Release a prepared sequence that will not be queued."""
         if sequence.turn is not None:
@@ -136,7 +157,11 @@ class Prompts:
             raise UnspeakableText("this model cannot learn voices from clips", "voice")
 
     def _encoded(
-        self, request: SpeechRequest, voice: Voice, turns: Rows[Segment]
+        self,
+        request: SpeechRequest,
+        voice: Voice,
+        turns: Rows[Segment],
+        sampling: Parameters,
     ) -> tuple[Segment, ...]:
         """The turns, then the request's context as codes.
 
@@ -147,18 +172,26 @@ class Prompts:
         for segment in request.context:
             if segment.codes is None and (segment.audio is None or not len(segment.audio)):
                 raise InvalidRequest("each context segment needs audio", "context")
-        self._prompt(request, voice, [self._encoder.blank(s) for s in request.context])
+        blank = [self._encoder.blank(segment) for segment in request.context]
+        self._prompt(request, voice, blank, sampling)
         return (*turns, *map(self._encoder.encode, request.context))
 
     def _prompt(
-        self, request: SpeechRequest, voice: Voice, context: Rows[Segment]
+        self,
+        request: SpeechRequest,
+        voice: Voice,
+        context: Rows[Segment],
+        sampling: Parameters,
     ) -> tuple[Prompt, int]:
-        with self.calls.of("prompt"):
-            prompt = self.model.prompt(request.text, voice, context)
-        return prompt, self._frame_cap(request, len(prompt))
+        prompt = self.build(request.text, voice, context, sampling)
+        return prompt, self._frame_cap(request, prompt)
 
     def _fit(
-        self, request: SpeechRequest, voice: Voice, context: tuple[Segment, ...]
+        self,
+        request: SpeechRequest,
+        voice: Voice,
+        context: tuple[Segment, ...],
+        sampling: Parameters,
     ) -> tuple[Prompt, int, tuple[Segment, ...]]:
         """The prompt with as many turns as fit; the older half is dropped first.
 
@@ -167,7 +200,7 @@ class Prompts:
         """
         while True:
             try:
-                return *self._prompt(request, voice, context), context
+                return *self._prompt(request, voice, context, sampling), context
             except PromptTooLong:
                 spare = len(context) - len(request.context)
                 if spare == 0:
@@ -191,10 +224,10 @@ class Prompts:
                 "text",
             )
 
-    def _frame_cap(self, request: SpeechRequest, prompt_length: int) -> int:
+    def _frame_cap(self, request: SpeechRequest, prompt: Prompt) -> int:
         """The most frames that the request may have.  Raises RequestError if they cannot fit."""
         rate = self.model.codec.frame_rate
-        room = self.model.max_positions - prompt_length
+        room = self.model.max_positions - len(prompt) - prompt.unheard
         if request.max_seconds is not None:
             if not 0 < request.max_seconds <= self.config.max_seconds:
                 raise InvalidRequest(
@@ -213,8 +246,8 @@ class Prompts:
         if needed > room:
             raise PromptTooLong(
                 f"{field} asks for about {needed} frames of audio, but after a prompt of "
-                f"{prompt_length} positions the context of {self.model.max_positions} has room for "
+                f"{len(prompt)} positions the context of {self.model.max_positions} has room for "
                 f"{max(room, 0)} ({max(room, 0) / rate:.1f} s)",
                 field,
             )
-        return max(1, min(cap, room))
+        return max(1, min(cap, room)) + prompt.unheard

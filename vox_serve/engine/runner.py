@@ -30,7 +30,7 @@ from vox_serve.engine.sampler import SlotSampler
 from vox_serve.engine.scheduler import PREFILL_BUCKET
 from vox_serve.engine.sequence import Sequence
 from vox_serve.errors import EngineError
-from vox_serve.model import Model
+from vox_serve.model import Model, StepwiseText
 
 log = logging.getLogger("vox_serve.runner")
 EXTENT_STEP = 64
@@ -93,6 +93,8 @@ class ModelRunner:
         slot = sequence.slot
         self._side.join()  # the codec may still be decoding a frame of the slot's last owner
         self.sampler.assign(slot, sequence.sampling, sequence.seed)
+        if sequence.prompt.later is not None and isinstance(self.model, StepwiseText):
+            self.model.put_text(slot, 0, sequence.prompt.later)
         self.kv.lengths[slot].fill_(0)
         self.fresh[slot].fill_(True)
 
@@ -253,9 +255,11 @@ class ModelRunner:
 
 def _padded(rows: Rows[torch.Tensor], pieces: Rows[range], size: int) -> torch.Tensor:
     """The pieces `[T, ...]`, padded with zeros and stacked, `[B, size, ...]`."""
-    stacked = rows[0].new_zeros(len(rows), size, *rows[0].shape[1:])
+    widest = [max(sizes) for sizes in zip(*(row.shape[1:] for row in rows), strict=True)]
+    stacked = rows[0].new_zeros(len(rows), size, *widest)
     for number, (row, piece) in enumerate(zip(rows, pieces, strict=True)):
-        stacked[number, : len(piece)] = row[piece.start : piece.stop]
+        filled = (slice(len(piece)), *map(slice, row.shape[1:]))
+        stacked[number][filled] = row[piece.start : piece.stop]
     return stacked
 
 

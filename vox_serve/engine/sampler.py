@@ -70,7 +70,7 @@ class SlotSampler:
     `assign` uploads a sequence's parameters when it joins; after that, the host is not involved.
 
     Args:
-        kind: the model's parameters; those that only it has also get a row per slot.
+        kind: the model's parameters; each number gets a row per slot.
     """
 
     def __init__(
@@ -79,40 +79,22 @@ class SlotSampler:
         def zeros(dtype: torch.dtype, *shape: int) -> torch.Tensor:
             return torch.zeros(num_slots, *shape, dtype=dtype, device=device)
 
-        self.temperature = zeros(torch.float32)
-        self.top_k = zeros(torch.int64)
-        self.top_p = zeros(torch.float32)
-        self.min_p = zeros(torch.float32)
-        self.penalty = zeros(torch.float32)
-        self.seed = zeros(torch.int64)
-        self.frame = zeros(torch.int64)
-        self.recent = zeros(torch.int64, REPETITION_WINDOW)  # code + 1; 0 is empty
         self.ranges = kind.ranges()
-        self.own = {
+        self.values = {
             name: zeros(torch.int64 if allowed.kind is int else torch.float32)
             for name, allowed in self.ranges.items()
-            if name not in RANGES
         }
+        self.frame = zeros(torch.int64)
+        window = kind.repetition_window if issubclass(kind, SamplingParams) else 0
+        self.recent = zeros(torch.int64, window)  # code + 1; 0 is empty
         self.params: list[Parameters | None] = [None] * num_slots
 
     def assign(self, slot: int, params: Parameters, seed: int) -> None:
         """Start a sequence in `slot`."""
-        values: list[tuple[torch.Tensor, float]] = [
-            (self.seed, seed),
-            (self.frame, 0),
-            (self.recent, 0),
-        ]
-        values += [(rows, getattr(params, name)) for name, rows in self.own.items()]
-        if isinstance(params, SamplingParams):
-            values += [
-                (self.temperature, params.temperature),
-                (self.top_k, params.top_k),
-                (self.top_p, params.top_p),
-                (self.min_p, params.min_p),
-                (self.penalty, params.repetition_penalty),
-            ]
-        for rows, value in values:
-            rows[slot].fill_(value)
+        for name, rows in self.values.items():
+            rows[slot].fill_(seed if name == "seed" else getattr(params, name))
+        self.frame[slot].fill_(0)
+        self.recent[slot].fill_(0)
         self.params[slot] = params
 
     def rows(self, numbers: Sequence[int] | None, slots: torch.Tensor) -> RowSampler:
@@ -126,8 +108,8 @@ class SlotSampler:
 
     def commit(self, slots: torch.Tensor, picked: torch.Tensor) -> None:
         """Count a frame and remember the codes picked for codebook 0, int64 `[B]`."""
-        place = self.frame[slots] % REPETITION_WINDOW
-        self.recent[slots, place] = picked + 1
+        if window := self.recent.shape[1]:
+            self.recent[slots, self.frame[slots] % window] = picked + 1
         self.frame.index_add_(0, slots, torch.ones_like(slots))
 
 
@@ -162,7 +144,7 @@ class RowSampler:
         return normal_noise(_mix((self._key ^ _NORMAL) + place), size)
 
     def parameter(self, name: str) -> torch.Tensor:
-        return self._state.own[name][self.slots]
+        return self._state.values[name][self.slots]
 
     def largest(self, name: str) -> float:
         given = [float(getattr(params, name)) for params in self._asked]
@@ -194,12 +176,12 @@ class RowSampler:
         Looked up at first use, because only plain torch needs it; the kernel reads by slot.
         """
         if name not in self._rows:
-            self._rows[name] = getattr(self._state, name)[self.slots][:, None]
+            self._rows[name] = self.parameter(name)[:, None]
         return self._rows[name]
 
     @cached_property
     def _key(self) -> torch.Tensor:
-        seeded = _mix(self._state.seed[self.slots] + _GAMMA)
+        seeded = _mix(self.parameter("seed") + _GAMMA)
         return _mix(seeded + self.frame)
 
     def _pick(self, logits: torch.Tensor, codebook: int) -> torch.Tensor:
@@ -227,19 +209,19 @@ class RowSampler:
         from vox_serve.nn import triton_sampler
 
         state, first = self._state, self._finite is None
+        recent = state.recent
+        if recent.shape[1] > REPETITION_WINDOW:  # the kernel compares each code with all of them
+            recent = recent[:, :0]
+            if self._penalises and codebook == 0:
+                logits = self._penalised(logits.float())
         if self._finite is None:
             self._finite = torch.empty_like(self.slots, dtype=torch.bool)
         return triton_sampler.pick(
             logits,
             self.slots,
             codebook,
-            temperature=state.temperature,
-            top_k=state.top_k,
-            top_p=state.top_p,
-            min_p=state.min_p,
-            penalty=state.penalty,
-            recent=state.recent,
-            seed=state.seed,
+            **{name: state.values[name] for name in RANGES},
+            recent=recent,
             frame=state.frame,
             finite=self._finite,
             first=first,
@@ -251,7 +233,7 @@ class RowSampler:
             len(logits), logits.shape[-1] + 1, dtype=torch.bool, device=logits.device
         )
         seen = seen.scatter(1, self._state.recent[self.slots], True)[:, 1:]
-        penalty = self._row("penalty")
+        penalty = self._row("repetition_penalty")
         lowered = torch.where(logits > 0, logits / penalty, logits * penalty)
         return torch.where(seen, lowered, logits)
 

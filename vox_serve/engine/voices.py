@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Rows
 
-from vox_serve.engine.calls import Calls
 from vox_serve.engine.context_encoder import ContextEncoder
 from vox_serve.errors import InvalidRequest, NotFound
-from vox_serve.model import Model
+from vox_serve.model import Prompt
 from vox_serve.voice import Segment, Voice
 
 
 class Voices:
-    """Args: a loaded model, the encoder for voices' segments, the record of its calls."""
+    """Args: the model's voices, the encoder for voices' segments, and what builds a prompt."""
 
-    def __init__(self, model: Model, encoder: ContextEncoder, calls: Calls) -> None:
-        self._model = model
-        self._calls = calls
+    def __init__(
+        self,
+        built_in: Rows[Voice],
+        encoder: ContextEncoder,
+        build: Callable[[str, Voice, Rows[Segment]], Prompt],
+    ) -> None:
+        self._built_in = built_in
         self._encoder = encoder
+        self._build = build
         self._added: dict[str, Voice] = {}
 
     def __iter__(self) -> Iterator[Voice]:
         # A copy: one thread may add a voice while another looks for one.
-        return iter((*self._model.voices, *self._added.values()))
+        return iter((*self._built_in, *self._added.values()))
 
     @property
     def names(self) -> tuple[tuple[str, int], ...]:
@@ -41,7 +45,7 @@ class Voices:
                 return voice
         if name is not None:
             # Added voices are not listed, because each may belong to one client only.
-            names = ", ".join(voice.name for voice in self._model.voices)
+            names = ", ".join(voice.name for voice in self._built_in)
             raise NotFound(f"unknown voice {name!r}; this model has {names}", "voice")
         speakers = ", ".join(str(n) for n in sorted({voice.speaker for voice in self}))
         raise NotFound(f"unknown speaker {speaker}; this model has {speakers}", "speaker")
@@ -53,12 +57,11 @@ class Voices:
             RequestError: the model does not have the speaker, has a built-in voice of this name, or
                 the segments do not fit.
         """
-        if any(voice.name == name for voice in self._model.voices):
+        if any(voice.name == name for voice in self._built_in):
             raise InvalidRequest(f"{name!r} is a built-in voice of the model", "name")
         self.choose(None, speaker)
         blank = tuple(self._encoder.blank(segment) for segment in segments)
-        with self._calls.of("prompt"):  # before the costly part
-            self._model.prompt("a", Voice(name, speaker, blank), ())
+        self._build("a", Voice(name, speaker, blank), ())  # before the costly part
         encoded = tuple(self._encoder.encode(segment) for segment in segments)
         self._added[name] = Voice(name, speaker, encoded)
 

@@ -234,6 +234,7 @@ def decode_step(stack: Llama, heads: Iterable[nn.Module] = ()) -> DecodeStep | N
     sizes = (config.hidden_size, config.intermediate_size, config.head_dim)
     if (
         cos.device.type != "cpu"
+        or config.head_norms
         or cos.dtype is not torch.float32
         or len(linear)
         != 4 * config.num_hidden_layers + len(heads)  # some weights are stored in another form

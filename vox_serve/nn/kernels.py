@@ -98,6 +98,35 @@ def plain_add_rms_norm(
     return plain_rms_norm(residual, weight, eps), residual
 
 
+def head_norms(
+    qkv: torch.Tensor, weight: torch.Tensor, eps: float, heads: int, kv_heads: int
+) -> torch.Tensor:
+    """RMS norms of query and key heads; the kernel writes them over `qkv`.
+
+    Args:
+        qkv: `[..., (heads + 2 * kv_heads) * D]`.
+        weight: `[2 * D]`, of query and key heads.
+    """
+    if use_triton(qkv):
+        from vox_serve.nn import triton_kernels
+
+        return triton_kernels.head_norms(qkv, weight, eps, heads, kv_heads)
+    return plain_head_norms(qkv, weight, eps, heads, kv_heads)
+
+
+def plain_head_norms(
+    qkv: torch.Tensor, weight: torch.Tensor, eps: float, heads: int, kv_heads: int
+) -> torch.Tensor:
+    dim = len(weight) // 2
+    sizes = [heads * dim, kv_heads * dim, kv_heads * dim]
+    queries, keys, values = torch.split(qkv, sizes, dim=-1)
+    normed = [
+        plain_rms_norm(x.reshape(*x.shape[:-1], -1, dim), part, eps).flatten(-2)
+        for x, part in zip((queries, keys), weight.chunk(2), strict=True)
+    ]
+    return torch.cat([*normed, values], dim=-1)
+
+
 def silu_mul(gate_up: torch.Tensor) -> torch.Tensor:
     """SiLU of the first half of `gate_up` `[..., 2F]` times the second half, `[..., F]`.
 

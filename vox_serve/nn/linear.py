@@ -66,6 +66,19 @@ def _over_few_rows(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
     return triton_linear.product(x, weights)
 
 
+class Biased(nn.Module):
+    """A linear layer with a bias, whose weights may be packed."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.linear = Linear(inputs, outputs)
+        self.bias = nn.Parameter(torch.empty(outputs))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.linear(x) + self.bias
+        return y
+
+
 class HalfLinear(nn.Module):
     """float16 weights, float32 sums, on a CPU."""
 

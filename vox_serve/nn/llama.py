@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from vox_serve.errors import CheckpointError
 from vox_serve.model import KVCache, KVLayout, KVView, Place
 from vox_serve.nn.decode_step import DecodeStep, decode_step
-from vox_serve.nn.kernels import HEAD_DIMS, decode_attention, use_triton
+from vox_serve.nn.kernels import HEAD_DIMS, decode_attention, head_norms, use_triton
 from vox_serve.nn.linear import Linear
 from vox_serve.nn.residual import RMSNorm, Rows, left_by, normed_sum, read
 from vox_serve.nn.rope import RopeConfig, rotate, signed
@@ -48,6 +48,8 @@ class LlamaConfig:
     rms_norm_eps: float
     max_position_embeddings: int
     rope: RopeConfig
+    head_norms: bool = False
+    """RMS norms of each query and key head, before their rotation, as Qwen3 has them."""
 
     @classmethod
     def from_json(
@@ -131,11 +133,14 @@ class Attention(nn.Module):
         width = (self.heads + 2 * self.kv_heads) * self.head_dim
         self.qkv = Linear(config.hidden_size, width)
         self.output = Linear(self.heads * self.head_dim, config.hidden_size)
+        self.head_norms = HeadNorms(config) if config.head_norms else None
 
     def forward(self, qkv: torch.Tensor, rotation: Rotation, kv: KVView) -> torch.Tensor:
         """Queries, keys and values `[B, T, ...]` to the input of `output`, `[B, T, ...]`."""
         batch, time, _ = qkv.shape
         heads, kv_heads = self.heads, self.kv_heads
+        if self.head_norms is not None:
+            qkv = self.head_norms(qkv)
         if use_triton(qkv) and self.head_dim in HEAD_DIMS:
             tables = rotation.tables.cos, rotation.tables.sin
             if time == 1:
@@ -161,6 +166,22 @@ class Attention(nn.Module):
         )
         out = out.view(batch, kv_heads, group, time, self.head_dim).permute(0, 3, 1, 2, 4)
         return out.reshape(batch, time, -1)
+
+
+class HeadNorms(nn.Module):
+    """Queries, keys and values `[..., (heads + 2 * kv_heads) * D]` with normed query and key heads.
+
+    The weights of the query norm and those of the key norm, `[2 * D]`.
+    """
+
+    def __init__(self, config: LlamaConfig) -> None:
+        super().__init__()
+        self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
+        self.eps = config.rms_norm_eps
+        self.weight = nn.Parameter(torch.empty(2 * config.head_dim))
+
+    def forward(self, qkv: torch.Tensor) -> torch.Tensor:
+        return head_norms(qkv, self.weight, self.eps, self.heads, self.kv_heads)
 
 
 class FeedForward(nn.Module):

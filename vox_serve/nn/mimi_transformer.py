@@ -56,29 +56,45 @@ class Rings:
             ring[slot] = 0
 
 
-class _Layer(nn.Module):
+class StreamingLayer(nn.Module):
+    """Attention over a ring, and a feed-forward network: Mimi's, or a subclass's."""
+
+    norm1: nn.Module
+    norm2: nn.Module
+
     def __init__(self, c: Mapping[str, Any], read: Read, name: str, rows: int) -> None:
         super().__init__()
-        size, inner, heads = c["hidden_size"], c["intermediate_size"], c["num_attention_heads"]
-        q, k, v, out = (read(f"{name}self_attn.{x}_proj.weight", size, size) for x in "qkvo")
-        up = read(f"{name}mlp.fc1.weight", inner, size)
-        down = read(f"{name}mlp.fc2.weight", size, inner)
+        size, heads = c["hidden_size"], c["num_attention_heads"]
+        inner = heads * _head_dim(c)
+        q, k, v = (read(f"{name}self_attn.{x}_proj.weight", inner, size) for x in "qkv")
+        qkv = torch.cat((_interleave(q, heads), _interleave(k, heads), v))
         # The outputs of attention and feed-forward are scaled.
-        out = out * read(f"{name}self_attn_layer_scale.scale", size)[:, None]
-        down = down * read(f"{name}mlp_layer_scale.scale", size)[:, None]
-        self.qkv = PackedLinear(
-            torch.cat((_interleave(q, heads), _interleave(k, heads), v)), rows=rows
-        )
-        self.out, self.up, self.down = (PackedLinear(w, rows=rows) for w in (out, up, down))
+        scale = read(f"{name}self_attn_layer_scale.scale", size)[:, None]
+        out = read(f"{name}self_attn.o_proj.weight", size, inner) * scale
+        self.qkv, self.out = PackedLinear(qkv, rows=rows), PackedLinear(out, rows=rows)
+        self.read_rest(c, read, name, rows)
+
+    def read_rest(self, c: Mapping[str, Any], read: Read, name: str, rows: int) -> None:
+        """Read the norms and the feed-forward network."""
+        size, inner = c["hidden_size"], c["intermediate_size"]
+        scale = read(f"{name}mlp_layer_scale.scale", size)[:, None]
+        self.up = PackedLinear(read(f"{name}mlp.fc1.weight", inner, size), rows=rows)
+        self.down = PackedLinear(read(f"{name}mlp.fc2.weight", size, inner) * scale, rows=rows)
         self.gelu = "tanh" if c.get("hidden_act") == "gelu_pytorch_tanh" else "none"
         self.norm1 = _norm(c, read, f"{name}input_layernorm.")
         self.norm2 = _norm(c, read, f"{name}post_attention_layernorm.")
+
+    def feed_forward(self, x: torch.Tensor) -> torch.Tensor:
+        """`[N, C]` to the same, x added."""
+        inner = F.gelu(self.up(self.norm2(x)), approximate=self.gelu)
+        down: torch.Tensor = self.down(inner, x)
+        return down
 
     def forward(
         self, x: torch.Tensor, moment: _Moment, ring: torch.Tensor, batch: torch.Tensor
     ) -> torch.Tensor:
         """`[B * T, C]` to the same; writes to the layer's `ring`, and copies rows to `batch`."""
-        size, (rows, _, heads, _, head_dim) = x.shape[1], batch.shape
+        rows, _, heads, _, head_dim = batch.shape
         qkv = self.qkv(self.norm1(x)).view(rows, -1, 3, heads, head_dim)
         pairs = qkv[:, :, :2].view(rows, -1, 2, heads, head_dim // 2, 2)
         torch.view_as_complex(pairs).mul_(moment.turns)
@@ -86,9 +102,7 @@ class _Layer(nn.Module):
         ring.view(-1, head_dim).index_copy_(0, moment.places, kv.reshape(-1, head_dim))
         k, v = torch.index_select(ring, 0, moment.slots, out=batch).unbind(1)
         seen = F.scaled_dot_product_attention(q, k, v, moment.bias)
-        x = self.out(seen.transpose(1, 2).reshape(-1, size), x)
-        down: torch.Tensor = self.down(F.gelu(self.up(self.norm2(x)), approximate=self.gelu), x)
-        return down
+        return self.feed_forward(self.out(seen.transpose(1, 2).reshape(len(x), -1), x))
 
 
 class StreamingTransformer(nn.Module):
@@ -99,16 +113,24 @@ class StreamingTransformer(nn.Module):
         read: returns a weight by name.
         prefix: of the names.
         rows: the usual number of latents in a step, over all slots; see `PackedLinear`.
+        layer: the kind of its layers.
     """
 
     frequencies: torch.Tensor  # RoPE: [head_dim / 2]
 
-    def __init__(self, c: Mapping[str, Any], read: Read, prefix: str, rows: int) -> None:
+    def __init__(
+        self,
+        c: Mapping[str, Any],
+        read: Read,
+        prefix: str,
+        rows: int,
+        layer: type[StreamingLayer] = StreamingLayer,
+    ) -> None:
         super().__init__()
         self.num_heads, self.window = c["num_attention_heads"], c["sliding_window"]
-        self.head_dim = c["hidden_size"] // self.num_heads
+        self.head_dim = _head_dim(c)
         self.layers = nn.ModuleList(
-            _Layer(c, read, f"{prefix}layers.{number}.", rows)
+            layer(c, read, f"{prefix}layers.{number}.", rows)
             for number in range(c["num_hidden_layers"])
         )
         device = next(self.parameters()).device
@@ -167,6 +189,10 @@ class StreamingTransformer(nn.Module):
         places = slots[:, None] * rings.vectors.numel() * capacity
         places = places[..., None] + rings.vectors + (positions % capacity)[:, None]
         return _Moment(slots, turns, bias[:, None], places.flatten())
+
+
+def _head_dim(c: Mapping[str, Any]) -> int:
+    return int(c.get("head_dim") or c["hidden_size"] // c["num_attention_heads"])
 
 
 def _norm(c: Mapping[str, Any], read: Read, name: str) -> nn.LayerNorm:

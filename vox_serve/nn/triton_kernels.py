@@ -131,6 +131,39 @@ def add_rms_norm(
 
 
 @triton.jit
+def _head_norms(
+    qkv_ptr, scale_ptr, stride, heads, dim, eps, block: tl.constexpr, overlaps: tl.constexpr
+):
+    start(overlaps)
+    head = tl.program_id(1)
+    columns = tl.arange(0, block)
+    inside = columns < dim
+    at = qkv_ptr + tl.program_id(0).to(tl.int64) * stride + head * dim + columns
+    x = tl.load(at, mask=inside, other=0.0).to(tl.float32)
+    of = scale_ptr + tl.where(head < heads, 0, dim)
+    tl.store(at, _normed(x, of, columns, inside, dim, eps).to(qkv_ptr.dtype.element_ty), inside)
+
+
+def head_norms(
+    qkv: torch.Tensor, weight: torch.Tensor, eps: float, heads: int, kv_heads: int
+) -> torch.Tensor:
+    rows, dim = _rows(qkv), len(weight) // 2
+    if len(rows):
+        _head_norms[(len(rows), heads + kv_heads)](
+            rows,
+            weight,
+            rows.stride(0),
+            heads,
+            dim,
+            eps,
+            block=triton.next_power_of_2(dim),
+            num_warps=1,
+            **launch_options(qkv),
+        )
+    return rows.view(qkv.shape)
+
+
+@triton.jit
 def _silu_mul(gate_up_ptr, out_ptr, row_stride, size, block: tl.constexpr, overlaps: tl.constexpr):
     start(overlaps)
     row = tl.program_id(0).to(tl.int64)

@@ -165,7 +165,7 @@ def pick(
     top_k: torch.Tensor,
     top_p: torch.Tensor,
     min_p: torch.Tensor,
-    penalty: torch.Tensor,
+    repetition_penalty: torch.Tensor,
     recent: torch.Tensor,
     seed: torch.Tensor,
     frame: torch.Tensor,
@@ -186,7 +186,7 @@ def pick(
         logits: `[B, V]`, any float dtype.
         slots: int64 `[B]`.
         codebook: the number of the codebook; keys the noise, and 0 is penalised.
-        temperature, top_p, min_p, penalty: float32 `[S]`.
+        temperature, top_p, min_p, repetition_penalty: float32 `[S]`.
         top_k, seed, frame: int64 `[S]`.
         recent: int64 `[S, W]`; code + 1, and 0 is empty.
         finite: bool `[B]`; turned False where a row holds NaN, +inf or nothing but -inf.  The
@@ -204,7 +204,8 @@ def pick(
         from vox_serve.nn import triton_wide_sampler
 
         state = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
-        state |= {"penalty": penalty, "recent": recent, "seed": seed, "frame": frame}
+        state |= {"repetition_penalty": repetition_penalty, "recent": recent}
+        state |= {"seed": seed, "frame": frame}
         triton_wide_sampler.pick(logits, slots, codebook, first, picked, finite, **state)
     elif batch:
         _pick[(batch,)](
@@ -214,7 +215,7 @@ def pick(
             top_k,
             top_p,
             min_p,
-            penalty,
+            repetition_penalty,
             recent,
             seed,
             frame,

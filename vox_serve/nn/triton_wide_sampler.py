@@ -191,12 +191,12 @@ def pick(
     """Write `picked` and `finite`; the arguments are those of `triton_sampler.pick`."""
     batch, size = logits.shape
     scaled = torch.empty(batch, size, dtype=torch.float32, device=logits.device)
-    names = ("temperature", "top_k", "top_p", "min_p", "penalty", "recent", "seed", "frame")
+    names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "recent")
     _pick_wide[(batch,)](
         logits,
         scaled,
         slots,
-        *(state[name] for name in names),
+        *(state[name] for name in (*names, "seed", "frame")),
         finite,
         picked,
         logits.stride(0),

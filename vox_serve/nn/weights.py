@@ -218,7 +218,10 @@ class WeightLoader:
             for own, parameter in layer.named_parameters(recurse=False):
                 source = sources[f"{name}.{own}" if name else own]
                 if callable(source):
-                    parameter.copy_(source())
+                    made = source()
+                    if made.shape != parameter.shape:
+                        self._refuse(f"for {name}.{own}", made.shape, parameter.shape)
+                    parameter.copy_(made)
                 else:
                     self.fill(parameter, source)
             if form and name:
@@ -240,7 +243,7 @@ class WeightLoader:
         )
 
 
-def llama_sources(prefix: str, num_layers: int) -> dict[str, list[str]]:
+def llama_sources(prefix: str, num_layers: int, head_norms: bool = False) -> dict[str, list[str]]:
     """Parameters of `vox_serve.nn.Llama` and the transformers tensors that fill each."""
     sources = {"norm.weight": [f"{prefix}norm.weight"]}
     for i in range(num_layers):
@@ -255,4 +258,7 @@ def llama_sources(prefix: str, num_layers: int) -> dict[str, list[str]]:
             ],
             f"{ours}feed_forward.down.weight": [f"{theirs}mlp.down_proj.weight"],
         }
+        if head_norms:
+            norms = [f"{theirs}self_attn.{x}_norm.weight" for x in "qk"]
+            sources[f"{ours}attention.head_norms.weight"] = norms
     return sources

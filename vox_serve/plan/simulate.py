@@ -32,7 +32,7 @@ from vox_serve.model import CheckpointSpec, KVLayout, Model, Prompt
 from vox_serve.parts import Parts, in_parts
 from vox_serve.plan import virtual
 from vox_serve.plan.costs import Costs
-from vox_serve.sampling import SamplingParams
+from vox_serve.sampling import Parameters, SamplingParams
 from vox_serve.voice import Segment, Voice
 
 HEARTBEAT = 0.2
@@ -265,7 +265,9 @@ class _Model:
         self.takes_context = costs.takes_context
         self.max_positions = costs.max_positions
 
-    def prompt(self, text: str, voice: Voice, context: Rows[Segment]) -> Prompt:
+    def prompt(
+        self, text: str, voice: Voice, *, context: Rows[Segment], parameters: Parameters
+    ) -> Prompt:
         pieces = []
         for segment in context:
             assert segment.codes is not None

@@ -33,7 +33,7 @@ from vox_serve.server.response import (
     StreamResponse,
 )
 from vox_serve.server.stream import AudioStream, unless_gone
-from vox_serve.text import Normalize, check_pronunciations
+from vox_serve.text import Normalize, check_pronunciations, language_of
 from vox_serve.workers.engines import Engines
 from vox_serve.workers.interface import EngineClient
 
@@ -41,6 +41,8 @@ AnyRequest = Request[Any, Any, Any]
 SPEAKER = "speaker id; GET /voices lists the model's; 0 if neither it nor `voice` is given"
 VOICE = "a voice by name, instead of `speaker`; GET /voices lists them"
 MAX_PARAMETERS = 32
+MAX_PARAMETER_CHARACTERS = 10_000
+"""Of a text; each parameter has a limit of its own."""
 MODEL = "a name from GET /models; required if there are several"
 
 
@@ -104,11 +106,11 @@ class CommonFields(msgspec.Struct, kw_only=True):
     seed: Annotated[int, sampling("seed")] | None = None
     parameters: (
         Annotated[
-            dict[str, int | float],
+            dict[str, int | float | Annotated[str, Meta(max_length=MAX_PARAMETER_CHARACTERS)]],
             Meta(
                 max_length=MAX_PARAMETERS,
-                description="sampling parameters that only this model has; GET /models lists them",
-                extra={"rule": f"an object of at most {MAX_PARAMETERS} numbers"},
+                description="parameters that only this model has; GET /models lists them",
+                extra={"rule": f"an object of at most {MAX_PARAMETERS} numbers and texts"},
             ),
         ]
         | None
@@ -134,9 +136,17 @@ class VoiceFields(CommonFields, kw_only=True):
     model: Annotated[str, Meta(description=MODEL)] | None = None
 
 
-def given_sampling(body: CommonFields) -> dict[str, Any]:
-    """The sampling parameters that the request sets."""
+def given_sampling(body: CommonFields, info: EngineInfo) -> dict[str, Any]:
+    """The parameters of the model that the request sets.
+
+    The fields `language` and `instructions` set the parameters of these names, if the model has
+    them.
+    """
     given = {name: getattr(body, name) for name in RANGES if getattr(body, name) is not None}
+    if body.language is not None and "language" in info.parameters:
+        given["language"] = language_of(body.language)
+    if (instructions := getattr(body, "instructions", None)) and "instructions" in info.parameters:
+        given["instructions"] = instructions
     return given | (body.parameters or {})
 
 
@@ -263,7 +273,8 @@ async def answer(
 def ignored_fields(request: AnyRequest, order: SpeechOrder) -> list[str]:
     """The fields that had no effect."""
     ignored = list(request.scope["state"].get("ignored", ()))
-    if not order.client.front_end.speaks(order.speech.language):
+    spoken = "language" in order.info.parameters
+    if not spoken and not order.client.front_end.speaks(order.speech.language):
         ignored.append("language")
     return ignored
 

@@ -150,12 +150,15 @@ class ModelConformance:
 
     def test_the_cap_ends_with_length(self) -> None:
         engine = self._engine()
-        rate = engine.model.codec.frame_rate
+        model, codec = engine.model, engine.model.codec
+        frames = 3 + engine.prompts.build(self.texts[0], model.voices[0], ()).unheard
         (spoken,) = self._speak(engine, self.texts[0])
-        assert len(spoken.codes) > 3, "the first text must last for more than three frames"
-        (capped,) = self._speak(self._engine(), self.texts[0], max_seconds=3.5 / rate)
-        _same_codes(spoken.codes[:3], capped.codes, "the frames before the cap")
+        assert len(spoken.codes) > frames, "the first text must last for more than three frames"
+        seconds = 3.5 / codec.frame_rate
+        (capped,) = self._speak(self._engine(), self.texts[0], max_seconds=seconds)
+        _same_codes(spoken.codes[:frames], capped.codes, "the frames before the cap")
         assert capped.end == "length"
+        assert len(capped.pcm) <= 2 * seconds * codec.sample_rate, "the sound is over the cap"
 
     def test_each_word_is_heard(self) -> None:
         """Of each word alone: one that is silent does not show in the sound of a whole text."""

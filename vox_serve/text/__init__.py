@@ -4,7 +4,14 @@ Works on whole texts or on text as it arrives.  Does not depend on models or req
 libraries when a text first needs them.
 """
 
-from vox_serve.text.front import AS_WRITTEN, FrontEnd, Normalize, Spoken, with_lexicon
+from vox_serve.text.front import (
+    AS_WRITTEN,
+    FrontEnd,
+    Normalize,
+    Spoken,
+    language_of,
+    with_lexicon,
+)
 from vox_serve.text.incoming import Incoming
 from vox_serve.text.lexicon import Lexicon, check_pronunciations, read_lexicon
 from vox_serve.text.markup import PARAGRAPH_SECONDS, Part, is_ssml
@@ -23,6 +30,7 @@ __all__ = [
     "Spoken",
     "check_pronunciations",
     "is_ssml",
+    "language_of",
     "likely_seconds",
     "pieces",
     "read_lexicon",

@@ -26,6 +26,20 @@ from vox_serve.text.packing import speakable
 _LANGUAGES: dict[str, Callable[[str, bool, str], str]] = {"en": english.words}
 
 
+_NAMES = {
+    "chinese": "zh",
+    "dutch": "nl",
+    "english": "en",
+    "french": "fr",
+    "german": "de",
+    "italian": "it",
+    "japanese": "ja",
+    "korean": "ko",
+    "portuguese": "pt",
+    "russian": "ru",
+    "spanish": "es",
+}
+"""Some clients write a name in place of the tag."""
 _LONE_SIGNS = ("#", "+", ">")
 """These are not markup if they are the whole text."""
 
@@ -93,7 +107,7 @@ class FrontEnd:
 
     def speaks(self, tag: str | None) -> bool:
         """Whether this tag is in the front end's language; None and `auto` count as such."""
-        return _tag(tag or "auto").partition("-")[0] in ("auto", self.language)
+        return language_of(tag or "auto") in ("auto", self.language)
 
     def read(
         self,
@@ -134,10 +148,15 @@ class FrontEnd:
         return Spoken(tuple(parts), dropped, found.ignored)
 
 
+def language_of(tag: str) -> str:
+    """The language of a tag, without region or script: `pt` of `pt-BR`, also of `Portuguese`."""
+    return _tag(tag).partition("-")[0]
+
+
 def _tag(language: str) -> str:
     """A language tag in lower case; some clients write `en_US` or `English`."""
     tag = language.lower().replace("_", "-")
-    return {"english": "en"}.get(tag, tag)
+    return _NAMES.get(tag, tag)
 
 
 def with_lexicon(front_end: FrontEnd | None, lexicon: Lexicon) -> FrontEnd:

@@ -13,7 +13,7 @@ from vox_serve.config import EngineConfig, ServerConfig
 from vox_serve.errors import ConfigError, InvalidRequest, NotFound
 from vox_serve.metrics import Metrics, Registry
 from vox_serve.plugins import Plugins
-from vox_serve.sampling import RANGES, Range
+from vox_serve.sampling import RANGES, Allowed
 from vox_serve.text import Lexicon, read_lexicon, with_lexicon
 from vox_serve.workers.client import WorkerClient
 from vox_serve.workers.devices import with_devices
@@ -50,7 +50,7 @@ class Engines:
         self.created = int(time.time())
         self.plugins = plugins
         self.registry = Registry()
-        self.own_parameters: dict[str, Range] = {}
+        self.own_parameters: dict[str, Allowed] = {}
         """Sampling parameters that only some of the models have."""
         self._clients: dict[str, EngineClient] = {}
         self.texts, self.clips = text_jobs(in_thread), audio_jobs(in_thread)
@@ -59,8 +59,8 @@ class Engines:
         for config in configs:
             resolved = plugins.resolve(config.model)
             name, front_end = resolved.name, resolved.front_end
-            ranges = resolved.spec.parameters.ranges()
-            self.own_parameters |= {n: r for n, r in ranges.items() if n not in RANGES}
+            allowed = resolved.spec.parameters.allowed()
+            self.own_parameters |= {n: a for n, a in allowed.items() if n not in RANGES}
             if name in self._clients:
                 raise ConfigError(f"two models would have the name {name!r}: {config.model} is one")
             metrics = Metrics(name, self.registry)

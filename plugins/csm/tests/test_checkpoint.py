@@ -100,7 +100,7 @@ def test_defaults_are_those_of_transformers() -> None:
     assert ours.text_vocab == written["text_vocab_size"]
     assert ours.end_code == written["codebook_eos_token_id"]
     for stack, config in ((ours.backbone, written), (ours.depth, written["depth_decoder_config"])):
-        sizes = {k: v for k, v in attrs.asdict(stack).items() if k != "rope"}
+        sizes = {k: v for k, v in attrs.asdict(stack).items() if k not in ("rope", "head_norms")}
         assert sizes == {name: config[name] for name in sizes}
         parameters = config.get("rope_parameters") or config
         assert stack.rope.theta == parameters["rope_theta"]

@@ -69,7 +69,7 @@ def test_ten_turns_equal_one_request_with_all_of_them(
         frames, cost = say(engine, text, frames=cap, speaker=speaker, conversation="c")
         expected, whole = say(scratch, text, frames=cap, speaker=speaker, context=tuple(turns))
         assert frames == expected
-        own = len(engine.model.prompt(text, engine.model.voices[speaker], ()))
+        own = len(engine.model.prompt(text, engine.model.voices[speaker], context=()))
         # Of the earlier turns, only the end of the last one has not been run: the frame
         # of end codes, and the last frame where the cap came before it was fed back.
         behind = 0 if number == 0 else 1 if ends_by_itself else 2
@@ -150,9 +150,9 @@ def test_a_voice_is_run_once(make_engine: MakeEngine, kept: bool) -> None:
     for number, text in enumerate(("how are you", "not bad")):
         frames, cost = say(engine, text, voice="ann")
         assert frames == say(make_engine(), text, context=(segment,))[0]
-        context = len(engine.model.prompt(text, engine.prompts.voices.choose("ann", 0), ())) - len(
-            engine.model.prompt(text, engine.model.voices[0], ())
-        )
+        context = len(
+            engine.model.prompt(text, engine.prompts.voices.choose("ann", 0), context=())
+        ) - len(engine.model.prompt(text, engine.model.voices[0], context=()))
         # Both texts begin alike: begin of text and [0].
         assert (cost["restored"] >= context) == (kept and number == 1)
     assert engine.prompts.voices.remove("ann")
@@ -185,7 +185,7 @@ def test_a_voice_that_does_not_fit_is_refused_before_it_is_encoded(
 ) -> None:
     engine = make_engine()
     monkeypatch.setattr(engine.model.codec, "encode", lambda pcm: pytest.fail("encoded"))
-    with pytest.raises(PromptTooLong, match="context is too long"):
+    with pytest.raises(PromptTooLong, match="voice is too long"):
         engine.prompts.voices.add("long", 0, (Segment(0, "hi", audio=clip(300).numpy()),))
     with pytest.raises(RequestError, match="built-in"):
         engine.prompts.voices.add("conversational_a", 0, ())

@@ -15,7 +15,7 @@ from transformers import MimiConfig, MimiModel
 from plugins.csm.tests.checkpoints import encoded, mimi_window
 from vox_serve import CheckpointError
 from vox_serve.nn import WeightFiles, WeightLoader, mimi_encoder
-from vox_serve_csm.mimi import Mimi
+from vox_serve.nn.mimi import Mimi
 
 CODEBOOKS = 4
 WEIGHTS = "model.safetensors"

@@ -209,7 +209,7 @@ def taught(model: CsmModel, text: str, frames: Frames) -> torch.Tensor:
     """Our logits `[F, K, V]` along given frames."""
     kv = SlotKVCache(model.kv_layout, 1, model.max_positions, model.device, model.dtype)
     teacher, slots = Teacher(frames), torch.tensor([0])
-    tokens = model.prompt(text, model.voices[0], ()).inputs["tokens"][None]
+    tokens = model.prompt(text, model.voices[0], context=()).inputs["tokens"][None]
     hidden = model.prefill({"tokens": tokens}, torch.tensor([tokens.shape[1]]), slots, kv)
     kv.lengths += tokens.shape[1]
     for _ in frames:

@@ -26,10 +26,10 @@ def serving(checkpoint: Checkpoint) -> EngineConfig:
     )
 
 
-def sample(rate: int = 24000) -> bytes:
+def sample(rate: int = 24000, repeated: int = 1) -> bytes:
     """8.5 frames of sound, so that padding is heard too."""
     file = io.BytesIO()
-    audio = clip(9).numpy()[: round(8.5 * 1920)]
+    audio = np.tile(clip(9).numpy()[: round(8.5 * 1920)], repeated)
     soundfile.write(file, audio, rate, format="WAV", subtype="PCM_16")
     return file.getvalue()
 
@@ -79,6 +79,16 @@ def test_a_voice_sounds_as_its_sample_in_context(
         assert speak(server, speaker=1) != expected  # and only for requests that ask for it
     with running_server(serving(checkpoint), config) as server:
         assert speak(server, voice="anna") == expected
+
+
+def test_a_sample_that_does_not_fit_names_the_field_of_the_form(checkpoint: Checkpoint) -> None:
+    form = {"name": (None, "long"), "text": (None, SAID), "audio": ("a.wav", sample(repeated=35))}
+    with running_server(serving(checkpoint)) as server:
+        refused = server.http.post(VOICES, files=form)
+    assert refused.status_code == 422
+    error = refused.json()["error"]
+    assert error["param"] == "audio"
+    assert "positions of the 256" in error["message"]
 
 
 def test_the_second_request_restores_the_voice(checkpoint: Checkpoint, tmp_path: Path) -> None:

@@ -15,8 +15,8 @@ import torch
 from vox_serve import CheckpointError, InvalidRequest, LoadOptions, SamplingParams
 from vox_serve.hub import read_config, read_json
 from vox_serve.nn import WeightFiles, WeightLoader, llama_sources, uninitialised, weights_path
+from vox_serve.nn.mimi import Mimi
 from vox_serve_csm.config import CsmConfig
-from vox_serve_csm.mimi import Mimi
 from vox_serve_csm.model import CsmModel, CsmNetwork
 from vox_serve_csm.prompt import PromptBuilder, TextTokenizer
 from vox_serve_csm.voices import read_voices
@@ -44,13 +44,9 @@ def load_model(options: LoadOptions) -> CsmModel:
     network = load_network(config, loader, options)
     codec = load_codec(config, loader, torch.device(options.device))
     loader.finish()
-    builder = PromptBuilder(
-        TextTokenizer(directory),
-        config.num_codebooks,
-        config.end_code,
-        config.backbone.max_position_embeddings,
-    )
+    builder = PromptBuilder(TextTokenizer(directory), config.num_codebooks, config.end_code)
     return CsmModel(
+        options,
         config,
         network,
         codec,

@@ -38,6 +38,7 @@ def vox_serve_models() -> Sequence[ModelSpec]:
             load=_load,
             # Trained on transcripts, so it reads capitals, accents and everyday signs itself.
             front_end=FrontEnd(language="en"),
+            languages=("en",),
         )
     ]
 

@@ -14,7 +14,6 @@ import torch
 
 from vox_serve import (
     Prompt,
-    PromptTooLong,
     Segment,
     UnspeakableText,
 )
@@ -62,37 +61,21 @@ class PromptBuilder:
         tokenizer: text to ids.
         num_codebooks: K.
         end_code: fills the frame after each context audio.
-        max_positions: the context.
     """
 
-    def __init__(
-        self,
-        tokenizer: TextTokenizer,
-        num_codebooks: int,
-        end_code: int,
-        max_positions: int,
-    ) -> None:
+    def __init__(self, tokenizer: TextTokenizer, num_codebooks: int, end_code: int) -> None:
         self._tokenizer = tokenizer
         self._num_codebooks = num_codebooks
         self._end_code = end_code
-        self._max_positions = max_positions
 
     def build(self, text: str, speaker: int, segments: Sequence[Segment]) -> Prompt:
-        """Raises UnspeakableText or PromptTooLong."""
+        """Raises UnspeakableText."""
         said = [self._text(segment.text, segment.speaker) for segment in segments]
         target = self._text(text, speaker)
         heard = [self._audio(segment) for segment in segments]
-        length = sum(map(len, [target, *said, *heard]))
-        if length >= self._max_positions:
-            field = "context" if len(target) < self._max_positions else "text"
-            raise PromptTooLong(
-                f"{field} is too long: text and context take {length} positions of the "
-                f"{self._max_positions} that the model has",
-                field,
-            )
         parts = [part for turn in zip(said, heard, strict=True) for part in turn]
         tokens = torch.cat([*parts, target])
-        return Prompt({"tokens": tokens}, shared=length - len(target))
+        return Prompt({"tokens": tokens}, shared=len(tokens) - len(target))
 
     def _text(self, text: str, speaker: int) -> torch.Tensor:
         ids = self._tokenizer.encode(text, speaker)

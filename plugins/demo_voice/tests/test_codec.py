@@ -12,8 +12,8 @@ from transformers import CsmForConditionalGeneration
 from plugins.csm.tests.checkpoints import clip, encoded, mimi_window
 from vox_serve import LoadOptions
 from vox_serve.hub import read_config
+from vox_serve.nn.mimi import Mimi
 from vox_serve_csm.checkpoint import CODEC_PREFIX, load_model
-from vox_serve_csm.mimi import Mimi
 from vox_serve_demo_voice.plugin import CHECKPOINT
 
 

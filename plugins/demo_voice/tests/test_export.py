@@ -98,5 +98,5 @@ def test_every_weight_of_the_network_arrives(exported: Exported) -> None:
 
 
 def test_the_tokenizer_gives_the_ids_of_the_training(exported: Exported) -> None:
-    prompt = exported.served.prompt(TEXT, exported.served.voices[1], ())
+    prompt = exported.served.prompt(TEXT, exported.served.voices[1], context=())
     assert prompt.inputs["tokens"][:, -1].tolist() == encode(TEXT, 1)

@@ -23,7 +23,7 @@ def model(checkpoint: Checkpoint) -> OrpheusModel:
 
 
 def ids(model: OrpheusModel, text: str, speaker: int = 0) -> list[int]:
-    return model.prompt(text, model.voices[speaker], ()).inputs["tokens"].tolist()
+    return model.prompt(text, model.voices[speaker]).inputs["tokens"].tolist()
 
 
 def test_the_prompt_is_pinned(model: OrpheusModel) -> None:
@@ -72,6 +72,8 @@ def test_context_is_refused(model: OrpheusModel) -> None:
 def test_what_does_not_fit_is_refused(model: OrpheusModel) -> None:
     fits = "i" * (511 - len(text_ids("")))
     assert len(ids(model, fits)) == 511
+    prompts = Engine(model, EngineConfig("orpheus", max_batch_size=1)).prompts
+    prompts.build(fits, model.voices[0], ())
     with pytest.raises(PromptTooLong, match="512 positions of the 512") as caught:
-        ids(model, fits + "i")
+        prompts.build(fits + "i", model.voices[0], ())
     assert caught.value.param == "text"

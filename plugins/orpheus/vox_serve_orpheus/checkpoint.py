@@ -25,7 +25,7 @@ from vox_serve.nn import (
     weights_path,
 )
 from vox_serve_orpheus.model import OrpheusModel, OrpheusNetwork
-from vox_serve_orpheus.prompt import OrpheusTokenizer, PromptBuilder
+from vox_serve_orpheus.prompt import OrpheusTokenizer
 from vox_serve_orpheus.snac import SlotSnac
 
 CONTEXT = 8192
@@ -66,9 +66,10 @@ def load_model(options: LoadOptions) -> OrpheusModel:
     tied = bool(config.get("tie_word_embeddings", False))
     network = load_network(sizes, vocab, tied, loader, options)
     return OrpheusModel(
+        options,
         network,
         codec,
-        PromptBuilder(tokenizer, sizes.max_position_embeddings),
+        tokenizer,
         tokenizer.first_code,
         [tokenizer.end_speech, *_end_ids(config)],
     )

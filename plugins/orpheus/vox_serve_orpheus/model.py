@@ -7,15 +7,25 @@ the reference, and are fed back unchanged.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vox_serve import Codec, KVCache, KVLayout, Prompt, Sampler, SamplingParams, Segment, Voice
+from vox_serve import (
+    Inputs,
+    KVCache,
+    LoadOptions,
+    Model,
+    Prompt,
+    Sampler,
+    SamplingParams,
+    Voice,
+)
 from vox_serve.nn import Embedding, Linear, Llama, LlamaConfig, held_bytes
-from vox_serve_orpheus.prompt import PromptBuilder
+from vox_serve_orpheus.prompt import OrpheusTokenizer
 from vox_serve_orpheus.snac import SlotSnac
 
 # In the order of Orpheus's README; the index is the speaker id.
@@ -37,66 +47,59 @@ class OrpheusNetwork(nn.Module):
         self.backbone = Llama(config)
         self.head = None if shared else Linear(config.hidden_size, vocab)
 
-    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+    def logits(self, hidden: Tensor) -> Tensor:
         if self.head is None:
             return F.linear(hidden, self.embedding.weight)
-        logits: torch.Tensor = self.head(hidden)
+        logits: Tensor = self.head(hidden)
         return logits
 
 
-class OrpheusModel:
-    """Implements `vox_serve.Model`.
+class OrpheusModel(Model):
+    """Orpheus, loaded.
 
     Args:
+        options: what it was loaded with.
         network: loaded weights, on their device.
         codec: loaded SNAC.
-        builder: makes prompts.
+        tokenizer: text to ids.
         first_code: id of code 0.
         end_ids: ids that end the utterance.
     """
 
-    takes_context = False
-    voices: Sequence[Voice] = tuple(Voice(name, speaker) for speaker, name in enumerate(VOICES))
+    voices = tuple(Voice(name, speaker) for speaker, name in enumerate(VOICES))
     default_sampling = SAMPLING
 
     def __init__(
         self,
+        options: LoadOptions,
         network: OrpheusNetwork,
         codec: SlotSnac,
-        builder: PromptBuilder,
+        tokenizer: OrpheusTokenizer,
         first_code: int,
         end_ids: Sequence[int],
     ) -> None:
+        super().__init__(options, codec)
         config = network.backbone.config
         self.network = network
-        self.codec: Codec = codec
         self.hidden_size = config.hidden_size
         self.max_positions = config.max_position_embeddings
-        self.kv_layout: KVLayout = config.kv_layout
-        cosines = network.backbone.tables.cos
-        self.device, self.dtype = cosines.device, cosines.dtype
+        self.kv_layout = config.kv_layout
         self.weight_bytes = held_bytes(network) + codec.weight_bytes
-        self._builder = builder
+        self._tokenizer = tokenizer
         self._first_code = first_code
         self._end_ids = torch.tensor(sorted(set(end_ids)), device=self.device)
 
-    def prompt(self, text: str, voice: Voice, context: Sequence[Segment]) -> Prompt:
-        return self._builder.build(text, voice)
+    def prompt(self, text: str, voice: Voice, **others: Any) -> Prompt:
+        return Prompt({"tokens": torch.tensor(self._tokenizer.encode(text, voice.name))})
 
-    def prefill(
-        self,
-        inputs: Mapping[str, torch.Tensor],
-        lengths: torch.Tensor,
-        slots: torch.Tensor,
-        kv: KVCache,
-    ) -> torch.Tensor:
+    def prefill(self, inputs: Inputs, lengths: Tensor, slots: Tensor, kv: KVCache) -> Tensor:
         embedded = self.network.embedding(inputs["tokens"])
         return self.network.backbone.prefill(embedded, lengths, slots, kv)
 
-    def emit(self, hidden: torch.Tensor, sampler: Sampler) -> tuple[torch.Tensor, torch.Tensor]:
+    def emit(self, hidden: Tensor, sampler: Sampler) -> tuple[Tensor, Tensor]:
         token = sampler(self.network.logits(hidden), 0)[:, None]
         return token - self._first_code, (token == self._end_ids).any(dim=1)
 
-    def advance(self, codes: torch.Tensor, slots: torch.Tensor, kv: KVCache) -> torch.Tensor:
+    def advance(self, codes: Tensor, slots: Tensor, kv: KVCache) -> Tensor:
         embedded = self.network.embedding(codes[:, 0] + self._first_code)
         return self.network.backbone.advance(embedded, slots, kv)

@@ -11,9 +11,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
-
-from vox_serve import CheckpointError, Prompt, PromptTooLong, Voice
+from vox_serve import CheckpointError
 from vox_serve.nn.tokenizer import CheckpointTokenizer
 
 FIRST_CODE = 10
@@ -55,22 +53,3 @@ class OrpheusTokenizer:
 
     def _custom(self, number: int) -> int:
         return self._tokenizer.id_of(f"<custom_token_{number}>")
-
-
-class PromptBuilder:
-    """Builds prompts for one model; `max_positions` is the context."""
-
-    def __init__(self, tokenizer: OrpheusTokenizer, max_positions: int) -> None:
-        self._tokenizer = tokenizer
-        self._max_positions = max_positions
-
-    def build(self, text: str, voice: Voice) -> Prompt:
-        """Raises PromptTooLong."""
-        ids = self._tokenizer.encode(text, voice.name)
-        if len(ids) >= self._max_positions:
-            raise PromptTooLong(
-                f"text is too long: it takes {len(ids)} positions of the {self._max_positions} "
-                "that the model has",
-                "text",
-            )
-        return Prompt({"tokens": torch.tensor(ids)})

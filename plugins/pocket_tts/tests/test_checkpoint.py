@@ -75,7 +75,7 @@ def test_names_of_every_kind(copied: Path, tmp_path: Path):
 def test_voices_are_the_files_by_name(checkpoint: Checkpoint):
     model = load(checkpoint.directory)
     assert [(voice.name, voice.speaker) for voice in model.voices] == [("anna", 0), ("bert", 1)]
-    prompt = model.prompt("Hi.", model.voices[1], ())
+    prompt = model.prompt("Hi.", model.voices[1])
     assert prompt.given is not None
     assert len(prompt) == prompt.given[0].shape[1] + len("_Hi.") + 1
 
@@ -84,7 +84,7 @@ def test_without_files_there_is_one_voice(copied: Path):
     shutil.rmtree(copied / "embeddings")
     model = load(copied)
     assert [voice.name for voice in model.voices] == ["any"]
-    assert len(model.prompt("Hi.", model.voices[0], ())) == len("_Hi.") + 1
+    assert len(model.prompt("Hi.", model.voices[0])) == len("_Hi.") + 1
 
 
 def test_weights_whose_encoder_is_withheld_learn_no_voices(copied: Path, tmp_path: Path):
@@ -193,14 +193,15 @@ def test_what_is_wrong_is_named(copied: Path, damage: Callable[[Path], None], me
 def test_texts_that_cannot_be_spoken(checkpoint: Checkpoint):
     model = load(checkpoint.directory)
     with pytest.raises(UnspeakableText, match="contains '%'"):
-        model.prompt("50 %", model.voices[0], ())
+        model.prompt("50 %", model.voices[0])
     with pytest.raises(UnspeakableText, match="nothing that this voice can speak"):
-        model.prompt('""', model.voices[0], ())
-    with pytest.raises(PromptTooLong, match="text is too long: the voice takes 15 positions"):
-        model.prompt("word " * 300, model.voices[0], ())
+        model.prompt('""', model.voices[0])
+    prompts = Engine(model, EngineConfig("pocket", max_batch_size=1)).prompts
+    with pytest.raises(PromptTooLong, match="text is too long"):
+        prompts.build("word " * 300, model.voices[0], ())
     heard = Segment(0, "said", codes=torch.zeros(8, 1100))
     with pytest.raises(PromptTooLong, match="voice is too long"):
-        model.prompt("word", Voice("long", 0, (heard,)), ())
+        prompts.build("word", Voice("long", 0, (heard,)), ())
 
 
 def test_a_sentencepiece_tokenizer(copied: Path):

@@ -40,6 +40,7 @@ def load_model(options: LoadOptions) -> PocketModel:
     loader.finish()
     kind = FlowParameters if config.flow_kind == "lsd" else OneStepParameters
     return PocketModel(
+        options,
         config,
         network,
         codec,

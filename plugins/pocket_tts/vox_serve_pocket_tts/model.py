@@ -8,25 +8,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
+from typing import Any
 
 import attrs
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vox_serve import (
-    Codec,
+    Inputs,
     KVCache,
-    KVLayout,
     KVView,
+    LoadOptions,
+    Model,
     Parameters,
     Prompt,
-    PromptTooLong,
     Sampler,
-    Segment,
     Voice,
 )
-from vox_serve.nn import Embedding, Linear, LlamaConfig, held_bytes
+from vox_serve.nn import Biased, Embedding, Linear, LlamaConfig, held_bytes
 from vox_serve.nn.llama import Attention, Rotation, Tables
 from vox_serve.nn.rope import signed
 from vox_serve_pocket_tts.codec import LatentDecoder
@@ -41,19 +41,6 @@ HEARD = -1
 MOST_STEPS = int(FlowParameters.ranges()["flow_steps"].high)
 
 
-class _Biased(nn.Module):
-    """A linear layer with a bias, whose weights may be packed."""
-
-    def __init__(self, inputs: int, outputs: int) -> None:
-        super().__init__()
-        self.linear = Linear(inputs, outputs)
-        self.bias = nn.Parameter(torch.empty(outputs))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y: torch.Tensor = self.linear(x) + self.bias
-        return y
-
-
 class _Layer(nn.Module):
     def __init__(self, config: LlamaConfig, number: int) -> None:
         super().__init__()
@@ -64,11 +51,11 @@ class _Layer(nn.Module):
         self.up = Linear(width, config.intermediate_size)
         self.down = Linear(config.intermediate_size, width)
 
-    def forward(self, x: torch.Tensor, rotation: Rotation, kv: KVView) -> torch.Tensor:
+    def forward(self, x: Tensor, rotation: Rotation, kv: KVView) -> Tensor:
         attention = self.attention
         seen = attention(attention.qkv(self.norm1(x)), rotation, kv)
         x = x + attention.output(seen)
-        added: torch.Tensor = self.down(F.gelu(self.up(self.norm2(x)), approximate="tanh"))
+        added: Tensor = self.down(F.gelu(self.up(self.norm2(x)), approximate="tanh"))
         return x + added
 
 
@@ -78,22 +65,22 @@ class FlowHead(nn.Module):
     One vector modulates all blocks, so the modulations are computed by one matrix.
     """
 
-    times: torch.Tensor
+    times: Tensor
     """Added to the condition, by number of steps and step: `[MOST_STEPS, MOST_STEPS, width]`."""
 
     def __init__(self, config: PocketConfig) -> None:
         super().__init__()
         width, depth = config.flow_width, config.flow_depth
         self.depth = depth
-        self.entry = _Biased(config.latent, width)
-        self.condition = _Biased(config.head_width or config.backbone.hidden_size, width)
-        self.modulation = _Biased(width, (3 * depth + 2) * width)
+        self.entry = Biased(config.latent, width)
+        self.condition = Biased(config.head_width or config.backbone.hidden_size, width)
+        self.modulation = Biased(width, (3 * depth + 2) * width)
         self.norms = nn.ModuleList(nn.LayerNorm(width, 1e-6) for _ in range(depth))
-        self.up = nn.ModuleList(_Biased(width, width) for _ in range(depth))
-        self.down = nn.ModuleList(_Biased(width, width) for _ in range(depth))
-        self.leave = _Biased(width, config.latent)
+        self.up = nn.ModuleList(Biased(width, width) for _ in range(depth))
+        self.down = nn.ModuleList(Biased(width, width) for _ in range(depth))
+        self.leave = Biased(width, config.latent)
 
-    def forward(self, x: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
         """`[B, latent]` and the output of `condition`, `[B, width]`, to `[B, latent]`."""
         parts = self.modulation(F.silu(condition)).chunk(3 * self.depth + 2, dim=-1)
         x = self.entry(x)
@@ -103,7 +90,7 @@ class FlowHead(nn.Module):
             x = torch.addcmul(x, gate, self.down[number](F.silu(self.up[number](inner))))
         shift, scale = parts[3 * self.depth :]
         x = torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], eps=1e-6), 1 + scale)
-        latent: torch.Tensor = self.leave(x)
+        latent: Tensor = self.leave(x)
         return latent
 
 
@@ -124,7 +111,7 @@ class PocketNetwork(nn.Module):
         )
         self.norm = nn.LayerNorm(width, NORM_EPS)
         self.narrow = Linear(width, config.head_width) if config.head_width else nn.Identity()
-        self.end = _Biased(config.head_width or width, 1)
+        self.end = Biased(config.head_width or width, 1)
         self.flow = FlowHead(config)
 
     def prepare(self, config: LlamaConfig, device: torch.device, dtype: torch.dtype) -> None:
@@ -133,16 +120,16 @@ class PocketNetwork(nn.Module):
         cos, sin = (table.to(device=device, dtype=dtype) for table in tables)
         self.tables = Tables(cos, sin, signed(sin))
 
-    def backbone(self, x: torch.Tensor, positions: torch.Tensor, kv: KVView) -> torch.Tensor:
+    def backbone(self, x: Tensor, positions: Tensor, kv: KVView) -> Tensor:
         """`[B, T, H]` at `positions` `[B, T]` to the same shape, before the last norm."""
         rotation = Rotation(self.tables, positions)
         for layer in self.layers:
             x = layer(x, rotation, kv)
         return x
 
-    def leave(self, x: torch.Tensor) -> torch.Tensor:
+    def leave(self, x: Tensor) -> Tensor:
         """The backbone's output to the input of the heads, `[..., head_width]`."""
-        narrow: torch.Tensor = self.narrow(self.norm(x))
+        narrow: Tensor = self.narrow(self.norm(x))
         return narrow
 
 
@@ -150,17 +137,18 @@ class PocketNetwork(nn.Module):
 class GivenVoice:
     """A voice as keys and values `[layers, P, H, D]`."""
 
-    keys: torch.Tensor
-    values: torch.Tensor
+    keys: Tensor
+    values: Tensor
 
     def __len__(self) -> int:
         return self.keys.shape[1]
 
 
-class PocketModel:
-    """Implements `vox_serve.Model`; its state per slot says how the utterance ends.
+class PocketModel(Model):
+    """Pocket TTS, loaded.  Its state per slot says how the utterance ends.
 
     Args:
+        options: what it was loaded with.
         config: sizes.
         network: loaded weights, on their device.
         codec: loaded.
@@ -169,10 +157,9 @@ class PocketModel:
         default_sampling: the parameters of a request that names none.
     """
 
-    takes_context = False
-
     def __init__(
         self,
+        options: LoadOptions,
         config: PocketConfig,
         network: PocketNetwork,
         codec: LatentDecoder,
@@ -180,19 +167,15 @@ class PocketModel:
         given: Mapping[str, GivenVoice],
         default_sampling: Parameters,
     ) -> None:
+        super().__init__(options, codec)
         self.config = config
         self.network = network
-        self.codec: Codec = codec
         self.default_sampling = default_sampling
         self.hidden_size = config.head_width or config.backbone.hidden_size
         self.max_positions = config.backbone.max_position_embeddings
-        self.kv_layout: KVLayout = config.backbone.kv_layout
-        cosines = network.tables.cos
-        self.device, self.dtype = cosines.device, cosines.dtype
+        self.kv_layout = config.backbone.kv_layout
         self.weight_bytes = held_bytes(network) + codec.weight_bytes
-        self.voices: Sequence[Voice] = tuple(
-            Voice(name, number) for number, name in enumerate(given or ["any"])
-        )
+        self.voices = tuple(Voice(name, number) for number, name in enumerate(given or ["any"]))
         self._given = list(given.values())
         self._encode = encode
         self._voice_begin, self._begin = config.text_tokens + 1, config.text_tokens + 2
@@ -207,7 +190,7 @@ class PocketModel:
         self._marked[slot] = -1
         self._tail[slot] = 0
 
-    def prompt(self, text: str, voice: Voice, context: Sequence[Segment]) -> Prompt:
+    def prompt(self, text: str, voice: Voice, **others: Any) -> Prompt:
         """The voice, the text and the beginning of speech.
 
         `tokens` int64 `[T]`; `latents` `[T, voice]` where a token says HEARD; `tail` `[T]`.
@@ -225,13 +208,6 @@ class PocketModel:
         else:
             before, heard = [], torch.zeros(0)
         tokens = torch.tensor([*before, *ids])
-        if len(tokens) >= self.max_positions:
-            field = "text" if len(ids) > len(before) else "voice"
-            raise PromptTooLong(
-                f"{field} is too long: the voice takes {len(before)} positions and the text "
-                f"{len(ids)}, of the {self.max_positions} that the model has",
-                field,
-            )
         latents = torch.zeros(len(tokens), self.config.voice)
         latents[len(before) - len(heard) : len(before)] = heard.view(len(heard), self.config.voice)
         tail = torch.zeros_like(tokens)
@@ -242,13 +218,7 @@ class PocketModel:
             given=(given.keys, given.values) if given is not None else None,
         )
 
-    def prefill(
-        self,
-        inputs: Mapping[str, torch.Tensor],
-        lengths: torch.Tensor,
-        slots: torch.Tensor,
-        kv: KVCache,
-    ) -> torch.Tensor:
+    def prefill(self, inputs: Inputs, lengths: Tensor, slots: Tensor, kv: KVCache) -> Tensor:
         net, tokens = self.network, inputs["tokens"]
         heard = net.voice(inputs["latents"].to(self.dtype))
         x = torch.where((tokens == HEARD)[..., None], heard, net.embedding(tokens.clamp(min=0)))
@@ -260,7 +230,7 @@ class PocketModel:
         self._tail[slots] = inputs["tail"][last]
         return net.leave(x[last])
 
-    def emit(self, hidden: torch.Tensor, sampler: Sampler) -> tuple[torch.Tensor, torch.Tensor]:
+    def emit(self, hidden: Tensor, sampler: Sampler) -> tuple[Tensor, Tensor]:
         flow, kind = self.network.flow, self.config.flow_kind
         condition = flow.condition(hidden)
         latent = sampler.noise(self.config.latent)
@@ -272,18 +242,16 @@ class PocketModel:
             latent = made if kind == "drifting" else latent + made
         return latent, self._ended(hidden, sampler)
 
-    def advance(self, codes: torch.Tensor, slots: torch.Tensor, kv: KVCache) -> torch.Tensor:
+    def advance(self, codes: Tensor, slots: Tensor, kv: KVCache) -> Tensor:
         net, positions = self.network, kv.lengths[slots][:, None]
         x = net.latent(codes.to(self.dtype))[:, None]
         return net.leave(net.backbone(x, positions, kv.view(slots, positions))[:, 0])
 
-    def _integrated(
-        self, latent: torch.Tensor, condition: torch.Tensor, sampler: Sampler
-    ) -> torch.Tensor:
+    def _integrated(self, latent: Tensor, condition: Tensor, sampler: Sampler) -> Tensor:
         """Lagrangian self-distillation (https://arxiv.org/abs/2505.18825), a few Euler steps."""
         flow, most = self.network.flow, int(sampler.largest("flow_steps"))
         if most == 1:
-            made: torch.Tensor = flow(latent.to(self.dtype), condition + flow.times[0, 0])
+            made: Tensor = flow(latent.to(self.dtype), condition + flow.times[0, 0])
             return latent + made.float()
         steps = sampler.parameter("flow_steps")
         for number in range(most):
@@ -292,7 +260,7 @@ class PocketModel:
             latent = torch.where((steps > number)[:, None], moved, latent)
         return latent
 
-    def _ended(self, hidden: torch.Tensor, sampler: Sampler) -> torch.Tensor:
+    def _ended(self, hidden: Tensor, sampler: Sampler) -> Tensor:
         """Does the frame come some frames after one that marked the end?  Bool `[B]`."""
         slots, frame = sampler.slots, sampler.frame
         logit = self.network.end(hidden)[:, 0].float()
@@ -303,9 +271,7 @@ class PocketModel:
         return (marked >= 0) & (frame >= marked + self._tail[slots])
 
 
-def time_table(
-    config: PocketConfig, embed: Sequence[Callable[[torch.Tensor], torch.Tensor]]
-) -> torch.Tensor:
+def time_table(config: PocketConfig, embed: Sequence[Callable[[Tensor], Tensor]]) -> Tensor:
     """Added to the condition, by number of steps and step: `[steps, steps, width]`.
 
     Args:

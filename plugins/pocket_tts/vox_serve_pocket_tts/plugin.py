@@ -35,7 +35,14 @@ FILES = (
     "languages/english/tokenizer.json",
     "languages/english/embeddings/*.safetensors",
 )
-LANGUAGES = ("dutch", "french", "german", "italian", "portuguese", "spanish")
+LANGUAGES = {
+    "dutch": "nl",
+    "french": "fr",
+    "german": "de",
+    "italian": "it",
+    "portuguese": "pt",
+    "spanish": "es",
+}
 
 
 @attrs.frozen
@@ -96,6 +103,7 @@ def vox_serve_checkpoints() -> Sequence[CheckpointSpec]:
             f"Kyutai's Pocket TTS, {folder.capitalize()} (weights CC-BY-4.0; no account needed)",
             max_characters=MAX_CHARACTERS,
             front_end=front_end,
+            languages=(LANGUAGES.get(folder, "en"),),
         )
 
     others = [spec(f"pocket-tts-{n}", n, FrontEnd(language=None)) for n in LANGUAGES]

@@ -12,7 +12,7 @@ if not HAS_TRITON:
 from benchmarks.gpu import full_size
 from benchmarks.gpu.nodes import steps
 
-BUDGET = {"advance": 74, "emit": 381, "take": 14, "codec": 119}
+BUDGET = {"advance": 74, "emit": 381, "take": 10, "codec": 119}
 
 
 @pytest.mark.parametrize("batch", [1, 64])

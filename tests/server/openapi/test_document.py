@@ -99,13 +99,15 @@ def test_every_field_is_described_and_bounded(document: Json, kind: type) -> Non
 
 def test_parameters_of_some_models_alone_are_declared() -> None:
     engines = Engines([TONE], ServerConfig(), load_plugins(TONE.plugins), in_thread=True)
-    engines.own_parameters = GlideParameters.ranges()
+    engines.own_parameters = GlideParameters.allowed()
     app = create_app(engines)
     schemas = json.loads(app.dependencies["document"].dependency().content)["components"]["schemas"]
     steps = {"type": "integer", "minimum": 1, "maximum": 3, "description": "halvings of the noise"}
     for body in ("GenerateRequest", "SpeechBody"):
         field = schemas[body]["properties"]["parameters"]["anyOf"][0]
         assert field["properties"]["steps"] == steps
+        assert field["properties"]["language"]["enum"] == ["auto", "de", "en"]
+        assert field["properties"]["instructions"]["maxLength"] == 20
         assert field["additionalProperties"] is False
 
 

@@ -17,7 +17,7 @@ from litestar.openapi.spec import License, Server, Tag
 from litestar.types import ControllerRouterHandler
 
 import vox_serve
-from vox_serve.sampling import Range
+from vox_serve.sampling import Allowed
 from vox_serve.server import replies
 from vox_serve.server.body import JSON_FIELDS
 from vox_serve.server.openapi.operation import ERRORS, JSON
@@ -108,7 +108,7 @@ class Document:
         self,
         handlers: Sequence[ControllerRouterHandler],
         dependencies: Mapping[str, Provide],
-        own: Mapping[str, Range],
+        own: Mapping[str, Allowed],
     ) -> None:
         """Write the document for an application with these handlers.
 
@@ -176,7 +176,7 @@ def _error(status: int) -> Json:
     return {"description": ERRORS[status], "headers": headers, "content": content}
 
 
-def _schemas(own: Mapping[str, Range]) -> Json:
+def _schemas(own: Mapping[str, Allowed]) -> Json:
     """The schemas of all request and response bodies."""
     kinds = [kind for kind in vars(replies).values() if _is_reply(kind)]
     _, found = msgspec.json.schema_components(
@@ -199,19 +199,11 @@ def _schemas(own: Mapping[str, Range]) -> Json:
     return found | {"Event": EVENT}
 
 
-def _declare(field: Json, own: Mapping[str, Range]) -> None:
+def _declare(field: Json, own: Mapping[str, Allowed]) -> None:
     """Add the parameters that only some models have to the schema of `parameters`."""
     schema = next(one for one in field["anyOf"] if one.get("type") == "object")
     schema["additionalProperties"] = False
-    schema["properties"] = {
-        name: {
-            "type": "integer" if allowed.kind is int else "number",
-            "minimum": allowed.kind(allowed.low),
-            "maximum": allowed.kind(allowed.high),
-            "description": allowed.text,
-        }
-        for name, allowed in own.items()
-    }
+    schema["properties"] = {name: allowed.schema for name, allowed in own.items()}
 
 
 def _is_reply(kind: object) -> bool:

@@ -132,7 +132,7 @@ async def _parse(incoming: IncomingRequest) -> SpeechOrder:
         speaker=body.speaker or 0,
         voice=None if body.voice is None else voice_named(client, body.voice, incoming.owner),
         context=context,
-        sampling=given_sampling(body),
+        sampling=given_sampling(body, info),
         **given_reading(body),
         max_seconds=body.max_seconds,
         conversation=incoming.conversation(body),

@@ -72,7 +72,10 @@ class SpeechBody(CommonFields, forbid_unknown_fields=True, kw_only=True):
     ]
     input: Annotated[str, words(MAX_INPUT_CHARACTERS, "the text to speak")]
     voice: Annotated[str | VoiceId, Meta(description="a voice by name, or an alias")]
-    instructions: Annotated[str, Meta(description="accepted and ignored")] | None = None
+    instructions: (
+        Annotated[str, Meta(description="how to speak; ignored if the model cannot follow it")]
+        | None
+    ) = None
     response_format: (
         Annotated[str, one_of(FORMATS, "format of the audio; `mp3` by default")] | None
     ) = None
@@ -222,12 +225,14 @@ def _order(incoming: IncomingRequest, body: SpeechBody) -> SpeechOrder:
     speed = 1.0 if body.speed is None else body.speed
     _check(body, speed)
     client, info = incoming.choose(served(incoming.engines, body.model))
+    if body.instructions and "instructions" not in info.parameters:
+        incoming.request.scope["state"]["ignored"].append("instructions")
     wanted = body.voice if isinstance(body.voice, str) else body.voice.id
     request = SpeechRequest(
         id=incoming.engine_id,
         text=body.input,
         voice=voice_of(client, wanted, incoming.owner),
-        sampling=given_sampling(body),
+        sampling=given_sampling(body, info),
         **given_reading(body),
         max_seconds=body.max_seconds,
         conversation=incoming.conversation(body),

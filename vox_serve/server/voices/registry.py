@@ -24,6 +24,7 @@ from vox_serve.errors import (
     ConfigError,
     InvalidRequest,
     NotFound,
+    PromptTooLong,
     QueueFull,
     RequestError,
     Unavailable,
@@ -345,7 +346,7 @@ class Voices:
             segment = Segment(record.speaker, record.text, audio)
             await client.add_voice(name, record.speaker, (segment,))
         except RequestError as error:
-            if error.param == "context":  # the model's name for it
+            if error.param == "context" or isinstance(error, PromptTooLong):  # the engine's names
                 raise type(error)(f"audio and text: {error.message}", "audio") from error
             raise
 

@@ -117,10 +117,11 @@ async def _begin(
         client = engines.choose(start.model)
         account.metrics = client.metrics
         info = client.admit()
+        template = attrs.evolve(template, sampling=given_sampling(start, info))
         if template.voice is not None:
             template = attrs.evolve(template, voice=voice_of(client, template.voice, owner))
         _check_speaker(start.speaker, client)
-        if not client.front_end.speaks(start.language):
+        if "language" not in info.parameters and not client.front_end.speaks(start.language):
             connection.ignored.append("language")
         if start.conversation is not None and not info.takes_context:
             raise UnspeakableText("this model does not support conversations", "conversation")
@@ -155,7 +156,6 @@ def parse_start(start: Start) -> tuple[AudioFormat, SpeechRequest]:
         text="",
         speaker=start.speaker or 0,
         voice=start.voice,
-        sampling=given_sampling(start),
         **given_reading(start),
         max_seconds=start.max_seconds,
         conversation=start.conversation,

@@ -1,7 +1,6 @@
-"""Mimi, the codec of CSM: converts 24 kHz sound to frames of 80 ms and back.
+"""Mimi: converts 24 kHz sound to frames of 80 ms and back.
 
-Reads the transformers configuration of a Mimi checkpoint; independent of CSM, of checkpoint files
-and of the engine.
+Reads the transformers configuration of a Mimi checkpoint.
 
 Mimi is described in section 3.3 of the Moshi paper, https://arxiv.org/abs/2410.00037.
 """
@@ -15,10 +14,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from vox_serve.nn import WeightLoader, held_bytes
+from vox_serve.nn.linear import held_bytes
 from vox_serve.nn.mimi_decoder import MimiDecoder
 from vox_serve.nn.mimi_encoder import PIECE_FRAMES, MimiEncoder
-from vox_serve_csm.mimi_quantizer import CodeTable, Quantizer, quantizer_tensors
+from vox_serve.nn.mimi_quantizer import CodeTable, Quantizer, quantizer_tensors
+from vox_serve.nn.seanet import Read
+from vox_serve.nn.weights import WeightLoader
 
 LATENTS_PER_FRAME = 2
 """Latents per frame; fixed in transformers' `MimiModel`."""
@@ -83,16 +84,16 @@ def _read_config(config: Mapping[str, Any]) -> dict[str, Any]:
     return c
 
 
-class Mimi:
-    """The `Codec` of CSM.  Float32 throughout; build, `load`, `allocate`, then use."""
+class MimiClips:
+    """Mimi's encoder: clips to codes.  Float32 throughout; build, `load`, then `encode`."""
 
     def __init__(
         self, config: Mapping[str, Any], num_codebooks: int, device: torch.device | str = "cpu"
     ) -> None:
-        """Build an unfilled codec of any size.
+        """Build an unfilled encoder of any size.
 
         Args:
-            config: keys of transformers' `MimiConfig` (a CSM checkpoint's `codec_config`).
+            config: keys of transformers' `MimiConfig`.
             num_codebooks: K, the number of the checkpoint's codebooks to use.
             device: of its weights and state.
 
@@ -108,7 +109,6 @@ class Mimi:
             )
         self.sample_rate: int = c["sampling_rate"]
         self.frame_size: int = c["frame_size"]
-        self.frames_per_step = 1
         self.frame_rate: float = self.sample_rate / self.frame_size
         self.frame_width = num_codebooks
         self.codebook_size: int = c["codebook_size"]
@@ -125,23 +125,54 @@ class Mimi:
         Raises:
             CheckpointError: a tensor is missing or has another shape.
         """
+        read = self._reader(loader, prefix)
+        c, size = self._config, self._config["hidden_size"]
+        quantizer = Quantizer(c, self.frame_width, read)
+        self._encoder = MimiEncoder(c, quantizer, size, LATENTS_PER_FRAME, read)
+        loader.ignore(*(prefix + name for name in quantizer_tensors(c)))
 
+    def _reader(self, loader: WeightLoader, prefix: str) -> Read:
         def read(name: str, *shape: int) -> torch.Tensor:
             tensor = loader.read(prefix + name, shape)
             # A copy, because the tensor may be a view of the file.
             return tensor.to(self.device, torch.float32, copy=True)
 
-        c, size = self._config, self._config["hidden_size"]
-        quantizer = Quantizer(c, self.frame_width, read)
-        self._encoder = MimiEncoder(c, quantizer, size, LATENTS_PER_FRAME, read)
-        table = CodeTable(c, self.frame_width, read)
-        self._decoder = MimiDecoder(c, table, LATENTS_PER_FRAME, read)
-        loader.ignore(*(prefix + name for name in quantizer_tensors(self._config)))
+        return read
 
     @property
     def weight_bytes(self) -> int:
         """Memory of the weights in bytes."""
-        return held_bytes(self._encoder) + held_bytes(self._decoder)
+        return held_bytes(self._encoder)
+
+    @torch.no_grad()
+    def encode(self, pcm: torch.Tensor) -> torch.Tensor:
+        """Encode a clip; see `Codec.encode`.  The last frame is padded with silence.
+
+        The clip is encoded in pieces, so a long one takes no more memory than a short one.
+        """
+        if not len(pcm):
+            return torch.empty(self.frame_width, 0, dtype=torch.int64, device=self.device)
+        pcm = pcm.to(self.device, torch.float32)
+        pcm = nn.functional.pad(pcm, (0, -len(pcm) % self.frame_size))
+        clip = self._encoder.begin()
+        pieces = torch.split(pcm, PIECE_FRAMES * self.frame_size)
+        return torch.cat([self._encoder(piece, clip) for piece in pieces], dim=1)
+
+
+class Mimi(MimiClips):
+    """Encoder and decoder: implements `vox_serve.EncodingCodec`.  `allocate` before `step`."""
+
+    frames_per_step = 1
+
+    def load(self, loader: WeightLoader, prefix: str = "") -> None:
+        super().load(loader, prefix)
+        c, read = self._config, self._reader(loader, prefix)
+        table = CodeTable(c, self.frame_width, read)
+        self._decoder = MimiDecoder(c, table, LATENTS_PER_FRAME, read)
+
+    @property
+    def weight_bytes(self) -> int:
+        return super().weight_bytes + held_bytes(self._decoder)
 
     def allocate(self, num_slots: int) -> int:
         """Allocate the state rows of slots 0 .. num_slots - 1; returns their bytes."""
@@ -158,17 +189,3 @@ class Mimi:
     def clear(self, slot: int) -> None:
         """Reset a slot's row; see `Codec.clear`."""
         self._decoder.clear(slot)
-
-    @torch.no_grad()
-    def encode(self, pcm: torch.Tensor) -> torch.Tensor:
-        """Encode a clip; see `Codec.encode`.  The last frame is padded with silence.
-
-        The clip is encoded in pieces, so a long one takes no more memory than a short one.
-        """
-        if not len(pcm):
-            return torch.empty(self.frame_width, 0, dtype=torch.int64, device=self.device)
-        pcm = pcm.to(self.device, torch.float32)
-        pcm = nn.functional.pad(pcm, (0, -len(pcm) % self.frame_size))
-        clip = self._encoder.begin()
-        pieces = torch.split(pcm, PIECE_FRAMES * self.frame_size)
-        return torch.cat([self._encoder(piece, clip) for piece in pieces], dim=1)
