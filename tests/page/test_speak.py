@@ -350,7 +350,7 @@ def test_a_key_is_asked_for_and_sent(tone_server: RunningServer, open_page: Open
     field.fill("vox-123")
     field.press("Enter")
     expect(field).to_be_hidden()
-    speak(page, "5 frames")
+    speak(page, "40 frames")
     energetic(page)
     page.get_by_text("The same request as code").click()
     expect(page.locator("pre")).to_contain_text('-H "Authorization: Bearer $VOX_SERVE_KEY"')
@@ -378,7 +378,7 @@ def test_of_several_models_one_is_chosen(
     page = open_page(start_server(others=[attrs.evolve(TONE, model=str(other))]))
     page.get_by_label("Model").select_option("second")
     with page.expect_request("**/generate") as sent:
-        speak(page, "5 frames")
+        speak(page, "40 frames")
     assert sent.value.post_data_json["model"] == "second"
     energetic(page)
 
