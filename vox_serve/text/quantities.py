@@ -13,6 +13,22 @@ from datetime import datetime
 
 from vox_serve.text.capitals import roman
 from vox_serve.text.grammar import octet, read, spelled
+from vox_serve.text.names import (
+    ABBREVIATIONS,
+    DAYS,
+    DOLLARS,
+    LONE_UNITS,
+    MONEY,
+    MONTH,
+    MONTHS,
+    POINTS,
+    RARE_MONEY,
+    SCALES,
+    SPANNED,
+    TIMES,
+    UNITS,
+    WITHOUT_DOT,
+)
 
 _BEFORE = str.maketrans(
     {
@@ -30,177 +46,7 @@ _BEFORE = str.maketrans(
         "μ": "µ",
     }
 )
-_UNITS = {  # units that damga does not read
-    "m/s²": "meters per second squared",
-    "yr": "years",
-    "yrs": "years",
-    "mo": "months",
-    "mos": "months",
-    "wk": "weeks",
-    "wks": "weeks",
-    "bps": "bits per second",
-    "kg/m²": "kilograms per square meter",
-    "cu ft": "cubic feet",
-    "sq km": "square kilometers",
-    "mmHg": "millimeters of mercury",
-    "mg/dL": "milligrams per deciliter",
-    "mg/kg": "milligrams per kilogram",
-    "mmol/L": "millimoles per liter",
-    "kg/m³": "kilograms per cubic meter",
-    "W/m²": "watts per square meter",
-    "L/100 km": "liters per hundred kilometers",
-    "mpg": "miles per gallon",
-    "fl oz": "fluid ounces",
-    "sq ft": "square feet",
-    "sq m": "square meters",
-    "sq mi": "square miles",
-    "cc": "cubic centimeters",
-    "Nm": "newton meters",
-    "mol": "moles",
-    "lm": "lumens",
-    "kn": "knots",
-    "KB": "kilobytes",
-    "KiB": "kibibytes",
-    "MiB": "mebibytes",
-    "GiB": "gibibytes",
-    "TiB": "tebibytes",
-    "Mb": "megabits",
-    "Gb": "gigabits",
-    "GB/s": "gigabytes per second",
-    "MB/s": "megabytes per second",
-    "Mbit/s": "megabits per second",
-    "Gbit/s": "gigabits per second",
-    "kbit/s": "kilobits per second",
-    "kbps": "kilobits per second",
-    "µm": "micrometers",
-    "µg": "micrograms",
-    "µs": "microseconds",
-    "µl": "microliters",
-    "nm": "nanometers",
-    "mW": "milliwatts",
-    "mA": "milliamps",
-    "mAh": "milliamp hours",
-    "mV": "millivolts",
-    "kV": "kilovolts",
-    "Ω": "ohms",
-    "kΩ": "kilohms",
-    "L": "liters",
-    "dB": "decibels",
-    "Pa": "pascals",
-    "hPa": "hectopascals",
-    "kPa": "kilopascals",
-    "psi": "pounds per square inch",
-    "rpm": "revolutions per minute",
-    "bpm": "beats per minute",
-    "fps": "frames per second",
-    "dpi": "dots per inch",
-    "ppm": "parts per million",
-    "px": "pixels",
-    "kcal": "kilocalories",
-    "cal": "calories",
-    "kJ": "kilojoules",
-    "J": "joules",
-    "tsp": "teaspoons",
-    "tbsp": "tablespoons",
-    "gal": "gallons",
-    "qt": "quarts",
-    "yd": "yards",
-    "°C": "degrees Celsius",
-    "°F": "degrees Fahrenheit",
-}
-_ABBREVIATIONS = {  # before a name or a number; those that damga does not read
-    "Ave": "Avenue",
-    "Ft": "Fort",
-    "ca": "circa",
-    "est": "established",
-    "Gen": "General",
-    "Sgt": "Sergeant",
-    "Capt": "Captain",
-    "Lt": "Lieutenant",
-    "Col": "Colonel",
-    "Rev": "Reverend",
-    "Gov": "Governor",
-    "Sen": "Senator",
-    "Rep": "Representative",
-    "Fig": "Figure",
-    "fig": "figure",
-    "Vol": "Volume",
-    "vol": "volume",
-    "Ch": "Chapter",
-    "ch": "chapter",
-    "Sec": "Section",
-    "sec": "section",
-    "Eq": "Equation",
-    "Apt": "Apartment",
-    "ext": "extension",
-    "Ext": "Extension",
-    "tel": "telephone",
-    "Tel": "Telephone",
-    "ver": "version",
-    "Ver": "Version",
-    "pp": "pages",
-    "p": "page",
-}
-_RARE_MONEY = "₤₺₽₴₦₱฿₫₪₡₲₵₸₮₭₿"
-_MONEY = {"$": "dollar", "€": "euro", "£": "pound", "₹": "rupee"}
-_DOLLARS = {
-    "A": "Australian",
-    "C": "Canadian",
-    "HK": "Hong Kong",
-    "NZ": "New Zealand",
-    "S": "Singapore",
-}
-_SCALES = {"bn": "billion", "B": "billion", "mn": "million", "M": "million", "T": "trillion"}
-_TIMES = {"h": "hour", "m": "minute", "s": "second"}
-_WITHOUT_DOT = {
-    "vs": "versus",
-    "etc": "et cetera",
-    "Ltd": "Limited",
-    "Inc": "Incorporated",
-    "Blvd": "Boulevard",
-    "Dept": "Department",
-    "dept": "department",
-    "c/o": "care of",
-    "b/c": "because",
-    "cf": "compare",
-    "viz": "namely",
-    "Corp": "Corporation",
-    "Esq": "Esquire",
-    "WWI": "World War I",
-    "WWII": "World War II",
-    "approx": "approximately",
-}
-_DAYS = {
-    "Mon": "Monday",
-    "Tue": "Tuesday",
-    "Tues": "Tuesday",
-    "Wed": "Wednesday",
-    "Thu": "Thursday",
-    "Thurs": "Thursday",
-    "Fri": "Friday",
-    "Sat": "Saturday",
-    "Sun": "Sunday",
-}
-_MONTHS = {
-    "Jan": "January",
-    "Feb": "February",
-    "Mar": "March",
-    "Apr": "April",
-    "May": "May",
-    "Jun": "June",
-    "Jul": "July",
-    "Aug": "August",
-    "Sep": "September",
-    "Oct": "October",
-    "Nov": "November",
-    "Dec": "December",
-}
-_MONTH = "|".join(_MONTHS)
-_SPANNED = _DAYS | _MONTHS
-_LONE_UNITS = "km/h|km|cm|mm|kg|mg|ml|lbs|mph|kWh|[kMG]Hz"
-"""These always mean units, even without a number."""
-_POINTS = {"N": "north", "S": "south", "E": "east", "W": "west"}
-_units = "|".join(sorted(map(re.escape, _UNITS), key=len, reverse=True))
+_units = "|".join(sorted(map(re.escape, UNITS), key=len, reverse=True))
 _quantity = r"\d[\d,]*(?:\.\d+)?"
 _Rewriting = tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]
 
@@ -273,7 +119,7 @@ def _joined(match: re.Match[str]) -> str:
 
 def _dollars(match: re.Match[str]) -> str:
     """`A$50`: the country's dollars."""
-    return read(match[2]).replace("dollar", f"{_DOLLARS[match[1]]} dollar", 1)
+    return read(match[2]).replace("dollar", f"{DOLLARS[match[1]]} dollar", 1)
 
 
 def _instant(match: re.Match[str]) -> str:
@@ -310,7 +156,7 @@ def _primes(match: re.Match[str]) -> str:
 def _lasting(match: re.Match[str]) -> str:
     """`1h 30m`: hours, minutes and seconds."""
     times = re.findall(r"(\d+) ?([hms])", match[0])
-    return " ".join(f"{n} {_TIMES[unit]}{'' if n == '1' else 's'}" for n, unit in times)
+    return " ".join(f"{n} {TIMES[unit]}{'' if n == '1' else 's'}" for n, unit in times)
 
 
 def _extension(match: re.Match[str]) -> str:
@@ -329,7 +175,7 @@ def _charge(match: re.Match[str]) -> str:
 
 
 def _unit(unit: str, single: bool) -> str:
-    first, *others = _UNITS[unit].split()
+    first, *others = UNITS[unit].split()
     return " ".join([first.removesuffix("s") if single else first, *others])
 
 
@@ -337,7 +183,7 @@ def _single(match: re.Match[str]) -> str:
     """`a 5 km run`: a unit in an adjective is singular."""
     article, number, unit = match.groups()
     one = read(f"1 {unit}").removeprefix("one ")
-    if unit in _UNITS:
+    if unit in UNITS:
         one = _unit(unit, True)
     return f"{article} {number} {one}" if one.replace(" ", "").isalpha() else match[0]
 
@@ -373,7 +219,7 @@ def _day(match: re.Match[str], day_first: bool) -> str:
     month, day = (two, one) if day_first or one > 12 else (one, two)
     if not (0 < month <= 12 and 0 < day <= 31):
         return match[0]
-    return f"{match[1]} {[*_MONTHS.values()][month - 1]} {day}"
+    return f"{match[1]} {[*MONTHS.values()][month - 1]} {day}"
 
 
 def _address(match: re.Match[str]) -> str:
@@ -389,7 +235,7 @@ _CODE = re.compile(
 _LONG = re.compile(r"\d{16,}")  # too long to be said as a number
 _DATE = re.compile(r"(?<![\d/-])(\d{1,2})([/-])(\d{1,2})\2(\d{4}|\d{2})(?![\d/-]|\.\d)")
 _DAY = re.compile(
-    rf"\b([Oo]n|[Uu]ntil|[Ss]ince|[Dd]ue|(?:{'|'.join(_DAYS)})[.,]?)"
+    rf"\b([Oo]n|[Uu]ntil|[Ss]ince|[Dd]ue|(?:{'|'.join(DAYS)})[.,]?)"
     r" (\d{1,2})/(\d{1,2})(?![/\d])"
 )
 _TELEPHONE = (
@@ -416,7 +262,7 @@ _REWRITINGS: tuple[_Rewriting, ...] = (
     (re.compile(r"\b([IVXL]{2,})[-–](?=[IVXL]{2,}\b)"), r"\1 to "),
     (
         re.compile(r"(?<![\d-])((?:19|20)\d\d)-(0[1-9])(?![\d-])"),
-        lambda m: f"{[*_MONTHS.values()][int(m[2]) - 1]} {m[1]}",
+        lambda m: f"{[*MONTHS.values()][int(m[2]) - 1]} {m[1]}",
     ),
     (re.compile(r"\bc\. ?(?=\d{3,4}\b)"), "circa "),
     (re.compile(r"(\b[A-Z][a-z]+ )Dr\b\.?(?=$|[,;])"), r"\1Drive"),
@@ -434,17 +280,17 @@ _REWRITINGS: tuple[_Rewriting, ...] = (
     (re.compile(r"\bE\.g\.,?"), "For example"),
     (re.compile(r"(?<!\d )(?<![\d.])\b([ap])\.m\."), r"\1 m"),
     (re.compile(r"\b(Mr|Mrs|Ms|Dr|Prof)(?= [A-Z])"), r"\1."),
-    (re.compile(rf"\b({'|'.join(_WITHOUT_DOT)})\b(?:\.(?= ))?"), lambda m: _WITHOUT_DOT[m[1]]),
+    (re.compile(rf"\b({'|'.join(WITHOUT_DOT)})\b(?:\.(?= ))?"), lambda m: WITHOUT_DOT[m[1]]),
     (
-        re.compile(rf"\b({'|'.join(_ABBREVIATIONS)})\. ?(?=[A-Z\d(+])"),
-        lambda match: f"{_ABBREVIATIONS[match[1]]} ",
+        re.compile(rf"\b({'|'.join(ABBREVIATIONS)})\. ?(?=[A-Z\d(+])"),
+        lambda match: f"{ABBREVIATIONS[match[1]]} ",
     ),
     (
-        re.compile(rf"\b({'|'.join(_DAYS)})\.(?=,? (?:\d|{_MONTH}))"),
-        lambda match: _DAYS[match[1]],
+        re.compile(rf"\b({'|'.join(DAYS)})\.(?=,? (?:\d|{MONTH}))"),
+        lambda match: DAYS[match[1]],
     ),
-    (re.compile(rf"(?<![\w/.,-])(?<![\d½¼¾] )({_LONE_UNITS})(?![\w/²³])"), _lone),
-    (re.compile(r"(?<!\d)(?<!\d )°([CF])\b"), lambda m: f" {_UNITS['°' + m[1]]}"),
+    (re.compile(rf"(?<![\w/.,-])(?<![\d½¼¾] )({LONE_UNITS})(?![\w/²³])"), _lone),
+    (re.compile(r"(?<!\d)(?<!\d )°([CF])\b"), lambda m: f" {UNITS['°' + m[1]]}"),
     (re.compile(r"(?<=\d{4}),? (?:x(?=\d)|ext(?:ension|\.)? ?)(\d{1,6})\b"), _extension),
     (
         re.compile(rf"\b({_TELEPHONE}[.:]? )({_EMERGENCY})(?![\d-])"),
@@ -504,11 +350,11 @@ _REWRITINGS: tuple[_Rewriting, ...] = (
     ),
     (re.compile(r"(?<![\d-])(\d{1,2})[-–](?=\d{1,2}(?::\d\d)? ?[ap]\.?m\b)"), r"\1 to "),
     (
-        re.compile(rf"\b({'|'.join(_SPANNED)})\.?[-–]({'|'.join(_SPANNED)})\b\.?"),
-        lambda m: f"{_SPANNED[m[1]]} to {_SPANNED[m[2]]}",
+        re.compile(rf"\b({'|'.join(SPANNED)})\.?[-–]({'|'.join(SPANNED)})\b\.?"),
+        lambda m: f"{SPANNED[m[1]]} to {SPANNED[m[2]]}",
     ),
     (re.compile(r"(\d+)° ?(\d+)'(?: ?(\d+(?:\.\d+)?)\")? ?"), _angle),
-    (re.compile(r"(\d ?°|minutes|seconds) ?([NSEW])\b"), lambda m: f"{m[1]} {_POINTS[m[2]]}"),
+    (re.compile(r"(\d ?°|minutes|seconds) ?([NSEW])\b"), lambda m: f"{m[1]} {POINTS[m[2]]}"),
     (re.compile(r"(?<![\d.,])1 ?in\b\.?(?=[ ,]|$)"), "1 inch"),
     (
         re.compile(
@@ -530,34 +376,34 @@ _REWRITINGS: tuple[_Rewriting, ...] = (
     (re.compile(r"(?<![\w.,$€£-])(\d{2,3})K\b"), r"\1 thousand"),
     (re.compile(r"([$€£]\d[\d,.]*[kKmMbB]?)\+"), r"\1 plus"),
     (
-        re.compile(rf"(?<![\d,])(\d+),(\d\d?)(?= ?(?:{_LONE_UNITS}|%|°|[mgl])(?![\w/]))"),
+        re.compile(rf"(?<![\d,])(\d+),(\d\d?)(?= ?(?:{LONE_UNITS}|%|°|[mgl])(?![\w/]))"),
         r"\1.\2",  # a decimal comma
     ),
     (re.compile(r"([$€£])(\d+),(\d\d?)(?![\d,])"), r"\1\2.\3"),
     (re.compile(r"\bRs\.? ?(?=\d)"), "₹"),
     (
-        re.compile(rf"\b({'|'.join(_DOLLARS)})(\${_quantity}(?:[kKmMB]n?\b| [mbtr]+illion\b)?)"),
+        re.compile(rf"\b({'|'.join(DOLLARS)})(\${_quantity}(?:[kKmMB]n?\b| [mbtr]+illion\b)?)"),
         _dollars,
     ),
     (
         re.compile(rf"([$€£₹])({_quantity}) ?(T|mn|lakh|crore)\b"),
-        lambda m: f"{m[2]} {_SCALES.get(m[3], m[3])} {_MONEY[m[1]]}s",
+        lambda m: f"{m[2]} {SCALES.get(m[3], m[3])} {MONEY[m[1]]}s",
     ),
     (
         re.compile(
             rf"(?<![\w.$€£¥₹])({_quantity})"
             r"(bn\b|mn\b|(?<!\b3)M\b|[MB](?= [a-z]{3,}s\b)|(?<=\.\d)B\b)"
         ),
-        lambda m: f"{m[1]} {_SCALES[m[2]]}",
+        lambda m: f"{m[1]} {SCALES[m[2]]}",
     ),
     (re.compile(r"(?<![\w.])(?:-([$€£¥₹])|([$€£¥₹])-)(?=\d)"), r"minus \1\2"),
-    (re.compile(rf"([{_RARE_MONEY}]) ?({_quantity})"), r"\2 \1"),
+    (re.compile(rf"([{RARE_MONEY}]) ?({_quantity})"), r"\2 \1"),
     (re.compile(rf"({_quantity}) ?([€£₹])"), r"\2\1"),
     (re.compile(rf"({_quantity}) (USD|EUR|GBP|CHF|JPY|INR)\b"), r"\2 \1"),
     (re.compile(rf"([$€£₹])({_quantity}) ?[-–] ?(?=\d)"), r"\2 to \1"),
     (
         re.compile(rf"\b([Aa]n?) ([$€£])({_quantity})((?: (?:thousand|[mbtr]+illion))?)(?= [a-z])"),
-        lambda match: f"{match[1]} {match[3]}{match[4]} {_MONEY[match[2]]}",
+        lambda match: f"{match[1]} {match[3]}{match[4]} {MONEY[match[2]]}",
     ),
     (re.compile(rf"\b([Aa]n?) ({_quantity})[ -]?([A-Za-zµΩ°²³/]{{1,6}})(?=[ )]|$)"), _single),
     (
