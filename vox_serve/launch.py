@@ -29,6 +29,7 @@ from vox_serve.server.access.sites import is_loopback
 from vox_serve.server.app import create_app
 from vox_serve.server.connections import raise_descriptor_limit
 from vox_serve.server.protocol import uvicorn_settings
+from vox_serve.workers.devices import require_room
 from vox_serve.workers.engines import Engines
 from vox_serve.workers.interface import EngineClient, EngineState
 
@@ -133,6 +134,7 @@ def run(configs: Sequence[EngineConfig], server: ServerConfig) -> int:
     if server.traces:
         traces.start()
     engines = Engines(configs, server, load_plugins(configs[0].plugins))
+    require_room(configs)
     keys = Keys(server)
     warn_if_open(server, keys)
     raise_descriptor_limit(server)

@@ -68,9 +68,9 @@ def require_room(model: Model, slots: int) -> None:
     fit = max(0, int((free - reserved) // each))
     if slots > fit:
         raise ConfigError(
-            f"max_batch_size {slots} needs {_gb(slots * each)}, {_gb(each)} for each slot, but "
-            f"{model.device} has {_gb(free)} free after {_gb(model.weight_bytes)} of weights"
-            + (f" ({_gb(reserved)} are reserved for prefill)" if reserved else "")
+            f"max_batch_size {slots} needs {gb(slots * each)}, {gb(each)} for each slot, but "
+            f"{model.device} has {gb(free)} free after {gb(model.weight_bytes)} of weights"
+            + (f" ({gb(reserved)} are reserved for prefill)" if reserved else "")
             + f": at most {fit} fit"
         )
 
@@ -122,5 +122,6 @@ def _require_compiler() -> None:
         )
 
 
-def _gb(count: int) -> str:
+def gb(count: int) -> str:
+    """A number of bytes for a message."""
     return f"{count / 1e9:.3g} GB"

@@ -231,6 +231,9 @@ _FORMS: dict[str, tuple[str, type[HalfLinear | Int8Linear | Fp8Linear | PaddedLi
     "padded": ("cuda", PaddedLinear),
 }
 
+META_DTYPES = {"float16": torch.float16, "int8": torch.float8_e4m3fn, "fp8": torch.float8_e4m3fn}
+"""Number formats of the same size, for a network without memory."""
+
 
 def pack(layer: nn.Module, form: str) -> nn.Module:
     """Convert a filled layer to this form; only `Linear` and `Embedding` change.
@@ -242,6 +245,10 @@ def pack(layer: nn.Module, form: str) -> nn.Module:
         ConfigError: the weights' device or this machine does not support this form.
     """
     device, make = _FORMS[form]
+    weight = getattr(layer, "weight", None)
+    if weight is not None and weight.is_meta:  # only its size is wanted
+        packed = isinstance(layer, Linear | Embedding) and form in META_DTYPES
+        return layer.to(META_DTYPES[form]) if packed else layer
     if isinstance(layer, Embedding) and device == "cpu":
         layer.dtype = layer.weight.dtype
         return layer.half()

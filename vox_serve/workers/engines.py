@@ -9,8 +9,6 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
-import attrs
-
 from vox_serve.config import EngineConfig, ServerConfig
 from vox_serve.errors import ConfigError, InvalidRequest, NotFound
 from vox_serve.metrics import Metrics, Registry
@@ -18,7 +16,7 @@ from vox_serve.plugins import Plugins
 from vox_serve.sampling import RANGES, Range
 from vox_serve.text import Lexicon, read_lexicon, with_lexicon
 from vox_serve.workers.client import WorkerClient
-from vox_serve.workers.devices import all_devices
+from vox_serve.workers.devices import with_devices
 from vox_serve.workers.interface import EngineClient, EngineState, VoiceTaker
 from vox_serve.workers.link import AnyLink
 from vox_serve.workers.reading import audio_jobs, text_jobs
@@ -67,7 +65,7 @@ class Engines:
                 raise ConfigError(f"two models would have the name {name!r}: {config.model} is one")
             metrics = Metrics(name, self.registry)
             self._clients[name] = WorkerClient(
-                _with_devices(config),
+                with_devices(config),
                 server,
                 metrics,
                 front_end=with_lexicon(front_end, lexicon),
@@ -142,9 +140,3 @@ class Engines:
         await asyncio.gather(*(client.stop() for client in self))
         self.texts.close()
         self.clips.close()
-
-
-def _with_devices(config: EngineConfig) -> EngineConfig:
-    if config.device != "auto-all":
-        return config
-    return attrs.evolve(config, device=all_devices())
