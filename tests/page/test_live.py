@@ -68,10 +68,10 @@ def test_an_interruption_is_silence_and_frees_the_slot_and_the_session_goes_on(
     expect(page.locator(".segments")).to_contain_text("interrupted")
     expect(page.get_by_role("status")).to_have_text("connected")
     field.fill("")
-    field.press_sequentially("5 frames! ")
+    field.press_sequentially("40 frames! ")
     field.press("Enter")
     energetic(page)
-    expect(page.locator(".segments").nth(1)).to_contain_text("5 frames!")
+    expect(page.locator(".segments").nth(1)).to_contain_text("40 frames!")
 
 
 def test_who_begins_to_type_while_it_speaks_interrupts(
@@ -100,7 +100,7 @@ def test_a_sentence_that_cannot_be_spoken_is_said_and_the_next_one_is_heard(
     field = page.get_by_label("Type here")
     field.press_sequentially("This is unspeakable! ")
     expect(page.get_by_role("alert")).to_contain_text("text holds what no tone can say")
-    field.press_sequentially("5 frames! ")
+    field.press_sequentially("40 frames! ")
     energetic(page)
 
 
@@ -108,12 +108,12 @@ def test_a_key_opens_the_connection(
     start_server: Callable[..., RunningServer], open_page: Opened
 ) -> None:
     page = open_page(start_server(server=ServerConfig(port=0, api_key=("se/cret+",))), "#live")
-    page.get_by_label("Type here").press_sequentially("5 frames! ")
+    page.get_by_label("Type here").press_sequentially("40 frames! ")
     field = page.get_by_label("Key, if the server wants one")
     expect(field).to_have_accessible_description(re.compile("a key is required"))
     field.fill("se/cret+")
     field.press("Enter")
-    page.get_by_label("Type here").press_sequentially("5 frames! ")
+    page.get_by_label("Type here").press_sequentially("40 frames! ")
     energetic(page)
 
 
@@ -122,11 +122,11 @@ def test_a_connection_that_is_refused_or_breaks_is_said(
 ) -> None:
     server = start_server()
     page = open_page(server, "#live")
-    page.get_by_label("Type here").press_sequentially("5 frames! ")
+    page.get_by_label("Type here").press_sequentially("40 frames! ")
     energetic(page)
     page.route("**/*", lambda route: route.abort())
     page.route_web_socket("**/*", lambda socket: socket.close(code=1006))
     page.get_by_role("button", name="Close").click()
     expect(page.get_by_role("status")).to_have_text("not connected")
-    page.get_by_label("Type here").press_sequentially("5 frames! ")
+    page.get_by_label("Type here").press_sequentially("40 frames! ")
     expect(page.get_by_role("alert")).to_contain_text("The connection was lost.")
