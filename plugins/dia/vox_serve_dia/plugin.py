@@ -25,11 +25,11 @@ MAX_CHARACTERS = 300
 
 @attrs.frozen
 class DiaParameters(SamplingParams):
-    """Those of every model of codes, and the weight of the text."""
+    """Those of every model of codes, and the strength of guidance."""
 
     guidance_scale: float = parameter(
         3.0,
-        Range(float, 1.0, 10.0, "how much more than without a text the text counts; 1: no more"),
+        Range(float, 1.0, 10.0, "strength of classifier-free guidance towards the text; 1: none"),
     )
 
 
