@@ -73,6 +73,8 @@ SIBLINGS: dict[str, dict[str, str]] = {
     },
     "dots-inside": {
         "See https://example.com/a.html now.": "see example dot com slash a dot aitch tee em ell now.",
+        "See a.b/c now.": "see a dot bee slash see now.",
+        "A 1st-place team": "a first place team.",
         "file.tar.gz": "file dot tar dot gee zee.",
         "iOS 17.4.1": "ios seventeen point four point one.",
         ".NET is here": "dot net is here.",

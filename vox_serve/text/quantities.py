@@ -182,6 +182,8 @@ def _unit(unit: str, single: bool) -> str:
 def _single(match: re.Match[str]) -> str:
     """`a 5 km run`: a unit in an adjective is singular."""
     article, number, unit = match.groups()
+    if unit in ("st", "nd", "rd", "th"):
+        return match[0]
     one = read(f"1 {unit}").removeprefix("one ")
     if unit in UNITS:
         one = _unit(unit, True)
@@ -253,6 +255,7 @@ _REWRITINGS: tuple[_Rewriting, ...] = (
         _instant,
     ),
     (re.compile(r"\b([A-Z])–(?=[A-Z]\b)"), r"\1 to "),
+    (re.compile(r"(\d(?:st|nd|rd|th))-(?=[a-z])"), r"\1 "),
     (re.compile(r"(?<!\w)\((i{1,3}|iv|vi{0,3}|ix)\)"), lambda m: f"({roman(m[1].upper())})"),
     (re.compile(r"(?<![\d/])9/11(?![\d/])"), "nine eleven"),
     (re.compile(r"~(?=\d)"), "about "),
@@ -280,7 +283,10 @@ _REWRITINGS: tuple[_Rewriting, ...] = (
     (re.compile(r"\bE\.g\.,?"), "For example"),
     (re.compile(r"(?<!\d )(?<![\d.])\b([ap])\.m\."), r"\1 m"),
     (re.compile(r"\b(Mr|Mrs|Ms|Dr|Prof)(?= [A-Z])"), r"\1."),
-    (re.compile(rf"\b({'|'.join(WITHOUT_DOT)})\b(?:\.(?= ))?"), lambda m: WITHOUT_DOT[m[1]]),
+    (
+        re.compile(rf"(?<![\w./])({'|'.join(WITHOUT_DOT)})\b(?:\.(?= ))?"),
+        lambda m: WITHOUT_DOT[m[1]],
+    ),
     (
         re.compile(rf"\b({'|'.join(ABBREVIATIONS)})\. ?(?=[A-Z\d(+])"),
         lambda match: f"{ABBREVIATIONS[match[1]]} ",
