@@ -61,7 +61,7 @@ def test_models_list_their_languages_and_parameters(server: RunningServer) -> No
     models = {each["name"]: each for each in server.http.get("/models").json()["models"]}
     assert tuple(models) == MODELS
     assert {"zh", "en", "ja"} <= set(models["qwen"]["languages"])
-    assert not models["csm"]["languages"]
+    assert models["csm"]["languages"] == ["en"]
     assert "flow_steps" in models["pocket"]["parameters"]
     assert "language" in models["qwen"]["parameters"]
     for model, unknown in (("csm", "flow_steps"), ("pocket", "instructions")):
