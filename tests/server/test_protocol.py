@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import socket
+import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,7 +17,7 @@ import pytest
 from tests.conftest import RunningServer, until
 from tests.server.conftest import Gate, post_raw, read_stream, value
 from vox_serve.config import ServerConfig
-from vox_serve.server.protocol import MAX_HEADER_BYTES
+from vox_serve.server.protocol import MAX_HEADER_BYTES, TimedProtocol
 
 StartServer = Callable[..., RunningServer]
 READ_TIMEOUT = 0.5
@@ -190,6 +192,24 @@ def test_endless_trailers_are_cut(tone_server: RunningServer) -> None:
         connection.sendall(HEAD + b"Transfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n")
         sent = send_until_cut(connection, b"X-A: " + b"a" * 1000 + b"\r\n")
     assert sent < 100 * MAX_HEADER_BYTES
+
+
+def test_a_connection_that_is_reset_is_forgotten(tone_server: RunningServer) -> None:
+    """Otherwise its timer would keep it in memory for the time of a silent connection."""
+
+    def kept() -> int:
+        gc.collect()
+        found = [one for one in gc.get_objects() if type(one) is TimedProtocol]
+        return sum(one.transport.is_closing() for one in found)
+
+    before = kept()
+    for _ in range(10):
+        with connect(tone_server) as connection:
+            connection.sendall(GET)
+            connection.recv(65536)
+            reset = struct.pack("ii", 1, 0)
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, reset)
+    until(lambda: kept() <= before)
 
 
 def test_a_large_body_and_many_requests_are_no_headers(tone_server: RunningServer) -> None:

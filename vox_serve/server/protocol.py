@@ -110,6 +110,7 @@ class TimedProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._connections.closed(self.transport)
         self._expect(None)
+        self._unset_keepalive_if_required()  # uvicorn keeps it, and this object, after a reset
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
