@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import time
+from itertools import count
 from statistics import median
 
 from benchmarks.served import open_loop, running
@@ -25,7 +26,9 @@ from vox_serve.messages import Audio, Failed, Finished, SpeechRequest
 from vox_serve.metrics import Metrics
 from vox_serve.workers.client import WorkerClient
 
-TEXT = "The train to the coast leaves at nine, and it takes two hours to get there."
+TEXT = "Train {} to the coast leaves at nine, and it takes two hours to get there."
+"""With another number each time, so that no earlier conversation has cached it."""
+NUMBERS = count(100)
 TURNS = 8
 
 
@@ -92,7 +95,8 @@ def _prefilled(client: WorkerClient) -> float:
 async def _speak(client: WorkerClient, request_id: str, conversation: str) -> float:
     """Speak a turn; returns the seconds to its first audio."""
     began, first = time.perf_counter(), None
-    events = client.submit(SpeechRequest(request_id, TEXT, conversation=conversation))
+    text = TEXT.format(next(NUMBERS))
+    events = client.submit(SpeechRequest(request_id, text, conversation=conversation))
     while not isinstance(event := await events.get(), Finished | Failed):
         if isinstance(event, Audio) and first is None:
             first = time.perf_counter() - began

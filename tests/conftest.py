@@ -31,7 +31,7 @@ TONE = EngineConfig(
     model="tone",
     plugins=("tests.tone",),
     max_batch_size=4,
-    replicas=int(os.environ.get("TONE_REPLICAS", "1")),  # 2 in `make test-reliability`
+    replicas=int(os.environ.get("TONE_REPLICAS", "1")),  # 2: the tests of the server with two
 )
 
 
