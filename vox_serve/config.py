@@ -67,6 +67,9 @@ class EngineConfig:
         "8-bit weights, which change the sound: int8 on a CPU, fp8 on a GPU that supports it",
         QUANTIZE,
     )
+    adapter: str = setting(
+        "", "directory of a LoRA adapter as PEFT saves it, merged into the weights at load"
+    )
     max_batch_size: int = setting(16, "slots: the most requests spoken at the same time")
     max_seconds: float = setting(90.0, "the longest audio of one request, in seconds")
     temperature: float | None = setting(None, RANGES["temperature"].text)

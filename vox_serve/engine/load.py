@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import platform
 import time
+from pathlib import Path
 
 import torch
 
@@ -14,6 +15,7 @@ from vox_serve.engine.engine import Engine
 from vox_serve.errors import ConfigError
 from vox_serve.messages import EngineInfo
 from vox_serve.model import LoadOptions, Model
+from vox_serve.nn.adapter import merging
 from vox_serve.nn.linear import holds_halves
 from vox_serve.plugins import Plugins
 
@@ -35,7 +37,8 @@ def load_engine(config: EngineConfig, plugins: Plugins) -> tuple[Engine, EngineI
     device.prepare(chosen)
     _keep_freed_memory()
     try:
-        model = resolved.spec.load(options)
+        with merging(Path(config.adapter) if config.adapter else None):
+            model = resolved.spec.load(options)
         device.require_room(model, config.max_batch_size)
         _set_threads(config, model)
         engine = Engine(model, config, resolved.checkpoint)

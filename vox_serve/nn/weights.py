@@ -17,6 +17,7 @@ from torch import nn
 from tqdm import tqdm
 
 from vox_serve.errors import CheckpointError
+from vox_serve.nn.adapter import merged
 from vox_serve.nn.linear import pack
 
 
@@ -42,7 +43,11 @@ class WeightFiles:
         return set(self._file_of)
 
     def read(self, name: str) -> torch.Tensor:
-        """One tensor, on the CPU.  Raises CheckpointError if it is missing."""
+        """One tensor, on the CPU, an adapter merged (`vox_serve.nn.adapter`).
+
+        Raises:
+            CheckpointError: it is missing, or the adapter does not fit.
+        """
         if name not in self._file_of:
             raise CheckpointError(f"{self.path}: tensor {name} is missing")
         path = self._file_of[name]
@@ -51,7 +56,7 @@ class WeightFiles:
                 tensor: torch.Tensor = file.get_tensor(name)
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{path}: cannot read {name}: {error}") from error
-        return tensor
+        return merged(name, tensor)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of one tensor, from its file's header.  Raises CheckpointError."""
