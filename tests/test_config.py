@@ -80,7 +80,17 @@ def test_bad_value(config: type[Any], name: str, bad: Any) -> None:
 @pytest.mark.parametrize("config", [EngineConfig, ServerConfig])
 def test_every_field_can_be_bad_or_is_free_text(config: type[Any]) -> None:
     """A new setting needs a check, or a place in this list."""
-    free = {"model", "device", "plugins", "host", "deterministic", "log_text", "traces", "lexicon"}
+    free = {
+        "model",
+        "adapter",
+        "device",
+        "plugins",
+        "host",
+        "deterministic",
+        "log_text",
+        "traces",
+        "lexicon",
+    }
     free |= {"metrics_need_key", "strict_fields"}
     checked = {name for owner, name, _ in BAD if owner is config}
     assert {field.name for field in attrs.fields(config)} == checked | (

@@ -22,6 +22,8 @@ from vox_serve.hub import read_json
 
 PREFIX = "base_model.model."
 PARTS = (".lora_A.weight", ".lora_B.weight")
+MOST = 2**20
+"""Of rank and alpha."""
 UNSUPPORTED = ("use_dora", "fan_in_fan_out", "lora_bias", "rank_pattern", "alpha_pattern")
 
 
@@ -75,7 +77,8 @@ class Adapter:
                 f"{self._directory}: the change of {name} has shape {list(changed.shape)}, but the "
                 f"checkpoint's tensor has {list(tensor.shape)}"
             )
-        return (changed if whole is not None else tensor.float() + changed).to(tensor.dtype)
+        result: torch.Tensor = changed if whole is not None else tensor.float() + changed
+        return result.to(tensor.dtype)
 
     def finish(self) -> None:
         """Raise CheckpointError if a change has not been merged."""
@@ -88,17 +91,17 @@ class Adapter:
 
 
 def _scale(directory: Path, config: dict[str, Any]) -> float:
-    rank, alpha = config.get("r"), config.get("lora_alpha")
-    for name, value in (("r", rank), ("lora_alpha", alpha)):
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not number or not 0 < value <= 2**20:
+    def number(name: str) -> float:
+        value = config.get(name)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= MOST:
             raise CheckpointError(
                 f"{directory}/adapter_config.json: {name} must be a number above 0 and at most "
-                f"{2**20}, not {str(value)[:40]}"
+                f"{MOST}, not {str(value)[:40]}"
             )
-    assert rank is not None
-    assert alpha is not None
-    return float(alpha) / (sqrt(rank) if config.get("use_rslora") else float(rank))
+        return float(value)
+
+    rank = number("r")
+    return number("lora_alpha") / (sqrt(rank) if config.get("use_rslora") else rank)
 
 
 _merged: ContextVar[Adapter | None] = ContextVar("adapter", default=None)
