@@ -77,7 +77,8 @@ class Adapter:
                 f"{self._directory}: the change of {name} has shape {list(changed.shape)}, but the "
                 f"checkpoint's tensor has {list(tensor.shape)}"
             )
-        return (changed if whole is not None else tensor.float() + changed).to(tensor.dtype)
+        result: torch.Tensor = changed if whole is not None else tensor.float() + changed
+        return result.to(tensor.dtype)
 
     def finish(self) -> None:
         """Raise CheckpointError if a change has not been merged."""
