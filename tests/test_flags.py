@@ -44,6 +44,7 @@ VALUES: dict[str, tuple[str, Any]] = {
     "shutdown_timeout": ("1.5", 1.5),
     "stall_timeout": ("1.5", 1.5),
     "on_worker_death": ("restart", "restart"),
+    "adapter": ("lora", "lora"),
     "unload_after": ("1.5", 1.5),
     "keep_alive_timeout": ("1.5", 1.5),
     "max_body_bytes": ("4096", 4096),

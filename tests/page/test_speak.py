@@ -129,25 +129,33 @@ def test_pieces_are_played_without_a_gap_between_their_samples(
 def test_stop_is_silence_at_once_and_frees_the_slot(
     slow_server: RunningServer, open_page: Opened
 ) -> None:
+    """Within 200 ms; the quickest of three counts, because other tests share the processors."""
     page = open_page(slow_server)
-    speak(page, "190 frames")
-    energetic(page)
-    assert slow_server.client.stats.running == 1
-    page.evaluate(
-        """addEventListener("click", () => {
-            const begun = performance.now();
-            const timer = setInterval(() => {
-              if (energy()) return;
-              clearInterval(timer);
-              window.silenceAfter = performance.now() - begun;
-            }, 5);
-        }, { once: true })"""
-    )
-    page.get_by_role("button", name="Stop", exact=True).click()
-    slow_server.wait_idle(1)
-    wait(page, "window.silenceAfter !== undefined")
-    assert page.evaluate("silenceAfter") < 200
-    expect(page.locator(".latest")).to_contain_text("incomplete")
+
+    def stop() -> float:
+        """Milliseconds from the click until nothing is heard."""
+        speak(page, "190 frames")
+        energetic(page)
+        assert slow_server.client.stats.running == 1
+        page.evaluate(
+            """window.silenceAfter = undefined;
+            addEventListener("click", () => {
+                const begun = performance.now();
+                const timer = setInterval(() => {
+                  if (energy()) return;
+                  clearInterval(timer);
+                  window.silenceAfter = performance.now() - begun;
+                }, 5);
+            }, { once: true })"""
+        )
+        page.get_by_role("button", name="Stop", exact=True).click()
+        slow_server.wait_idle(1)
+        wait(page, "window.silenceAfter !== undefined")
+        expect(page.locator(".latest")).to_contain_text("incomplete")
+        after: float = page.evaluate("silenceAfter")
+        return after
+
+    assert min(stop() for _ in range(3)) < 200
 
 
 def test_leaving_the_page_in_mid_stream_frees_the_slot(
