@@ -742,10 +742,10 @@ def test_a_client_that_never_reads(
     with session(server, max_seconds=8.0) as idle:
         idle.send("text", text="100 frames! " * 8)
         idle.send("text", text="100 frames! " * 300)
-        until(lambda: value(server, "frames_total") >= 100, 30)
+        until(lambda: value(server, "frames_total") >= 1, 30)
         other = spoken_whole(server, ["2 frames"], max_seconds=8.0)
         assert len(other.audio) == 2 * 2 * 64_000
-        until(lambda: value(server, "requests_total", mode="stream", outcome="cancelled") == 1)
+        until(lambda: value(server, "requests_total", mode="stream", outcome="cancelled") == 1, 30)
         until(lambda: is_idle(server), 1)
         assert value(server, "frames_total") <= 2 + 2 * 100, "the second text had not begun"
     assert value(server, "client_disconnects_total", phase="stream") == 1
