@@ -83,9 +83,9 @@ def leaks() -> None:
 
     kept, prompt = [], ToneModel.prompt
 
-    def leaky(self, text, voice, context):
+    def leaky(self, text, voice, **others):
         kept.append(os.urandom(16 * 1024))
-        return prompt(self, text, voice, context)
+        return prompt(self, text, voice, **others)
 
     ToneModel.prompt = leaky
 
