@@ -16,7 +16,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import time
-from itertools import count
+from itertools import product
 from statistics import median
 
 from benchmarks.served import open_loop, running
@@ -26,9 +26,9 @@ from vox_serve.messages import Audio, Failed, Finished, SpeechRequest
 from vox_serve.metrics import Metrics
 from vox_serve.workers.client import WorkerClient
 
-TEXT = "Train {} to the coast leaves at nine, and it takes two hours to get there."
-"""With another number each time, so that no earlier conversation has cached it."""
-NUMBERS = count(100)
+TEXT = "The train to {} leaves at nine, and it takes two hours to get there."
+"""With another name each time, so that no earlier conversation has cached it."""
+NAMES = map("".join, product("bdfgklmnprst", "aeiou", "lmnrst", "aeo"))
 TURNS = 8
 
 
@@ -95,7 +95,7 @@ def _prefilled(client: WorkerClient) -> float:
 async def _speak(client: WorkerClient, request_id: str, conversation: str) -> float:
     """Speak a turn; returns the seconds to its first audio."""
     began, first = time.perf_counter(), None
-    text = TEXT.format(next(NUMBERS))
+    text = TEXT.format(next(NAMES))
     events = client.submit(SpeechRequest(request_id, text, conversation=conversation))
     while not isinstance(event := await events.get(), Finished | Failed):
         if isinstance(event, Audio) and first is None:
