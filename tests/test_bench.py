@@ -710,6 +710,8 @@ def test_ctrl_c_closes_the_connections_and_prints_what_there_is(
     file.write_text("1 frames\n1 frames\n150 frames\n")
     command = [sys.executable, "-m", "vox_serve.cli", "bench", server.url, "--concurrency", "1"]
     command += ["--texts", str(file), "--json", str(written)]
+    # A job that a shell starts in the background ignores this signal, and so would its children.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         ok = 'vox_serve_requests_total{mode="stream",model="tone",outcome="ok"}'
         # The warm-up and two of the run have ended; the third takes 15 s.
