@@ -41,7 +41,7 @@ ROUTES = {"/generate": b"text", "/v1/audio/speech": b"input"}
 
 
 def nonsense(server: Launched) -> list[httpx.Response]:
-    """The answers to bytes that are no request."""
+    """The answers to bytes that are not a request."""
     return [
         server.http.post(path, content=content.replace(b"%s", field), headers=JSON)
         for path, field in ROUTES.items()

@@ -117,7 +117,7 @@ class Dac:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Decode FRAMES columns `[B, K, FRAMES]`; see `Codec.step`."""
         size = self._sizes.codes
-        # Before the first column there is no sound.
+        # Columns before the first one are silent.
         before = self._columns[slots].masked_fill(reset[:, None, None], self.codebook_size)
         columns = torch.cat([before, codes.transpose(1, 2)], dim=1)
         frames = columns.gather(1, self._places.expand(len(slots), -1, -1))

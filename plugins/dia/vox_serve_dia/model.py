@@ -41,7 +41,7 @@ from vox_serve_dia.plugin import DiaParameters
 
 SPEAKERS = ("[S1]", "[S2]")
 TEXT_BLOCK = 16
-"""Texts are padded to a multiple of so many bytes, so that few shapes occur."""
+"""Texts are padded to a multiple of this many bytes, which limits the number of shapes."""
 FREE = -1
 """Stands for a code that is not given."""
 

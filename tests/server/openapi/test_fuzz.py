@@ -1,6 +1,6 @@
 """Nonsense of every kind gets a 4xx in the one shape of errors; sense is understood.
 
-Schemathesis draws both from the served document.  What it cannot draw, bytes that are no JSON,
+Schemathesis draws both from the served document.  What it cannot draw, bytes that are not JSON,
 is here for the routes that `test_bad_requests.py` leaves out.
 """
 
