@@ -110,7 +110,8 @@ def dia() -> Model:
     """Dia 1.6B in bfloat16."""
     from vox_serve_dia.config import DiaConfig
     from vox_serve_dia.dac import Dac
-    from vox_serve_dia.model import DiaModel, DiaNetwork
+    from vox_serve_dia.model import DiaModel
+    from vox_serve_dia.network import DiaNetwork
     from vox_serve_dia.plugin import DiaParameters
 
     config = DiaConfig.from_json({"model_type": "dia"})

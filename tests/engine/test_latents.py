@@ -14,8 +14,7 @@ from vox_serve.engine.sampler import SlotSampler
 from vox_serve.errors import ConfigError, InvalidRequest
 from vox_serve.messages import Failed, Finished, SpeechRequest
 from vox_serve.sampling import Parameters, SamplingParams
-from vox_serve.testing import ModelConformance
-from vox_serve.testing.conformance import watch_frames
+from vox_serve.testing import ModelConformance, watch_frames
 
 TEXT = "three short words"
 

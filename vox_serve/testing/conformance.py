@@ -19,37 +19,25 @@ from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Rows
 from typing import Any
 
-import attrs
 import pytest
 import torch
 
 from vox_serve.audio.loudness import audible_seconds
-from vox_serve.codec import Codec
 from vox_serve.config import EngineConfig
 from vox_serve.engine.engine import Engine
-from vox_serve.engine.frames import Frame
-from vox_serve.engine.sequence import Sequence
 from vox_serve.errors import RequestError
-from vox_serve.messages import Audio, Failed, Finished, SpeechRequest
-from vox_serve.model import Model
+from vox_serve.messages import SpeechRequest
 from vox_serve.sampling import SamplingParams
-from vox_serve.testing.replay import Step, created, cuda_graph, no_host_read, recorded
+from vox_serve.testing.codec import CodecConformance
+from vox_serve.testing.replay import Step, cuda_graph, no_host_read, recorded
+from vox_serve.testing.utterances import Utterance, record, same, same_codes, step
 
 AUDIBLE_SECONDS = 0.1
 """Of a word, at least."""
 
 
-@attrs.define
-class Utterance:
-    """The result of one request: the numbers of every frame, sound, and how it ended."""
-
-    codes: list[tuple[float, ...]] = attrs.field(factory=list)
-    pcm: bytes = b""
-    end: str = ""
-
-
-class ModelConformance:
-    """The requirements for a model plugin, one test each.
+class ModelConformance(CodecConformance):
+    """The requirements for a model plugin and its codec, one test each.
 
     Override `load`, and the attributes that do not fit your model.
     """
@@ -68,10 +56,6 @@ class ModelConformance:
     """Words, as the model reads them, that a checkpoint of trained weights must be heard to say."""
     plugin_module: str | None = None
     """The plugin's module, to check that it does not import torch."""
-
-    def load(self, device: str) -> Model:
-        """Load the model in float32 on a torch device: `cpu`, or `cuda` if available."""
-        raise NotImplementedError("a conformance test must define how its model is loaded")
 
     # Tests
 
@@ -108,25 +92,25 @@ class ModelConformance:
         together = self._speak(self._engine(), *self.texts)
         for text, beside in zip(self.texts, together, strict=True):
             (alone,) = self._speak(self._engine(), text)
-            _same(alone, beside, f"{text!r} alone and in a batch")
+            same(alone, beside, f"{text!r} alone and in a batch")
 
     def test_joining_and_leaving_between_frames_changes_nothing(self) -> None:
         engine = self._engine(slots=2)
-        spoken = _record(engine)
+        spoken = record(engine)
         for number, text in enumerate(self.texts):
             engine.add(self._request(str(number), text))
-            _step(engine, spoken)
-            _step(engine, spoken)
+            step(engine, spoken)
+            step(engine, spoken)
         while engine.has_work:
-            _step(engine, spoken)
+            step(engine, spoken)
         for number, text in enumerate(self.texts):
             (alone,) = self._speak(self._engine(), text)
-            _same(alone, spoken[str(number)], f"{text!r} alone and joining late")
+            same(alone, spoken[str(number)], f"{text!r} alone and joining late")
 
     def test_a_slot_is_clean_for_its_next_sequence(self) -> None:
         engine = self._engine(slots=1)
         first, _, again = self._speak(engine, self.texts[0], self.texts[1], self.texts[0])
-        _same(first, again, "the first and the third use of a slot")
+        same(first, again, "the first and the third use of a slot")
 
     def test_cancelling_frees_the_slot(self) -> None:
         engine = self._engine(slots=1)
@@ -136,7 +120,7 @@ class ModelConformance:
         assert engine.stats.running == 0
         (after,) = self._speak(engine, self.texts[1])
         (alone,) = self._speak(self._engine(), self.texts[1])
-        _same(alone, after, "a slot after a cancelled sequence")
+        same(alone, after, "a slot after a cancelled sequence")
 
     def test_what_is_kept_of_a_conversation_changes_nothing(self) -> None:
         """A prompt with a restored prefix gives the same result as one that is run whole."""
@@ -146,7 +130,7 @@ class ModelConformance:
         for text in self.texts:
             (expected,) = self._speak(fresh, text, conversation="c")
             (resumed,) = self._speak(kept, text, conversation="c")
-            _same(expected, resumed, f"{text!r} from scratch and after what was kept")
+            same(expected, resumed, f"{text!r} from scratch and after what was kept")
 
     def test_the_cap_ends_with_length(self) -> None:
         engine = self._engine()
@@ -156,7 +140,7 @@ class ModelConformance:
         assert len(spoken.codes) > frames, "the first text must last for more than three frames"
         seconds = 3.5 / codec.frame_rate
         (capped,) = self._speak(self._engine(), self.texts[0], max_seconds=seconds)
-        _same_codes(spoken.codes[:frames], capped.codes, "the frames before the cap")
+        same_codes(spoken.codes[:frames], capped.codes, "the frames before the cap")
         assert capped.end == "length"
         assert len(capped.pcm) <= 2 * seconds * codec.sample_rate, "the sound is over the cap"
 
@@ -177,8 +161,8 @@ class ModelConformance:
             fields = {"sampling": {**self.drawn, "seed": seed}}
             return self._speak(self._engine(), self.texts[0], *others, **fields)[0]
 
-        _same(speak(1), speak(1), "the same seed twice")
-        _same(speak(1), speak(1, *self.texts[1:]), "the same seed alone and in company")
+        same(speak(1), speak(1), "the same seed twice")
+        same(speak(1), speak(1, *self.texts[1:]), "the same seed alone and in company")
         different = [speak(seed).codes != speak(1).codes for seed in (2, 3, 4)]
         assert any(different), "another seed must give other codes: is the sampler asked?"
 
@@ -230,70 +214,18 @@ class ModelConformance:
             return emit(hidden, sampler)
 
         engine.model.emit = poison  # type: ignore[method-assign]  # a test double
-        spoken = _record(engine)
+        spoken = record(engine)
         for number, text in enumerate(self.texts):
             engine.add(self._request(str(number), text))
-        _step(engine, spoken)
+        step(engine, spoken)
         engine.model.emit = emit  # type: ignore[method-assign]  # a test double
         while engine.has_work:
-            _step(engine, spoken)
+            step(engine, spoken)
         for number, beside in enumerate(healthy):
             if number == poisoned:
                 assert spoken[str(number)].end == "generation_failed"
             else:
-                _same(beside, spoken[str(number)], "a row beside one that is not finite")
-
-    def test_codes_decode_the_same_in_any_slot_and_company(self) -> None:
-        """Each row has its own codec state, in any order of slots."""
-        codec = self.load("cpu").codec
-        generator = torch.Generator().manual_seed(0)
-        shape = (3, codec.frame_width, codec.frames_per_step * 6)
-        codes = _random_frames(codec, shape, generator)
-
-        def decode(rows: Rows[int], slots: Rows[int]) -> torch.Tensor:
-            pieces = []
-            for start in range(0, shape[2], codec.frames_per_step):
-                part = codes[list(rows), :, start : start + codec.frames_per_step]
-                reset = torch.full((len(rows),), start == 0)
-                pcm, valid = codec.step(part, torch.tensor(slots), reset)
-                assert pcm.shape == (len(rows), codec.frame_size)
-                assert bool((valid <= codec.frame_size).all())
-                pieces.append(torch.where(torch.arange(codec.frame_size) < valid[:, None], pcm, 0))
-            return torch.cat(pieces, dim=1)
-
-        with torch.inference_mode():
-            codec.allocate(4)
-            together = decode((0, 1, 2), (3, 0, 2))
-            for row in range(3):
-                alone = decode((row,), (1,))[0]
-                torch.testing.assert_close(together[row], alone, atol=1e-4, rtol=1e-3)
-
-    def test_a_cleared_slot_speaks_again(self) -> None:
-        """Non-finite codec state does not affect the slot's next sequence."""
-        codec = self.load("cpu").codec
-        num_slots, slot = 13, 5  # a number of slots that is unlikely to equal any other size
-        generator = torch.Generator().manual_seed(0)
-        shape = (4, 1, codec.frame_width, codec.frames_per_step)
-        codes = _random_frames(codec, shape, generator)
-
-        def decode() -> list[tuple[torch.Tensor, torch.Tensor]]:
-            steps = []
-            for number, part in enumerate(codes):
-                pcm, valid = codec.step(part, torch.tensor([slot]), torch.tensor([number == 0]))
-                steps.append((pcm * (torch.arange(codec.frame_size) < valid[:, None]), valid))
-            return steps
-
-        with torch.inference_mode():
-            state = created(lambda: codec.allocate(num_slots))
-            expected = decode()
-            for tensor in state:
-                for dim, size in enumerate(tensor.shape):
-                    if tensor.is_floating_point() and size in (num_slots, num_slots + 1):
-                        tensor.select(dim, slot).fill_(torch.nan)
-            codec.clear(slot)
-            for got, wanted in zip(decode(), expected, strict=True):
-                assert torch.equal(got[1], wanted[1]), "a cleared slot sounds at other steps"
-                torch.testing.assert_close(got[0], wanted[0], atol=1e-4, rtol=1e-3)
+                same(beside, spoken[str(number)], "a row beside one that is not finite")
 
     def test_nothing_is_read_by_the_host_while_the_model_runs(self) -> None:
         engine = self._engine()
@@ -347,31 +279,7 @@ class ModelConformance:
         advance = capture(lambda: (model.advance(codes, slots, runner.kv),))
         (wanted,) = (model.advance(codes, slots, runner.kv),)
         torch.testing.assert_close(advance()[0], wanted, atol=1e-4, rtol=1e-3)
-        self._replayed_codec(device, capture)
-
-    def _replayed_codec(self, device: str, capture: Callable[[Step], Step]) -> None:
-        codec = self.load(device).codec
-        generator = torch.Generator().manual_seed(0)
-        shape = (6, 2, codec.frame_width, codec.frames_per_step)
-        codes = _random_frames(codec, shape, generator).to(device)
-        slots = torch.arange(2, device=device)
-        codec.allocate(2)
-        expected = [
-            codec.step(part, slots, torch.full((2,), number == 0, device=device))
-            for number, part in enumerate(codes)
-        ]
-        expected = [(pcm.clone(), valid.clone()) for pcm, valid in expected]
-        codec.allocate(2)
-        given, reset = codes[0].clone(), torch.ones(2, dtype=torch.bool, device=device)
-        step = capture(lambda: codec.step(given, slots, reset))
-        for number, part in enumerate(codes):
-            given.copy_(part)
-            reset.fill_(number == 0)
-            pcm, valid = step()
-            assert torch.equal(valid, expected[number][1]), "codec: captured and eager differ"
-            heard = torch.arange(codec.frame_size, device=device) < valid[:, None]
-            pcm, wanted = pcm * heard, expected[number][0] * heard
-            torch.testing.assert_close(pcm, wanted, atol=1e-4, rtol=1e-3)
+        self.replayed_codec(device, capture)
 
     def _engine(self, slots: int = 4, device: str = "cpu", **settings: Any) -> Engine:
         config = EngineConfig(model="conformance", max_batch_size=slots, **settings)
@@ -383,75 +291,9 @@ class ModelConformance:
         return SpeechRequest(name, text, **fields)
 
     def _speak(self, engine: Engine, *texts: str, **fields: Any) -> list[Utterance]:
-        spoken = _record(engine)
+        spoken = record(engine)
         for number, text in enumerate(texts):
             engine.add(self._request(str(number), text, **fields))
         while engine.has_work:
-            _step(engine, spoken)
+            step(engine, spoken)
         return [spoken[str(number)] for number in range(len(texts))]
-
-
-def watch_frames(engine: Engine, see: Callable[[Sequence, Frame], None]) -> None:
-    """Call `see` with every frame that the host reads from now on."""
-    collect = engine.runner.collect
-
-    def watched(sequences: Any) -> Any:
-        reader = collect(sequences)
-        read = reader.frames
-
-        def frames() -> list[Frame]:
-            found = read()
-            for sequence, frame in zip(sequences, found, strict=True):
-                if sequence.finish_reason is None:
-                    see(sequence, frame)
-            return found
-
-        reader.frames = frames  # type: ignore[method-assign]  # a test double
-        return reader
-
-    engine.runner.collect = watched  # type: ignore[method-assign]  # a test double
-
-
-def _record(engine: Engine) -> dict[str, Utterance]:
-    """Collect the results of requests from now on; `_step` fills in the sound."""
-    spoken: dict[str, Utterance] = {}
-
-    def keep(sequence: Sequence, frame: Frame) -> None:
-        if frame.finite and not frame.end:
-            spoken.setdefault(sequence.id, Utterance()).codes.append(frame.codes)
-
-    watch_frames(engine, keep)
-    return spoken
-
-
-def _step(engine: Engine, spoken: dict[str, Utterance]) -> None:
-    for event in engine.step().events:
-        utterance = spoken.setdefault(event.request_id, Utterance())
-        if isinstance(event, Audio):
-            utterance.pcm += event.pcm
-        elif isinstance(event, Finished):
-            utterance.end = event.reason.value
-        elif isinstance(event, Failed):
-            utterance.end = event.error.code
-
-
-def _random_frames(
-    codec: Codec, shape: tuple[int, ...], generator: torch.Generator
-) -> torch.Tensor:
-    if codec.codebook_size is None:
-        return torch.randn(shape, generator=generator)
-    return torch.randint(codec.codebook_size, shape, generator=generator)
-
-
-def _same_codes(expected: Rows[tuple[float, ...]], got: Rows[tuple[float, ...]], what: str) -> None:
-    """Codes are the same; latents are, but for what the batch's size rounds differently."""
-    assert len(got) == len(expected), f"{what}: {len(expected)} frames, or {len(got)}"
-    wanted, found = torch.tensor(expected), torch.tensor(got)
-    tolerance = 1e-3 if wanted.is_floating_point() else 0.0
-    assert torch.allclose(found, wanted, rtol=tolerance, atol=tolerance), f"{what}: frames differ"
-
-
-def _same(expected: Utterance, got: Utterance, what: str) -> None:
-    _same_codes(expected.codes, got.codes, what)
-    assert got.end == expected.end, f"{what}: one ends with {expected.end}, the other {got.end}"
-    assert len(got.pcm) == len(expected.pcm), f"{what}: the sound differs in length"

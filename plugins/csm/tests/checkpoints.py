@@ -6,19 +6,19 @@ with the published implementation.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import safetensors.torch
 import torch
 from safetensors.torch import save_file
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
 from transformers import CsmConfig, CsmForConditionalGeneration, masking_utils
 from transformers.models.mimi import modeling_mimi
+
+from tests.checkpoint_files import change_json, change_tensors, read_tensors, write_json
 
 CODEBOOKS, CODES, RESERVED = 8, 64, 3
 FRAME = 1920  # samples
@@ -145,31 +145,6 @@ def to_hub_layout(directory: Path) -> None:
     }
     save_file(original, directory / "model.safetensors")
     change_json(directory / "config.json", transformers_weights=INDEX)
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(content), encoding="utf-8")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return content
-
-
-def change_json(path: Path, **changes: Any) -> None:
-    write_json(path, read_json(path) | changes)
-
-
-def change_tensors(directory: Path, changes: Mapping[str, torch.Tensor | None]) -> None:
-    """Replace tensors of `model.safetensors`; None removes one."""
-    tensors = {**read_tensors(directory), **changes}
-    kept = {name: tensor for name, tensor in tensors.items() if tensor is not None}
-    save_file(kept, directory / "model.safetensors")
-
-
-def read_tensors(directory: Path) -> dict[str, torch.Tensor]:
-    """Copies: tensors that map a file would change when the file is written."""
-    return safetensors.torch.load((directory / "model.safetensors").read_bytes())
 
 
 def silence_heads(directory: Path, codebooks: Iterable[int] = range(CODEBOOKS)) -> None:

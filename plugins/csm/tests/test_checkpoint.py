@@ -20,18 +20,14 @@ from plugins.csm.tests.checkpoints import (
     HEAD,
     INDEX,
     LLAMA3_ROPE,
-    change_json,
-    change_tensors,
     clip,
-    read_json,
-    read_tensors,
     reference_frames,
     text_ids,
     to_hub_layout,
     write_checkpoint,
-    write_json,
 )
 from plugins.csm.tests.conftest import Checkpoint, MakeEngine, load, spoken_alone
+from tests.checkpoint_files import change_json, change_tensors, read_json, read_tensors, write_json
 from vox_serve import CheckpointError, SamplingParams, Segment
 from vox_serve_csm.config import CsmConfig
 from vox_serve_csm.plugin import vox_serve_models

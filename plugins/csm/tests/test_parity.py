@@ -18,11 +18,9 @@ from plugins.csm.tests.checkpoints import (
     Frames,
     clip,
     context_ids,
-    read_json,
     reference_frames,
     text_ids,
     write_checkpoint,
-    write_json,
 )
 from plugins.csm.tests.conftest import (
     FRAMES,
@@ -33,6 +31,7 @@ from plugins.csm.tests.conftest import (
     request,
     spoken_alone,
 )
+from tests.checkpoint_files import read_json, write_json
 from tests.conftest import Spoken, collect, run_engine
 from vox_serve import Segment
 from vox_serve.engine.kv_cache import SlotKVCache

@@ -27,7 +27,7 @@ from vox_serve.config import EngineConfig
 from vox_serve.engine.engine import Engine
 from vox_serve.messages import SpeechRequest
 from vox_serve.nn import WeightFiles, WeightLoader
-from vox_serve.testing.conformance import Utterance, _record, _step
+from vox_serve.testing.utterances import Utterance, record, step
 from vox_serve.voice import Segment
 from vox_serve_dia.dac import FRAMES, Dac
 
@@ -47,13 +47,13 @@ def request(name: str, text: str, guidance: float = GUIDANCE, **fields: Any) -> 
 
 
 def speak(engine: Engine, *requests: SpeechRequest, steps_between: int = 0) -> list[Utterance]:
-    spoken = _record(engine)
+    spoken = record(engine)
     for each in requests:
         engine.add(each)
         for _ in range(steps_between):
-            _step(engine, spoken)
+            step(engine, spoken)
     while engine.has_work:
-        _step(engine, spoken)
+        step(engine, spoken)
     return [spoken[each.id] for each in requests]
 
 

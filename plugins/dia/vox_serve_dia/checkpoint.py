@@ -20,7 +20,8 @@ from vox_serve.nn import WeightFiles, WeightLoader, uninitialised, weights_path
 from vox_serve.sizes import check_sizes
 from vox_serve_dia.config import COUNTS, DiaConfig
 from vox_serve_dia.dac import Dac
-from vox_serve_dia.model import DiaModel, DiaNetwork
+from vox_serve_dia.model import DiaModel
+from vox_serve_dia.network import DiaNetwork
 from vox_serve_dia.plugin import HUB_ID, DiaParameters, original
 
 DAC = "descript/dac_44khz"

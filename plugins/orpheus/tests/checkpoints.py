@@ -6,18 +6,18 @@ agrees with them agrees with the published implementations.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import safetensors.torch
 import torch
 from safetensors.torch import save_file
 from snac import SNAC
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import LlamaConfig, LlamaForCausalLM
+
+from tests.checkpoint_files import write_json
 
 BYTES, CODES = 256, 16
 BEGIN, EOT, CUSTOM = BYTES, BYTES + 1, BYTES + 2
@@ -121,25 +121,6 @@ def write_snac(directory: Path) -> Any:
     save_file(codec.state_dict(), directory / "model.safetensors")
     write_json(directory / "config.json", SNAC_CONFIG)
     return codec
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(content), encoding="utf-8")
-
-
-def change_json(path: Path, **changes: Any) -> None:
-    write_json(path, json.loads(path.read_text(encoding="utf-8")) | changes)
-
-
-def read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """Copies: tensors that map a file would change when the file is written."""
-    return safetensors.torch.load(path.read_bytes())
-
-
-def change_tensors(path: Path, changes: Mapping[str, torch.Tensor | None]) -> None:
-    """Replace tensors; None removes one."""
-    tensors = {**read_tensors(path), **changes}
-    save_file({name: tensor for name, tensor in tensors.items() if tensor is not None}, path)
 
 
 @torch.no_grad()

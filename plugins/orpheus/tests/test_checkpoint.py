@@ -12,18 +12,9 @@ import pytest
 import torch
 from huggingface_hub.utils import filter_repo_objects
 
-from plugins.orpheus.tests.checkpoints import (
-    HEAD,
-    SNAC_CONFIG,
-    VOCAB,
-    change_json,
-    change_tensors,
-    read_tensors,
-    reference_tokens,
-    text_ids,
-    write_json,
-)
+from plugins.orpheus.tests.checkpoints import HEAD, SNAC_CONFIG, VOCAB, reference_tokens, text_ids
 from plugins.orpheus.tests.conftest import Checkpoint, MakeEngine, load, spoken_alone
+from tests.checkpoint_files import change_json, change_tensors, read_tensors, write_json
 from vox_serve import CheckpointError, LoadOptions
 from vox_serve_orpheus import convert_snac
 from vox_serve_orpheus.plugin import vox_serve_models

@@ -16,9 +16,6 @@ from plugins.orpheus.tests.checkpoints import (
     FIRST,
     FRAME,
     HEAD,
-    change_json,
-    change_tensors,
-    read_tensors,
     reference_sound,
     reference_tokens,
     text_ids,
@@ -32,6 +29,7 @@ from plugins.orpheus.tests.conftest import (
     request,
     spoken_alone,
 )
+from tests.checkpoint_files import change_json, change_tensors, read_tensors
 from tests.conftest import Spoken, collect, run_engine
 from vox_serve.messages import Finished, FinishReason
 

@@ -20,7 +20,7 @@ from vox_serve.config import EngineConfig
 from vox_serve.engine.engine import Engine
 from vox_serve.engine.sampler import SlotSampler
 from vox_serve.messages import Audio, Failed, Finished, SpeechRequest
-from vox_serve.testing.conformance import watch_frames
+from vox_serve.testing import watch_frames
 from vox_serve_pocket_tts.checkpoint import load_model
 from vox_serve_pocket_tts.languages import SEANET
 from vox_serve_pocket_tts.model import PocketModel

@@ -7,16 +7,16 @@ the names and shapes, which the package itself states.
 
 from __future__ import annotations
 
-import json
 import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors.torch
 import torch
 from safetensors.torch import load_file, save_file
+
+from tests.checkpoint_files import read_json, write_json
 
 GOLDEN = Path(__file__).parent / "golden"
 KINDS = ("custom_voice", "voice_design", "base")
@@ -260,25 +260,6 @@ def clip(num_frames: float, seed: int = 0) -> np.ndarray[Any, np.dtype[np.float3
     noise = random.random_sample(len(time)) - 0.5
     sound: np.ndarray[Any, np.dtype[np.float32]] = (0.4 * tone + 0.1 * noise).astype(np.float32)
     return sound
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(content), encoding="utf-8")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return content
-
-
-def change_json(path: Path, **changes: Any) -> None:
-    write_json(path, read_json(path) | changes)
-
-
-def change_tensors(path: Path, changes: Mapping[str, torch.Tensor | None]) -> None:
-    """Replace tensors of a safetensors file; None removes one."""
-    tensors = {**safetensors.torch.load(path.read_bytes()), **changes}
-    save_file({name: tensor for name, tensor in tensors.items() if tensor is not None}, path)
 
 
 def golden_sound() -> dict[str, torch.Tensor]:

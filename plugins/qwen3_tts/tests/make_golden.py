@@ -37,9 +37,9 @@ from plugins.qwen3_tts.tests.checkpoints import (
     codec_config,
     model_config,
     write_checkpoint,
-    write_json,
     write_settings,
 )
+from tests.checkpoint_files import write_json
 
 for name in ("sox", "onnxruntime", "torchaudio"):
     if importlib.util.find_spec(name) is None:

@@ -13,13 +13,11 @@ from plugins.qwen3_tts.tests.checkpoints import (
     CODES,
     GOLDEN,
     KINDS,
-    change_json,
-    change_tensors,
-    read_json,
     tokenizer_ids,
     write_checkpoint,
 )
 from plugins.qwen3_tts.tests.conftest import MakeEngine, load
+from tests.checkpoint_files import change_json, change_tensors, read_json
 from vox_serve import CheckpointError, PromptTooLong, RequestError, UnspeakableText
 from vox_serve.messages import SpeechRequest
 from vox_serve_qwen3_tts.plugin import (

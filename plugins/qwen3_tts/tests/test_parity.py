@@ -17,9 +17,9 @@ from plugins.qwen3_tts.tests.checkpoints import (
     KINDS,
     clip,
     golden_sound,
-    read_json,
 )
 from plugins.qwen3_tts.tests.conftest import MakeEngine, Spoken, load, request, run
+from tests.checkpoint_files import read_json
 from vox_serve import SpeakerCodec
 
 CODES_OF = read_json(GOLDEN / "codes.json")
