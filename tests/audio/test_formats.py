@@ -1,6 +1,6 @@
-"""PCM to files: whole equals streamed, nothing is held back, nothing is taken back.
+"""Encoding PCM: whole and streamed files agree; no sound is delayed and no byte is rewritten.
 
-PyAV decodes, which is ffmpeg, from a reader that cannot seek: as a client reads a stream.
+PyAV, which is FFmpeg, decodes from a reader that cannot seek, as a client reads a stream.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ LOSSLESS = [name for name in ALL if FORMATS[name].lossless]
 ENCODED = [name for name in ALL if name not in ("wav", "pcm", "mulaw", "alaw")]
 
 EXTRA_SAMPLES = {
-    # What a decoder may give beyond what went in, in samples of the encoder's rate.
+    # How many more samples a decoder may return than were encoded, at the encoder's rate.
     "wav": 0,
     "pcm": 0,
     "flac": 0,
-    "opus": 2,  # one of 24 kHz is two of 48; also rounding, where the sound is resampled
-    # A frame of the encoder's look-ahead, the last frame filled up and the decoder's filter bank.
+    "opus": 2,  # one sample at 24 kHz is two at 48 kHz; resampling rounds, too
+    # One frame of encoder look-ahead, padding of the last frame, the decoder's filter bank.
     "mp3": 3 * 576,
-    "aac": 2 * 1024,  # a frame of look-ahead, and the last frame filled up
-    "mulaw": 1,  # rounding, where the sound is resampled
+    "aac": 2 * 1024,  # one frame of look-ahead, and padding of the last frame
+    "mulaw": 1,  # resampling rounds
     "alaw": 1,
 }
 
@@ -50,11 +50,11 @@ class Pipe:
 
 
 def decode(content: bytes, name: str = "") -> tuple[np.ndarray, int]:
-    """int16 mono samples `[T]` and their rate, as far as they go."""
+    """Decode as much as there is: int16 mono samples `[T]`, and their rate."""
     pieces = []
     rate = 0
     raw: dict[str, Any] = {}
-    if name in ("mulaw", "alaw"):  # no header tells what they are
+    if name in ("mulaw", "alaw"):  # these have no header
         raw = {"format": name, "options": {"sample_rate": "8000", "ch_layout": "mono"}}
     with av.open(Pipe(content), **raw) as container, contextlib.suppress(av.EOFError):
         to_mono = av.AudioResampler(format="s16", layout="mono")
@@ -76,14 +76,14 @@ def tone(seconds: float, rate: int = RATE) -> np.ndarray:
 
 
 def speech(count: int) -> np.ndarray:
-    """A tone that swells, under noise: no two blocks are alike."""
+    """A swelling tone with noise, so that no two blocks are alike."""
     turns = np.arange(count) / RATE
     noise = np.random.default_rng(7).normal(0, 500, count)
     return (8000 * np.sin(880 * np.pi * turns) * np.cos(6 * turns) ** 2 + noise).astype("<i2")
 
 
 def stream(encoder: Encoder, samples: np.ndarray, pieces: list[int]) -> bytes:
-    """All that leaves when the samples come in pieces of these lengths, over and over."""
+    """Encode the samples in pieces of these lengths, repeated in turn."""
     out, start, turn = [], 0, 0
     while start < len(samples):
         step = pieces[turn % len(pieces)]
@@ -99,7 +99,7 @@ def is_440_hz(samples: np.ndarray, rate: int) -> bool:
     return bool(abs(spectrum.argmax() * rate / len(middle) - 440) < 2 and 0.9 < loudness < 1.1)
 
 
-def test_what_clients_are_reported() -> None:
+def test_each_format_has_its_media_type() -> None:
     assert {name: one.media_type for name, one in FORMATS.items()} == {
         "wav": "audio/wav",
         "pcm": "audio/pcm",
@@ -157,19 +157,21 @@ def test_length_and_sound(name: str, streamed: bool, rate: int) -> None:
         ("aac", 96_000, 48_000),
     ],
 )
-def test_an_unknown_rate_becomes_the_next(name: str, rate: int, encoded_rate: int) -> None:
+def test_an_unsupported_rate_becomes_the_next_higher_one(
+    name: str, rate: int, encoded_rate: int
+) -> None:
     assert decode(FORMATS[name].whole(rate, tone(0.5, rate).tobytes()))[1] == encoded_rate
 
 
 @pytest.mark.parametrize(("rate", "encoded_rate"), [(22_050, 24_000), (44_100, 48_000)])
-def test_opus_says_its_rate(rate: int, encoded_rate: int) -> None:
-    """Opus always decodes at 48 kHz; its header tells what went in."""
+def test_the_opus_header_names_the_source_rate(rate: int, encoded_rate: int) -> None:
+    """Opus always decodes at 48 kHz; its header names the rate of the encoder's input."""
     content = FORMATS["opus"].whole(rate, tone(0.5, rate).tobytes())
     assert soundfile.info(io.BytesIO(content)).samplerate == encoded_rate
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_pieces_do_not_matter(name: str) -> None:
+def test_the_size_of_pieces_does_not_change_the_sound(name: str) -> None:
     samples, audio_format = speech(RATE), FORMATS[name]
     even = samples_of(name, stream(audio_format.encoder(RATE), samples, [1920]))[0]
     odd = samples_of(name, stream(audio_format.encoder(RATE), samples, [1, 0, 333, 5000]))[0]
@@ -192,18 +194,18 @@ def test_resampling_does_not_depend_on_pieces(rate: int) -> None:
     [
         ("wav", 10),
         ("pcm", 10),
-        ("flac", 50),  # a block of 1152 samples, and one sample to know that it is not the last
-        ("mp3", 80),  # frames of 24 ms: look-ahead is one, and the encoder takes whole ones
-        ("opus", 40),  # a page of 20 ms, and the look-ahead
-        ("aac", 130),  # frames of 43 ms: one of look-ahead, two overlap
+        ("flac", 50),  # a block of 1152 samples, and one more to know that it is not the last block
+        ("mp3", 80),  # frames of 24 ms: one of look-ahead, and the encoder takes whole frames
+        ("opus", 40),  # a page of 20 ms, and look-ahead
+        ("aac", 130),  # frames of 43 ms: one of look-ahead, and two overlap
     ],
 )
 def test_the_first_sound_is_not_held_back(name: str, milliseconds: int) -> None:
-    """How much sound must go in before a decoder makes sound from what came out."""
+    """The limit is on the input needed before the output decodes to audible sound."""
     encoder, samples, content = FORMATS[name].encoder(RATE), tone(0.5), b""
     for end in range(10, 510, 10):
         content += encoder.encode(samples[(end - 10) * 24 : end * 24].tobytes())
-        with contextlib.suppress(av.InvalidDataError, av.EOFError):  # too little to tell what it is
+        with contextlib.suppress(av.InvalidDataError, av.EOFError):  # too short to probe
             if np.abs(samples_of(name, content)[0].astype(int)).max(initial=0) > 3000:
                 break
     encoder.close()
@@ -215,7 +217,7 @@ def test_the_first_sound_is_not_held_back(name: str, milliseconds: int) -> None:
     [("wav", 10), ("pcm", 10), ("flac", 50), ("mp3", 30), ("opus", 20), ("aac", 50)],
 )
 def test_sound_leaves_steadily(name: str, milliseconds: int) -> None:
-    """The longest stretch of sound, of a minute, in which nothing leaves."""
+    """The limit is on the longest stretch of input that produces no output."""
     encoder, samples = FORMATS[name].encoder(RATE), speech(6 * RATE)
     left = [bool(encoder.encode(samples[i : i + 240].tobytes())) for i in range(0, 6 * RATE, 240)]
     encoder.close()
@@ -225,8 +227,8 @@ def test_sound_leaves_steadily(name: str, milliseconds: int) -> None:
 
 @pytest.mark.parametrize("streamed", [False, True], ids=["whole", "streamed"])
 @pytest.mark.parametrize("name", ALL)
-def test_no_samples_at_all(name: str, streamed: bool) -> None:
-    """A valid file all the same: of one silent sample where a format has none for nothing."""
+def test_empty_audio_makes_a_valid_file(name: str, streamed: bool) -> None:
+    """It holds one silent sample if the format cannot hold none."""
     audio_format = FORMATS[name]
     if streamed:
         encoder = audio_format.encoder(RATE)
@@ -269,7 +271,7 @@ def test_whole_and_streamed_have_the_same_length(name: str) -> None:
         assert len(decode(whole, name)[0]) == len(decode(streamed, name)[0])
 
 
-def test_a_streamed_wav_says_unknown() -> None:
+def test_a_streamed_wav_has_an_unknown_length() -> None:
     samples = speech(1000)
     encoder = FORMATS["wav"].encoder(RATE)
     assert encoder.encode(b"") == b""  # the header comes with sound
@@ -280,13 +282,13 @@ def test_a_streamed_wav_says_unknown() -> None:
 
 @pytest.mark.parametrize("name", ["mp3", "aac"])
 def test_a_stream_has_the_announced_bit_rate(name: str) -> None:
-    """So that a player guesses its length; mp3 every frame, aac on average."""
+    """Players estimate the duration from it.  Each mp3 frame has it, aac on average."""
     content = stream(FORMATS[name].encoder(RATE), speech(10 * RATE), [1920])
     assert 8 * len(content) / 10 == pytest.approx(64_000, rel=0.05)
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_closed_is_closed(name: str) -> None:
+def test_a_closed_encoder_refuses_more(name: str) -> None:
     encoder = FORMATS[name].encoder(RATE)
     encoder.encode(bytes(200))
     encoder.finish()
@@ -298,7 +300,7 @@ def test_closed_is_closed(name: str) -> None:
 
 @pytest.mark.parametrize("count", [0, 2000])
 @pytest.mark.parametrize("name", ALL)
-def test_cut_in_the_middle(name: str, count: int) -> None:
+def test_an_encoder_can_be_closed_before_its_end(name: str, count: int) -> None:
     encoder = FORMATS[name].encoder(RATE)
     encoder.encode(bytes(2 * count))
     encoder.close()
@@ -319,7 +321,7 @@ def test_native_resources_are_freed_at_once(name: str) -> None:
 @pytest.mark.skipif(not TASKS.exists(), reason="counts threads in /proc")
 @pytest.mark.parametrize("name", ALL)
 def test_threads_end_with_the_encoder(name: str) -> None:
-    """PyAV's resampler, before all but wav and pcm, starts some; the codecs start none."""
+    """Only PyAV's resampler starts threads; wav and pcm do not use it."""
     before = len(list(TASKS.iterdir()))
     encoder = FORMATS[name].encoder(RATE)
     encoder.encode(speech(RATE).tobytes())
@@ -340,7 +342,7 @@ def test_half_a_sample_is_refused(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_threads_one_after_another(name: str) -> None:
+def test_an_encoder_may_move_from_thread_to_thread(name: str) -> None:
     samples = speech(RATE)
     alone = samples_of(name, stream(FORMATS[name].encoder(RATE), samples, [480]))[0]
     encoder = FORMATS[name].encoder(RATE)
@@ -355,18 +357,18 @@ def test_threads_one_after_another(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_what_left_is_not_kept(name: str) -> None:
+def test_encoded_bytes_are_not_kept(name: str) -> None:
     encoder = FORMATS[name].encoder(RATE)
     for _ in range(100):
         encoder.encode(speech(2400).tobytes())
-        assert encoder._file.tell() <= 90, "a header at most"
+        assert encoder._file.tell() <= 90, "more than a header is kept"
     encoder.close()
 
 
 @pytest.mark.parametrize("rate", [8000, 22_050, 24_000, 48_000])
 @pytest.mark.parametrize("name", ALL)
 def test_the_first_bytes_carry_sound(name: str, rate: int) -> None:
-    """A header waits for a packet of sound, but not long."""
+    """The header is sent together with the first packet of sound, and soon."""
     encoder = FORMATS[name].encoder(rate)
     samples, first = tone(1.0, rate), encoder.encode(b"")
     step = rate * 8 // 100
@@ -376,16 +378,16 @@ def test_the_first_bytes_carry_sound(name: str, rate: int) -> None:
         if first:
             break
     rest = encoder.encode(samples[start + step :].tobytes()) + encoder.finish()
-    assert start <= 4 * step, "a second of sound is not held back"
+    assert start <= 4 * step, "the first sound is held back"
     if name not in ("pcm", "mulaw", "alaw"):
         with av.open(Pipe(first + rest)) as file:
             packet = next(file.demux(audio=0))
         assert packet.pos is not None
-        size = 2 if name == "wav" else packet.size  # ffmpeg cuts a wav as it likes
+        size = 2 if name == "wav" else packet.size  # ffmpeg chooses the packets of a wav
         assert 0 < size <= len(first) - packet.pos
 
 
-def test_pcm_of_24_khz_whatever_the_model_has() -> None:
+def test_pcm_24k_has_24_khz_at_every_rate_of_the_model() -> None:
     for rate in (8000, 24_000, 44_100):
         content = PCM_24K.whole(rate, tone(1.0, rate).tobytes())
         decoded = np.frombuffer(content, "<i2")

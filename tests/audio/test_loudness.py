@@ -1,4 +1,4 @@
-"""What can be heard, and what cannot."""
+"""Which audio counts as audible."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_a_vowel_is_heard_and_noise_is_not(peak: float, heard: bool) -> None:
     assert ear.heard is heard
 
 
-def test_pieces_do_not_matter() -> None:
+def test_a_sound_in_small_pieces_is_heard() -> None:
     pcm = bytes(1602) + tone(0.09, 0.2) + bytes(1600)
     ear = Ear(RATE)
     for start in range(0, len(pcm), 10):

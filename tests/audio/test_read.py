@@ -1,4 +1,4 @@
-"""Reading clips: bounded while they are read, mono, resampled, finite."""
+"""Clips are read as mono, resampled and finite samples, with a limit on their duration."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_resampling_keeps_length_and_pitch(rate: int) -> None:
     read = read_audio(clip(0.5 * np.sin(2 * np.pi * turns), rate), RATE, 1.0)
     assert len(read) == RATE
     expected = 0.5 * np.sin(2 * np.pi * 440 * np.arange(RATE) / RATE)
-    middle = slice(500, -500)  # the filter's edges are not flat
+    middle = slice(500, -500)  # the filter distorts both ends
     np.testing.assert_allclose(read[middle], expected[middle], atol=0.01)
 
 
@@ -77,8 +77,8 @@ def test_too_long_is_noticed_while_it_is_read(format: str, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("claimed", [0xFFFFFFFF, 0x7FFFFFF0, 4])
-def test_a_header_with_a_wrong_length_does_no_harm(claimed: int) -> None:
-    """What counts is what is there, up to what the header says."""
+def test_a_header_with_a_wrong_length_is_harmless(claimed: int) -> None:
+    """The clip ends with the file, or earlier if the header says so."""
     content = bytearray(clip(np.full(100, 0.25)).getvalue())
     assert content[36:40] == b"data"
     content[40:44] = struct.pack("<I", claimed)
@@ -86,8 +86,8 @@ def test_a_header_with_a_wrong_length_does_no_harm(claimed: int) -> None:
     assert len(read) == min(100, claimed // 2)
 
 
-def test_a_rate_that_lies_is_bounded_too() -> None:
-    """At a claimed 1 Hz, a kilobyte would be resampled to hours."""
+def test_a_false_sample_rate_does_not_escape_the_limit() -> None:
+    """At a claimed 1 Hz, a kilobyte would become hours when resampled."""
     with pytest.raises(AudioUnreadable, match="longer"):
         read_audio(clip(np.zeros(500), rate=1), RATE, 10.0)
 
@@ -105,7 +105,7 @@ def test_samples_must_be_finite(bad: float) -> None:
     [clip(np.zeros(0)), clip(np.zeros(1), rate=192_000)],
     ids=["no sample", "none once resampled"],
 )
-def test_empty(file: io.BytesIO) -> None:
+def test_a_clip_without_samples_is_refused(file: io.BytesIO) -> None:
     with pytest.raises(AudioUnreadable, match="empty"):
         read_audio(file, RATE, 1.0)
 
@@ -114,7 +114,7 @@ def test_empty(file: io.BytesIO) -> None:
     "content",
     [b"", b"text", b"RIFF", b"RIFF\xff\xff\xff\xffWAVE", b"fLaC" + bytes(100), b"OggS" + bytes(99)],
 )
-def test_no_audio(content: bytes) -> None:
+def test_a_file_that_is_not_audio_is_refused(content: bytes) -> None:
     with pytest.raises(AudioUnreadable, match="cannot be read") as caught:
         read_audio(io.BytesIO(content), RATE, 1.0)
     assert "BytesIO" not in str(caught.value)
@@ -127,14 +127,14 @@ def test_channels_are_bounded() -> None:
 
 
 @pytest.mark.parametrize("rate", [RATE, 2 * RATE])
-def test_samples_whose_sums_overflow(rate: int) -> None:
-    """Each of them is finite; their mean, or what resampling makes of them, is not."""
+def test_samples_that_overflow_in_sums_are_refused(rate: int) -> None:
+    """Each of them is finite, but their mean or the resampled result is not."""
     samples = np.full((100, 2), 3e38, np.float32) * np.where(np.arange(100) % 7, 1, -1)[:, None]
     for channels in (1, 2) if rate != RATE else (2,):
         with pytest.raises(AudioUnreadable, match="not finite"):
             read_audio(clip(samples[:, :channels], rate, subtype="FLOAT"), RATE, 1.0)
 
 
-def test_no_file(tmp_path: Path) -> None:
+def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(AudioUnreadable, match="cannot be read"):
         read_audio(tmp_path / "none.wav", RATE, 1.0)

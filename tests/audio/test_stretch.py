@@ -1,4 +1,4 @@
-"""Another speed: length, pitch, the same bytes however they are fed."""
+"""Speech at another speed: its length and pitch, and the same bytes for pieces of any size."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def stretched(samples: np.ndarray, speed: float, pieces: list[int], rate: int = 
 @pytest.mark.parametrize("rate", [8000, RATE, 44_100])
 @pytest.mark.parametrize("speed", SPEEDS)
 @pytest.mark.parametrize("seconds", [0.01, 0.5, 4.0])
-def test_length(seconds: float, speed: float, rate: int) -> None:
+def test_the_length_is_divided_by_the_speed(seconds: float, speed: float, rate: int) -> None:
     samples = tone(seconds, rate)
     assert len(stretched(samples, speed, [1920], rate)) // 2 == round(len(samples) / speed)
 
@@ -57,8 +57,8 @@ def test_pitch_and_loudness_stay(speed: float) -> None:
 
 
 @pytest.mark.parametrize("speed", SPEEDS)
-def test_order_stays(speed: float) -> None:
-    """What sounded in the first, second, third third of the time still does."""
+def test_sounds_keep_their_order(speed: float) -> None:
+    """What sounds in each third of the input also sounds in that third of the output."""
     samples = np.concatenate([tone(2), np.zeros(2 * RATE, "<i2"), tone(2)])
     out = np.frombuffer(stretched(samples, speed, [1920]), "<i2").astype(float)
     loud = [np.sqrt(np.mean(third**2)) for third in np.array_split(out, 3)]
@@ -70,7 +70,7 @@ def test_order_stays(speed: float) -> None:
 @pytest.mark.parametrize("seconds", [0.1, 1.0])
 @pytest.mark.parametrize("speed", SPEEDS)
 def test_the_end_is_heard(speed: float, seconds: float) -> None:
-    """A last tenth of a second, also if it is the only one."""
+    """The last tenth of a second sounds, even if there is nothing before it."""
     silence = np.zeros(round((seconds - 0.1) * RATE), "<i2")
     samples = np.concatenate([silence, tone(0.1)])
     out = np.frombuffer(stretched(samples, speed, [1920]), "<i2").astype(float)
@@ -107,14 +107,14 @@ def test_speed_1_changes_nothing() -> None:
 
 @pytest.mark.parametrize("speed", [0.0, -1.0, 0.2499, 4.0001, math.inf, -math.inf, math.nan])
 @pytest.mark.parametrize("use", [check_speed, lambda speed: PCM.encoder(RATE, speed)])
-def test_out_of_range(use, speed: float) -> None:
+def test_a_speed_out_of_range_is_refused(use, speed: float) -> None:
     with pytest.raises(InvalidRequest, match=r"speed must be from 0\.25 to 4") as caught:
         use(speed)
     assert caught.value.param == "speed"
 
 
 @pytest.mark.parametrize("speed", np.linspace(0.25, 4, 76).tolist())
-def test_factors_are_those_that_atempo_does_well(speed: float) -> None:
+def test_each_factor_is_in_the_range_that_atempo_does_well(speed: float) -> None:
     factors = tempos(speed)
     assert math.prod(factors) == pytest.approx(speed)
     assert all(0.5 <= factor <= 2 for factor in factors)
@@ -122,13 +122,13 @@ def test_factors_are_those_that_atempo_does_well(speed: float) -> None:
 
 @pytest.mark.parametrize("speed", [0.25, 1.0, 1.5, 4.0])
 @pytest.mark.parametrize("count", [0, 1, 100])
-def test_next_to_nothing(speed: float, count: int) -> None:
+def test_a_few_samples_have_the_right_length(speed: float, count: int) -> None:
     out = stretched(tone(1)[:count], speed, [60])
     assert len(out) == 2 * round(count / speed)
 
 
 @pytest.mark.parametrize("speed", [1.0, 1.5])
-def test_closed_is_closed(speed: float) -> None:
+def test_a_closed_encoder_refuses_more(speed: float) -> None:
     finished, cut = PCM.encoder(RATE, speed), PCM.encoder(RATE, speed)
     for stretch in (finished, cut):
         stretch.encode(speech(5000).tobytes())
@@ -143,7 +143,7 @@ def test_closed_is_closed(speed: float) -> None:
 
 
 @pytest.mark.skipif(not TASKS.exists(), reason="counts threads in /proc")
-def test_no_threads() -> None:
+def test_a_change_of_speed_starts_no_threads() -> None:
     before = len(list(TASKS.iterdir()))
     stretch = PCM.encoder(RATE, 0.25)
     stretch.encode(speech(RATE).tobytes())

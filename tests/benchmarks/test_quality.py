@@ -1,4 +1,4 @@
-"""Teacher forcing: what is counted, on logits written by hand."""
+"""Teacher forcing: the figures of logits that are written by hand."""
 
 import torch
 
@@ -6,19 +6,19 @@ from benchmarks.quality import Recorder, Spoken, compare
 
 
 def spoken(*logits):
-    """One frame of as many codebooks as rows are given."""
+    """One frame, with a codebook for each row of logits."""
     frame = torch.tensor([logits], dtype=torch.float32)
     return Spoken(frame.argmax(-1), frame)
 
 
-def test_a_form_that_is_equal_has_no_error():
+def test_equal_logits_have_no_error():
     said = spoken([0.0, 1.0, 2.0], [5.0, 1.0, 2.0])
     found = compare([said], [said])
     assert found["equal"] == found["equal_first"] == 1.0
     assert found["worst_error"] == 0.0
 
 
-def test_shares_are_of_choices_and_errors_are_over_the_spread():
+def test_equal_choices_are_counted_and_errors_are_divided_by_the_deviation():
     reference = spoken([0.0, 1.0, 2.0], [5.0, 4.0, 3.0])  # each has a standard deviation of 1
     found = compare([reference], [spoken([0.0, 1.0, 2.0], [5.0, 5.5, 3.0])])
     assert found["equal_first"] == 1.0
@@ -27,7 +27,7 @@ def test_shares_are_of_choices_and_errors_are_over_the_spread():
     assert found["margin"] == 1.0
 
 
-def test_a_recorder_hands_out_what_is_forced_and_keeps_the_logits():
+def test_a_recorder_returns_the_forced_codes_and_keeps_the_logits():
     logits = torch.tensor([[0.0, 3.0, 1.0]])
     assert Recorder(None)(logits, 0).tolist() == [1]
     forced = Recorder(torch.tensor([2, 0]))

@@ -1,4 +1,4 @@
-"""The page is made only from results; targets are read from them."""
+"""The report is made from the results alone, targets included."""
 
 import json
 from pathlib import Path
@@ -12,12 +12,12 @@ from benchmarks.titles import TARGETS, real_time
 RESULTS = Path(__file__).parents[2] / "benchmarks/results"
 
 
-def test_a_spread_is_the_median_the_least_and_the_most():
+def test_a_spread_is_the_median_the_minimum_and_the_maximum():
     assert spread([3.0, 1.0, 2.0]) == [2.0, 1.0, 3.0]
     assert spreads([{"frame": 1.0}, {"frame": 3.0}]) == {"frame": [2.0, 1.0, 3.0]}
 
 
-def test_real_time_counts_all_rows():
+def test_the_real_time_factor_counts_all_rows():
     assert real_time(16, 0.64) == pytest.approx(2.0)
 
 

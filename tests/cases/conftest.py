@@ -1,4 +1,4 @@
-"""A server with a tone model that reads texts as the demo voice does, and three ways to it."""
+"""A server whose tone model reads texts as the demo voice does, and three ways to use it."""
 
 from __future__ import annotations
 

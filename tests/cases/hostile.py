@@ -1,4 +1,4 @@
-"""Requests that nobody sends by mistake: each must end in speech or a clear error, and soon."""
+"""Malicious requests: each must quickly end in speech or a clear error."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def texts(length: int) -> dict[str, str]:
 
 
 def sound(kind: str) -> bytes:
-    """A file that is not what it says, or much more than it says."""
+    """An audio file that misstates what it is or how long it is."""
     if kind == "claims 4 GiB":
         wav = io.BytesIO()
         soundfile.write(wav, np.zeros(800), 8000, format="WAV")

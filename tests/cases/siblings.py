@@ -1,6 +1,6 @@
 """More texts of each kind than the cases have, and how they should be read."""
 
-# ruff: noqa: E501, RUF001 - one row a line, with signs of all kinds
+# ruff: noqa: E501, RUF001 - one row per line, with signs of all kinds
 
 SIBLINGS: dict[str, dict[str, str]] = {
     "money": {

@@ -29,33 +29,37 @@ def run(*command: str) -> str:
 
 
 @needs("java")
-def test_a_jdk_client_with_its_defaults(tone_server: RunningServer) -> None:
+def test_a_jdk_client_works_with_its_defaults(tone_server: RunningServer) -> None:
     """Case `upgrade-offer`.  Java compiles the source first, which takes a second or two."""
     source = str(Path(__file__).with_name("Speak.java"))
-    told = run("java", source, f"{tone_server.url}/v1/audio/speech", BODY, BODY, BODY)
-    assert told.splitlines() == [f"200 HTTP_1_1 {44 + PCM} RIFF"] * 3
+    printed = run("java", source, f"{tone_server.url}/v1/audio/speech", BODY, BODY, BODY)
+    assert printed.splitlines() == [f"200 HTTP_1_1 {44 + PCM} RIFF"] * 3
 
 
 @needs("curl")
 @pytest.mark.parametrize("flag", ["--http2", "--http1.1", "--http1.0"])
 @pytest.mark.parametrize("path", ["/v1/audio/speech", "/generate"])
-def test_curl(tone_server: RunningServer, tmp_path: Path, flag: str, path: str) -> None:
+def test_curl_gets_the_file_over_every_version_of_http(
+    tone_server: RunningServer, tmp_path: Path, flag: str, path: str
+) -> None:
     if flag == "--http2" and "HTTP2" not in run("curl", "--version"):
-        pytest.skip("this curl knows no HTTP/2")
+        pytest.skip("this curl does not support HTTP/2")
     body = BODY if path != "/generate" else json.dumps({"text": "9 frames", "streaming": True})
     output = tmp_path / "out.wav"
-    told = run(
+    printed = run(
         *("curl", "-sS", flag, "-w", "%{http_code} %{http_version}", "-o", str(output)),
         *("-H", "Content-Type: application/json", "-d", body, tone_server.url + path),
     )
-    assert told == "200 1.1"
+    assert printed == "200 1.1"
     content = output.read_bytes()
     assert content[:4] == b"RIFF"
     assert len(content) == 44 + PCM
 
 
 @needs("curl")
-def test_curl_with_chunks_and_an_offer(tone_server: RunningServer, tmp_path: Path) -> None:
+def test_curl_may_send_chunks_and_offer_an_upgrade(
+    tone_server: RunningServer, tmp_path: Path
+) -> None:
     run(
         *("curl", "-sSf", "--http2", "-o", str(tmp_path / "out.wav"), "-d", BODY),
         *("-H", "Content-Type: application/json", "-H", "Transfer-Encoding: chunked"),
@@ -65,16 +69,16 @@ def test_curl_with_chunks_and_an_offer(tone_server: RunningServer, tmp_path: Pat
 
 
 @pytest.mark.parametrize("command", CASES["head-requests"]["send"]["commands"])
-def test_health_checks_of_containers(tone_server: RunningServer, command: str) -> None:
+def test_health_checks_of_containers_succeed(tone_server: RunningServer, command: str) -> None:
     program, *arguments = command.replace("URL", tone_server.url).split()
     if shutil.which(program) is None:
         pytest.skip(f"{program} is not installed")
-    told = run(program, *arguments)
-    assert program == "wget" or told.startswith("HTTP/1.1 200 OK")
+    printed = run(program, *arguments)
+    assert program == "wget" or printed.startswith("HTTP/1.1 200 OK")
 
 
 @pytest.mark.parametrize("command", CASES["pipes"]["send"]["commands"])
-def test_the_command_line_in_a_pipe(tmp_path: Path, command: str) -> None:
+def test_the_command_line_works_in_a_pipe(tmp_path: Path, command: str) -> None:
     """Case `pipes`, run by a shell; three seconds each, mostly for importing torch."""
     (tmp_path / "text.txt").write_text("9 frames")
     say = f"{sys.executable} -m vox_serve.cli say --model tone --plugins tests.tone"

@@ -1,4 +1,4 @@
-"""The cases that are exchanges and not texts, over real sockets."""
+"""The cases that are about HTTP exchanges rather than texts, over real sockets."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ TLS = ["Connection: upgrade", "Upgrade: TLS/1.2, HTTP/1.1"]
 @pytest.mark.parametrize("offer", [OFFER, TLS], ids=["h2c", "TLS"])
 @pytest.mark.parametrize("chunked", [False, True])
 @pytest.mark.parametrize("apart", [False, True], ids=["together", "apart"])
-def test_an_offer_that_is_not_taken_is_ignored(
+def test_an_upgrade_that_the_server_lacks_is_ignored(
     tone_server: RunningServer, offer: list[str], chunked: bool, apart: bool
 ) -> None:
     head, body = request(WAV, *offer, chunked=chunked)
@@ -95,18 +95,20 @@ def test_an_offer_that_is_not_taken_is_ignored(
             connection.sendall(part)
         (wav,) = answers(connection, 1)
         assert len(wav) == 44 + PCM
-        connection.sendall(head + body + b"".join(request(WAV)) + head + body)  # the same one
+        connection.sendall(head + body + b"".join(request(WAV)) + head + body)  # same connection
         assert answers(connection, 3) == [wav] * 3
 
 
-def test_an_offer_that_arrives_byte_by_byte(tone_server: RunningServer) -> None:
+def test_an_offer_may_arrive_byte_by_byte(tone_server: RunningServer) -> None:
     with open_socket(tone_server) as connection:
         for byte in b"".join(request(WAV, *OFFER)):
             connection.send(bytes([byte]))
         assert len(answers(connection, 1)[0]) == 44 + PCM
 
 
-def test_an_offer_of_a_client_that_will_close(tone_server: RunningServer) -> None:
+def test_an_offer_with_connection_close_gets_an_answer_and_a_close(
+    tone_server: RunningServer,
+) -> None:
     offer = ["Connection: close, Upgrade", "Upgrade: h2c"]
     with open_socket(tone_server) as connection:
         connection.sendall(b"".join(request(WAV, *offer)))
@@ -115,7 +117,7 @@ def test_an_offer_of_a_client_that_will_close(tone_server: RunningServer) -> Non
     assert answer.endswith(b"\r\n0\r\n\r\n")
 
 
-def test_many_offers_at_once_are_no_deep_stack(tone_server: RunningServer) -> None:
+def test_many_offers_at_once_do_not_recurse_deeply(tone_server: RunningServer) -> None:
     with open_socket(tone_server) as connection:
         get = b"GET /ready HTTP/1.1\r\nHost: x\r\nConnection: upgrade\r\nUpgrade: h2c\r\n\r\n"
         connection.sendall(get * 300)
@@ -200,7 +202,7 @@ def test_head_goes_only_where_get_does(tone_server: RunningServer) -> None:
 URL = "/v1/audio/speech?model=tts-1&voice=alloy&input=9+frames"
 
 
-def test_an_address_plays(tone_server: RunningServer) -> None:
+def test_a_url_plays(tone_server: RunningServer) -> None:
     path = CASES["audio-by-url"]["send"]["path"]
     answer = tone_server.http.get(path, headers={"Range": "bytes=0-"})
     assert answer.status_code == 200
@@ -211,7 +213,7 @@ def test_an_address_plays(tone_server: RunningServer) -> None:
     assert got.content == posted.content
 
 
-def test_an_address_can_tell_its_length(tone_server: RunningServer) -> None:
+def test_a_url_can_state_its_length(tone_server: RunningServer) -> None:
     answer = tone_server.http.get(URL + "&response_format=wav&stream=false&seed=7&speed=1")
     assert int(answer.headers["content-length"]) == 44 + PCM
     assert answer.headers["x-seed"] == "7"
@@ -219,7 +221,7 @@ def test_an_address_can_tell_its_length(tone_server: RunningServer) -> None:
         assert file.getnframes() == PCM // 2
 
 
-def test_an_addresss_fields_are_checked_as_a_bodys_are(tone_server: RunningServer) -> None:
+def test_fields_of_a_url_are_checked_like_those_of_a_body(tone_server: RunningServer) -> None:
     get = tone_server.http.get
     check_error(get("/v1/audio/speech?voice=alloy"), 400, "input", "invalid_request")
     check_error(get(URL + "&sped=1"), 400, "sped", "invalid_request")
@@ -233,7 +235,7 @@ def test_an_addresss_fields_are_checked_as_a_bodys_are(tone_server: RunningServe
     assert get(URL + "&user=me&language=de").headers["x-ignored-fields"] == "user, language"
 
 
-def test_head_of_an_address_speaks_nothing(tone_server: RunningServer) -> None:
+def test_head_of_a_url_speaks_nothing(tone_server: RunningServer) -> None:
     frames = tone_server.metric('vox_serve_frames_total{model="tone"}')
     head = tone_server.http.head(URL)
     assert (head.status_code, head.content) == (200, b"")
@@ -253,19 +255,19 @@ EXTRA = CASES["extra-fields"]["send"]["each_of"] + [
 
 
 @pytest.mark.parametrize("extra", EXTRA, ids=lambda extra: next(iter(extra)))
-def test_fields_of_other_servers_do_no_harm(
+def test_fields_of_other_servers_are_ignored_and_reported(
     tone_server: RunningServer, extra: dict[str, Any]
 ) -> None:
     answer = tone_server.http.post("/v1/audio/speech", json=SPEECH | extra)
     assert answer.status_code == 200, answer.text
     (name,) = extra
     ours = {"lang", "language_code", "format", "output_format", "streaming", "stream", "lang_code"}
-    # The tone model reads no language, so `language` is listed as ignored too.
-    told = answer.headers.get("x-ignored-fields")
-    assert told == ("language" if name.startswith("lang") else None if name in ours else name)
+    # The tone model does not use the language, so `language` is listed as ignored, too.
+    ignored = answer.headers.get("x-ignored-fields")
+    assert ignored == ("language" if name.startswith("lang") else None if name in ours else name)
 
 
-def test_fields_of_other_servers_that_mean_one_of_ours_count(tone_server: RunningServer) -> None:
+def test_other_servers_names_of_our_fields_are_understood(tone_server: RunningServer) -> None:
     post = tone_server.http.post
     answer = post("/v1/audio/speech", json=SPEECH | {"output_format": "pcm_16000"})
     assert answer.headers["content-type"] == "audio/pcm"
@@ -290,14 +292,14 @@ def test_fields_of_other_servers_that_mean_one_of_ours_count(tone_server: Runnin
         ({"output_format": "wma"}, "response_format"),
     ],
 )
-def test_what_is_misspelt_or_would_matter_is_refused(
+def test_a_misspelt_field_or_one_that_would_matter_is_refused(
     tone_server: RunningServer, fields: dict[str, Any], param: str
 ) -> None:
     answer = tone_server.http.post("/v1/audio/speech", json=SPEECH | fields)
     check_error(answer, 400, param, "invalid_request")
 
 
-def test_strict_fields_refuses_all_that_is_not_ours(start_server: StartServer) -> None:
+def test_strict_fields_refuses_every_unknown_field(start_server: StartServer) -> None:
     server = start_server(server=ServerConfig(port=0, strict_fields=True))
     answer = server.http.post("/v1/audio/speech", json=SPEECH | {"user": "u"})
     check_error(answer, 400, "user", "invalid_request")
@@ -307,7 +309,7 @@ def test_strict_fields_refuses_all_that_is_not_ours(start_server: StartServer) -
         assert "user" in str(websocket.recv(timeout=5))
 
 
-def test_a_websocket_tells_what_it_ignores(tone_server: RunningServer) -> None:
+def test_a_websocket_lists_the_fields_that_it_ignores(tone_server: RunningServer) -> None:
     start = {"type": "start", "user": "u", "lang_code": "a", "output_format": "ulaw_8000"}
     with connect(tone_server.url.replace("http", "ws") + "/v1/audio/stream") as websocket:
         websocket.send(json.dumps(start))
@@ -320,7 +322,9 @@ def test_a_websocket_tells_what_it_ignores(tone_server: RunningServer) -> None:
 
 
 @pytest.mark.parametrize("body", CASES["telephone-formats"]["send"]["each_of"], ids=str)
-def test_formats_of_telephony(tone_server: RunningServer, body: dict[str, Any]) -> None:
+def test_telephony_formats_have_their_types_and_lengths(
+    tone_server: RunningServer, body: dict[str, Any]
+) -> None:
     answer = tone_server.http.post("/v1/audio/speech", json=SPEECH | body)
     assert answer.status_code == 200, answer.text
     assert answer.headers["x-sample-rate"] == "8000"
@@ -329,7 +333,7 @@ def test_formats_of_telephony(tone_server: RunningServer, body: dict[str, Any]) 
     assert answer.headers["content-type"] == ("audio/pcm" if wide else "audio/basic")
 
 
-def test_mulaw_and_alaw_are_what_the_standard_says(tone_server: RunningServer) -> None:
+def test_mulaw_and_alaw_follow_the_standard(tone_server: RunningServer) -> None:
     """ITU-T G.711: the codes of zero and of the loudest samples."""
     from vox_serve.audio.formats import FORMATS
 
@@ -376,7 +380,9 @@ def test_a_rate_that_a_format_lacks_is_refused(
         '{"text": "a \\\\ud83d \\ud83d\\ude00 b"}',
     ],
 )
-def test_half_a_surrogate_pair_costs_nothing_else(tone_server: RunningServer, body: str) -> None:
+def test_half_a_surrogate_pair_does_not_spoil_the_rest(
+    tone_server: RunningServer, body: str
+) -> None:
     answer = tone_server.http.post("/generate", content=body.encode())
     assert answer.status_code == 200, answer.text
     with connect(tone_server.url.replace("http", "ws") + "/v1/audio/stream") as websocket:
@@ -400,7 +406,7 @@ def test_half_a_surrogate_pair_costs_nothing_else(tone_server: RunningServer, bo
         ("shift_jis", "Shift_JIS"),
     ],
 )
-def test_a_body_is_read_as_it_is_encoded(
+def test_a_body_is_decoded_by_its_declared_or_detected_encoding(
     tone_server: RunningServer, encoding: str, declared: str | None
 ) -> None:
     content = '{"text": "9 frames"}'.encode(encoding)
@@ -411,7 +417,7 @@ def test_a_body_is_read_as_it_is_encoded(
 
 
 @pytest.mark.parametrize("declared", ["klingon", "punycode", "zip", "utf-7"])
-def test_a_charset_that_is_not_known_is_named(tone_server: RunningServer, declared: str) -> None:
+def test_an_unknown_charset_is_named(tone_server: RunningServer, declared: str) -> None:
     kind = f"application/json; charset={declared}"
     answer = tone_server.http.post("/generate", content=b"{}", headers={"Content-Type": kind})
     message = check_error(answer, 400, None, "invalid_request")
@@ -426,11 +432,11 @@ def test_a_connection_is_kept_longer_than_proxies_keep_theirs(start_server: Star
     server = start_server(server=ServerConfig(port=0, keep_alive_timeout=0.2))
     with open_socket(server) as connection:
         connection.sendall(b"GET /ready HTTP/1.1\r\nHost: x\r\n\r\n")
-        assert rest(connection).endswith(b'{"status":"ready"}'), "closed once it is silent"
+        assert rest(connection).endswith(b'{"status":"ready"}'), "the connection stays open"
 
 
 @pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="this machine has no IPv6")
-def test_every_interface_is_both_ipv4_and_ipv6() -> None:
+def test_all_interfaces_means_ipv4_and_ipv6() -> None:
     with listen(ServerConfig(host="::", port=0)) as listener:
         port = listener.getsockname()[1]
         for host in ("127.0.0.1", "::1"):
@@ -476,6 +482,8 @@ def test_a_websocket_behind_a_proxy_opens_for_named_origins(start_server: StartS
         pass
 
 
-def test_no_page_of_another_origin_may_do_anything_unasked(tone_server: RunningServer) -> None:
+def test_by_default_no_page_of_another_origin_may_use_the_server(
+    tone_server: RunningServer,
+) -> None:
     answer = httpx.post(f"{tone_server.url}/v1/audio/speech", json=SPEECH, headers={"Origin": SITE})
     assert "access-control-allow-origin" not in answer.headers

@@ -19,8 +19,8 @@ REFUSALS = ("invalid_request", "unspeakable_text", "nothing_to_speak")
 JSON = {"Content-Type": "application/json"}
 
 
-def ended(reader: Reader, text: str) -> str:
-    """How a session ended: `done`, or the reason with which it was closed."""
+def last_event(reader: Reader, text: str) -> str:
+    """The type of a session's last event, or the reason with which the server closed it."""
     try:
         *_, last = reader.by_websocket(text)
     except ConnectionClosed as closed:
@@ -37,11 +37,11 @@ def test_a_hostile_text_is_spoken_or_refused(
     if answer.status_code != 200:
         check_error(answer, answer.status_code, "text")
         assert answer.json()["error"]["code"] in REFUSALS
-    assert ended(reader, text) in ("done", *REFUSALS)
+    assert last_event(reader, text) in ("done", *REFUSALS)
     status = reader.by_say(text.replace("\0", ""), tmp_path / "out.wav")
-    told = capsys.readouterr()
-    assert "Traceback" not in told.err
-    assert status == (0 if answer.status_code == 200 else 2), told.err
+    printed = capsys.readouterr()
+    assert "Traceback" not in printed.err
+    assert status == (0 if answer.status_code == 200 else 2), printed.err
 
 
 @pytest.mark.parametrize("name", BODIES)
@@ -58,7 +58,7 @@ def test_a_hostile_sound_is_refused_by_name(tone_server: RunningServer, kind: st
     data = sound(kind)
     form = {"name": (None, "hostile"), "text": (None, "a"), "audio": ("a.wav", data)}
     answer = tone_server.http.post("/v1/audio/voices", files=form)
-    if kind == "claims 4 GiB":  # as a stream writes it, with all of its sound there
+    if kind == "claims 4 GiB":  # as a streamed file does; all of its sound is there
         assert tone_server.http.delete("/v1/audio/voices/hostile").status_code in (200, 204)
     else:
         check_error(answer, 400, "audio", "invalid_request")
@@ -74,10 +74,10 @@ def test_a_hostile_message_is_answered(tone_server: RunningServer, message: str 
     with connect(tone_server.url.replace("http", "ws") + "/v1/audio/stream") as websocket:
         websocket.send('{"type": "start"}')
         websocket.send(message)
-        told = []
+        received = []
         try:
             websocket.send('{"type": "end"}')
-            told = [json.loads(m)["type"] for m in websocket if isinstance(m, str)]
+            received = [json.loads(m)["type"] for m in websocket if isinstance(m, str)]
         except ConnectionClosed:
             pass
-        assert "error" in told or websocket.close_code not in (None, 1000)
+        assert "error" in received or websocket.close_code not in (None, 1000)

@@ -47,7 +47,7 @@ PAUSED = {
 
 
 @pytest.mark.parametrize(("text", "expected"), PAUSED.items())
-def test_a_pause_is_silence_by_every_way(
+def test_a_pause_is_silence_over_every_interface(
     reader: Reader, tmp_path: Path, text: str, expected: list[tuple[float, float]]
 ) -> None:
     whole = reader.by_http(text, format="pcm")
@@ -61,12 +61,12 @@ def test_a_pause_is_silence_by_every_way(
     assert lengths == [length for _, length in expected]
 
 
-def test_a_pause_between_paragraphs_is_in_place_of_theirs(reader: Reader) -> None:
+def test_a_pause_between_paragraphs_replaces_the_usual_one(reader: Reader) -> None:
     answer = reader.by_http("One.\n\n[pause 0.1s]\n\nThere.", format="pcm")
     assert silences(answer.content) == [(0.4, 0.1)]
 
 
-def test_a_long_pause_leaves_in_pieces(reader: Reader) -> None:
+def test_a_long_pause_is_sent_in_pieces(reader: Reader) -> None:
     answer = reader.by_http("One [pause 10s] there.", format="pcm", streaming=True)
     assert len(answer.content) == 2 * FRAMES + 10 * SECOND
     assert silences(answer.content) == [(0.4, 10.0)]
@@ -76,7 +76,7 @@ def test_a_long_pause_leaves_in_pieces(reader: Reader) -> None:
     "text",
     ["One [pause 2s] there.", "[pause 0.9s] One.", "[pause 2s] One.", "[pause 9s] One. [pause 9s]"],
 )
-def test_max_seconds_counts_pauses(reader: Reader, text: str) -> None:
+def test_max_seconds_includes_pauses(reader: Reader, text: str) -> None:
     answer = reader.by_http(text, format="pcm", max_seconds=1.0)
     assert SECOND - 1280 <= len(answer.content) <= SECOND
     assert answer.headers["x-finish-reason"] == "length"
@@ -84,7 +84,7 @@ def test_max_seconds_counts_pauses(reader: Reader, text: str) -> None:
     assert stream.content == answer.content
 
 
-def test_the_seconds_of_a_session_count_pauses(reader: Reader) -> None:
+def test_the_seconds_of_a_session_include_pauses(reader: Reader) -> None:
     *_, done = reader.by_websocket("One. [pause 1s]")
     assert done["seconds"] == pytest.approx(1.4)  # type: ignore[call-overload]
 
@@ -99,7 +99,7 @@ def test_the_seconds_of_a_session_count_pauses(reader: Reader) -> None:
         ("de", "on the fourth of march twenty twenty five."),
     ],
 )
-def test_a_date_is_read_as_its_language_writes_it(
+def test_a_date_is_read_in_the_order_of_its_language(
     reader: Reader, tmp_path: Path, language: str | None, heard: str
 ) -> None:
     fields = {} if language is None else {"language": language}
@@ -115,7 +115,7 @@ def test_a_date_is_read_as_its_language_writes_it(
     assert reader.heard() == heard
 
 
-def test_a_websocket_keeps_the_lines_of_what_comes_in_bits(reader: Reader) -> None:
+def test_a_websocket_keeps_lines_that_arrive_in_bits(reader: Reader) -> None:
     reader.heard()
     with connect(reader.server.url.replace("http", "ws") + "/v1/audio/stream") as websocket:
         websocket.send('{"type": "start"}')
@@ -135,7 +135,7 @@ def test_a_websocket_keeps_the_lines_of_what_comes_in_bits(reader: Reader) -> No
 
 
 def test_a_websocket_keeps_a_document_whole(reader: Reader) -> None:
-    """An SSML document of several sentences is not cut at their ends."""
+    """An SSML document is not cut between its sentences."""
     document = "<speak>One. <break time='250ms'/> Two. Three.</speak>"
     messages = reader.by_websocket(f"{document} And four.")
     segments = [m["text"] for m in messages if isinstance(m, dict) and m["type"] == "segment"]
@@ -144,7 +144,7 @@ def test_a_websocket_keeps_a_document_whole(reader: Reader) -> None:
     assert [length for _, length in silences(heard)] == [0.25]
 
 
-def test_silence_is_told_counted_and_logged(
+def test_silence_is_reported_counted_and_logged(
     tone_server: RunningServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     before = tone_server.metric('vox_serve_inaudible_total{model="tone"}')
@@ -190,7 +190,7 @@ def test_a_model_without_a_front_end_gets_the_servers_dictionary(
 
 
 def test_the_libraries_are_loaded_before_the_first_text() -> None:
-    """In both processes while the server starts, because it takes most of a second."""
+    """This takes most of a second, so it happens while the server starts."""
     from tests.cases.reader import FRONT_END
     from vox_serve.workers.reading import TextReader
 

@@ -1,4 +1,4 @@
-"""Texts as people send them, in each of three ways, and what the voice is given to read."""
+"""Texts as people send them, over each of three interfaces, and what the voice is given."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ OTHERWISE = {
     "See section G.2 below.": "see section gee point two below.",
     "The BBC and NASA met in the USA.": "the bee bee see and nasa met in the you ess ay.",
 }
-"""Our reading of texts that a case leaves open."""
+"""How we read the texts whose reading a case does not prescribe."""
 WORDS = {"metre": "meter", "metres": "meters", "oh": "zero", "centimetres": "centimeters"}
 WORDS |= {"kilometres": "kilometers"}
 KINDS = ("headings-and-lists",)
@@ -29,7 +29,7 @@ KINDS = ("headings-and-lists",)
 
 
 def same(text: str) -> str:
-    """The words of a text without punctuation, variants of a word unified."""
+    """The words of a text, without punctuation and with one spelling per word."""
     words = re.findall(r"[a-z']+", text.lower())
     return " ".join(WORDS.get(word, word) for word in words if word != "and")
 
@@ -63,19 +63,19 @@ def test_a_text_is_read_as_a_person_would_read_it(
 
 
 SILENT = ("?!", "\u200b", "†", "[pause 0.2s]", "<br>", "- - -", "👍🏽 🇫🇷")
-"""Siblings of the case `nothing-to-speak`."""
+"""More texts like those of the case `nothing-to-speak`."""
 
 
 @pytest.mark.parametrize(
     "text", [*(one["text"] for one in CASES["nothing-to-speak"]["texts"]), *SILENT]
 )
-def test_a_text_without_a_word_has_a_code_of_its_own(
+def test_a_text_without_words_has_its_own_error_code(
     reader: Reader, tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str
 ) -> None:
     answer = reader.by_http(text)
     assert (answer.status_code, answer.json()["error"]["code"]) == (422, "nothing_to_speak")
     kinds = [message["type"] for message in reader.by_websocket(text)]  # type: ignore[index]
-    assert kinds == ["started", "done"], "passed over"
+    assert kinds == ["started", "done"], "the WebSocket skips such a text"
     assert reader.by_say(text, tmp_path / "out.wav") == 2
     assert "nothing that this voice can speak" in capsys.readouterr().err
 
@@ -93,7 +93,7 @@ def test_every_case_is_used() -> None:
     ("text", "dropped"),
     [("Well done 😀", 1), ("The word 你好 means hello.", 0), ("A ☃ and a ☎ here.", 2)],
 )
-def test_what_is_left_out_is_told(
+def test_the_number_of_dropped_characters_is_reported(
     reader: Reader, tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, dropped: int
 ) -> None:
     assert int(reader.by_http(text).headers.get("X-Text-Dropped", "0")) == dropped

@@ -19,7 +19,7 @@ import pytest
 from tests.conftest import until
 
 DELAY = 0.04
-"""Seconds that a frame of the tone takes: long enough to be interrupted."""
+"""Seconds per frame of the tone: slow enough to be interrupted."""
 MEMORY = 100 * 2**20
 
 
@@ -40,7 +40,7 @@ class RayCluster:
         self.nodes.append(node)
 
     def deploy(self, **changes: Any) -> None:
-        """`vox-serve cluster up`, with changed settings of the engine."""
+        """Run `vox-serve cluster up` with changed engine settings."""
         self.content["models"][0] |= changes
         self.file.write_text(json.dumps(self.content))  # JSON is YAML
         command = ("cluster", "up", str(self.file), "--address", self.ray.address)
@@ -60,7 +60,7 @@ class RayCluster:
 
 
 def slowly(condition: Callable[[], bool], seconds: float) -> None:
-    """As `until`; each look is a request through Ray."""
+    """Like `until`, but slower, because each check is a request through Ray."""
 
     def found() -> bool:
         time.sleep(0.1)

@@ -24,29 +24,29 @@ from vox_serve.config import EngineConfig
 pytestmark = [
     pytest.mark.cluster,
     pytest.mark.timeout(300),
-    pytest.mark.filterwarnings("ignore"),  # ray is not free of them
+    pytest.mark.filterwarnings("ignore"),  # ray causes some
 ]
 
 
 CONVERSATIONS = ("one", "two", "three", "four", "five")
-"""Enough to be on both nodes."""
+"""Enough that both nodes have some."""
 
 
 @pytest.fixture(scope="module")
 def single(cluster: RayCluster) -> Iterator[RunningServer]:
-    """The plain server with the same settings; after `cluster`, for its environment."""
+    """The plain server with the same settings.  It uses the environment that `cluster` sets."""
     with running_server(attrs.evolve(TONE, deterministic=True)) as server:
         yield server
 
 
 def _is_usual(answer: httpx.Response) -> bool:
-    """Is this the usual 503?"""
+    """Whether this is the usual 503."""
     usual = answer.status_code == 503 and "retry-after" in answer.headers
     return usual and '"code":"unavailable"' in answer.text
 
 
 class Load(threading.Thread):
-    """Asks for speech until told to end, and records how each answer ended."""
+    """Requests speech until it is stopped, and records how each answer ended."""
 
     def __init__(self, url: str, number: int, body: dict[str, Any], bytes_expected: int) -> None:
         super().__init__(daemon=True)
@@ -100,11 +100,13 @@ def speak_turn(cluster: RayCluster, single: RunningServer, number: int) -> None:
 
 
 def pcm(content: bytes) -> bytes:
-    """The samples, without a header that says how long they are."""
+    """The samples, without the header, which contains their length."""
     return content[44:]
 
 
-def test_its_bytes_are_those_of_the_single_server(cluster: RayCluster, single: RunningServer):
+def test_the_cluster_returns_the_bytes_of_the_single_server(
+    cluster: RayCluster, single: RunningServer
+):
     texts = [f"{frames} frames with seed" for frames in (1, 5, 17, 40)] + ["5 words. " * 150]
     for seed, text in enumerate(texts):
         for streaming in (False, True):
@@ -114,7 +116,7 @@ def test_its_bytes_are_those_of_the_single_server(cluster: RayCluster, single: R
             assert pcm(answers[0].content) == pcm(answers[1].content)
 
 
-def test_conversations_are_those_of_the_single_server(cluster: RayCluster, single: RunningServer):
+def test_conversations_sound_as_on_the_single_server(cluster: RayCluster, single: RunningServer):
     for turn in range(3):
         speak_turn(cluster, single, turn)
     for name in CONVERSATIONS:
@@ -140,7 +142,7 @@ def test_a_client_that_leaves_frees_its_slot_on_the_other_node(cluster: RayClust
             pieces = answer.iter_raw()
             next(pieces)
             slowly(lambda: cluster.health()["running"] == 1, 4)
-        cluster.wait_idle(3)  # the speech lasts 6 s; the state is reported once a second
+        cluster.wait_idle(3)  # the speech would last 6 s; the state is reported once a second
 
 
 def test_a_request_is_cancelled_by_its_id(cluster: RayCluster):
@@ -155,7 +157,7 @@ def test_a_request_is_cancelled_by_its_id(cluster: RayCluster):
     cluster.wait_idle(3)
 
 
-def test_a_websocket_speaks_what_arrives_in_pieces(cluster: RayCluster):
+def test_a_websocket_speaks_text_that_arrives_in_pieces(cluster: RayCluster):
     with connect(cluster.url.replace("http", "ws") + "/v1/audio/stream") as socket:
         socket.send(json.dumps({"type": "start"}))
         for piece in ("5 little ", "words. ", "7 more words. "):
@@ -185,14 +187,14 @@ def test_a_registered_voice_is_known_on_every_node(cluster: RayCluster):
     assert spoken == {404}
 
 
-def test_errors_are_those_of_the_single_server(cluster: RayCluster, single: RunningServer):
+def test_errors_equal_those_of_the_single_server(cluster: RayCluster, single: RunningServer):
     for body in ({"text": "unspeakable"}, {"text": "hello", "voice": "nobody"}, {"text": "nan 9"}):
         answers = [one.http.post("/generate", json=body) for one in (cluster, single)]
         assert answers[0].status_code == answers[1].status_code
         assert answers[0].json() == answers[1].json()
 
 
-def test_a_rolling_update_fails_no_request_and_lets_a_stream_end(cluster: RayCluster):
+def test_a_rolling_update_fails_no_request_and_cuts_no_stream(cluster: RayCluster):
     loads = under_load(cluster, 4, {"text": "40 frames"})
     body = {"text": "150 frames", "max_seconds": 13, "streaming": True}
     with cluster.http.stream("POST", "/generate", json=body) as answer:
@@ -205,7 +207,7 @@ def test_a_rolling_update_fails_no_request_and_lets_a_stream_end(cluster: RayClu
     assert set(found) == {"200"}
 
 
-def test_a_killed_node_fails_its_own_requests_only(cluster: RayCluster, single: RunningServer):
+def test_a_killed_node_fails_only_its_own_requests(cluster: RayCluster, single: RunningServer):
     cluster.wait(slots=8)
     speak_turn(cluster, single, number=0)
     loads = under_load(cluster, 6, {"text": "150 frames", "max_seconds": 13})
@@ -223,13 +225,13 @@ def test_a_killed_node_fails_its_own_requests_only(cluster: RayCluster, single: 
     print(f"\nnode killed: {len(found)} requests, failed: {failed}; whole after {recovered:.0f} s")
     assert failed, "nothing was spoken on that node"
     assert set(failed) <= {"503", "cut"}
-    assert len(failed) <= 6, "more failed than were open"
+    assert len(failed) <= 6, "more requests failed than were open"
     cluster.wait_idle()
-    speak_turn(cluster, single, number=1)  # also those that the lost node had spoken
+    speak_turn(cluster, single, number=1)  # including conversations of the lost node
 
 
-def test_first_audio_beside_the_plain_server(cluster: RayCluster, single: RunningServer):
-    """Prints the figures; asserts nothing about speed."""
+def test_first_audio_is_compared_with_the_plain_server(cluster: RayCluster, single: RunningServer):
+    """It prints the figures, and asserts nothing about speed."""
     cluster.wait(slots=8)
     times: dict[str, list[float]] = {"plain": [], "cluster": []}
     for number in range(40):
@@ -245,8 +247,8 @@ def test_first_audio_beside_the_plain_server(cluster: RayCluster, single: Runnin
     print()
 
 
-def test_the_demo_voice_has_the_bytes_of_the_single_server(cluster: RayCluster):
-    """The last test: it replaces the tone."""
+def test_the_demo_voice_equals_that_of_the_single_server(cluster: RayCluster):
+    """This test must be the last one, because it replaces the tone."""
     cluster.deploy(model="demo", plugins=[])
     slowly(lambda: cluster.http.get("/models").json()["models"][0]["name"] == "demo", 60)
     cluster.wait(slots=8)

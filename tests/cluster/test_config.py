@@ -1,4 +1,4 @@
-"""The configuration file of a cluster; needs no ray."""
+"""The configuration file of a cluster.  These tests do not need Ray."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CONTENT = {
 }
 
 
-def test_a_model_has_the_settings_of_an_engine_and_of_its_scale():
+def test_a_model_has_engine_settings_and_scaling_settings():
     config = parse(CONTENT)
     assert config.models[0].engine.plugins == ("tests.tone",)
     assert config.models[0].scale.cpus == 2
@@ -28,7 +28,7 @@ def test_a_model_has_the_settings_of_an_engine_and_of_its_scale():
     assert config.ingress.max_replicas == 2
 
 
-def test_what_is_given_to_ray_serve_is_json_and_means_the_same():
+def test_the_configuration_survives_as_json_for_ray_serve():
     config = parse(CONTENT)
     assert parse(json.loads(json.dumps(content_of(config)))) == config
     written = serve_config(config)
@@ -62,7 +62,7 @@ def test_a_bad_configuration_names_the_field(content, problem):
         parse(content)
 
 
-def test_a_file_that_cannot_be_read_is_one_line(tmp_path: Path):
+def test_an_unreadable_file_is_reported_in_one_line(tmp_path: Path):
     broken = tmp_path / "cluster.yaml"
     broken.write_text("models: [")
     for path in (broken, tmp_path / "missing.yaml"):

@@ -1,4 +1,4 @@
-"""The link to a cluster, with a handle that has replicas of its own; needs no cluster."""
+"""The link to a cluster, tested with a fake deployment handle instead of a cluster."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ END = Finished("one", FinishReason.STOP, 3, 0)
 
 
 class Responses:
-    """What a streaming call returns."""
+    """The result of a streaming call."""
 
     def __init__(self, events: list[Any]) -> None:
         self.cancelled = False
@@ -54,7 +54,7 @@ class Responses:
 
 
 class Handle:
-    """A deployment whose calls return, in order, what the test says."""
+    """A deployment whose calls return the given answers in order."""
 
     def __init__(self, *answers: list[Any]) -> None:
         self.sessions: list[str | None] = []
@@ -97,20 +97,20 @@ def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "RETRY_SECONDS", (0.0, 0.0))
 
 
-def test_the_events_of_a_request_come_back():
+def test_the_events_of_a_request_arrive():
     handle = Handle([SOUND, END])
     add = Add(SpeechRequest("one", "hello"))
     assert asyncio.run(run(handle, lambda link: link.send(add), 2)) == [SOUND, END]
     assert handle.sessions == [None]
 
 
-def test_a_request_that_was_not_heard_is_sent_again():
+def test_a_request_without_any_event_is_retried():
     handle = Handle([RayActorError()], [RayActorError()], [SOUND, END])
     add = Add(SpeechRequest("one", "hello"))
     assert asyncio.run(run(handle, lambda link: link.send(add), 2)) == [SOUND, END]
 
 
-def test_a_request_that_was_heard_fails_with_its_replica():
+def test_a_request_that_has_begun_fails_with_its_replica():
     handle = Handle([SOUND, RayActorError()])
     add = Add(SpeechRequest("one", "hello"))
     heard, failed = asyncio.run(run(handle, lambda link: link.send(add), 2))

@@ -1,10 +1,10 @@
-"""What programs in the field do with our answers, rule by rule.
+"""How existing client programs handle our answers, rule by rule.
 
 The rules were read in the programs' own sources: livekit-plugins-openai 1.8.9, pipecat-ai 1.14.0,
 open-webui 0.12.4 and wyoming_openai (its repository, as of November 2026).  They are
-written again here without anything but the HTTP client, because the programs themselves bring
-hundreds of packages.  LiveKit's and Pipecat's plugins have also been run against
-the `demo` voice, each format once.
+reimplemented here with only the HTTP client, because the programs themselves bring hundreds of
+packages.  LiveKit's and Pipecat's plugins have also been run against the `demo` voice, once for
+each format.
 """
 
 from __future__ import annotations
@@ -65,9 +65,9 @@ def livekit(
 ) -> tuple[str, bytes, int]:
     """Content type, audio and output tokens, as LiveKit understands the answer.
 
-    It asks for events, unless the model is tts-1 or tts-1-hd; Content-Type alone decides how the
-    body is read.  Of events it reads lines that begin with `data: ` and objects of two types; any
-    other object is passed over, so a failure must also be seen in the connection.
+    It requests events unless the model is tts-1 or tts-1-hd; Content-Type alone decides how it
+    reads the body.  It reads lines that begin with `data: `, and objects of two types.  It skips
+    any other object, so a failure must also show in the connection.
     """
     request = {
         "input": TEXT,
@@ -103,22 +103,22 @@ def test_livekit_decodes_mp3_out_of_events(client: openai.OpenAI) -> None:
     assert len(samples) / rate == pytest.approx(SECONDS, abs=0.3)
 
 
-def test_livekit_takes_a_plain_body_by_its_content_type(client: openai.OpenAI) -> None:
+def test_livekit_decodes_a_plain_body_by_its_content_type(client: openai.OpenAI) -> None:
     for name in ("mp3", "opus", "aac", "flac", "wav", "pcm"):
         kind, audio, _ = livekit(client, name, model="tts-1")
         assert kind in LIVEKIT_DECODES
         assert audio
 
 
-def test_livekit_takes_pcm_for_24_khz(client: openai.OpenAI) -> None:
+def test_livekit_reads_pcm_as_24_khz(client: openai.OpenAI) -> None:
     _, audio, _ = livekit(client, "pcm")
     assert len(audio) / 2 / 24_000 == pytest.approx(SECONDS, abs=0.01)
 
 
-def test_livekit_notices_a_failure_that_it_cannot_read(
+def test_livekit_notices_a_failure_although_it_skips_error_events(
     start_server: Callable[..., RunningServer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("TONE_DELAY", "0.1")  # the first sound leaves before the failure
+    monkeypatch.setenv("TONE_DELAY", "0.1")  # so that the first sound is sent before the failure
     with client_of(start_server()) as client, pytest.raises(Exception, match="peer closed"):
         livekit(client, "pcm", input="boom 41 frames")
 
@@ -134,7 +134,7 @@ def test_livekit_gets_a_status_and_an_id_with_an_error(client: openai.OpenAI) ->
 
 
 def pipecat(client: openai.OpenAI, voice: str, **settings: Any) -> list[bytes]:
-    """Frames of raw audio at 24 kHz; voices other than OpenAI's are refused by Pipecat itself."""
+    """Frames of raw audio at 24 kHz.  Pipecat itself refuses voices other than OpenAI's."""
     assert voice in OPENAI_VOICES
     request = {
         "input": TEXT,
@@ -150,14 +150,14 @@ def pipecat(client: openai.OpenAI, voice: str, **settings: Any) -> list[bytes]:
 
 
 @pytest.mark.parametrize("voice", sorted(OPENAI_VOICES))
-def test_pipecat_speaks_with_every_voice_it_knows(client: openai.OpenAI, voice: str) -> None:
+def test_pipecat_speaks_with_every_voice_that_it_allows(client: openai.OpenAI, voice: str) -> None:
     frames = pipecat(client, voice)
     samples = np.frombuffer(b"".join(frames), "<i2")
     assert len(samples) / 24_000 == pytest.approx(SECONDS, abs=0.01)
-    assert np.abs(samples).max() > 8000, "samples, in the order of bytes that is expected"
+    assert np.abs(samples).max() > 8000, "not audible as little-endian samples"
 
 
-def test_pipecats_settings(client: openai.OpenAI) -> None:
+def test_pipecats_settings_are_accepted(client: openai.OpenAI) -> None:
     frames = pipecat(client, "alloy", speed=2.0, instructions="Speak like a pirate.")
     assert len(b"".join(frames)) / 48_000 == pytest.approx(SECONDS / 2, abs=0.01)
 
@@ -170,14 +170,16 @@ def test_open_webui_lists_models_and_voices_without_a_key(tone_server: RunningSe
     models = httpx.get(f"{base}/audio/models").raise_for_status().json().get("models", [])
     assert [model["id"] for model in models] == ["tone"]
     data = httpx.get(f"{base}/models").raise_for_status().json()
-    assert data.get("data", data.get("models", [])), "what it falls back to"
+    assert data.get("data", data.get("models", [])), "its fallback"
     voices = httpx.get(f"{base}/audio/voices").raise_for_status().json().get("voices", [])
     assert {v["id"]: v["name"] for v in voices} == {"hum_a": "hum_a", "hum_b": "hum_b"}
 
 
 @pytest.mark.parametrize(("model", "voice"), [("tts-1", "alloy"), ("tone", "hum_b")])
-def test_open_webui_posts_three_fields(tone_server: RunningServer, model: str, voice: str) -> None:
-    """The browser sends input and voice, the server adds its model; all of the body is read."""
+def test_three_fields_are_enough_for_open_webui(
+    tone_server: RunningServer, model: str, voice: str
+) -> None:
+    """The browser sends input and voice, and its server adds the model and reads the whole body."""
     response = httpx.post(
         f"{tone_server.url}/v1/audio/speech",
         json={"input": TEXT, "voice": voice, "model": model},
@@ -203,8 +205,8 @@ def test_open_webui_shows_the_error(tone_server: RunningServer) -> None:
 def wyoming(client: openai.OpenAI, text: str) -> tuple[int, bytes]:
     """Rate and PCM of a streamed WAV file.
 
-    The header is parsed with Python's `wave` out of what has come so far.  0xFFFFFFFF in the
-    data size means that all that follows is sound; a true size bounds it.
+    Python's `wave` parses the header from the bytes received so far.  A data size of 0xFFFFFFFF
+    means that everything after it is sound; any other size limits it.
     """
     request = {"input": text, "model": "tts-1", "voice": "alloy", "response_format": "wav"}
     pending, pcm, rate = b"", b"", 0
@@ -215,7 +217,7 @@ def wyoming(client: openai.OpenAI, text: str) -> tuple[int, bytes]:
                 continue
             pending += chunk
             file = io.BytesIO(pending)
-            with wave.open(file) as reader:  # the first chunk must do
+            with wave.open(file) as reader:  # the first chunk must be enough
                 assert (reader.getnchannels(), reader.getsampwidth()) == (1, 2)
                 rate, start = reader.getframerate(), file.tell()
             (size,) = struct.unpack("<I", pending[start - 4 : start])
@@ -224,19 +226,19 @@ def wyoming(client: openai.OpenAI, text: str) -> tuple[int, bytes]:
     return rate, pcm
 
 
-def test_wyoming_parses_the_header_out_of_the_first_chunk(client: openai.OpenAI) -> None:
+def test_wyoming_finds_the_header_in_the_first_chunk(client: openai.OpenAI) -> None:
     rate, pcm = wyoming(client, TEXT)
     assert (rate, len(pcm) / 2 / rate) == (8000, SECONDS)
 
 
-def test_wyoming_asks_three_at_once(client: openai.OpenAI) -> None:
+def test_wyoming_may_send_three_requests_at_once(client: openai.OpenAI) -> None:
     with ThreadPoolExecutor(3) as pool:
         found = list(pool.map(lambda n: wyoming(client, f"{n} frames"), (10, 20, 30)))
     assert [len(pcm) for _, pcm in found] == [10 * 1280, 20 * 1280, 30 * 1280]
 
 
-def test_wyoming_takes_us_for_no_other_backend(tone_server: RunningServer) -> None:
-    """It probes for LocalAI, Speaches and Kokoro, which it asks for voices in ways of their own."""
+def test_wyoming_does_not_mistake_us_for_another_backend(tone_server: RunningServer) -> None:
+    """It probes for LocalAI, Speaches and Kokoro, whose voices it lists in other ways."""
     base = f"{tone_server.url}/v1"
     assert httpx.get(f"{base}/readyz").status_code == 404
     assert httpx.get(f"{base}/test").status_code == 404

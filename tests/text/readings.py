@@ -1,6 +1,6 @@
 """What is written and what is heard, by kind."""
 
-# ruff: noqa: E501, RUF001 - one row a line, with signs of all kinds
+# ruff: noqa: E501, RUF001 - one row per line, with signs of all kinds
 
 READINGS: dict[str, dict[str, str]] = {
     "numbers": {

@@ -1,4 +1,4 @@
-"""How many nodes a frame of the full-size models has, held to what was reached."""
+"""The number of graph nodes in a frame of the full-size models is exactly the recorded one."""
 
 from __future__ import annotations
 
@@ -36,26 +36,26 @@ def models():
 
 
 @pytest.mark.parametrize(("name", "batch"), BUDGET)
-def test_a_frame_has_no_more_nodes_than_it_had(name: str, batch: int, models):
+def test_a_frame_has_the_recorded_number_of_nodes(name: str, batch: int, models):
     found = {step: nodes.count for step, nodes in steps(models[name], batch).items()}
-    assert found == BUDGET[name, batch], "fewer are welcome: write them down"
+    assert found == BUDGET[name, batch], "if it has fewer now, update BUDGET"
 
 
-def test_fp8_has_no_node_of_its_own_over_few_rows(models):
+def test_fp8_adds_no_nodes_for_a_few_rows(models):
     of = steps(full_size.csm(fp8=True), 8)
     assert {step: nodes.count for step, nodes in of.items()} == BUDGET["csm", 1]
     assert "_scaled_mm" not in of["emit"].launches
     assert of["emit"].bytes < 0.6 * steps(models["csm"], 8)["emit"].bytes
 
 
-def test_fp8_products_over_many_rows_are_not_counted_as_float32(models):
+def test_fp8_products_of_many_rows_are_not_counted_as_float32(models):
     fp8, whole = steps(full_size.csm(fp8=True), 64)["emit"], steps(models["csm"], 64)["emit"]
     assert fp8.launches["_scaled_mm"]
     assert fp8.float32_flops == 0
-    assert fp8.flops == pytest.approx(whole.flops, rel=0.01)  # of rows padded otherwise
+    assert fp8.flops == pytest.approx(whole.flops, rel=0.01)  # rows are padded differently
 
 
-def test_what_is_counted():
+def test_launches_operations_and_bytes_are_counted():
     with torch.inference_mode(), counting(context=5) as nodes:
         x = torch.empty(2, 8, device="meta")
         (x.view(16).view(2, 8) + 1).t()

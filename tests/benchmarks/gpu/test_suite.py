@@ -1,4 +1,4 @@
-"""The GPU suite on a CPU: its arithmetic, its budget, and all of it over a tiny model."""
+"""The GPU suite on a CPU: its arithmetic, its time budget, and a run with a tiny model."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_the_largest_count_is_found(limit: int, step: int):
     assert all(0 < each <= 746 for each in tried)
 
 
-def test_a_search_that_is_ended_says_so():
+def test_a_search_that_runs_out_of_time_says_so():
     answers = iter([True, True, False])
     assert largest(lambda count: True, 64, 746, 1, lambda: next(answers)) == (128, False)
 
@@ -67,7 +67,7 @@ def test_a_part_that_fails_or_is_skipped_is_kept_and_the_next_one_runs(tmp_path:
     bench = Bench(SMOKE, tmp_path, tmp_path / "result.json", seconds=60)
 
     def fail() -> None:
-        raise ValueError("so it is\nand more")
+        raise ValueError("it broke\nand more")
 
     def skip() -> None:
         raise Skipped("not here")
@@ -77,8 +77,8 @@ def test_a_part_that_fails_or_is_skipped_is_kept_and_the_next_one_runs(tmp_path:
     assert bench.part("good", lambda: {"figure": 1}) == {"figure": 1}
     written = json.loads((tmp_path / "result.json").read_text())
     assert written == {
-        "bad": {"failed": "ValueError: so it is"},
-        "failures": ["bad: ValueError: so it is"],
+        "bad": {"failed": "ValueError: it broke"},
+        "failures": ["bad: ValueError: it broke"],
         "skipped": {"skipped": "not here"},
         "good": {"figure": 1},
     }
@@ -93,10 +93,10 @@ def test_sections_that_no_longer_fit_are_named(tmp_path: Path, capsys: pytest.Ca
     assert "| peers | skipped |  | needs some 60 s, 0 s are left |" in capsys.readouterr().out
 
 
-def test_a_section_that_hangs_is_cut_and_keeps_what_it_has(
+def test_a_section_that_hangs_is_ended_and_its_results_are_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """What a section has written is read, and its process and that one's own are ended."""
+    """The results that it wrote are read; its process and that process's children are killed."""
     python, started = tmp_path / "python", tmp_path / "started"
     result = tmp_path / "frames.json"
     python.write_text(
@@ -112,14 +112,14 @@ def test_a_section_that_hangs_is_cut_and_keeps_what_it_has(
     assert section["reason"].startswith("cut after ")
     assert section["result"] == {"cell": 1}
     status = Path(f"/proc/{started.read_text().strip()}/stat")
-    # Killed; nobody may have waited for it yet.
+    # Killed, though perhaps still a zombie.
     until(lambda: not status.exists() or status.read_text().split()[2] == "Z")
     assert "cut after" in report(suite.document)
 
 
-@pytest.mark.slow  # a process for each section, which loads torch: over a minute on two cores
+@pytest.mark.slow  # each section has a process that loads torch: over a minute on two cores
 @pytest.mark.timeout(400)
-def test_the_smoke_run_does_every_section(tmp_path: Path):
+def test_the_smoke_run_runs_every_section(tmp_path: Path):
     command = [sys.executable, "-m", "benchmarks.gpu", "--smoke", "--budget", "380"]
     command += ["--output", str(tmp_path), "--scratch", str(tmp_path / "scratch")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
