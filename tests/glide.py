@@ -1,5 +1,4 @@
-"""A model of latents that glides from pitch to pitch: what the core owes such models is tested
-with it.
+"""A model of latents that glides from pitch to pitch; it tests the core's support of latents.
 
 A frame is two numbers, a pitch and a loudness.  A countdown in the model's own state ends an
 utterance, and a voice may come as keys and values.

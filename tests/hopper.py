@@ -1,7 +1,7 @@
-"""Triton's kernels compiled for a Hopper GPU, sm_90, where there is none.
+"""Compiles Triton kernels for a Hopper GPU, sm_90, on a machine without one.
 
-What is launched is compiled instead of run, with the launcher's own arguments: so alignment and
-the values that Triton specialises on are those of a real launch.  Tensors lie on the meta device.
+A launch compiles the kernel instead of running it, with the arguments of the launch.  So alignment
+and specialised values are those of a real launch.  Tensors are on the meta device.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
 
 @attrs.frozen
 class Compiled:
-    """A kernel as ptxas made it."""
+    """A kernel compiled by ptxas."""
 
     name: str
     options: str
-    """What it was compiled for, in one line."""
+    """Its compile-time options, in one line."""
     warps: int
     registers: int
     shared: int
     """Bytes, static and dynamic."""
     local: int
-    """Bytes of stack and spilled registers, of each thread."""
+    """Bytes of stack and spilled registers per thread."""
     ptx: str
 
     def __str__(self) -> str:
@@ -58,7 +58,7 @@ class _Driver:
 
 
 class Launches(list[Compiled]):
-    """What was launched, in order."""
+    """The launched kernels, in order."""
 
     @property
     def different(self) -> list[Compiled]:
@@ -67,7 +67,7 @@ class Launches(list[Compiled]):
 
 @contextmanager
 def hopper() -> Iterator[Launches]:
-    """Inside, the meta device counts as CUDA, and launches are compiled and listed."""
+    """In this context, the meta device counts as CUDA, and launches are compiled and recorded."""
     launches, made = Launches(), {}
     run = JITFunction.run
 

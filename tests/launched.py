@@ -1,4 +1,4 @@
-"""A server as a process of its own, as people start it."""
+"""A server in its own process, as users start it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TONE = ["--model", "tone", "--plugins", "tests.tone"]
 
 @attrs.define
 class Launched:
-    """A server process, started in a group of its own like one from a shell."""
+    """A server process in its own process group, like one started from a shell."""
 
     process: subprocess.Popen[str]
     mark: str
@@ -48,14 +48,14 @@ class Launched:
         return self.log.read()
 
     def processes(self) -> list[int]:
-        """All processes of this server: they carry a mark in their environment."""
+        """All processes of this server, recognised by a variable in their environment."""
         found = []
         for entry in Path("/proc").iterdir():
             if entry.name.isdigit():
                 try:
                     if self.mark.encode() in (entry / "environ").read_bytes():
                         found.append(int(entry.name))
-                except OSError:  # ended meanwhile, or is not ours
+                except OSError:  # it has ended, or is another user's
                     continue
         return found
 
@@ -72,7 +72,7 @@ class Launched:
         return self.http.stream("POST", "/generate", json={"streaming": True, **body})
 
     def end(self, seconds: float) -> int:
-        """Wait for the exit code; nothing may be left running."""
+        """Wait for the exit code; fails the test if a process is left running."""
         code = self.process.wait(seconds)
         until(lambda: not self.processes(), 1)
         return code

@@ -1,8 +1,7 @@
-"""Where the tests of Triton kernels run: compiled on a GPU, interpreted on a CPU.
+"""Runs the tests of Triton kernels: compiled on a GPU, interpreted on a CPU.
 
-One body serves both: `on_device` gives it the device.  Triton is told to interpret before it is
-imported, so the interpreted ones run in a process of their own, which `run_interpreted` starts
-and `make test` waits for.
+The same test serves both; `on_device` passes it the device.  The interpreter must be chosen before
+Triton is imported, so interpreted tests run in a separate process, which `run_interpreted` starts.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ on_device = pytest.mark.parametrize(
 )
 
 INTERPRETER_WARNINGS = [
-    # numpy, which the interpreter computes with, speaks of NaN and of overflow; a GPU does not.
+    # The interpreter computes with numpy, which warns of NaN and overflow; a GPU does not.
     pytest.mark.filterwarnings("ignore::RuntimeWarning"),
     pytest.mark.filterwarnings("ignore:Conversion of an array:DeprecationWarning"),
 ]
@@ -64,8 +63,10 @@ def run_interpreted(file: str) -> None:
 
 
 def _round_as_torch_does(interpreter) -> None:
-    """Make the interpreter round float32 to short formats as GPUs and torch do: it cuts bfloat16's
-    bits off, and a number that fp8 rounds up to the next power of two becomes half of it."""
+    """Make the interpreter round float32 to short formats as GPUs and torch do.
+
+    It truncates bfloat16, and halves numbers that fp8 rounds up to the next power of two.
+    """
     convert, tl = interpreter._convert_float, interpreter.tl
 
     def rounded(data, source, target, mode):
@@ -80,7 +81,7 @@ def _round_as_torch_does(interpreter) -> None:
 
 
 def _multiply_bfloat16(interpreter) -> None:
-    """The interpreter holds bfloat16 as integers of 16 bits, and multiplies those."""
+    """Fix products of bfloat16, which the interpreter stores and multiplies as 16-bit integers."""
     builder, tl = interpreter.InterpreterBuilder, interpreter.tl
     multiply = builder.create_dot
 
@@ -98,9 +99,9 @@ def _multiply_bfloat16(interpreter) -> None:
 
 
 def _patch_once(interpreter) -> None:
-    """Spare the interpreter from preparing Triton's modules at every call of a function.
+    """Make the interpreter patch Triton's modules once, not at every call of a function.
 
-    A version that undoes its preparation returns what undoes it, and is left alone.
+    A version that returns an undo function is left unchanged.
     """
     patch, done = interpreter._patch_lang, set()
 

@@ -1,4 +1,4 @@
-"""The dashboard's panels drawn from what Prometheus answers, for those who have no Grafana."""
+"""Draws the dashboard's panels from Prometheus's answers, for anyone without Grafana."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def draw(board: dict[str, Any], ask: Callable[[str], list[Series]], file: Path) 
 
     Args:
         board: the dashboard's JSON.
-        ask: an expression to its series: labels, and points of seconds and value.
+        ask: evaluates an expression; returns series of labels and (seconds, value) points.
     """
     panels = [panel for panel in board["panels"] if panel["type"] != "row"]
     rows = math.ceil(len(panels) / COLUMNS)
@@ -35,9 +35,11 @@ def draw(board: dict[str, Any], ask: Callable[[str], list[Series]], file: Path) 
                     legend = target["legendFormat"]
                     for name, value in labels.items():
                         legend = legend.replace(f"{{{{{name}}}}}", value)
-                    legend = re.sub(r"\{\{\w+\}\}", "", legend)  # an empty label is none
+                    legend = re.sub(
+                        r"\{\{\w+\}\}", "", legend
+                    )  # drop placeholders of missing labels
                     place.plot(*zip(*points, strict=True), linewidth=0.8, label=legend)
-            place.set_ylim(bottom=-0.02 * place.get_ylim()[1])  # so that 0 is seen
+            place.set_ylim(bottom=-0.02 * place.get_ylim()[1])  # so that a line at 0 is visible
             place.tick_params(labelbottom=False)
             if place.get_lines():
                 place.legend(fontsize=5, loc="upper left")

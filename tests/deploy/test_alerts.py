@@ -1,4 +1,4 @@
-"""The rules are sound; each alert fires, keeps silent and is explained."""
+"""The rules are valid; each alert fires when it should, only then, and is in the runbook."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_promtool_accepts_configuration_and_rules() -> None:
 
 
 @needs_prometheus
-def test_every_case_comes_out_as_expected() -> None:
+def test_every_case_passes() -> None:
     passes("promtool", "test", "rules", PROMETHEUS / "alerts_test.yml")
 
 
@@ -41,7 +41,7 @@ def test_every_alert_has_a_firing_and_a_silent_case(alert: str) -> None:
 
 @needs_prometheus
 @pytest.mark.parametrize("always", [True, False])
-def test_the_cases_notice_alerts_that_always_or_never_fire(always: bool, tmp_path: Path) -> None:
+def test_the_cases_detect_alerts_that_always_or_never_fire(always: bool, tmp_path: Path) -> None:
     for name in ("rules.yml", "alerts_test.yml"):
         (tmp_path / name).write_text((PROMETHEUS / name).read_text())
     broken = yaml.safe_load((PROMETHEUS / "alerts.yml").read_text())
@@ -64,5 +64,5 @@ def test_the_runbook_says_of_every_alert_what_to_do(rule: dict) -> None:
         assert part in section, name
 
 
-def test_the_runbook_names_no_alert_that_is_gone() -> None:
+def test_the_runbook_names_only_existing_alerts() -> None:
     assert set(re.findall(r"^## (VoxServe\w+)$", RUNBOOK, re.MULTILINE)) == set(ALERTS)

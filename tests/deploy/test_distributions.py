@@ -1,6 +1,6 @@
-"""What `make dist` builds speaks where nothing else is installed, as the container would.
+"""What `make dist` builds works where nothing else is installed, as in the container.
 
-Minutes and gigabytes: run by `make test-slow`.
+It takes minutes and gigabytes, so only `make test-slow` runs it.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def installed(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The programs of an environment that holds the wheels and what is locked, no more."""
+    """The programs of an environment with only the wheels and the locked packages."""
     folder = tmp_path_factory.mktemp("empty")
     venv.create(folder / "env", with_pip=True)
     programs = folder / "env" / "bin"
@@ -82,7 +82,7 @@ def test_pip_finds_nothing_missing(installed: Path) -> None:
     passes(installed / "python", "-m", "pip", "check")
 
 
-def test_the_wheels_are_what_is_imported(installed: Path, tmp_path: Path) -> None:
+def test_the_wheels_are_imported(installed: Path, tmp_path: Path) -> None:
     show = "import vox_serve, vox_serve_csm as c; print(vox_serve.__file__, c.__file__)"
     command = [installed / "python", "-c", show]
     said = subprocess.run(
@@ -92,7 +92,7 @@ def test_the_wheels_are_what_is_imported(installed: Path, tmp_path: Path) -> Non
     assert str(ROOT) not in said
 
 
-def test_it_says_a_text_without_a_server(installed: Path, tmp_path: Path) -> None:
+def test_it_speaks_a_text_without_a_server(installed: Path, tmp_path: Path) -> None:
     command = [installed / "vox-serve", "say", "Hello there!", "-o", "hello.wav"]
     subprocess.run(command, cwd=tmp_path, env=ENVIRONMENT, check=True, timeout=120)
     audio, rate = soundfile.read(tmp_path / "hello.wav")

@@ -1,4 +1,4 @@
-"""The dashboard imports unmodified, and asks for series that exist."""
+"""The dashboard can be imported unmodified, and queries series that exist."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ def families() -> set[str]:
     return set(re.findall(r"^# HELP (\S+)", registry.exposition().decode(), re.MULTILINE))
 
 
-def test_the_file_is_what_the_table_makes() -> None:
+def test_the_file_is_generated_from_the_table() -> None:
     assert dashboard.FILE.read_text() == dashboard.text(), "run: python -m deploy.grafana.dashboard"
 
 
-def test_it_imports_unmodified() -> None:
+def test_it_can_be_imported_unmodified() -> None:
     assert BOARD["id"] is None
     assert BOARD["uid"] == "vox-serve"
     assert "__inputs" not in BOARD
@@ -43,7 +43,7 @@ def test_it_imports_unmodified() -> None:
     assert len(set(ids)) == len(ids)
 
 
-def test_every_panel_takes_the_chosen_source_and_says_what_it_shows() -> None:
+def test_every_panel_uses_the_chosen_source_and_has_a_description() -> None:
     assert len(PANELS) > 20
     for panel in PANELS:
         assert panel["datasource"] == SOURCE, panel["title"]
@@ -53,7 +53,7 @@ def test_every_panel_takes_the_chosen_source_and_says_what_it_shows() -> None:
 
 
 @pytest.mark.parametrize(("title", "target"), TARGETS)
-def test_every_expression_follows_the_variables_and_names_what_exists(
+def test_every_expression_uses_the_variables_and_existing_series(
     title: str, target: dict[str, Any]
 ) -> None:
     expression = target["expr"]

@@ -1,4 +1,4 @@
-"""The RayService manifest: valid, and true to the application that it deploys."""
+"""The RayService manifest is valid, and agrees with the application that it deploys."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ SCHEMA = closed(
         ),
     ),
 )
-"""The fields of `ray.io/v1`, from KubeRay's API reference; pods are checked by Kubernetes' own."""
+"""The fields of `ray.io/v1`, from KubeRay's API reference; Kubernetes' schema checks the pods."""
 
 
 def documents() -> list[dict[str, Any]]:
@@ -92,7 +92,7 @@ def pods() -> list[dict[str, Any]]:
 
 
 def as_files(folder: Path, specs: list[dict[str, Any]]) -> list[Path]:
-    """The pods and the claim, each as a manifest of its own."""
+    """The pods and the claim, each as a separate manifest."""
     made = [
         {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "test"}, "spec": spec}
         for spec in specs
@@ -108,25 +108,25 @@ def test_the_manifest_has_the_fields_of_a_rayservice() -> None:
     jsonschema.validate(documents()[0], SCHEMA)
 
 
-def test_the_schema_notices_a_mistake() -> None:
+def test_the_schema_detects_a_mistake() -> None:
     broken = copy.deepcopy(documents()[0])
     broken["spec"]["rayClusterConfig"]["workerGroupSpecs"][0]["minReplica"] = 1
     with pytest.raises(jsonschema.ValidationError, match="minReplica"):
         jsonschema.validate(broken, SCHEMA)
 
 
-def test_kubernetes_accepts_its_pods_and_its_claim(tmp_path: Path) -> None:
+def test_the_schema_of_kubernetes_accepts_its_pods_and_its_claim(tmp_path: Path) -> None:
     command = (tool("kubernetes-validate"), "-k", "1.34", "--strict", *as_files(tmp_path, pods()))
     assert passes(*command).count("passed") == 3
 
 
-def test_kubernetes_notices_a_mistake_in_a_pod(tmp_path: Path) -> None:
+def test_the_schema_of_kubernetes_detects_a_mistake_in_a_pod(tmp_path: Path) -> None:
     spec = {**pods()[0], "volume": []}
     done = run(tool("kubernetes-validate"), "--strict", as_files(tmp_path, [spec])[0])
     assert done.returncode != 0
 
 
-def test_what_it_deploys_is_what_the_command_prints() -> None:
+def test_it_deploys_what_the_command_prints() -> None:
     content = yaml.safe_load(documents()[0]["spec"]["serveConfigV2"])
     config = parse(content["applications"][0]["args"])
     assert serve_config(config) == content

@@ -1,4 +1,4 @@
-"""Container, compose, systemd and Kubernetes files: valid, and true to the server they start."""
+"""Container, compose, systemd and Kubernetes files are valid, and agree with the server."""
 
 from __future__ import annotations
 
@@ -39,22 +39,22 @@ def container() -> dict:
 # The container
 
 
-def test_the_container_file_is_clean() -> None:
+def test_the_linter_finds_nothing_in_the_container_file() -> None:
     passes(tool("hadolint"), DOCKERFILE)
 
 
-def test_the_linter_of_container_files_lints() -> None:
+def test_the_linter_detects_a_mistake() -> None:
     broken = DOCKERFILE.read_text().replace(" --no-install-recommends", "")
     assert "DL3015" in run(tool("hadolint"), "-", text=broken).stdout
 
 
-def test_the_container_file_copies_what_is_there() -> None:
+def test_the_container_file_copies_existing_files() -> None:
     copied = re.findall(r"^COPY (?!--from)(.+) \S+$", DOCKERFILE.read_text(), re.M)
     assert len(copied) == 6
     assert all((ROOT / path).exists() for line in copied for path in line.split())
 
 
-def test_nobody_is_root_in_any_target() -> None:
+def test_no_target_runs_as_root() -> None:
     stages = re.split(r"^FROM ", DOCKERFILE.read_text(), flags=re.M)
     for target in ("cpu", "cuda"):
         (stage,) = (text for text in stages if text.startswith(f"common AS {target}\n"))
@@ -72,8 +72,8 @@ def test_every_locked_package_has_its_hash_and_its_licence(name: str) -> None:
         ), line
 
 
-def test_the_locked_versions_are_those_that_the_projects_ask_for() -> None:
-    """Also that nothing which a project asks for is missing."""
+def test_the_locked_versions_satisfy_the_projects() -> None:
+    """Every requirement of a project is locked, too."""
     text = "".join((DOCKERFILE.parent / name).read_text() for name in LOCKS)
     locked = dict(re.findall(r"^(\S+)==(\S+)", text, re.M))
     for project in (ROOT, *(ROOT / "plugins").iterdir()):
@@ -94,7 +94,7 @@ def test_compose_follows_its_schema() -> None:
     passes(tool("check-jsonschema"), "--builtin-schema", "vendor.compose-spec", COMPOSE)
 
 
-def test_the_schema_of_compose_notices_a_mistake(tmp_path: Path) -> None:
+def test_the_schema_of_compose_detects_a_mistake(tmp_path: Path) -> None:
     broken = yaml.safe_load(COMPOSE.read_text())
     broken["services"]["vox-serve"]["read_onyl"] = True
     (tmp_path / "compose.yaml").write_text(yaml.safe_dump(broken))
@@ -108,7 +108,7 @@ def test_the_schema_of_compose_notices_a_mistake(tmp_path: Path) -> None:
     assert "read_onyl" in done.stdout
 
 
-def test_compose_mounts_what_is_there_and_scrapes_its_own_server() -> None:
+def test_compose_mounts_existing_files_and_scrapes_its_own_server() -> None:
     services = yaml.safe_load(COMPOSE.read_text())["services"]
     mounts = [m.split(":")[0] for service in services.values() for m in service["volumes"]]
     assert all((COMPOSE.parent / mount).is_dir() for mount in mounts if mount.startswith("."))
@@ -130,7 +130,7 @@ needs_systemd = pytest.mark.skipif(
 
 @pytest.fixture
 def unit(tmp_path: Path) -> Path:
-    """The unit, starting a program that exists here."""
+    """The unit, changed to start a program that exists here."""
     text = UNIT.read_text()
     assert "/opt/vox-serve/bin/vox-serve launch" in text
     path = tmp_path / UNIT.name
@@ -144,7 +144,7 @@ def test_systemd_accepts_the_unit(unit: Path) -> None:
 
 
 @needs_systemd
-def test_systemd_notices_a_mistake_in_a_unit(unit: Path) -> None:
+def test_systemd_detects_a_mistake_in_a_unit(unit: Path) -> None:
     unit.write_text(unit.read_text().replace("ProtectHome=yes", "ProtectHoem=yes"))
     assert "ProtectHoem" in run("systemd-analyze", "verify", unit).stdout
 
@@ -166,7 +166,7 @@ def test_kubernetes_accepts_the_manifests() -> None:
         assert passes(*command).count("passed") == 5
 
 
-def test_the_check_of_manifests_notices_a_mistake(tmp_path: Path) -> None:
+def test_the_schema_of_manifests_detects_a_mistake(tmp_path: Path) -> None:
     broken = KUBERNETES.read_text().replace("readinessProbe:", "readynessProbe:")
     (tmp_path / "broken.yaml").write_text(broken)
     done = run(tool("kubernetes-validate"), "--strict", tmp_path / "broken.yaml")
@@ -174,7 +174,7 @@ def test_the_check_of_manifests_notices_a_mistake(tmp_path: Path) -> None:
     assert "readynessProbe" in done.stdout
 
 
-def test_the_probes_ask_routes_that_exist() -> None:
+def test_the_probes_request_routes_that_exist() -> None:
     paths = {
         name: container()[f"{name}Probe"]["httpGet"]["path"]
         for name in ("startup", "liveness", "readiness")
@@ -196,7 +196,7 @@ def test_the_pod_runs_as_the_containers_user_on_a_read_only_root() -> None:
 # All of them
 
 
-def test_each_starts_the_server_with_flags_that_it_has() -> None:
+def test_each_starts_the_server_with_existing_flags() -> None:
     program, verb, *own = ENTRYPOINT
     assert (program, verb) == ("vox-serve", "launch")
     command = re.findall(r"^ExecStart=\S+ launch (.*)\$FLAGS$", UNIT.read_text(), re.M)
@@ -205,7 +205,7 @@ def test_each_starts_the_server_with_flags_that_it_has() -> None:
         parser("test").parse_args(flags)
 
 
-def test_each_waits_longer_than_the_server_may_take_to_drain() -> None:
+def test_each_waits_longer_than_draining_may_take() -> None:
     drain = ServerConfig().shutdown_timeout
     pod = manifest("Deployment")["spec"]["template"]["spec"]
     stop = int(container()["lifecycle"]["preStop"]["exec"]["command"][1])

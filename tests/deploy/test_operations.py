@@ -24,7 +24,7 @@ def test_flags_are_flags_of_the_server(page: str) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_series_are_series(page: str) -> None:
+def test_series_are_exported_by_the_server(page: str) -> None:
     assert set(re.findall(r"`(vox_serve_\w+)`", PAGES[page])) <= families()
 
 
@@ -35,7 +35,7 @@ def test_panels_are_panels_of_the_dashboard() -> None:
     assert set(named) <= panels
 
 
-def test_files_are_there() -> None:
+def test_files_exist() -> None:
     for page in PAGES.values():
         for path in re.findall(r"deploy/[\w./*-]+\w", page):
             assert list(ROOT.glob(path)) or (ROOT / path).exists(), path

@@ -43,18 +43,18 @@ GPU_ONLY = "vox_serve_device_memory_bytes"
 
 @attrs.frozen
 class Observed:
-    """A server that has just had its load, and the Prometheus that watched it."""
+    """A server that has just been under load, and the Prometheus that scraped it."""
 
     server: Launched
     prometheus: httpx.Client
 
     def values(self, expression: str) -> list[float]:
-        """What an expression is now; NaN is nothing."""
+        """The current values of an expression, without NaN."""
         found = [float(series["value"][1]) for series in self._ask("query", expression)]
         return [value for value in found if not math.isnan(value)]
 
     def course(self, expression: str) -> list[Series]:
-        """How an expression went over the last half minute."""
+        """The values of an expression over the last 30 seconds."""
         span = {"start": time.time() - 30, "end": time.time(), "step": 0.5}
         found = self._ask("query_range", expression, **span)
         return [(one["metric"], [(t, float(value)) for t, value in one["values"]]) for one in found]
@@ -75,7 +75,7 @@ class Observed:
 @pytest.fixture(scope="module")
 def observed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Observed]:
     folder = tmp_path_factory.mktemp("prometheus")
-    # The tone has every fault, and the demo voice what a real model has: weights, kept prefixes.
+    # The tone can fail in every way; the demo voice has weights and cached prefixes.
     flags = ("--model", "demo", "--max-batch-size", "4", "--max-queue", "2")
     with launched(folder / "server.log", *flags, TONE_DELAY="0.01") as server:
         server.read_banner()
@@ -86,7 +86,7 @@ def observed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Observed]:
 
 @contextmanager
 def watching(target: httpx.URL, folder: Path) -> Iterator[httpx.Client]:
-    """Prometheus as configured in deploy/, but every second and at another address."""
+    """Prometheus as configured in deploy/, but with a scrape per second and another address."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         address = f"127.0.0.1:{free.getsockname()[1]}"
     for name in ("rules.yml", "alerts.yml"):
@@ -121,7 +121,7 @@ def answers(client: httpx.Client) -> bool:
 
 
 def speak(http: httpx.Client) -> None:
-    """Some seconds of everything that makes a series move."""
+    """Change every series for some seconds."""
     deadline = time.monotonic() + LOAD_SECONDS
 
     def say(**body: object) -> httpx.Response:
@@ -155,7 +155,7 @@ def speak(http: httpx.Client) -> None:
         time.sleep(1.5)  # one more scrape, with the session still open
 
 
-def test_every_panel_shows_something(observed: Observed, capsys: pytest.CaptureFixture) -> None:
+def test_every_panel_has_data(observed: Observed, capsys: pytest.CaptureFixture) -> None:
     shown = {
         (title, target["legendFormat"], target["expr"]): observed.values(target["expr"])
         for title, target in TARGETS
@@ -166,13 +166,13 @@ def test_every_panel_shows_something(observed: Observed, capsys: pytest.CaptureF
             print(f"\n{title:28} {legend:30} {figures}", end="")
         print()
     empty = [expression for (*_, expression), values in shown.items() if not values]
-    if not torch.cuda.is_available():  # what only a GPU has
+    if not torch.cuda.is_available():  # these need a GPU
         empty = [expression for expression in empty if GPU_ONLY not in expression]
     assert empty == []
 
 
 def test_the_panels_can_be_drawn(observed: Observed, tmp_path: Path) -> None:
-    """For docs/dashboard.png: VOX_WRITE_PICTURES=1 redraws it."""
+    """VOX_WRITE_PICTURES=1 redraws docs/dashboard.png."""
     picture = tmp_path / "dashboard.png"
     draw(BOARD, observed.course, picture)
     assert picture.stat().st_size > 100_000
@@ -191,8 +191,8 @@ def test_every_rule_is_evaluated_without_error(observed: Observed) -> None:
     assert {rule["health"] for rule in rules.values()} == {"ok"}
 
 
-def test_the_load_reached_what_the_panels_are_for(observed: Observed) -> None:
-    """Series that are there from the start would have data without any load."""
+def test_the_load_changed_the_series_of_the_panels(observed: Observed) -> None:
+    """Series that exist from the start have data even without load."""
     for series in (
         'requests_total{mode="stream", outcome="ok"}',
         'requests_total{outcome="rejected"}',

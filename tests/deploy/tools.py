@@ -1,4 +1,4 @@
-"""Tools that check deploy/; where one is missing, its tests are skipped and say so."""
+"""Tools that check deploy/.  Tests are skipped, with a reason, if their tool is missing."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ needs_nginx = pytest.mark.skipif(
 
 
 def tool(name: str) -> str:
-    """A checker that the extra `dev` brings.  Fails the test where it is missing."""
+    """A checker that the extra `dev` installs.  Fails the test if it is missing."""
     found = shutil.which(name, path=Path(sys.executable).parent) or shutil.which(name)
     assert found, f"{name} is missing: make setup"
     return found
 
 
 def run(*command: str | Path, text: str | None = None) -> subprocess.CompletedProcess[str]:
-    """Run a checker; both its outputs are in `stdout`."""
+    """Run a checker; its standard output and error are both in `stdout`."""
     return subprocess.run(
         command,
         input=text,

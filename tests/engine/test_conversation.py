@@ -16,80 +16,80 @@ from vox_serve.voice import Segment
 TURN = (Segment(0, "hello"),)
 
 
-def remember(open_ones: Conversations, name: str) -> None:
-    open_ones.end(open_ones.begin(name), TURN)
+def remember(conversations: Conversations, name: str) -> None:
+    conversations.end(conversations.begin(name), TURN)
 
 
-def test_one_turn_at_a_time() -> None:
-    open_ones = Conversations(60, 10)
-    first = open_ones.begin("a")
+def test_a_conversation_has_one_turn_at_a_time() -> None:
+    conversations = Conversations(60, 10)
+    first = conversations.begin("a")
     with pytest.raises(Conflict) as caught:
-        open_ones.begin("a")
+        conversations.begin("a")
     assert caught.value.param == "conversation"
-    open_ones.end(first, TURN)
-    assert open_ones.begin("a").turns == TURN
+    conversations.end(first, TURN)
+    assert conversations.begin("a").turns == TURN
 
 
-def test_a_turn_that_failed_leaves_what_was_there() -> None:
-    open_ones = Conversations(60, 10)
-    remember(open_ones, "a")
-    open_ones.end(open_ones.begin("a"))
-    assert open_ones.begin("a").turns == TURN
-    open_ones.end(open_ones.begin("new"))
-    assert not open_ones.forget("new")
+def test_a_failed_turn_leaves_the_earlier_ones() -> None:
+    conversations = Conversations(60, 10)
+    remember(conversations, "a")
+    conversations.end(conversations.begin("a"))
+    assert conversations.begin("a").turns == TURN
+    conversations.end(conversations.begin("new"))
+    assert not conversations.forget("new")
 
 
-def test_forgotten_while_it_is_spoken() -> None:
-    open_ones = Conversations(60, 10)
-    running = open_ones.begin("a")
-    assert open_ones.forget("a")
-    assert not open_ones.forget("a")
-    open_ones.end(running, TURN)
-    assert len(open_ones) == 0
-    assert open_ones.begin("a").turns == ()
+def test_a_conversation_can_be_forgotten_while_it_is_spoken() -> None:
+    conversations = Conversations(60, 10)
+    running = conversations.begin("a")
+    assert conversations.forget("a")
+    assert not conversations.forget("a")
+    conversations.end(running, TURN)
+    assert len(conversations) == 0
+    assert conversations.begin("a").turns == ()
 
 
-def test_idle_ones_expire(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_idle_conversations_expire(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    open_ones = Conversations(60, 10)
-    remember(open_ones, "old")
+    conversations = Conversations(60, 10)
+    remember(conversations, "old")
     now[0] += 50
-    remember(open_ones, "young")
-    speaking = open_ones.begin("speaking")
+    remember(conversations, "young")
+    speaking = conversations.begin("speaking")
     now[0] += 59
-    assert open_ones.begin("young").turns == TURN
-    assert open_ones.begin("old").turns == ()
+    assert conversations.begin("young").turns == TURN
+    assert conversations.begin("old").turns == ()
     now[0] += 1000
     with pytest.raises(Conflict):
-        open_ones.begin("speaking")
-    open_ones.end(speaking)
+        conversations.begin("speaking")
+    conversations.end(speaking)
 
 
-def test_the_least_recently_used_goes() -> None:
-    open_ones = Conversations(60, 3)
+def test_the_least_recently_used_conversation_is_dropped() -> None:
+    conversations = Conversations(60, 3)
     for name in ("a", "b", "c"):
-        remember(open_ones, name)
-    again = open_ones.begin("a")
-    assert again.turns == TURN  # to go on with one drops none
-    open_ones.end(again, TURN)
-    assert len(open_ones) == 3
-    remember(open_ones, "d")
-    assert len(open_ones) == 3
-    assert not open_ones.forget("b")
-    assert all(open_ones.forget(name) for name in ("a", "c", "d"))
+        remember(conversations, name)
+    again = conversations.begin("a")
+    assert again.turns == TURN  # continuing one drops none
+    conversations.end(again, TURN)
+    assert len(conversations) == 3
+    remember(conversations, "d")
+    assert len(conversations) == 3
+    assert not conversations.forget("b")
+    assert all(conversations.forget(name) for name in ("a", "c", "d"))
 
 
-def test_the_end_of_a_forgotten_one_leaves_its_successor() -> None:
-    open_ones = Conversations(60, 10)
-    first = open_ones.begin("a")
-    open_ones.forget("a")
-    second = open_ones.begin("a")
-    open_ones.end(first)
+def test_the_end_of_a_forgotten_conversation_does_not_touch_its_successor() -> None:
+    conversations = Conversations(60, 10)
+    first = conversations.begin("a")
+    conversations.forget("a")
+    second = conversations.begin("a")
+    conversations.end(first)
     with pytest.raises(Conflict):
-        open_ones.begin("a")
-    open_ones.end(second, TURN)
-    assert open_ones.begin("a").turns == TURN
+        conversations.begin("a")
+    conversations.end(second, TURN)
+    assert conversations.begin("a").turns == TURN
 
 
 def test_no_turn_comes_between_two_parts_of_a_text(tone_engine: Engine) -> None:
@@ -116,9 +116,15 @@ def test_a_text_that_is_aborted_between_two_parts_frees_its_conversation(
     assert len(tone_engine.prompts.conversations.begin("ours", "b").turns) == 1
 
 
-def test_a_key_with_many_makes_room_by_its_own() -> None:
-    open_ones = Conversations(60, 4)
+def test_a_key_with_many_conversations_loses_only_its_own() -> None:
+    conversations = Conversations(60, 4)
     for name in ("alice/a", "bob/a", "bob/b", "bob/c", "bob/d", "bob/e"):
-        remember(open_ones, name)
-    assert open_ones.forget("alice/a")
-    assert [open_ones.forget(f"bob/{name}") for name in "abcde"] == [False, False, True, True, True]
+        remember(conversations, name)
+    assert conversations.forget("alice/a")
+    assert [conversations.forget(f"bob/{name}") for name in "abcde"] == [
+        False,
+        False,
+        True,
+        True,
+        True,
+    ]

@@ -1,4 +1,4 @@
-"""Which device is taken, how torch is set up for it, and what fits; all of it without one."""
+"""How a device is chosen, how torch is set up for it, and what fits; without a GPU."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from vox_serve.plugins import load_plugins
 
 @pytest.fixture
 def cuda(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """A torch that believes in a CUDA device; returns the numbers it is set to."""
+    """Make torch report a CUDA device; returns the numbers of the devices made current."""
     chosen: list[int] = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    # Below what torch checks of the argument; a build without CUDA lacks it.
+    # The function below torch's own checks; a build without CUDA lacks it.
     monkeypatch.setattr(torch._C, "_cuda_setDevice", chosen.append, raising=False)
     monkeypatch.setattr(device.shutil, "which", lambda name: f"/usr/bin/{name}")
     monkeypatch.setattr(device.Path, "is_file", lambda self: True)
@@ -47,7 +47,7 @@ def test_a_cuda_device_has_a_number_and_is_made_the_current_one(
 
 
 def test_loading_on_cuda_reaches_the_model(cuda: list[int], monkeypatch: pytest.MonkeyPatch):
-    """It ended before the model was loaded, because torch wants a number."""
+    """It used to fail before the model was loaded, because torch needs a device number."""
 
     class Reached(Exception):
         pass
@@ -70,7 +70,9 @@ def test_attention_on_cuda_builds_no_plans(cuda: list[int]):
     assert not torch.backends.cudnn.allow_tf32
 
 
-def test_what_triton_needs_is_named_at_once(cuda: list[int], monkeypatch: pytest.MonkeyPatch):
+def test_a_missing_requirement_of_triton_is_named_at_once(
+    cuda: list[int], monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setattr(device.importlib.util, "find_spec", lambda name: object())
     monkeypatch.delenv("CC", raising=False)
     with monkeypatch.context() as here:
@@ -84,12 +86,12 @@ def test_what_triton_needs_is_named_at_once(cuda: list[int], monkeypatch: pytest
     device.prepare(torch.device("cuda:0"))
     monkeypatch.setattr(device.importlib.util, "find_spec", lambda name: None)
     monkeypatch.setattr(device.shutil, "which", lambda name: None)
-    device.prepare(torch.device("cuda:0"))  # plain torch needs none of it
+    device.prepare(torch.device("cuda:0"))  # plain torch needs neither
     assert cuda == [0, 0]
 
 
 @pytest.mark.parametrize("name", ["cuda", "cuda:3"])
-def test_a_device_that_is_not_there_is_refused(name: str, monkeypatch: pytest.MonkeyPatch):
+def test_a_missing_device_is_refused(name: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ConfigError, match="finds no CUDA device"):
         device.choose(name)
@@ -98,7 +100,7 @@ def test_a_device_that_is_not_there_is_refused(name: str, monkeypatch: pytest.Mo
         device.choose("gpu")
 
 
-def test_slots_that_do_not_fit_are_refused_before_they_are_made(monkeypatch: pytest.MonkeyPatch):
+def test_slots_that_do_not_fit_are_refused_before_allocation(monkeypatch: pytest.MonkeyPatch):
     made: list[int] = []
     allocate = ToneCodec.allocate
 
@@ -114,17 +116,17 @@ def test_slots_that_do_not_fit_are_refused_before_they_are_made(monkeypatch: pyt
     config = EngineConfig(TONE.model, max_batch_size=11, plugins=TONE.plugins)
     with pytest.raises(ConfigError) as refused:
         load_engine(config, load_plugins(config.plugins))
-    said = str(refused.value)
-    assert "max_batch_size 11 needs 7.05e-05 GB, 6.41e-06 GB for each slot" in said
-    assert "cpu has 6.41e-05 GB free after 0 GB of weights" in said
-    assert "at most 10 fit" in said
+    message = str(refused.value)
+    assert "max_batch_size 11 needs 7.05e-05 GB, 6.41e-06 GB for each slot" in message
+    assert "cpu has 6.41e-05 GB free after 0 GB of weights" in message
+    assert "at most 10 fit" in message
     assert max(made) == 2
     monkeypatch.setattr(device, "free_bytes", lambda _: 1)
     with pytest.raises(ConfigError, match="at most 0 fit"):
         device.require_room(ToneModel(), 1)
 
 
-def test_out_of_memory_while_loading_is_one_line(
+def test_out_of_memory_while_loading_is_reported_in_one_line(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
     def full(self: ToneCodec, num_slots: int) -> int:

@@ -31,7 +31,7 @@ def alone(text: str, **fields) -> Spoken:
 
 
 @pytest.mark.parametrize("frames", [1, 2, 9, 10, 11, 20, 41])
-def test_every_frame_is_sounded_and_the_end_is_not(frames):
+def test_every_frame_has_sound_and_the_end_has_none(frames):
     spoken = alone(f"{frames} hums")
     assert len(spoken.pcm) == frames * FRAME
     assert isinstance(spoken.end, Finished)
@@ -45,8 +45,8 @@ def test_an_end_at_frame_0_is_an_empty_answer():
     assert (spoken.end.reason, spoken.end.frames) == (FinishReason.STOP, 0)
 
 
-def test_a_batch_speaks_as_each_would_alone():
-    texts = ["3 a", "11 bbbb", "7 cc", "20 d", "1 eeeee", "13 f"]  # more than there are slots
+def test_each_row_of_a_batch_sounds_as_it_does_alone():
+    texts = ["3 a", "11 bbbb", "7 cc", "20 d", "1 eeeee", "13 f"]  # more texts than slots
     together = speak(fresh_engine(), *texts)
     assert [s.pcm for s in together] == [alone(text).pcm for text in texts]
 
@@ -105,12 +105,12 @@ def test_the_frame_cap_of_max_seconds_ends_with_length():
 
 @pytest.mark.parametrize("frames", [1, 7, 14, 28, 55, 109])
 def test_whole_frames_of_max_seconds_are_counted_exactly(frames):
-    """0.56 x 12.5 is more than 7 in floating point."""
+    """In floating point, 0.56 x 12.5 is more than 7."""
     spoken = alone("150 hums", max_seconds=frames * 0.08)
     assert len(spoken.pcm) == frames * FRAME
 
 
-def test_a_cap_between_frames_is_not_passed_and_one_frame_always_is():
+def test_a_cap_between_frames_is_rounded_down_to_one_frame_or_more():
     assert len(alone("150 hums", max_seconds=0.81).pcm) == 10 * FRAME
     assert len(alone("150 hums", max_seconds=0.01).pcm) == FRAME
 
@@ -145,7 +145,7 @@ def test_the_frame_cap_never_passes_the_context():
 
 
 def test_a_prompt_that_leaves_no_room_for_a_frame_is_refused(monkeypatch):
-    """The core refuses it, so that no model need to, and names what is too long."""
+    """The core refuses it, so models need not, and names the field that is too long."""
 
     def prompt(self, text, voice, *, context, parameters):
         before = 150 * len([*voice.segments, *context])
@@ -176,7 +176,9 @@ def test_a_prompt_that_leaves_no_room_for_a_frame_is_refused(monkeypatch):
         ({"text": "5", "sampling": {"top_p": 2.0}}, InvalidRequest, "top_p must be from 0.01 to 1"),
     ],
 )
-def test_what_cannot_be_spoken_is_refused_by_name(tone_engine, request_fields, error, message):
+def test_a_request_that_cannot_be_spoken_names_its_field(
+    tone_engine, request_fields, error, message
+):
     with pytest.raises(error, match=message):
         tone_engine.add(SpeechRequest("x", **request_fields))
     assert not tone_engine.has_work
@@ -192,12 +194,12 @@ def test_a_checkpoint_may_limit_characters_and_words():
     engine.add(SpeechRequest("x", "5 a bbbbbb"))
 
 
-def test_a_voice_by_name_and_by_speaker_are_one():
+def test_a_voice_may_be_chosen_by_name_or_by_speaker():
     by_name, by_speaker = alone("5 x", voice="hum_b"), alone("5 x", speaker=1)
     assert by_name.pcm == by_speaker.pcm != alone("5 x", speaker=0).pcm
 
 
-def test_context_comes_into_the_prompt(tone_engine):
+def test_context_is_part_of_the_prompt(tone_engine):
     audio = np.zeros(1280, dtype=np.float32)
     tone_engine.add(SpeechRequest("x", "5 x", context=(Segment(0, "a", audio),)))
     sequence = tone_engine.scheduler.find("x")
@@ -257,7 +259,7 @@ def test_a_bad_row_fails_alone_and_its_slot_is_clean(fault, kind, temperature):
         assert held.isfinite().all()
 
 
-def test_a_codec_that_raises_ends_the_rows_of_its_step(tone_engine, monkeypatch):
+def test_a_codec_that_raises_fails_the_rows_of_its_step(tone_engine, monkeypatch):
     def broken(*_):
         raise RuntimeError("codec")
 
@@ -268,7 +270,7 @@ def test_a_codec_that_raises_ends_the_rows_of_its_step(tone_engine, monkeypatch)
     assert speak(tone_engine, "5 a")[0].pcm == alone("5 a").pcm
 
 
-def test_reserved_codes_are_counted_and_kept_from_the_codec(tone_engine):
+def test_reserved_codes_are_counted_and_do_not_reach_the_codec(tone_engine):
     tone_engine.add(SpeechRequest("x", "reserved 6"))
     outputs = [tone_engine.step() for _ in range(7)]
     assert sum(output.stats.reserved_codes for output in outputs) == 4
@@ -276,8 +278,8 @@ def test_reserved_codes_are_counted_and_kept_from_the_codec(tone_engine):
 
 
 @pytest.mark.parametrize("frames", [0, 1, 2, 3, 7, 9])
-def test_a_codec_may_take_several_frames_at_once(frames, monkeypatch):
-    """Rows out of step with each other: each is sounded when its own frames are complete."""
+def test_a_codec_may_need_several_frames_per_step(frames, monkeypatch):
+    """Rows are out of step: the codec runs a row when that row has enough frames."""
     monkeypatch.setattr(ToneCodec, "frames_per_step", 3)
     heard: list[tuple[int, ...]] = []
     step = ToneCodec.step
@@ -303,7 +305,7 @@ def test_a_codec_may_take_several_frames_at_once(frames, monkeypatch):
     assert len(spoken["mine"].pcm) == frames // 3 * FRAME
     whole = [tuple(emitted[i : i + 3]) for i in range(0, frames // 3 * 3, 3)]
     mine = [tuple(codes) for slot, *codes in heard if slot == 1]
-    assert mine[: len(whole)] == whole  # a step that the end completes is thrown away
+    assert mine[: len(whole)] == whole  # the step that the end frame completes is discarded
     assert len(spoken["other"].pcm) == 3 * FRAME
 
 
@@ -330,7 +332,7 @@ def test_the_warm_up_leaves_nothing_behind(tone_engine):
     assert speak(tone_engine, "5 a")[0].pcm == alone("5 a").pcm
 
 
-def test_attention_reaches_no_further_than_it_must(tone_engine):
+def test_attention_reads_no_more_positions_than_needed(tone_engine):
     extents = []
     advance = tone_engine.model.advance
 
@@ -347,8 +349,8 @@ def test_attention_reaches_no_further_than_it_must(tone_engine):
 _STEP = ToneCodec.step
 
 
-def test_a_codec_row_that_raises_ends_alone(monkeypatch):
-    """The others are tried by themselves; the step that raised had changed nothing."""
+def test_a_row_on_which_the_codec_raises_fails_alone(monkeypatch):
+    """The other rows are retried one by one, because the step that raised changed nothing."""
 
     def fragile(self, codes, slots, reset):
         if bool(((slots == 1) & ~reset).any()):
@@ -365,7 +367,7 @@ def test_a_codec_row_that_raises_ends_alone(monkeypatch):
     assert [beside[i].pcm for i in (0, 2)] == [healthy[i].pcm for i in (0, 2)]
 
 
-def test_sound_that_is_not_finite_ends_its_row(monkeypatch):
+def test_sound_that_is_not_finite_fails_its_row(monkeypatch):
     def spoilt(self, codes, slots, reset):
         pcm, valid = _STEP(self, codes, slots, reset)
         pcm[slots == 1, 5] = torch.nan
@@ -379,7 +381,7 @@ def test_sound_that_is_not_finite_ends_its_row(monkeypatch):
     assert second.pcm == b""
 
 
-def test_samples_that_come_with_the_end_need_not_be_finite(monkeypatch):
+def test_samples_of_the_end_frame_need_not_be_finite(monkeypatch):
     def spoilt(self, codes, slots, reset):
         pcm, valid = _STEP(self, codes, slots, reset)
         return torch.where(reset[:, None], pcm, torch.nan), valid
@@ -390,7 +392,7 @@ def test_samples_that_come_with_the_end_need_not_be_finite(monkeypatch):
     assert len(spoken.pcm) == FRAME
 
 
-def test_context_is_refused_where_the_checkpoint_takes_none():
+def test_context_is_refused_if_the_checkpoint_does_not_take_it():
     engine = Engine(ToneModel(), TONE, CheckpointSpec("t", ".", "", takes_context=False))
     turn = Segment(0, "a", np.zeros(640, dtype=np.float32))
     with pytest.raises(UnspeakableText, match="not trained to follow earlier turns") as caught:
@@ -398,13 +400,13 @@ def test_context_is_refused_where_the_checkpoint_takes_none():
     assert caught.value.param == "context"
 
 
-def test_what_the_server_receives_does_not_import_torch(tone_engine):
+def test_messages_to_the_server_do_not_import_torch(tone_engine):
     assert b"torch." not in pickle.dumps(tone_engine.info("tone", "tone", 1.0)).replace(
         b"torch_version", b""
     )
 
 
-def test_a_row_that_fails_is_wiped_in_the_codec_too(monkeypatch):
+def test_a_failed_row_is_also_cleared_in_the_codec(monkeypatch):
     cleared: list[int] = []
     monkeypatch.setattr(ToneCodec, "clear", lambda self, slot: cleared.append(slot))
     _, broken = speak(fresh_engine(), "2 hums", "5 nan")
@@ -413,14 +415,14 @@ def test_a_row_that_fails_is_wiped_in_the_codec_too(monkeypatch):
 
 
 class SharingTone(ToneModel):
-    """All but the last position of its prompts may be kept for others."""
+    """Lets the cache keep all positions of its prompts but the last."""
 
     def prompt(self, text, voice, *, context, parameters):
         made = super().prompt(text, voice, context=context, parameters=parameters)
         return attrs.evolve(made, shared=len(made) - 1)
 
 
-def test_the_stats_tell_of_the_prefixes_that_are_kept_and_used():
+def test_the_stats_count_cached_prefixes_and_their_hits():
     engine = Engine(SharingTone(), EngineConfig(model="tone", max_batch_size=1))
     found = []
     for number, text in enumerate(("5 frames", "5 frames", "7 other frames")):
@@ -429,7 +431,7 @@ def test_the_stats_tell_of_the_prefixes_that_are_kept_and_used():
             found.append(engine.step().stats)
     assert (sum(s.hits for s in found), sum(s.misses for s in found)) == (1, 2)
     assert found[-1].prefixes == 2
-    positions = 3 + 4  # of both prompts, less one each; keys and values of 4 floats
+    positions = 3 + 4  # both prompts, each without its last; keys and values of 4 floats
     assert found[-1].prefix_bytes == positions * 2 * 4 * 4
 
 
@@ -440,12 +442,12 @@ def test_the_stats_count_conversations():
     assert engine.step().stats.conversations == 1
 
 
-def test_a_cpu_has_no_device_memory_to_tell_of():
+def test_a_cpu_reports_no_device_memory():
     assert fresh_engine().step().stats.device_memory is None
 
 
-def test_the_next_frame_may_be_made_before_the_codec_has_begun():
-    """On a GPU the codec runs beside it: it must need nothing that the next frame overwrites."""
+def test_the_next_frame_may_be_generated_before_the_codec_runs():
+    """On a GPU both run at once, so the codec must not read what the next frame overwrites."""
 
     def second_frame(ahead: bool):
         engine = fresh_engine()

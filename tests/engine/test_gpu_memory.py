@@ -1,4 +1,4 @@
-"""A GPU's memory is looked at once a second, a CPU's never."""
+"""The memory of a GPU is measured once a second, that of a CPU never."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from vox_serve.engine import gpu_memory
 from vox_serve.engine.gpu_memory import GPUMemory
 
 
-def test_a_gpu_is_looked_at_once_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_memory_of_a_gpu_is_measured_once_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 1000.0
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (30, 80))
     monkeypatch.setattr(gpu_memory.time, "monotonic", lambda: now)
@@ -21,5 +21,5 @@ def test_a_gpu_is_looked_at_once_a_second(monkeypatch: pytest.MonkeyPatch) -> No
     assert memory.look() == (50, 30)
 
 
-def test_a_cpu_has_nothing_to_tell() -> None:
+def test_a_cpu_reports_no_memory() -> None:
     assert GPUMemory(torch.device("cpu")).look() is None

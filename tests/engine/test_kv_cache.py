@@ -1,4 +1,4 @@
-"""A row per slot: what is written is seen by its own slot, up to its own position."""
+"""Each slot has a row, and reads only its own positions up to the current one."""
 
 import torch
 
@@ -29,7 +29,7 @@ def test_rows_are_kept_apart_and_masked_by_position():
     assert view.mask[:, 0].sum(-1).tolist() == [[1, 2], [4, 5]]
 
 
-def test_the_extent_bounds_what_is_read():
+def test_the_extent_limits_the_positions_that_are_read():
     cache = make_cache()
     cache.extent = 3
     view = cache.view(torch.tensor([1]), torch.tensor([[2]]))
@@ -39,7 +39,7 @@ def test_the_extent_bounds_what_is_read():
     assert view.mask.shape == (1, 1, 1, 3)
 
 
-def test_clear_wipes_one_slot():
+def test_clear_zeroes_one_slot():
     cache = make_cache()
     cache.keys.fill_(torch.nan)
     cache.values.fill_(torch.nan)
@@ -49,7 +49,7 @@ def test_clear_wipes_one_slot():
     assert cache.keys[:, 0].isnan().all()
 
 
-def test_rows_side_by_side_are_read_where_they_are():
+def test_adjacent_rows_are_read_without_a_copy():
     slots, positions = torch.tensor([1, 2]), torch.tensor([[0], [3]])
     written = torch.randn(2, 1, 1, 4)
     copied, read = make_cache(), make_cache()

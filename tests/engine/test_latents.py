@@ -1,4 +1,4 @@
-"""Models of latents: frames of floats, noise by seed, state and parameters of their own."""
+"""Models whose frames are latents: floats, seeded noise, own state and own parameters."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class TestGlide(ModelConformance):
 
 
 class TestGlideInTheGivenVoice(TestGlide):
-    """The same promises of a voice that comes as keys and values."""
+    """The same suite with a voice that is stored as keys and values."""
 
     def _request(self, name: str, text: str, **fields: Any) -> SpeechRequest:
         return super()._request(name, text, voice="given", **fields)
@@ -40,7 +40,7 @@ def engine(**settings: Any) -> Engine:
 
 
 def spoken(engine: Engine, **fields: Any) -> tuple[list[tuple[float, ...]], list[Any]]:
-    """The latents of one request, and its last events."""
+    """The latents of one request, and its events."""
     latents: list[tuple[float, ...]] = []
     watch_frames(engine, lambda _, frame: None if frame.end else latents.append(frame.codes))
     engine.add(SpeechRequest("x", TEXT, **fields))
@@ -50,21 +50,21 @@ def spoken(engine: Engine, **fields: Any) -> tuple[list[tuple[float, ...]], list
     return latents, events
 
 
-def test_latents_reach_the_codec_and_the_host_as_they_are():
+def test_latents_reach_the_codec_and_the_host_unchanged():
     latents, events = spoken(engine(), sampling={"noise_level": 0.0})
     assert latents[0] == pytest.approx(torch.sin(torch.tensor([15.0, 0.3])).tolist())
     assert isinstance(events[-1], Finished)
     assert events[-1].frames == len(latents) == 3 + 15 % 4
 
 
-def test_a_voice_of_keys_and_values_stands_before_the_text():
+def test_a_voice_of_keys_and_values_precedes_the_text():
     plain, _ = spoken(engine(), sampling={"noise_level": 0.0})
     given, _ = spoken(engine(), sampling={"noise_level": 0.0}, voice="given")
     assert given[0] == pytest.approx(torch.sin(torch.tensor([21.0, 6.3])).tolist(), abs=1e-5)
     assert given != plain
 
 
-def test_a_number_that_only_one_request_sets_changes_that_one_alone():
+def test_a_parameter_set_by_one_request_changes_only_that_request():
     one = engine()
     default, _ = spoken(engine(), sampling={"seed": 1})
     latents: dict[str, list[tuple[float, ...]]] = {}
@@ -73,9 +73,9 @@ def test_a_number_that_only_one_request_sets_changes_that_one_alone():
         one.add(SpeechRequest(name, TEXT, sampling={"seed": 1, "steps": steps}))
     one.step()
     assert latents["a"][0] == pytest.approx(default[0])
-    still = torch.sin(torch.tensor([15.0, 0.3]))
-    strays = [torch.tensor(latents[name][0]) - still for name in "ab"]
-    torch.testing.assert_close(strays[1], strays[0] / 4)
+    without_noise = torch.sin(torch.tensor([15.0, 0.3]))
+    offsets = [torch.tensor(latents[name][0]) - without_noise for name in "ab"]
+    torch.testing.assert_close(offsets[1], offsets[0] / 4)
 
 
 def test_a_latent_that_is_not_finite_fails_its_request():
@@ -86,7 +86,7 @@ def test_a_latent_that_is_not_finite_fails_its_request():
     assert isinstance(events[-1], Failed)
 
 
-def test_a_row_of_the_model_s_state_is_wiped_when_its_sequence_fails():
+def test_a_row_of_the_models_state_is_cleared_when_its_sequence_fails():
     one = engine()
     cleared: list[int] = []
     one.model.clear = cleared.append  # type: ignore[method-assign]
@@ -111,20 +111,20 @@ def test_a_row_of_the_model_s_state_is_wiped_when_its_sequence_fails():
         ({"instructions": 7}, "instructions must be text, not int"),
     ],
 )
-def test_a_parameter_is_refused_by_name(sampling: dict[str, Any], message: str):
+def test_a_bad_parameter_is_named(sampling: dict[str, Any], message: str):
     with pytest.raises(InvalidRequest, match=message) as refused:
         engine().add(SpeechRequest("x", TEXT, sampling=sampling))
     assert refused.value.param in sampling
 
 
-def test_a_default_of_the_server_must_be_of_the_model():
+def test_a_server_default_must_be_a_parameter_of_the_model():
     info = engine(parameter=("steps=2", "language=de")).info("g", "glide", 0.0)
     assert (info.sampling["steps"], info.sampling["language"]) == (2, "de")
     with pytest.raises(ConfigError, match="no parameter temperature"):
         engine(temperature=0.5)
 
 
-def test_what_a_model_declares_is_told():
+def test_parameters_that_a_model_declares_are_listed():
     info = engine().info("g", "glide", 0.0)
     words = {"language": "auto", "instructions": ""}
     assert info.sampling == {"seed": None, "noise_level": 0.5, "steps": 1} | words
@@ -154,7 +154,7 @@ def test_noise_is_normal():
     assert 4 < float(noise.abs().max()) < 5.3
 
 
-def test_noise_depends_on_seed_frame_and_place_alone():
+def test_noise_depends_only_on_seed_frame_and_place():
     state = sampler(3)
     alone, beside = rows(state, 1).noise(8), rows(state, 2, 1, 0).noise(8)
     assert torch.equal(alone[0], beside[1])
@@ -164,7 +164,7 @@ def test_noise_depends_on_seed_frame_and_place_alone():
     assert not torch.equal(alone, rows(state, 1).noise(8))
 
 
-def test_noise_and_draws_of_codes_share_no_keys():
+def test_noise_and_draws_of_codes_use_different_random_keys():
     state = sampler(1, SamplingParams)
     flat = torch.zeros(1, 64)
     drawn = [int(rows(state, 0)(flat, book)[0]) for book in range(4)]

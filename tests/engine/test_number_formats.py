@@ -1,4 +1,4 @@
-"""What the settings dtype and quantize come to on a device."""
+"""How the settings dtype and quantize resolve on each device."""
 
 import pytest
 
@@ -22,7 +22,9 @@ HALF = "float16" if holds_halves() else None
         ({"quantize": "fp8"}, "cuda", ("bfloat16", "fp8")),
     ],
 )
-def test_formats(settings: dict[str, str], device: str, expected: tuple[str, str | None]) -> None:
+def test_settings_resolve_to_number_formats(
+    settings: dict[str, str], device: str, expected: tuple[str, str | None]
+) -> None:
     assert number_formats(EngineConfig(**settings), device) == expected
 
 
@@ -34,6 +36,8 @@ def test_formats(settings: dict[str, str], device: str, expected: tuple[str, str
         ({"quantize": "int8", "dtype": "bfloat16"}, "cpu", "leave dtype at auto"),
     ],
 )
-def test_what_does_not_go_together(settings: dict[str, str], device: str, problem: str) -> None:
+def test_settings_that_contradict_each_other_are_refused(
+    settings: dict[str, str], device: str, problem: str
+) -> None:
     with pytest.raises(ConfigError, match=problem):
         number_formats(EngineConfig(**settings), device)

@@ -1,4 +1,4 @@
-"""How frames are packed for the client."""
+"""How many frames are sent to the client at once."""
 
 from vox_serve.engine.pacing import Pacing
 
@@ -6,7 +6,7 @@ FRAME = 0.08
 
 
 def packing(steps: list[float]) -> list[int]:
-    """Frames sent at once, if each step takes this many seconds."""
+    """The number of frames per piece, if the steps take these seconds."""
     pacing, now, sizes = Pacing(FRAME), 100.0, []
     for seconds in steps:
         now += seconds
@@ -18,16 +18,16 @@ def packing(steps: list[float]) -> list[int]:
     return [*sizes, rest]
 
 
-def test_a_client_with_a_lead_gets_more_and_more_at_once() -> None:
+def test_pieces_grow_with_the_lead_of_the_client() -> None:
     assert packing([0.005] * 30) == [1, 1, 2, 4, 8, 8, 6]
 
 
-def test_one_without_a_lead_gets_each_frame_as_it_comes() -> None:
+def test_without_a_lead_each_frame_is_sent_at_once() -> None:
     assert packing([FRAME] * 6) == [1, 1, 1, 1, 1, 1, 0]
     assert packing([2 * FRAME] * 4) == [1, 1, 1, 1, 0]
 
 
-def test_no_frame_is_held_back_until_the_client_runs_dry() -> None:
+def test_the_client_never_runs_out_of_audio_because_frames_are_held_back() -> None:
     for pace in (0.01, 0.02, 0.03, 0.04, 0.05, 0.06, 0.07):
         pacing, now, began, sent_seconds = Pacing(FRAME), 0.0, 0.0, 0.0
         for number in range(200):
@@ -39,7 +39,7 @@ def test_no_frame_is_held_back_until_the_client_runs_dry() -> None:
             sent_seconds += FRAME * len(sent)
 
 
-def test_after_a_stall_all_that_is_there_goes_out() -> None:
+def test_after_a_stall_all_held_frames_are_sent() -> None:
     pacing, now = Pacing(FRAME), 0.0
     for _ in range(20):
         now += 0.01

@@ -1,4 +1,4 @@
-"""Kept prefixes: found by their rows, bounded in bytes, the least recently used goes first."""
+"""Cached prefixes: found by their rows, limited in bytes, evicted least recently used first."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ def inputs(*rows: int) -> dict[str, torch.Tensor]:
     return {"tokens": numbers[:, None].repeat(1, 2), "weight": numbers.float()}
 
 
-def test_a_position_takes_what_it_says() -> None:
+def test_the_size_of_a_position_is_right() -> None:
     assert cache_of().position_bytes == POSITION
 
 
-def test_shared_rows() -> None:
+def test_shared_rows_are_counted() -> None:
     assert shared_rows(inputs(1, 2, 3), inputs(1, 2, 4, 5)) == 2
     assert shared_rows(inputs(1, 2), inputs(1, 2, 3)) == 2
     assert shared_rows(inputs(1), inputs(2)) == 0
@@ -40,12 +40,12 @@ def test_shared_rows() -> None:
     assert shared_rows(inputs(1), wide) == 0
 
 
-def test_what_was_kept_comes_back_into_another_slot() -> None:
+def test_a_cached_prefix_is_restored_into_another_slot() -> None:
     kv = cache_of()
     cache = PrefixCache(1 << 20)
     kept = kv.keys[:, 0, :3].clone(), kv.values[:, 0, :3].clone()
     cache.keep(inputs(1, 2, 3), 0, kv)
-    kv.keys[:, 0] = 7  # the slot goes on to others
+    kv.keys[:, 0] = 7  # the slot is reused
     beyond = kv.keys[:, 1, 3:].clone()
     assert cache.restore(inputs(1, 2, 3, 4), 1, kv) == 3
     assert torch.equal(kv.keys[:, 1, :3], kept[0])
@@ -53,7 +53,7 @@ def test_what_was_kept_comes_back_into_another_slot() -> None:
     assert torch.equal(kv.keys[:, 1, 3:], beyond)
 
 
-def test_a_part_serves_too_and_the_last_position_is_always_run() -> None:
+def test_part_of_a_prefix_may_be_restored_but_never_the_last_position() -> None:
     kv = cache_of()
     cache = PrefixCache(1 << 20)
     cache.keep(inputs(1, 2, 3, 4), 0, kv)
@@ -63,7 +63,7 @@ def test_a_part_serves_too_and_the_last_position_is_always_run() -> None:
     assert cache.restore(inputs(8, 2), 1, kv) == 0
 
 
-def test_the_longest_is_taken() -> None:
+def test_the_longest_match_is_restored() -> None:
     kv = cache_of()
     cache = PrefixCache(1 << 20)
     cache.keep(inputs(1, 2, 5, 6), 0, kv)
@@ -73,17 +73,17 @@ def test_the_longest_is_taken() -> None:
     assert cache.restore(inputs(1, 2, 5, 6, 7), 0, kv) == 4
 
 
-def test_a_longer_one_takes_the_place_of_its_beginning() -> None:
+def test_a_longer_prefix_replaces_its_own_beginning() -> None:
     kv = cache_of()
     cache = PrefixCache(1 << 20)
     cache.keep(inputs(1, 2), 0, kv)
     cache.keep(inputs(1, 2, 3), 0, kv)
     assert (len(cache), cache.num_bytes) == (1, 3 * POSITION)
-    cache.keep(inputs(1, 2), 0, kv)  # is there already
+    cache.keep(inputs(1, 2), 0, kv)  # already cached
     assert (len(cache), cache.num_bytes) == (1, 3 * POSITION)
 
 
-def test_the_least_recently_used_goes() -> None:
+def test_the_least_recently_used_prefix_is_evicted() -> None:
     kv = cache_of()
     cache = PrefixCache(4 * POSITION)
     cache.keep(inputs(1, 1), 0, kv)
@@ -95,7 +95,7 @@ def test_the_least_recently_used_goes() -> None:
     assert cache.restore(inputs(1, 1, 1), 1, kv) == 2
 
 
-def test_what_is_larger_than_all_is_not_kept() -> None:
+def test_a_prefix_larger_than_the_cache_is_not_kept() -> None:
     kv = cache_of()
     cache = PrefixCache(2 * POSITION)
     cache.keep(inputs(1, 1), 0, kv)

@@ -1,4 +1,4 @@
-"""Several workers are refused, with figures, before any of them loads, if they do not fit."""
+"""Workers that do not fit together are refused, with figures, before any of them loads."""
 
 from __future__ import annotations
 
@@ -21,11 +21,13 @@ def free(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
     monkeypatch.setattr(device, "free_bytes", lambda place: size)
 
 
-def test_what_is_planned_is_what_loading_takes() -> None:
+def test_the_planned_memory_is_what_loading_takes() -> None:
     need = room._need(DEMO)
     engine, info = load_engine(DEMO, load_plugins(()))
     assert need.slot == device.slot_bytes(engine.model)
-    assert 0.6 * info.weight_bytes < need.weights <= info.weight_bytes  # but for copies to compute
+    assert (
+        0.6 * info.weight_bytes < need.weights <= info.weight_bytes
+    )  # except for copies to compute with
 
 
 def test_models_that_fit_alone_and_not_together_are_refused(
@@ -42,7 +44,7 @@ def test_models_that_fit_alone_and_not_together_are_refused(
         room.require_room([DEMO, DEMO, TONE])
 
 
-def test_a_model_that_cannot_be_planned_is_left_to_its_worker(
+def test_a_model_that_cannot_be_planned_does_not_stop_the_check(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("TONE_LOAD_ERROR", "1")
@@ -52,12 +54,12 @@ def test_a_model_that_cannot_be_planned_is_left_to_its_worker(
 
 
 @pytest.mark.slow  # loads torch in another process
-def test_the_server_asks_before_any_worker_loads() -> None:
+def test_the_server_checks_the_memory_before_any_worker_loads() -> None:
     devices.require_room([attrs.evolve(TONE, replicas=1)])  # starts no process
     huge = attrs.evolve(DEMO, replicas=64, max_batch_size=1024)
     with pytest.raises(ConfigError, match=r"the workers on cpu need .* 64 x demo"):
         devices.require_room([huge])
 
 
-def test_both_processes_mean_the_same_exit_code() -> None:
+def test_both_processes_use_the_same_exit_code() -> None:
     assert room.REFUSED == devices.ROOM_REFUSED

@@ -1,4 +1,4 @@
-"""The sampler: its noise, its filters against transformers', and that rows are independent."""
+"""The sampler: its noise, its filters compared with transformers', and independent rows."""
 
 import pytest
 import torch
@@ -83,7 +83,7 @@ def test_seed_frame_and_codebook_each_change_the_draw():
     assert rows(state, 0, 1)(flat, 0)[0] != first[0]
 
 
-def test_a_row_draws_the_same_in_any_company_and_slot():
+def test_a_row_draws_the_same_in_any_batch_and_slot():
     mixed = [
         SamplingParams(temperature=0.9, top_k=20),
         SamplingParams(temperature=0.0),
@@ -128,11 +128,11 @@ def test_filters_keep_what_transformers_keeps(params, warpers):
 
 @pytest.mark.parametrize("top_k", [0, 1, 7, 96, 97, 500])
 @pytest.mark.parametrize("min_p", [0.0, 0.1])
-def test_what_is_left_out_where_no_row_asks_for_it_changes_nothing(top_k, min_p):
-    """Without top-p only the highest codes are ordered; a captured step orders all."""
+def test_skipping_work_that_no_row_needs_changes_nothing(top_k, min_p):
+    """Without top-p, only the highest codes are sorted; a captured step sorts all."""
     other = SamplingParams(temperature=0.5, top_k=7)
     params = SamplingParams(temperature=0.8, top_k=top_k, min_p=min_p)
-    logits = random_logits(20).round(decimals=1)  # there are ties
+    logits = random_logits(20).round(decimals=1)  # so that there are ties
     state = make_sampler(*[params, other] * 10)
     some, every = rows(state, *range(20)), state.rows(None, torch.arange(20))
     assert torch.equal(some(logits, 0), every(logits, 0))
@@ -155,7 +155,7 @@ def test_a_temperature_of_zero_is_greedy_beside_rows_that_draw():
     assert rows(state, 0, 1)(logits, 0)[0] == logits[0].argmax()
 
 
-def test_repetition_penalty_is_that_of_transformers_on_codebook_0():
+def test_repetition_penalty_equals_that_of_transformers_on_codebook_0():
     logits = random_logits(1)
     params = SamplingParams(temperature=0.0, repetition_penalty=1.7)
     state = make_sampler(params)
@@ -202,7 +202,7 @@ def test_a_new_sequence_in_the_slot_has_no_history():
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_a_bad_row_is_named_and_spoils_no_other(bad, temperature):
+def test_a_bad_row_is_flagged_and_does_not_change_the_others(bad, temperature):
     params = SamplingParams(temperature=temperature, top_p=0.9)
     logits = random_logits(3)
     clean = rows(make_sampler(params, params, params), 0, 1, 2)(logits, 0)

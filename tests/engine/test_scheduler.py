@@ -1,4 +1,4 @@
-"""Who runs, in which slot, in what order."""
+"""Which sequences run, in which slots and in what order."""
 
 import pytest
 import torch
@@ -63,13 +63,13 @@ def test_every_slot_comes_back():
 def test_as_many_prompts_run_together_as_the_budget_holds():
     scheduler = Scheduler(100)
     scheduled(scheduler, *[PREFILL_BUCKET] * 70)
-    # Once the first speak, the others come in smaller parties.
+    # While the first ones speak, the others join in smaller groups.
     parties = [PREFILL_POSITIONS // PREFILL_BUCKET, PIECE_POSITIONS // PREFILL_BUCKET]
     assert [len(run_prompts(scheduler)) for _ in range(2)] == parties
 
 
 def run_prompts(scheduler: Scheduler) -> list[tuple[str, int]]:
-    """What a step prefills: names and positions, as the runner would move them on."""
+    """Do the prefill of one step as the runner would; returns names and positions."""
     rows, most = scheduler.prefilling()
     ran = []
     for sequence in rows:
@@ -87,20 +87,20 @@ def scheduled(scheduler: Scheduler, *lengths: int) -> list[Sequence]:
     return sequences
 
 
-def test_prompts_run_together_as_far_as_the_budget_goes():
+def test_prompts_run_together_within_the_budget():
     scheduler = Scheduler(4)
     scheduled(scheduler, 10, 20, PREFILL_POSITIONS // 2)
     assert run_prompts(scheduler) == [("0", 10), ("1", 20)]
 
 
-def test_prompts_of_like_length_run_together_and_the_others_next():
+def test_prompts_of_similar_length_run_together_and_the_others_next():
     scheduler = Scheduler(5)
     scheduled(scheduler, 60, 66, 64, 130, 128)
     steps = [run_prompts(scheduler) for _ in range(4)]
     assert steps == [[("0", 60), ("2", 64)], [("1", 66), ("4", 128)], [("3", 130)], []]
 
 
-def test_a_prompt_that_delays_nobody_runs_whole():
+def test_a_prompt_that_delays_no_other_runs_whole():
     scheduler = Scheduler(4)
     scheduled(scheduler, PREFILL_POSITIONS - 1)
     assert run_prompts(scheduler) == [("0", PREFILL_POSITIONS - 1)]
@@ -117,14 +117,14 @@ def test_a_long_prompt_runs_in_pieces_while_others_speak():
     assert run_prompts(scheduler) == []
 
 
-def test_alone_each_prompt_is_cut_the_same_in_any_company():
+def test_in_deterministic_mode_the_pieces_of_a_prompt_do_not_depend_on_the_others():
     scheduler = Scheduler(4, alone=True)
     scheduled(scheduler, PIECE_POSITIONS + 1, 3)
     pieces = [run_prompts(scheduler) for _ in range(3)]
     assert pieces == [[("0", PIECE_POSITIONS)], [("0", 1)], [("1", 3)]]
 
 
-def test_a_sequence_whose_frames_are_all_begun_is_not_run_again():
+def test_a_sequence_whose_frames_are_all_launched_is_not_run_again():
     scheduler = Scheduler(1)
     (sequence,) = scheduled(scheduler, 3)
     sequence.prefilled, sequence.launched = 3, sequence.max_frames
@@ -134,12 +134,12 @@ def test_a_sequence_whose_frames_are_all_begun_is_not_run_again():
 
 @pytest.fixture
 def clock():
-    """The seconds that the scheduler sees."""
+    """The scheduler's clock, in seconds."""
     return [100.0]
 
 
 def between_two_parts(clock, waiting=()):
-    """A scheduler of one slot in which the first part of `a` has ended; others wait."""
+    """A scheduler of one slot in which the first part of `a` has ended and others wait."""
     scheduler = Scheduler(1, clock=lambda: clock[0])
     first = make_sequence("a", more=True)
     scheduler.add(first)
@@ -150,7 +150,7 @@ def between_two_parts(clock, waiting=()):
     return scheduler
 
 
-def test_the_next_part_of_a_text_finds_its_slot_kept(clock):
+def test_a_slot_is_kept_for_the_next_part_of_a_text(clock):
     b = make_sequence("b")
     scheduler = between_two_parts(clock, [b])
     assert scheduler.schedule() == []
@@ -160,7 +160,7 @@ def test_the_next_part_of_a_text_finds_its_slot_kept(clock):
     assert scheduler.has_work
     assert scheduler.schedule() == [part]
     scheduler.finish(part, FinishReason.STOP)
-    assert scheduler.schedule() == [b], "nothing follows the last part"
+    assert scheduler.schedule() == [b], "the slot is kept after the last part"
 
 
 def test_a_slot_is_not_kept_for_long(clock):
@@ -172,7 +172,7 @@ def test_a_slot_is_not_kept_for_long(clock):
     scheduler.add(c)
     scheduler.add(part)
     scheduler.finish(b, FinishReason.STOP)
-    assert scheduler.schedule() == [part], "it still goes before those that wait"
+    assert scheduler.schedule() == [part], "a later part does not go first"
 
 
 def test_no_slot_is_kept_for_a_client_that_left(clock):
@@ -183,7 +183,7 @@ def test_no_slot_is_kept_for_a_client_that_left(clock):
 
 
 @pytest.mark.parametrize("reason", [FinishReason.CANCELLED, FinishReason.ERROR])
-def test_a_part_that_is_not_spoken_to_its_end_keeps_no_slot(reason):
+def test_no_slot_is_kept_after_a_part_that_fails_or_is_cancelled(reason):
     scheduler = Scheduler(1)
     first, b = make_sequence("a", more=True), make_sequence("b")
     scheduler.add(first)

@@ -1,4 +1,4 @@
-"""Buckets, and what a step function is called with."""
+"""Batch sizes, and the arguments of a step function."""
 
 import gc
 from collections.abc import Iterator
@@ -27,7 +27,7 @@ def test_buckets() -> None:
 
 
 @pytest.mark.parametrize(("sizes", "padded"), [([1, 2, 3], (4, 0)), ([4], (4, 0, IDLE, IDLE))])
-def test_a_batch_is_filled_up_with_the_idle_slot(sizes: list[int], padded: tuple[int, ...]) -> None:
+def test_a_batch_is_padded_with_the_idle_slot(sizes: list[int], padded: tuple[int, ...]) -> None:
     seen: list[tuple[list[int], object]] = []
     step = StepFunction(
         lambda slots, numbers: seen.append((slots.tolist(), numbers)), sizes, IDLE, CPU, None
@@ -47,7 +47,7 @@ def test_slots_are_sent_only_when_the_batch_has_changed() -> None:
 
 
 class Torch:
-    """torch.cuda's streams and graphs, which record what they are asked."""
+    """Fake streams and graphs of torch.cuda that record their calls."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.captures: list[dict[str, object]] = []
@@ -75,7 +75,9 @@ class Torch:
         yield
 
 
-def test_a_capture_bears_other_threads_and_frees_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_capture_tolerates_other_threads_and_frees_no_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     cuda = Torch(monkeypatch)
     seen: list[bool] = []
     Stream(torch.device("cuda"), main=True).capture(lambda: seen.append(gc.isenabled()))
@@ -85,7 +87,7 @@ def test_a_capture_bears_other_threads_and_frees_nothing(monkeypatch: pytest.Mon
     assert gc.isenabled()
 
 
-def test_a_mark_is_waited_for_without_what_comes_after_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_joining_a_mark_does_not_wait_for_later_work(monkeypatch: pytest.MonkeyPatch) -> None:
     cuda = Torch(monkeypatch)
     side = Stream(torch.device("cuda"))
     with side.beside():
@@ -99,7 +101,7 @@ def test_a_mark_is_waited_for_without_what_comes_after_it(monkeypatch: pytest.Mo
 
 
 def test_a_failed_capture_ends_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
-    """torch's streams are in disorder then: rows must not be tried one by one."""
+    """torch's streams are then in an invalid state, so rows must not be retried one by one."""
     Torch(monkeypatch)
     runs: list[int] = []
 
@@ -117,7 +119,7 @@ def test_a_failed_capture_ends_the_engine(monkeypatch: pytest.MonkeyPatch) -> No
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device to capture on")
-def test_a_replayed_step_does_what_the_function_does() -> None:
+def test_a_replayed_step_does_the_same_as_its_function() -> None:
     device = torch.device("cuda")
     rows = torch.zeros(IDLE + 1, device=device)
 

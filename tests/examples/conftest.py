@@ -1,4 +1,4 @@
-"""Runs the programs of examples/ as a person would, against a real server."""
+"""Runs the programs of examples/ as a user would, against a real server."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 
 @pytest.fixture
 def example(tmp_path: Path) -> Callable[..., str]:
-    """Run a program in an empty folder; returns what it printed, or fails with it."""
+    """Run a program in an empty folder; returns its output, or fails the test with it."""
 
     def run(name: str, *arguments: str, **settings: Any) -> str:
         done = subprocess.run(
@@ -37,7 +37,7 @@ def example(tmp_path: Path) -> Callable[..., str]:
 
 @pytest.fixture(scope="session")
 def probe() -> Callable[[Path], dict[str, Any]]:
-    """What ffprobe says of a file."""
+    """ffprobe's description of a file."""
     if shutil.which("ffprobe") is None:
         pytest.skip("ffprobe is not installed")
 
@@ -54,7 +54,7 @@ def probe() -> Callable[[Path], dict[str, Any]]:
 
 @pytest.fixture(scope="session")
 def decode() -> Callable[..., bytes]:
-    """Signed 16-bit samples of a file at 8 kHz, as ffmpeg hears them."""
+    """Signed 16-bit samples of a file at 8 kHz, decoded by ffmpeg."""
     if shutil.which("ffmpeg") is None:
         pytest.skip("ffmpeg is not installed")
 

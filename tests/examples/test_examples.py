@@ -1,4 +1,4 @@
-"""examples/: each program does what its first line says; ffprobe and ffmpeg judge the files."""
+"""Each program of examples/ does what its first line says; ffprobe and ffmpeg check the files."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_each_sends_the_key_of_a_server_that_has_keys(
 
 
 def chat_answer(words: list[str]) -> bytes:
-    """A streamed completion as OpenAI's API sends it, a piece at a time."""
+    """A streamed completion in the format of OpenAI's API, one event per word."""
     events = [
         {
             "id": "1",
@@ -103,7 +103,7 @@ def chat_answer(words: list[str]) -> bytes:
         }
         for word in words
     ]
-    events.append(events[0] | {"choices": []})  # as with the usage at the end
+    events.append(events[0] | {"choices": []})  # like the final event with the usage
     return b"".join(b"data: %s\n\n" % json.dumps(e).encode() for e in events) + b"data: [DONE]\n\n"
 
 
@@ -128,7 +128,7 @@ def test_an_answer_is_heard_sentence_by_sentence(
             env={"OPENAI_API_KEY": "none", "PATH": "/usr/bin:/bin"},
         )
     roles = [[message["role"] for message in chat] for chat in asked]
-    assert roles == [["user"], ["user", "assistant", "user"]], "the chat is remembered"
+    assert roles == [["user"], ["user", "assistant", "user"]], "the first turn is missing"
     assert asked[1][1]["content"] == "Ten frames 10. Twenty frames 20."
     assert printed.count("Ten frames 10.\nTwenty frames 20.\n") == 2
     for name in ("answer0.wav", "answer1.wav"):
@@ -153,7 +153,7 @@ def test_a_text_becomes_an_audiobook_with_chapters(
         (mark["tags"]["title"], float(mark["start_time"]), float(mark["end_time"]))
         for mark in found["chapters"]
     ]
-    # Frames of 0.08 s, five where there is no number; half a second follows each paragraph.
+    # Frames of 0.08 s, five if there is no number; each paragraph ends with half a second.
     lengths = [(5 + 5) * 0.08 + 1.0, (10 + 5 + 5) * 0.08 + 1.5, (20 + 5) * 0.08 + 1.0]
     starts = np.cumsum([0, *lengths])
     assert [title for title, _, _ in marks] == ["book", "Chapter 10", "The storm 20"]
@@ -196,7 +196,7 @@ def test_an_epub_becomes_an_audiobook_with_chapters(
 def test_a_call_is_answered_in_mu_law(
     tone_server: RunningServer, tmp_path: Path, decode: Callable[..., bytes]
 ) -> None:
-    """The test is Twilio: it calls, presses a key, and hangs up."""
+    """The test plays Twilio's part: it calls, presses a key, and hangs up."""
     command = [sys.executable, str(EXAMPLES / "phone_line.py"), "20 frames", "--port", "0"]
     environment = {"PATH": "/usr/bin:/bin", "PYTHONUNBUFFERED": "1"}
     program = subprocess.Popen(
@@ -225,7 +225,7 @@ def test_a_call_is_answered_in_mu_law(
 
 
 def heard(call: Any) -> bytes:
-    """The sound after a `clear`, up to the mark behind it."""
+    """The audio between a `clear` event and the next mark."""
     assert json.loads(call.recv(10)) == {"event": "clear", "streamSid": "MZ1"}
     sound = b""
     while (event := json.loads(call.recv(10)))["event"] == "media":
@@ -238,7 +238,7 @@ def heard(call: Any) -> bytes:
 # voice_message.py
 
 
-def test_a_voice_message_is_opus_with_what_discord_wants(
+def test_a_voice_message_is_opus_with_the_metadata_of_discord(
     example: Callable[..., str], tone_server: RunningServer, tmp_path: Path, probe: Probe
 ) -> None:
     message = tmp_path / "message.ogg"
@@ -280,7 +280,7 @@ def test_a_voice_message_goes_to_telegram(
 
 
 @pytest.mark.parametrize(("ending", "codec"), [("srt", "subrip"), ("vtt", "webvtt")])
-def test_captions_stand_where_the_words_are_said(
+def test_captions_have_the_times_of_their_sentences(
     example: Callable[..., str],
     tone_server: RunningServer,
     tmp_path: Path,

@@ -1,4 +1,4 @@
-"""LoRA adapters: what is merged, and what is refused in one line."""
+"""LoRA adapters: the merged weights, and one-line errors."""
 
 import json
 
@@ -33,7 +33,7 @@ def lora(a=A, b=B):
     return {"q.lora_A.weight": a, "q.lora_B.weight": b}
 
 
-def test_a_change_is_added_and_a_whole_tensor_replaces(files, tmp_path):
+def test_low_rank_changes_are_added_and_whole_tensors_replace_weights(files, tmp_path):
     adapter = write(tmp_path / "x", lora() | {"head.weight": torch.eye(2)})
     with merging(adapter):
         changed, head = files.read("q.weight"), files.read("head.weight")
@@ -56,7 +56,7 @@ def test_a_change_is_added_and_a_whole_tensor_replaces(files, tmp_path):
     ],
     ids=str.split("kind dora rank alpha shape parts unused"),
 )
-def test_what_does_not_fit_is_refused(files, tmp_path, tensors, config, message):
+def test_an_adapter_that_does_not_fit_is_refused(files, tmp_path, tensors, config, message):
     adapter = write(tmp_path / "x", tensors, **config)
     with pytest.raises(CheckpointError, match=message), merging(adapter):
         files.read("q.weight")

@@ -1,4 +1,4 @@
-"""The compiled step against the same stack in plain torch."""
+"""The compiled step, compared with the same stack in plain torch."""
 
 import logging
 from pathlib import Path
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.skipif(decode_step.c_compiler() is None, reason="needs 
 
 @pytest.fixture(params=[torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 def stack(request):
-    """A stack with random weights that are numbers of this kind, and a head of 70 codes."""
+    """A stack with random weights rounded to this dtype, and a head of 70 codes."""
     torch.manual_seed(0)
     stack = Llama(LlamaConfig.from_json({}, SIZES)).requires_grad_(False)
     stack.own_head = Linear(48, 70).requires_grad_(False)
@@ -39,7 +39,7 @@ def stack(request):
 
 
 def plain(stack, run):
-    """What plain torch makes of the same."""
+    """Run this without the compiled step."""
     compiled, stack._decode_step = stack._decode_step, None
     try:
         return run()
@@ -91,7 +91,7 @@ def test_a_frame_equals_plain_torch_from_its_first_pair_of_positions_to_its_code
 
 
 @torch.inference_mode()
-def test_a_rows_bits_do_not_depend_on_the_rows_beside_it(stack):
+def test_the_bits_of_a_row_do_not_depend_on_other_rows(stack):
     slots, x = torch.arange(5), torch.randn(5, 48)
     cache = filled(stack)
     cache.lengths.copy_(torch.tensor([3, 0, 17, 39, 8]))
@@ -108,7 +108,7 @@ def test_non_finite_numbers_stay_in_their_row(stack):
     cache.lengths.fill_(7)
     x[1, 3] = torch.nan
     cache.keys[0, 3, 2] = torch.inf
-    cache.values[1, 2, 30] = torch.nan  # not written to yet
+    cache.values[1, 2, 30] = torch.nan  # not yet written
     finite = stack.advance(x, slots, cache).isfinite()
     assert finite.all(1).tolist() == [True, False, True, False, True]
     assert not finite[1].any()
@@ -125,7 +125,7 @@ def test_large_scores_do_not_overflow(stack):
 
 
 @torch.inference_mode()
-def test_a_replay_of_torchs_operations_has_it(stack):
+def test_a_replay_of_torchs_operations_includes_the_step(stack):
     slots, x = torch.arange(5), torch.randn(5, 48)
     cache = filled(stack)
     replay = recorded(lambda: (stack.advance(x, slots, cache),))
@@ -136,13 +136,13 @@ def test_a_replay_of_torchs_operations_has_it(stack):
 def test_weights_that_bfloat16_holds_take_half_the_memory(stack, request):
     weights = sum(weight.numel() for weight in stack.parameters() if weight.dim() == 2)
     size = 2 if "bfloat16" in request.node.callspec.id else 4
-    assert size * weights <= stack._decode_step.nbytes < 2 * size * weights  # blocks are filled up
+    assert size * weights <= stack._decode_step.nbytes < 2 * size * weights  # blocks are padded
 
 
-def test_a_stack_that_is_large_or_learns_or_computes_in_bfloat16_is_left_to_torch():
+def test_torch_runs_stacks_that_are_large_trained_or_computed_in_bfloat16():
     wide = Llama(LlamaConfig.from_json({}, SIZES))
     wide.prepare(CPU, torch.float32)
-    assert wide._decode_step is None  # its weights take gradients
+    assert wide._decode_step is None  # its weights need gradients
     wide.requires_grad_(False).prepare(CPU, torch.bfloat16)
     assert wide._decode_step is None
     odd = Llama(LlamaConfig.from_json({}, SIZES | {"head_dim": 8})).requires_grad_(False)
@@ -158,9 +158,7 @@ def no_library(monkeypatch, tmp_path):
     decode_step._library.cache_clear()
 
 
-def test_without_a_compiler_one_line_says_so_and_torch_does_the_work(
-    no_library, monkeypatch, caplog
-):
+def test_without_a_compiler_torch_runs_and_one_line_says_so(no_library, monkeypatch, caplog):
     monkeypatch.setenv("CC", "/no/such/compiler")
     stack = Llama(LlamaConfig.from_json({}, SIZES)).requires_grad_(False)
     with caplog.at_level(logging.WARNING):

@@ -33,11 +33,11 @@ REGISTERS = {
     "_rms_norm": 40,
     "_silu_mul": 40,
 }
-"""At most, of each thread: two blocks must fit a multiprocessor, or none starts early."""
+"""The most registers per thread.  Two blocks must fit on a multiprocessor, or none starts early."""
 SHARED = {"_decode_attention": 48, "_linear": 80, "_pick_wide": 8}
-"""KiB at most, of each block; 4 where nothing is said."""
+"""The most shared memory per block, in KiB; 4 for kernels not listed."""
 STACK = {"_decode_attention": 8, "_pick_wide": 24}
-"""Bytes of the compiler's own; more than that would be spilled registers."""
+"""Bytes that the compiler itself needs; more would be spilled registers."""
 READ_OR_WRITTEN = re.compile(r"\b(ld|st|red|atom)\.global|cp\.async\.c[ag]")
 
 
@@ -55,7 +55,7 @@ def launched(*models) -> Launches:
 
 
 def float32() -> Launches:
-    """The kernels that only float32 and odd sizes need, as the tests on a GPU run them."""
+    """Launch the kernels that only float32 and odd sizes need, as the tests on a GPU do."""
     with hopper() as launches:
         x, residual = torch.empty(2, 3, 1030, device=META), torch.empty(2, 3, 1030, device=META)
         weight = torch.empty(1030, device=META)
@@ -86,7 +86,9 @@ def test_nothing_spills_and_two_blocks_fit(compiled: list[Compiled]):
 
 
 @pytest.mark.timeout(600)
-def test_nothing_is_read_or_written_before_the_kernel_before_has_ended(compiled: list[Compiled]):
+def test_global_memory_is_not_touched_before_the_previous_kernel_has_ended(
+    compiled: list[Compiled],
+):
     for each in compiled:
         before, _, after = each.ptx.partition("griddepcontrol.wait")
         assert after, each
@@ -97,7 +99,7 @@ def test_nothing_is_read_or_written_before_the_kernel_before_has_ended(compiled:
 
 
 @pytest.mark.timeout(600)
-def test_weights_come_in_pieces_of_sixteen_bytes(compiled: list[Compiled]):
+def test_weights_are_copied_sixteen_bytes_at_a_time(compiled: list[Compiled]):
     for each in compiled:
         if each.name == "_linear":
             sizes = re.findall(r"cp\.async\.\w+\.shared\.global.*?, (0x\w+),", each.ptx)
@@ -106,8 +108,8 @@ def test_weights_come_in_pieces_of_sixteen_bytes(compiled: list[Compiled]):
 
 
 @pytest.mark.timeout(600)
-def test_no_length_of_prompt_compiles_anything():
-    """What a prompt launches, whatever its length: what the first one compiled."""
+def test_no_prompt_length_compiles_more_kernels():
+    """Prompts of every length launch the kernels that the first one compiled."""
     model = full_size.csm()
     runner = ModelRunner(model, 4)
 

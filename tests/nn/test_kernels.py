@@ -1,4 +1,4 @@
-"""The small operations: plain against their definitions, Triton against plain."""
+"""The small operations: plain versions against definitions, Triton kernels against plain ones."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ if HAS_TRITON:
 pytestmark = INTERPRETER_WARNINGS
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
-# One rounding apart in bfloat16 (8 bits), a few in float32 (24 bits).
+# One rounding step in bfloat16 (8 bits), a few in float32 (24 bits).
 TOLERANCE = {
     torch.float32: {"rtol": 2e-6, "atol": 2e-6},
     torch.bfloat16: {"rtol": 2**-7, "atol": 1e-5},
 }
-# Sums over positions; 16-bit weights in the plain version.
+# These sum over positions, and the plain version has 16-bit weights.
 ATTENTION_TOLERANCE = {
     torch.float32: {"rtol": 1e-5, "atol": 1e-5},
     torch.bfloat16: {"rtol": 2e-2, "atol": 2e-2},
@@ -38,9 +38,9 @@ ATTENTION_TOLERANCE = {
 
 
 def assert_close(ours: torch.Tensor, expected: torch.Tensor) -> None:
-    """Within the dtype's rounding; of many numbers, nearly all to the bit in bfloat16.
+    """Equal within the dtype's rounding; in bfloat16, nearly all of many numbers to the bit.
 
-    A step that the plain version rounds and the kernel does not would show in a fifth of them.
+    If the kernel left out one rounding of the plain version, a fifth of them would differ.
     """
     torch.testing.assert_close(ours, expected, **TOLERANCE[ours.dtype])
     if ours.dtype == torch.bfloat16 and ours.numel() > 1000:
@@ -53,16 +53,18 @@ def noise(*shape: int, dtype: torch.dtype, device: torch.device, seed: int = 0) 
 
 
 @needs_triton
-@pytest.mark.skipif(INTERPRETED, reason="it would start itself")
+@pytest.mark.skipif(INTERPRETED, reason="this is the process that it starts")
 @pytest.mark.timeout(300)
-def test_kernels_in_the_interpreter():
+def test_the_tests_pass_in_the_interpreter():
     run_interpreted("tests/nn/test_kernels.py")
 
 
 @on_device
 @DTYPES
 @pytest.mark.parametrize("shape", [(1, 256), (3, 2048), (2, 3, 100), (5, 1)])
-def test_norms(device: torch.device, dtype: torch.dtype, shape: tuple[int, ...]):
+def test_norms_follow_their_definition(
+    device: torch.device, dtype: torch.dtype, shape: tuple[int, ...]
+):
     x, residual = (noise(*shape, dtype=dtype, device=device, seed=s) for s in (1, 2))
     weight = noise(shape[-1], dtype=dtype, device=device, seed=3)
     normed = triton_kernels.rms_norm(x, weight, 1e-5)
@@ -76,7 +78,9 @@ def test_norms(device: torch.device, dtype: torch.dtype, shape: tuple[int, ...])
 @on_device
 @DTYPES
 @pytest.mark.parametrize("shape", [(1, 4, 1, 128), (3, 6, 2, 100), (2, 5, 3, 2, 32)])
-def test_norms_of_heads(device: torch.device, dtype: torch.dtype, shape: tuple[int, ...]):
+def test_norms_of_heads_follow_their_definition(
+    device: torch.device, dtype: torch.dtype, shape: tuple[int, ...]
+):
     *rows, heads, kv_heads, dim = shape
     qkv = noise(*rows, (heads + 2 * kv_heads) * dim, dtype=dtype, device=device, seed=1)
     weight = noise(2 * dim, dtype=dtype, device=device, seed=2)
@@ -90,7 +94,7 @@ def test_norms_of_heads(device: torch.device, dtype: torch.dtype, shape: tuple[i
 def test_a_norm_reads_rows_with_gaps_and_small_numbers(device: torch.device):
     x = noise(4, 300, dtype=torch.float32, device=device)[:, :200] * 1e-4
     weight = torch.ones(200, device=device)
-    expected = kernels.plain_rms_norm(x, weight, 1e-5)  # eps outweighs the squares
+    expected = kernels.plain_rms_norm(x, weight, 1e-5)  # eps is larger than the squares
     torch.testing.assert_close(triton_kernels.rms_norm(x, weight, 1e-5), expected)
     expected = kernels.plain_add_rms_norm(x, x * 2, weight, 1e-5)[0]
     torch.testing.assert_close(triton_kernels.add_rms_norm(x, x * 2, weight, 1e-5)[0], expected)
@@ -99,14 +103,16 @@ def test_a_norm_reads_rows_with_gaps_and_small_numbers(device: torch.device):
 @on_device
 @DTYPES
 @pytest.mark.parametrize("shape", [(1, 2048), (3, 1030), (5, 2)])
-def test_fp8_rows(device: torch.device, dtype: torch.dtype, shape: tuple[int, ...]):
+def test_fp8_rows_are_scaled_and_rounded(
+    device: torch.device, dtype: torch.dtype, shape: tuple[int, ...]
+):
     x = noise(*shape, dtype=dtype, device=device)
     x[0] *= 1000
     x[-1, 0] = 0.0
     held, scale = triton_kernels.fp8_rows(x)
     expected, expected_scale = kernels.plain_fp8_rows(x)
     torch.testing.assert_close(scale, expected_scale, rtol=1e-6, atol=0)
-    # A number on the border of two may go either way.
+    # A number halfway between two others may be rounded either way.
     steps = held.view(torch.uint8).int() - expected.view(torch.uint8).int()
     assert steps.abs().max() <= 1
     assert (steps != 0).float().mean() < 0.02
@@ -116,7 +122,9 @@ def test_fp8_rows(device: torch.device, dtype: torch.dtype, shape: tuple[int, ..
 @on_device
 @DTYPES
 @pytest.mark.parametrize("shape", [(1, 2048), (3, 1030), (2, 3, 100), (5, 2)])
-def test_silu_mul(device: torch.device, dtype: torch.dtype, shape: tuple[int, ...]):
+def test_silu_mul_follows_its_definition(
+    device: torch.device, dtype: torch.dtype, shape: tuple[int, ...]
+):
     gate_up = 4 * noise(*shape, dtype=dtype, device=device)
     gate_up.view(-1)[0] = -200.0  # its exponential overflows
     expected = kernels.plain_silu_mul(gate_up)
@@ -124,7 +132,7 @@ def test_silu_mul(device: torch.device, dtype: torch.dtype, shape: tuple[int, ..
 
 
 class Case:
-    """A cache of two layers filled with noise, and rows that look at its second layer."""
+    """A two-layer cache filled with noise, and rows that attend to its second layer."""
 
     def __init__(
         self,
@@ -151,7 +159,7 @@ class Case:
         self.positions = torch.tensor(positions, dtype=torch.int64, device=device)
 
     def run(self, attention, rows: slice = slice(None), **options: int):
-        """What `attention` makes of some rows: its result, and the keys and values it left."""
+        """Run `attention` on some rows; returns its result and the cache's keys and values."""
         keys, values = self.keys.clone(), self.values.clone()
         out = attention(
             self.qkv[rows],
@@ -169,7 +177,7 @@ class Case:
 
 
 @DTYPES
-def test_plain_attention_is_what_the_parts_do(dtype: torch.dtype):
+def test_plain_attention_equals_its_parts(dtype: torch.dtype):
     device = torch.device("cpu")
     case = Case(6, 2, 8, 64, [0, 5, 31, 17], dtype, device)
     batch, heads, kv_heads, head_dim, extent = 4, 6, 2, 8, 32
@@ -196,9 +204,9 @@ def test_plain_attention_is_what_the_parts_do(dtype: torch.dtype):
 
 SHAPES = [
     (8, 2, 128, 33, [0, 31, 32]),  # CSM's depth decoder
-    (32, 8, 64, 600, [599]),  # its backbone, over three splits
+    (32, 8, 64, 600, [599]),  # CSM's backbone, in three splits
     (4, 2, 64, 300, [0, 255, 256, 299]),  # on both sides of a split's edge
-    (3, 1, 64, 65, [63, 64, 1]),  # a group of three; a block's edge
+    (3, 1, 64, 65, [63, 64, 1]),  # a group of three; the edge of a block
     (2, 2, 32, 513, [512, 511, 64]),
     (5, 1, 32, 1, [0]),
 ]
@@ -207,7 +215,7 @@ SHAPES = [
 @on_device
 @DTYPES
 @pytest.mark.parametrize(("heads", "kv_heads", "head_dim", "capacity", "positions"), SHAPES)
-def test_attention(
+def test_attention_equals_the_plain_version(
     device: torch.device,
     dtype: torch.dtype,
     heads: int,
@@ -224,7 +232,7 @@ def test_attention(
     torch.testing.assert_close(out, expected, **ATTENTION_TOLERANCE[dtype])
     assert torch.equal(values, expected_values)
     if dtype == torch.bfloat16:
-        assert torch.equal(keys, expected_keys)  # each step is rounded as the plain one's
+        assert torch.equal(keys, expected_keys)  # each step is rounded as in the plain version
     else:
         assert_close(keys, expected_keys)
     written = torch.zeros(keys.shape[:3], dtype=torch.bool, device=device)
@@ -245,7 +253,7 @@ def test_a_row_depends_on_no_other(device: torch.device, dtype: torch.dtype):
 
 @on_device
 @pytest.mark.parametrize("capacity", [100, 300])
-def test_what_is_not_finite_stays_in_its_row(device: torch.device, capacity: int):
+def test_values_that_are_not_finite_stay_in_their_row(device: torch.device, capacity: int):
     case = Case(4, 2, 32, capacity, [40, 50, 60], torch.float32, device)
     clean = case.run(triton_attention.decode_attention)[0]
     case.qkv[1, 0] = torch.nan  # a query
@@ -269,7 +277,7 @@ def test_padding_changes_no_result(device: torch.device):
     others = [slot for slot in range(keys.shape[1]) if slot != spare]
     assert torch.equal(keys[:, others], alone[1][:, others])
     assert torch.equal(values[:, others], alone[2][:, others])
-    kept = slice(1, 299)  # positions past the end are moved to the last one
+    kept = slice(1, 299)  # positions past the end become the last one
     assert torch.equal(keys[:, spare, kept], case.keys[:, spare, kept])
 
 
@@ -286,8 +294,10 @@ def test_rope_tables_may_be_shorter_or_longer_than_the_cache(device: torch.devic
 
 @on_device
 @pytest.mark.parametrize("batch", [0, 2])
-def test_the_predicate_decides(device: torch.device, batch: int, monkeypatch: pytest.MonkeyPatch):
-    """And both ways give the same shapes, for an empty batch too."""
+def test_the_predicate_chooses_the_version(
+    device: torch.device, batch: int, monkeypatch: pytest.MonkeyPatch
+):
+    """Both versions return the same shapes, even for an empty batch."""
     case = Case(4, 2, 32, 300, [4] * batch, torch.float32, device)
     weight = torch.ones(case.qkv.shape[1], device=device)
 
@@ -317,5 +327,5 @@ def test_the_predicate_decides(device: torch.device, batch: int, monkeypatch: py
     assert launched == ["rms_norm", "add_rms_norm", "silu_mul", "decode_attention"]
 
 
-def test_a_cpu_takes_the_plain_version():
+def test_a_cpu_uses_the_plain_version():
     assert not kernels.use_triton(torch.zeros(1))

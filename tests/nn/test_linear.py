@@ -1,4 +1,4 @@
-"""Weights in other forms compute what the plain ones do, row by row."""
+"""Weights in other formats compute the same as plain ones, row by row."""
 
 import pytest
 import torch
@@ -31,7 +31,7 @@ def inputs(*shape: int) -> torch.Tensor:
 
 
 def error(layer: torch.nn.Module, plain: Linear, x: torch.Tensor) -> float:
-    """Root mean square of the difference, as a share of the result's."""
+    """The RMS of the difference, relative to that of the result."""
     got, wanted = layer(x), plain(x)
     assert got.shape == wanted.shape
     assert got.dtype == wanted.dtype
@@ -50,11 +50,11 @@ def test_float16_is_close_and_exact_for_bfloat16_weights(shape: tuple[int, ...])
 
 @needs_fbgemm
 @pytest.mark.parametrize("shape", [(1, 64), (5, 64), (2, 3, 64)])
-def test_int8_is_near(shape: tuple[int, ...]) -> None:
+def test_int8_is_close(shape: tuple[int, ...]) -> None:
     assert 1e-3 < error(pack(filled(50, 64), "int8"), filled(50, 64), inputs(*shape)) < 0.03
 
 
-def test_fp8_is_near_in_its_plain_form() -> None:
+def test_fp8_is_close_without_kernels() -> None:
     plain = filled(50, 64)
     x = inputs(2, 3, 64)
     assert 1e-3 < error(Fp8Linear(plain.weight), plain, x) < 0.06
@@ -88,7 +88,7 @@ def test_padding_changes_nothing(shape: tuple[int, ...]) -> None:
 
 @needs_fbgemm
 @pytest.mark.parametrize("make", [Int8Linear, Fp8Linear])
-def test_a_row_has_a_scale_of_its_own(make: type[Int8Linear] | type[Fp8Linear]) -> None:
+def test_each_row_has_its_own_scale(make: type[Int8Linear] | type[Fp8Linear]) -> None:
     layer, x = make(filled(40, 64).weight), inputs(3, 64)
     company = x.clone()
     company[1] *= 1000
@@ -100,7 +100,7 @@ def test_a_row_has_a_scale_of_its_own(make: type[Int8Linear] | type[Fp8Linear]) 
 
 
 @needs_fbgemm
-def test_a_table_is_held_short_and_handed_out_long() -> None:
+def test_a_table_is_stored_in_16_bits_and_read_in_32() -> None:
     table = Embedding(10, 4).requires_grad_(False)
     rows = table(torch.tensor([3, 5]))
     held = pack(table, "float16")
@@ -118,6 +118,6 @@ def test_held_bytes_counts_what_is_packed() -> None:
     assert held_bytes(stack) == 2 * 64 * 32 + 4 * 2 * 64
 
 
-def test_a_form_needs_its_device() -> None:
+def test_a_format_needs_its_device() -> None:
     with pytest.raises(ConfigError, match="fp8 weights need a cuda device"):
         pack(filled(4, 4), "fp8")

@@ -1,4 +1,4 @@
-"""The Llama stack over slots against transformers' LlamaModel."""
+"""The Llama stack over slots, compared with transformers' LlamaModel."""
 
 import attrs
 import pytest
@@ -44,14 +44,14 @@ def rope_json(scaling: dict | None) -> dict:
 
 @pytest.fixture(params=["plain", "llama3", "qwen3"])
 def pair(request):
-    """Our stack and transformers' with the same random weights."""
+    """Our stack and transformers', with the same random weights."""
     torch.manual_seed(0)
     scaling = LLAMA3 if request.param == "llama3" else None
     qwen3 = request.param == "qwen3"
     rope = rope_json(scaling)
     kind, model = (ReferenceQwen3, Qwen3Model) if qwen3 else (ReferenceConfig, LlamaModel)
     reference_config = kind(**SIZES, **rope, vocab_size=8)
-    if hasattr(reference_config, "rope_parameters"):  # transformers 5 has a new spelling
+    if hasattr(reference_config, "rope_parameters"):  # the new name in transformers 5
         reference_config.rope_parameters = {"rope_theta": 500.0, **(scaling or {})}
         reference_config.rope_parameters.setdefault("rope_type", "default")
     reference = model(reference_config).eval()
@@ -89,7 +89,7 @@ def test_prefill_then_steps_equal_one_whole_pass(pair):
 
 
 def test_a_prompt_in_two_pieces_equals_one(pair):
-    """What a cached voice prefix needs: prefill that starts beyond position 0."""
+    """A cached voice prefix needs a prefill that starts after position 0."""
     llama, reference = pair
     x = torch.randn(1, 25, 48)
     cache, slot = make_cache(llama), torch.tensor([1])
@@ -104,7 +104,7 @@ def test_padded_rows_in_dirty_slots_equal_single_rows(pair):
     lengths = [5, 17, 9]
     rows = [torch.randn(length, 48) for length in lengths]
     cache = make_cache(llama)
-    cache.keys.normal_()  # finite leftovers of earlier sequences
+    cache.keys.normal_()  # as earlier sequences leave it, but finite
     cache.values.normal_()
     slots = torch.tensor([3, 0, 2])
     x = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
@@ -150,7 +150,7 @@ def test_both_spellings_of_rope_are_read():
         RopeConfig.from_json({"rope_scaling": {"rope_type": "yarn"}}, 10.0)
 
 
-def test_sizes_that_are_no_numbers_are_named():
+def test_sizes_that_are_not_numbers_are_named():
     with pytest.raises(CheckpointError, match="hidden_size is 'many'; it must be a positive"):
         LlamaConfig.from_json({"hidden_size": "many"}, SIZES, 10.0)
     with pytest.raises(CheckpointError, match="needs a number for factor, low_freq_factor"):
@@ -162,7 +162,7 @@ def test_uninitialised_modules_hold_no_values():
         module = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Embedding(3, 2))
     assert all(p.device.type == "meta" for p in module.parameters())
     before = torch.nn.Linear(4, 4).weight
-    assert before.device.type == "cpu"  # nothing leaks out of the context
+    assert before.device.type == "cpu"  # the context does not outlive its block
     assert before.abs().sum() > 0
 
 

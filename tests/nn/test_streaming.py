@@ -1,4 +1,4 @@
-"""Causal convolutions step by step, against torch's over the whole input."""
+"""Causal convolutions step by step, compared with torch's over the whole input."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ def random(*shape, seed=0):
 
 
 def streamed(layer, x, length):
-    """The outputs `[B, T, C]` for an input that comes `length` time steps at once."""
+    """The outputs `[B, T, C]` for an input in pieces of `length` time steps."""
     before, outputs = None, []
     for part in x.split(length, dim=1):
         past = Past(before)
@@ -38,7 +38,7 @@ def streamed(layer, x, length):
         (1, 3, 1, 1),
     ],
 )
-def test_a_causal_convolution_is_torchs(length, outputs, kernel, stride, dilation):
+def test_a_causal_convolution_equals_torchs(length, outputs, kernel, stride, dilation):
     x, weight, bias = (
         random(BATCH, STEPS, 5),
         random(outputs, 5, kernel, seed=1),
@@ -51,7 +51,7 @@ def test_a_causal_convolution_is_torchs(length, outputs, kernel, stride, dilatio
     torch.testing.assert_close(streamed(layer, x, length), expected)
 
 
-def test_a_stream_may_begin_with_its_first_input_again():
+def test_a_stream_may_be_padded_with_its_first_input():
     x, weight = random(BATCH, STEPS, 5), random(20, 5, 4, seed=1)
     layer = CausalConv(weight, stride=2, repeat=True)
     before = F.pad(x.transpose(1, 2), (2, 0), mode="replicate")
@@ -61,7 +61,7 @@ def test_a_stream_may_begin_with_its_first_input_again():
 
 @pytest.mark.parametrize("length", [1, 12])
 @pytest.mark.parametrize("stride", [1, 5])
-def test_a_transposed_convolution_is_torchs(length, stride):
+def test_a_transposed_convolution_equals_torchs(length, stride):
     x, weight, bias = random(BATCH, STEPS, 5), random(5, 3, 2 * stride, seed=1), random(3, seed=2)
     layer = TransposedConv(weight, bias)
     expected = F.conv_transpose1d(x.transpose(1, 2), weight, bias, stride)
@@ -69,7 +69,7 @@ def test_a_transposed_convolution_is_torchs(length, stride):
     torch.testing.assert_close(streamed(layer, x, length), expected)
 
 
-def test_a_row_of_zeros_is_a_beginning():
+def test_a_state_of_zeros_is_the_start_of_a_stream():
     x, layer = random(BATCH, STEPS, 5), CausalConv(random(20, 5, 3, seed=1))
     zeros = Past(torch.zeros(BATCH, layer.width))
     assert torch.equal(layer(x, zeros), layer(x, Past(None)))

@@ -1,4 +1,4 @@
-"""A checkpoint's tokenizer: special tokens by name, and never from a text."""
+"""A checkpoint's tokenizer finds special tokens by name, and never in a text."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ IDS = {"<unk>": 0, "<begin>": 1, "a": 2, "b": 3, "<": 4, ">": 5}
 
 @pytest.fixture
 def tokenizer(tmp_path: Path) -> CheckpointTokenizer:
-    """One token per character; by itself, it adds `<begin>`."""
+    """It has one token per character, and adds `<begin>` unless told not to."""
     stored = Tokenizer(models.WordLevel(IDS, unk_token="<unk>"))
     stored.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
     stored.post_processor = processors.TemplateProcessing(
@@ -38,7 +38,7 @@ def test_special_tokens_are_found_by_name(tokenizer: CheckpointTokenizer) -> Non
 
 
 @pytest.mark.parametrize(("text", "ids"), [("ab", [2, 3]), ("<ab>", [4, 2, 3, 5])])
-def test_a_text_gives_only_its_characters(
+def test_a_text_becomes_only_its_characters(
     tokenizer: CheckpointTokenizer, text: str, ids: list[int]
 ) -> None:
     assert tokenizer.encode(text).ids == ids

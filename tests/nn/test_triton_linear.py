@@ -1,4 +1,4 @@
-"""The layers around the residual: one kernel over few rows against the operations one by one."""
+"""The layers around the residual: one kernel for a few rows, compared with separate operations."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ pytestmark = INTERPRETER_WARNINGS
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 TOLERANCE = {
     torch.float32: {"rtol": 1e-5, "atol": 1e-5},
-    # The operations one by one round what this kernel keeps: three times in a row.
+    # The separate operations round three results that the kernel does not.
     torch.bfloat16: {"rtol": 2**-6, "atol": 2**-6},
 }
 FORMS = {"plain": Linear, "padded": PaddedLinear, "fp8": Fp8Linear}
 
 
 @needs_triton
-@pytest.mark.skipif(INTERPRETED, reason="it would start itself")
+@pytest.mark.skipif(INTERPRETED, reason="this is the process that it starts")
 @pytest.mark.timeout(300)
-def test_kernels_in_the_interpreter():
+def test_the_tests_pass_in_the_interpreter():
     run_interpreted("tests/nn/test_triton_linear.py")
 
 
@@ -43,8 +43,8 @@ def kernels_everywhere(monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.fixture
-def one_by_one(monkeypatch: pytest.MonkeyPatch):
-    """Runs a function without kernels."""
+def without_kernels(monkeypatch: pytest.MonkeyPatch):
+    """Run a function as separate operations, without kernels."""
 
     def run(function):
         with monkeypatch.context() as here:
@@ -86,7 +86,9 @@ def assert_close(got: torch.Tensor, wanted: torch.Tensor) -> None:
     ("rows", "size", "width", "gates"),
     [(1, 256, 80, False), (3, 160, 51, False), (16, 64, 64, True), (2, 300, 70, True)],
 )
-def test_reading_the_residual(device, dtype, form, rows, size, width, gates, one_by_one):
+def test_reading_the_residual_equals_separate_operations(
+    device, dtype, form, rows, size, width, gates, without_kernels
+):
     like = dtype, device
     x = noise(rows, 1, size, like=like, seed=1)
     parts = noise(2, rows, 1, size, like=(torch.float32, device), seed=2)
@@ -94,52 +96,54 @@ def test_reading_the_residual(device, dtype, form, rows, size, width, gates, one
     product, total = read(normed, reader, x, parts, gates)
     summed = (x.float() + parts[0] + parts[1]).to(dtype)
     assert torch.equal(total, summed)
-    assert_close(product, one_by_one(lambda: read(normed, reader, summed, None, gates))[0])
+    assert_close(product, without_kernels(lambda: read(normed, reader, summed, None, gates))[0])
     product, total = read(normed, reader, x, None, gates)
     assert total is x
-    assert_close(product, one_by_one(lambda: read(normed, reader, x, None, gates))[0])
+    assert_close(product, without_kernels(lambda: read(normed, reader, x, None, gates))[0])
 
 
 @on_device
 @DTYPES
-def test_rows_of_a_table_are_read_where_they_lie(device, dtype, one_by_one):
+def test_rows_of_a_table_are_read_without_a_copy(device, dtype, without_kernels):
     like = dtype, device
     table, ids = noise(40, 96, like=like, seed=1), torch.tensor([39, 0, 7], device=device)
     reader, normed = layer(64, 96, like), norm(96, like)
     product, total = read(normed, reader, Rows(table[4:], ids - 4 * (ids > 4)))
     rows = table[torch.tensor([39, 4, 7])]
     assert torch.equal(total, rows[:, None])
-    assert_close(product, one_by_one(lambda: read(normed, reader, rows[:, None]))[0])
+    assert_close(product, without_kernels(lambda: read(normed, reader, rows[:, None]))[0])
 
 
 @on_device
 @DTYPES
 @pytest.mark.parametrize(("rows", "size", "width"), [(1, 512, 64), (5, 96, 40), (2, 65, 33)])
-def test_what_is_left_are_parts_of_the_product(device, dtype, rows, size, width, one_by_one):
+def test_the_parts_that_are_left_sum_to_the_product(
+    device, dtype, rows, size, width, without_kernels
+):
     like = dtype, device
     x, writer = noise(rows, 1, size, like=like, seed=1), layer(width, size, like)
     parts = left_by(writer, x)
     assert parts.dtype is torch.float32
     assert parts.shape == (1 if size % 32 else 2, rows, 1, width)
-    assert_close(parts.sum(0).to(dtype), one_by_one(lambda: left_by(writer, x)))
+    assert_close(parts.sum(0).to(dtype), without_kernels(lambda: left_by(writer, x)))
     last = noise(rows, 3, size, like=like, seed=1)[:, -1]  # rows with gaps
-    assert_close(writer(last), one_by_one(lambda: writer(last)))
+    assert_close(writer(last), without_kernels(lambda: writer(last)))
 
 
 @on_device
 @DTYPES
-def test_fp8_weights_are_read_as_they_are_and_inputs_keep_their_format(device, dtype):
+def test_fp8_weights_are_not_converted_first_and_inputs_keep_their_format(device, dtype):
     like = dtype, device
-    x, held_short = noise(3, 1, 128, like=like, seed=1), layer(70, 128, like, "fp8")
-    exact = held_short.weight.float() * held_short.scale[:, None]
+    x, packed = noise(3, 1, 128, like=like, seed=1), layer(70, 128, like, "fp8")
+    exact = packed.weight.float() * packed.scale[:, None]
     wanted = (x.float() @ exact[:70].t()).to(dtype)
-    assert_close(held_short(x), wanted)
+    assert_close(packed(x), wanted)
     gate, up = (x.float() @ exact[:70].t()).chunk(2, -1)
     unscaled = RMSNorm(128, 1e-5).requires_grad_(False).to(device, dtype)
     unscaled.weight.fill_(1.0)
     length = (x.float().square().mean(-1, keepdim=True) + 1e-5).rsqrt()
     wanted = torch.nn.functional.silu(gate * length) * (up * length)
-    assert_close(read(unscaled, held_short, x, None, gates=True)[0], wanted.to(dtype))
+    assert_close(read(unscaled, packed, x, None, gates=True)[0], wanted.to(dtype))
 
 
 @on_device
@@ -159,10 +163,10 @@ def test_a_row_depends_on_no_other(device, dtype):
 @on_device
 @DTYPES
 @pytest.mark.parametrize("rows", [2, 9])
-def test_a_frame_through_a_stack(device, dtype, rows, one_by_one):
-    """Two positions at once, then one by one, each with its head: kernels against operations.
+def test_a_frame_through_a_stack_equals_separate_operations(device, dtype, rows, without_kernels):
+    """Two positions at once, then one by one, each with its head.
 
-    Of nine rows the first pass has eighteen, which are too many for the kernel.
+    With nine rows, the first pass has eighteen, which are too many for the kernel.
     """
     like = dtype, device
     config = LlamaConfig(2, 64, 96, 4, 2, 32, 1e-5, 8, RopeConfig(500.0))
@@ -185,12 +189,12 @@ def test_a_frame_through_a_stack(device, dtype, rows, one_by_one):
         return [*said, stack(last, torch.tensor([[4]], device=device), cache.append(range(4, 5)))]
 
     loose = {"rtol": 0.1, "atol": 0.06} if dtype == torch.bfloat16 else TOLERANCE[dtype]
-    for got, wanted in zip(frame(), one_by_one(frame), strict=True):
+    for got, wanted in zip(frame(), without_kernels(frame), strict=True):
         assert got.shape == wanted.shape
         torch.testing.assert_close(got, wanted, **loose)
 
 
-def test_more_rows_and_forms_of_a_library_go_another_way():
+def test_more_rows_and_layers_of_a_library_do_not_use_the_kernel():
     few, more = torch.zeros(1, 16, 8), torch.zeros(1, 17, 8)
     assert kernels.few_rows(few) == HAS_TRITON
     assert not kernels.few_rows(more)

@@ -1,4 +1,4 @@
-"""The sampling kernel picks what `RowSampler` picks, on the CPU, which is its oracle."""
+"""The sampling kernel picks the same codes as `RowSampler` on the CPU, its oracle."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ pytestmark = INTERPRETER_WARNINGS
 
 CPU = torch.device("cpu")
 MANY = 1 if INTERPRETED else 20
-"""Times the rows that the interpreter has patience for."""
+"""How many times more rows a GPU tests than the slow interpreter."""
 
 
 @needs_triton
-@pytest.mark.skipif(INTERPRETED, reason="it would start itself")
+@pytest.mark.skipif(INTERPRETED, reason="this is the process that it starts")
 @pytest.mark.timeout(300)
-def test_picks_in_the_interpreter():
+def test_the_tests_pass_in_the_interpreter():
     run_interpreted("tests/nn/test_triton_sampler.py")
 
 
 class Rows:
-    """A row per set of parameters, with some frames behind it; slots are shuffled."""
+    """A row per set of parameters, each after some frames; slots are shuffled."""
 
     def __init__(self, params: list[SamplingParams], size: int, seed: int = 0) -> None:
         self.generator = torch.Generator().manual_seed(seed)
@@ -66,7 +66,7 @@ class Rows:
         finite: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         finite = torch.ones(len(logits), dtype=torch.bool) if finite is None else finite
-        finite = finite.clone().to(device)  # it is changed in place
+        finite = finite.clone().to(device)  # the kernel changes it in place
         state = self.state.values | {"recent": self.state.recent, "frame": self.state.frame}
         state = {name: values.to(device) for name, values in state.items()}
         slots = self.slots[: len(logits)].to(device)
@@ -75,7 +75,7 @@ class Rows:
         return picked.cpu(), finite.cpu()
 
     def near_the_edge(self, row: int, logits: torch.Tensor) -> bool:
-        """Whether the row's running sum of shares comes within 1e-5 of its top_p."""
+        """Whether a cumulative probability of the row is within 1e-5 of its top_p."""
         slot = self.slots[row]
         scaled = logits[row].float() / self.state.values["temperature"][slot]
         ordered = scaled.sort(descending=True).values
@@ -101,7 +101,7 @@ def mixed(count: int, seed: int) -> list[SamplingParams]:
 
 @pytest.fixture(params=[False, True], ids=["narrow", "wide"])
 def wide(request, monkeypatch: pytest.MonkeyPatch) -> bool:
-    """By the kernel for rows that are one block, and by the one for wider rows, in many blocks."""
+    """Run with the kernel for one block per row, and with that for wider rows in many blocks."""
     if request.param:
         monkeypatch.setattr(triton_sampler, "MAX_CODES", 0)
         monkeypatch.setattr(triton_wide_sampler, "BLOCK", 512)
@@ -122,7 +122,7 @@ def wide(request, monkeypatch: pytest.MonkeyPatch) -> bool:
     ],
     ids=str,
 )
-def test_picks_are_the_plain_ones(
+def test_picks_equal_the_plain_ones(
     device: torch.device, codebook: int, count: int, size: int, dtype: torch.dtype
 ):
     rows = Rows(mixed(count, codebook), size, seed=size + codebook)
@@ -152,8 +152,10 @@ def test_picks_are_the_plain_ones(
     ],
     ids=str,
 )
-def test_one_filter_at_a_time_over_flat_logits(device: torch.device, params: SamplingParams):
-    """Where many codes are as good as each other, any slip of noise or threshold shows."""
+def test_each_filter_alone_equals_the_plain_one_on_flat_logits(
+    device: torch.device, params: SamplingParams
+):
+    """Many codes are equally likely, so any error in the noise or a threshold shows."""
     rows = Rows([params] * 25 * MANY, 300)
     logits = rows.logits(300, scale=0.2)
     assert torch.equal(rows.kernel(logits, 0, device)[0], rows.plain(logits, 0)[0])
@@ -168,14 +170,16 @@ def test_a_negative_logit_is_lowered_too(device: torch.device):
 
 @on_device
 @pytest.mark.parametrize("size", [8192, 8193])
-def test_the_widest_row_of_one_block_and_one_that_is_wider(device: torch.device, size: int):
+def test_rows_at_both_sides_of_the_largest_block_equal_the_plain_ones(
+    device: torch.device, size: int
+):
     rows = Rows(mixed(6, 1), size)
     logits = rows.logits(size)
     assert torch.equal(rows.kernel(logits, 1, device)[0], rows.plain(logits, 1)[0])
 
 
 @on_device
-def test_rows_with_gaps_between_them(device: torch.device):
+def test_rows_may_have_gaps_between_them(device: torch.device):
     rows = Rows(mixed(8, 2), 50)
     logits = rows.logits(60).to(device)
     for part in (logits[:, :50], logits[:, 4:54], rows.logits(50).to(device).T.contiguous().T):
@@ -201,11 +205,13 @@ def test_ties_go_to_the_lowest_code_and_zeros_have_no_sign(
 @pytest.mark.usefixtures("wide")
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
 @pytest.mark.parametrize("size", [97, 128])
-def test_a_bad_row_is_flagged_and_harms_no_other(device: torch.device, bad: float, size: int):
+def test_a_bad_row_is_flagged_and_does_not_change_the_others(
+    device: torch.device, bad: float, size: int
+):
     params = mixed(16, 3)
     rows = Rows(params, size)
     logits = rows.logits(size)
-    logits[:, 3] = -torch.inf  # a code that the model excludes is not an error
+    logits[:, 3] = -torch.inf  # a code that the model rules out is not an error
     expected = rows.plain(logits, 0)[0]
     spoiled = logits.clone()
     if bad == -torch.inf:
@@ -213,7 +219,7 @@ def test_a_bad_row_is_flagged_and_harms_no_other(device: torch.device, bad: floa
     else:
         spoiled[::3, size // 2] = bad
     before = torch.ones(16, dtype=torch.bool)
-    before[1] = False  # it stays so
+    before[1] = False  # an earlier flag stays
     picked, finite = rows.kernel(spoiled, 0, device, before)
     good = torch.ones(16, dtype=torch.bool)
     good[::3] = False
@@ -235,7 +241,7 @@ def test_a_row_depends_on_no_other(device: torch.device):
 
 
 @on_device
-def test_no_rows(device: torch.device):
+def test_an_empty_batch_is_allowed(device: torch.device):
     rows = Rows(mixed(1, 5), 10)
     assert rows.kernel(torch.zeros(0, 10), 0, device)[0].shape == (0,)
 
@@ -245,14 +251,14 @@ class LongParams(SamplingParams):
 
 
 @on_device
-def test_a_long_window_is_penalised_before_the_kernel(
+def test_a_long_window_is_applied_before_the_kernel(
     device: torch.device, monkeypatch: pytest.MonkeyPatch
 ):
     params = LongParams(temperature=0.0, repetition_penalty=3.0)
     state, slots = SlotSampler(2, device, LongParams), torch.tensor([0, 1], device=device)
     for slot in (0, 1):
         state.assign(slot, params, 0)
-    for code in range(60):  # of which a window of 32 has forgotten half
+    for code in range(60):  # a window of 32 forgets about half of them
         state.commit(slots, torch.tensor([code, 0], device=device))
     logits = torch.linspace(2.0, 1.0, 80, device=device).repeat(2, 1)
     monkeypatch.setattr("vox_serve.nn.kernels.DEVICES", ("cpu", "cuda"))

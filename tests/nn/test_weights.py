@@ -1,4 +1,4 @@
-"""Safetensors to parameters: shards, what is missing, what is left over."""
+"""Loading safetensors into parameters: shards, missing tensors, unused tensors."""
 
 import json
 
