@@ -22,11 +22,11 @@ FLAGS = [
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
-    "--use-fake-device-for-media-stream",  # a microphone that beeps
-    "--use-fake-ui-for-media-stream",  # and that may be used without a question
+    "--use-fake-device-for-media-stream",  # its microphone beeps
+    "--use-fake-ui-for-media-stream",  # without a permission prompt
 ]
 SPY = """
-// What is played, by the browser's own means, and what the policy refused.
+// Records what is played and what the content security policy blocked.
 window.heard = [];
 window.violations = [];
 const ears = new Set();
@@ -63,8 +63,8 @@ document.addEventListener("securitypolicyviolation", (event) =>
 def browser() -> Iterator[Browser]:
     if CHROMIUM is None:
         pytest.skip("needs Debian's package chromium")
-    # Of package scope, not session: while Playwright runs, this thread has an event loop, and the
-    # tests of other packages could not start one.
+    # The scope is the package, not the session, because Playwright runs an event loop in this
+    # thread, and the tests of other packages could not start one.
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         expect.set_options(timeout=10_000)
@@ -76,33 +76,35 @@ def browser() -> Iterator[Browser]:
 def opened(
     browser: Browser, server: RunningServer, view: str = "", **settings: Any
 ) -> Iterator[Page]:
-    """The page in a fresh profile.  At the end: it broke no rule, and reached for nobody else."""
-    complaints: list[str] = []
+    """The page in a fresh profile.  Fails if it violates its policy or contacts other servers."""
+    logged: list[str] = []
 
     def listen(message: ConsoleMessage) -> None:
-        # The browser reports each answer that is an error.  Those are tested.
+        # The browser logs each error response.  Other tests check those.
         refused = message.text.startswith(("Failed to load resource", "WebSocket connection to"))
         if message.type in ("error", "warning") and not refused:
-            complaints.append(message.text)
+            logged.append(message.text)
 
     with browser.new_context(**settings) as context:
         context.add_init_script(SPY)
         page = context.new_page()
         page.set_default_timeout(10_000)
         page.on("console", listen)
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        elsewhere: list[str] = []
+        page.on("pageerror", lambda error: logged.append(str(error)))
+        foreign_requests: list[str] = []
         page.on(
             "request",
             lambda one: (
-                None if one.url.startswith((server.url, "blob:")) else elsewhere.append(one.url)
+                None
+                if one.url.startswith((server.url, "blob:"))
+                else foreign_requests.append(one.url)
             ),
         )
         page.goto(f"{server.url}/{view}")
         yield page
         assert page.evaluate("violations") == []
-        assert complaints == []
-        assert elsewhere == []
+        assert logged == []
+        assert foreign_requests == []
 
 
 @pytest.fixture
@@ -116,7 +118,7 @@ def open_page(browser: Browser) -> Iterator[Callable[..., Page]]:
 
 @pytest.fixture
 def slow_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[RunningServer]:
-    """The tone, at four times the speed of sound."""
+    """The tone, at four times real time."""
     monkeypatch.setenv("TONE_DELAY", "0.02")
     with running_server() as server:
         yield server
@@ -125,7 +127,7 @@ def slow_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[RunningServer]:
 def wait(page: Page, condition: str) -> None:
     """Wait until a JavaScript expression is true.
 
-    Playwright's own `wait_for_function` makes code of text, which the page's policy forbids.
+    Playwright's own `wait_for_function` evaluates a string, which the page's policy forbids.
     """
     page.evaluate(
         f"""async () => {{
@@ -139,10 +141,10 @@ def wait(page: Page, condition: str) -> None:
 
 
 def energetic(page: Page) -> None:
-    """Wait until sound is heard."""
+    """Wait until sound is played."""
     wait(page, "energy() > 0.1")
 
 
 def silent(page: Page) -> None:
-    """Wait until nothing is heard."""
+    """Wait until no sound is played."""
     wait(page, "energy() === 0")

@@ -1,4 +1,4 @@
-"""The view with two speakers: bubbles that can be played, a context that the server keeps."""
+"""The conversation view: bubbles that can be played, and a context that the server keeps."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def say(page: Page, text: str) -> None:
     expect(page.get_by_label("Next turn")).to_have_value("")
 
 
-def test_four_turns_are_one_conversation_that_can_be_heard_and_forgotten(
+def test_four_turns_are_one_conversation_that_can_be_played_and_forgotten(
     tone_server: RunningServer, open_page: Opened
 ) -> None:
     page = open_page(tone_server, "#conversation")
@@ -58,7 +58,7 @@ def test_four_turns_are_one_conversation_that_can_be_heard_and_forgotten(
     assert bubbles.count() == 0
 
 
-def test_a_turn_that_cannot_be_spoken_is_no_turn(
+def test_a_turn_that_cannot_be_spoken_is_not_added(
     tone_server: RunningServer, open_page: Opened
 ) -> None:
     page = open_page(tone_server, "#conversation")
@@ -71,7 +71,7 @@ def test_a_turn_that_cannot_be_spoken_is_no_turn(
     assert page.locator(".bubble").count() == 1
 
 
-def test_a_turn_that_is_stopped_says_that_it_is_forgotten(
+def test_a_stopped_turn_says_that_the_server_does_not_remember_it(
     slow_server: RunningServer, open_page: Opened
 ) -> None:
     page = open_page(slow_server, "#conversation")
@@ -83,7 +83,7 @@ def test_a_turn_that_is_stopped_says_that_it_is_forgotten(
     slow_server.wait_idle()
 
 
-def test_a_model_that_follows_nothing_says_so(
+def test_for_a_model_without_context_the_page_says_so(
     tone_server: RunningServer, open_page: Opened
 ) -> None:
     page = open_page(tone_server, "#conversation")

@@ -1,4 +1,4 @@
-"""The view whose text goes out word by word, and that falls silent when it is interrupted."""
+"""The live view sends text word by word, and falls silent when it is interrupted."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_words_are_sent_as_they_are_typed_and_spoken_as_sentences(
         assert event.value.path().stat().st_size == header + 17 * 640 * 2
 
 
-def test_an_interruption_is_silence_and_frees_the_slot_and_the_session_goes_on(
+def test_an_interruption_silences_frees_the_slot_and_keeps_the_session(
     slow_server: RunningServer, open_page: Opened
 ) -> None:
     page = open_page(slow_server, "#live")
@@ -74,9 +74,7 @@ def test_an_interruption_is_silence_and_frees_the_slot_and_the_session_goes_on(
     expect(page.locator(".segments").nth(1)).to_contain_text("40 frames!")
 
 
-def test_who_begins_to_type_while_it_speaks_interrupts(
-    slow_server: RunningServer, open_page: Opened
-) -> None:
+def test_typing_interrupts_the_speech(slow_server: RunningServer, open_page: Opened) -> None:
     page = open_page(slow_server, "#live")
     page.get_by_role("button", name="Play an example").click()
     energetic(page)
@@ -93,7 +91,7 @@ def test_who_begins_to_type_while_it_speaks_interrupts(
     slow_server.wait_idle()
 
 
-def test_a_sentence_that_cannot_be_spoken_is_said_and_the_next_one_is_heard(
+def test_a_sentence_that_cannot_be_spoken_is_reported_and_the_next_is_spoken(
     tone_server: RunningServer, open_page: Opened
 ) -> None:
     page = open_page(tone_server, "#live")
@@ -117,7 +115,7 @@ def test_a_key_opens_the_connection(
     energetic(page)
 
 
-def test_a_connection_that_is_refused_or_breaks_is_said(
+def test_a_refused_or_broken_connection_is_reported(
     start_server: Callable[..., RunningServer], open_page: Opened
 ) -> None:
     server = start_server()

@@ -65,7 +65,7 @@ def site() -> Iterator[str]:
                 "socket": "refused"}),
     ],
 )  # fmt: skip
-def test_a_page_of_another_origin(
+def test_only_pages_of_allowed_origins_may_use_the_server(
     browser: Browser,
     site: str,
     start_server: Callable[..., RunningServer],

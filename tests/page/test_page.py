@@ -1,4 +1,4 @@
-"""What holds for all views: who can use them, how large they are, where they come from."""
+"""Accessibility, size and origin of the page, for all views."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_a_phone_needs_no_sideways_scrolling(
 
 
 def raw(server: RunningServer, path: str, **headers: str) -> tuple[httpx.Headers, bytes]:
-    """An answer as it is sent, not uncompressed."""
+    """A response as it is sent, without decompression."""
     with server.http.stream("GET", path, headers=headers) as response:
         return response.headers, b"".join(response.iter_raw())
 
@@ -101,7 +101,7 @@ def test_the_page_is_small(tone_server: RunningServer, open_page: Opened) -> Non
 
 
 @pytest.mark.parametrize("path", ["/", "/docs", "/page/page.js", "/page/page.css"])
-def test_files_are_kept_and_asked_about(tone_server: RunningServer, path: str) -> None:
+def test_files_are_compressed_cached_and_revalidated(tone_server: RunningServer, path: str) -> None:
     headers, packed = raw(tone_server, path, **{"Accept-Encoding": "gzip"})
     plain_headers, plain = raw(tone_server, path, **{"Accept-Encoding": "identity"})
     assert headers["content-encoding"] == "gzip"
@@ -119,7 +119,7 @@ def test_only_files_of_the_page_are_served(tone_server: RunningServer) -> None:
     assert tone_server.http.get("/page/LICENSES.txt").text.count("MIT License") >= 3
 
 
-def test_the_policy_lets_nothing_in_from_elsewhere() -> None:
+def test_the_policy_allows_nothing_from_other_origins() -> None:
     for policy in (POLICY, DOCS_POLICY):
         assert policy.startswith("default-src 'none'")
         assert "http" not in policy
@@ -165,7 +165,7 @@ def demo_server() -> Iterator[RunningServer]:
 def test_the_page_has_its_picture_taken(
     demo_server: RunningServer, open_page: Opened, tmp_path: Path
 ) -> None:
-    """For docs/page*.png: VOX_WRITE_PICTURES=1 makes them again."""
+    """VOX_WRITE_PICTURES=1 takes the pictures docs/page*.png."""
     page = open_page(demo_server, viewport={"width": 1000, "height": 900})
     text = "The sun was warm, and a light wind came from the sea. Nobody was in a hurry."
     page.get_by_label("Text", exact=True).fill(text)

@@ -1,4 +1,4 @@
-"""The first view: a text is heard while it is made, drawn, kept, and shown as code."""
+"""The first view plays a text while it is generated, draws it, keeps it and shows it as code."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def speak(page: Page, text: str) -> None:
 
 
 def figure(page: Page, name: str) -> str:
-    """A number below the latest sound."""
+    """One of the figures below the latest audio."""
     return page.locator(".latest dl div", has_text=name).locator("dd").inner_text()
 
 
@@ -41,7 +41,7 @@ def finished(page: Page) -> None:
 
 
 def drawn(page: Page) -> int:
-    """How many pixels of the latest picture are not empty."""
+    """The number of pixels that are drawn in the latest picture."""
     return int(
         page.locator(".latest canvas").evaluate(
             """canvas => canvas.getContext("2d")
@@ -51,7 +51,7 @@ def drawn(page: Page) -> int:
     )
 
 
-def test_a_text_is_heard_and_drawn_while_it_is_made(
+def test_a_text_is_played_and_drawn_while_it_is_generated(
     gate: Gate, gated_server: RunningServer, open_page: Opened
 ) -> None:
     page = open_page(gated_server)
@@ -70,7 +70,7 @@ def test_a_text_is_heard_and_drawn_while_it_is_made(
     expect(page.get_by_role("button", name="Stop", exact=True)).to_be_disabled()
 
 
-def test_sound_that_comes_too_late_is_a_gap_after_which_all_the_rest_is_heard(
+def test_late_audio_causes_a_gap_but_none_is_lost(
     gate: Gate, gated_server: RunningServer, open_page: Opened
 ) -> None:
     page = open_page(gated_server)
@@ -91,13 +91,13 @@ def test_pieces_are_played_without_a_gap_between_their_samples(
     speak(page, "30 frames")
     finished(page)
     heard = page.evaluate("heard.map(({ time, rate, samples }) => [time, rate, samples.length])")
-    assert len(heard) > 3, "it came in pieces"
+    assert len(heard) > 3, "it did not come in pieces"
     at = round(heard[0][0] * 8000)
     for time, rate, count in heard:
         assert rate == 8000
         assert time * 8000 == pytest.approx(at, abs=1e-6)
         at += count
-    # The browser itself renders them at these times: not a sample is missing or doubled.
+    # The browser renders them at these times without a missing or repeated sample.
     rendered, joined = page.evaluate(
         """async () => {
             const joined = heard.flatMap(({ samples }) => Array.from(samples));
@@ -126,14 +126,14 @@ def test_pieces_are_played_without_a_gap_between_their_samples(
     assert np.array(json.loads(joined)).astype("<i2").tobytes() == pcm
 
 
-def test_stop_is_silence_at_once_and_frees_the_slot(
+def test_stop_silences_at_once_and_frees_the_slot(
     slow_server: RunningServer, open_page: Opened
 ) -> None:
-    """Within 200 ms; the quickest of three counts, because other tests share the processors."""
+    """Within 200 ms.  The fastest of three counts, because other tests share the processors."""
     page = open_page(slow_server)
 
     def stop() -> float:
-        """Milliseconds from the click until nothing is heard."""
+        """Returns the milliseconds from the click to silence."""
         speak(page, "190 frames")
         energetic(page)
         assert slow_server.client.stats.running == 1
@@ -158,7 +158,7 @@ def test_stop_is_silence_at_once_and_frees_the_slot(
     assert min(stop() for _ in range(3)) < 200
 
 
-def test_leaving_the_page_in_mid_stream_frees_the_slot(
+def test_leaving_the_page_during_a_stream_frees_the_slot(
     slow_server: RunningServer, open_page: Opened
 ) -> None:
     page = open_page(slow_server)
@@ -203,7 +203,7 @@ def test_the_settings_are_those_of_the_request(
     expect(page.locator(".latest")).to_contain_text("hum_b, seed 11")
 
 
-def test_parameters_that_only_one_model_has_are_settings(
+def test_parameters_of_only_one_model_are_settings(
     tone_server: RunningServer, open_page: Opened
 ) -> None:
     page = open_page(tone_server)
@@ -225,11 +225,11 @@ def test_parameters_that_only_one_model_has_are_settings(
         speak(page, "5 frames")
     posted = sent.value.post_data_json
     assert posted["parameters"] == {"steps": 4, "instructions": "7"}
-    assert posted["language"] == "de", "a field of every request"
+    assert posted["language"] == "de", "the language is a field of every request"
     expect(page.get_by_label("instructions")).to_have_attribute("aria-invalid", "true")
 
 
-def test_what_was_said_can_be_heard_again_and_downloaded_in_each_format(
+def test_earlier_audio_can_be_played_again_and_downloaded_in_each_format(
     tone_server: RunningServer, open_page: Opened, tmp_path: Path
 ) -> None:
     page = open_page(tone_server)
@@ -247,9 +247,9 @@ def test_what_was_said_can_be_heard_again_and_downloaded_in_each_format(
         assert event.value.suggested_filename.endswith(f".{name}")
         if name == "pcm":
             assert len(content) == 12 * 640 * 2
-        elif name in ("mulaw", "alaw"):  # a byte for each of 8,000 samples per second
+        elif name in ("mulaw", "alaw"):  # one byte per sample at 8 kHz
             assert len(content) == 12 * 640
-        elif name == "aac":  # libsndfile reads it not; ADTS frames begin so
+        elif name == "aac":  # libsndfile cannot read it; this starts an ADTS frame
             assert content[:2] == b"\xff\xf1"
         else:
             audio = read_audio(io.BytesIO(content), 8000, 10)
@@ -289,9 +289,7 @@ def test_the_code_makes_the_same_request(
     assert (tmp_path / "output.flac").read_bytes() == expected
 
 
-def test_an_error_stands_at_the_field_at_fault(
-    tone_server: RunningServer, open_page: Opened
-) -> None:
+def test_an_error_is_shown_at_its_field(tone_server: RunningServer, open_page: Opened) -> None:
     page = open_page(tone_server)
     text = page.get_by_label("Text", exact=True)
     speak(page, "unspeakable")
@@ -313,7 +311,7 @@ def test_an_error_stands_at_the_field_at_fault(
     expect(page.get_by_label("seed")).to_have_attribute("aria-invalid", "true")
 
 
-def test_sound_that_breaks_off_is_said_and_what_came_is_kept(
+def test_audio_that_breaks_off_is_reported_and_kept(
     gate: Gate, gated_server: RunningServer, open_page: Opened
 ) -> None:
     page = open_page(gated_server)
@@ -326,7 +324,7 @@ def test_sound_that_breaks_off_is_said_and_what_came_is_kept(
     expect(page.locator(".latest")).to_contain_text("incomplete")
 
 
-def test_a_full_queue_and_a_server_that_is_gone_are_said(
+def test_a_full_queue_and_an_unreachable_server_are_reported(
     tone_server: RunningServer, open_page: Opened
 ) -> None:
     page = open_page(tone_server)
@@ -379,7 +377,7 @@ def test_the_state_of_models_and_queue_is_shown(
     gate.open()
 
 
-def test_of_several_models_one_is_chosen(
+def test_one_of_several_models_can_be_chosen(
     start_server: Callable[..., RunningServer], open_page: Opened, tmp_path: Path
 ) -> None:
     other = shutil.copytree(CHECKPOINT, tmp_path / "second")

@@ -1,4 +1,4 @@
-"""The view with the voices: upload or record one, hear it, delete it."""
+"""The voices view: upload or record a voice, play it, delete it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def describe(page: Page, name: str) -> None:
     page.get_by_label("Name").fill(name)
 
 
-def test_a_file_becomes_a_voice_that_is_heard_and_deleted(
+def test_a_file_becomes_a_voice_that_can_be_played_and_deleted(
     tone_server: RunningServer, open_page: Opened, tmp_path: Path
 ) -> None:
     sample = tmp_path / "sample.wav"
@@ -47,7 +47,7 @@ def test_a_file_becomes_a_voice_that_is_heard_and_deleted(
     assert tone_server.http.get("/v1/audio/voices/anna").status_code == 404
 
 
-def test_the_microphone_becomes_a_voice(tone_server: RunningServer, open_page: Opened) -> None:
+def test_a_recording_becomes_a_voice(tone_server: RunningServer, open_page: Opened) -> None:
     page = open_page(tone_server, "#voices")
     page.get_by_role("button", name="Record").click()
     wait(page, "document.querySelector('meter')?.value > 10")  # the fake microphone beeps
@@ -63,7 +63,7 @@ def test_the_microphone_becomes_a_voice(tone_server: RunningServer, open_page: O
     expect(page.get_by_role("status")).to_contain_text("me is deleted")
 
 
-def test_what_is_wrong_with_a_voice_stands_at_its_field(
+def test_an_error_in_a_voice_is_shown_at_its_field(
     tone_server: RunningServer, open_page: Opened, tmp_path: Path
 ) -> None:
     page = open_page(tone_server, "#voices")
@@ -82,7 +82,7 @@ def test_what_is_wrong_with_a_voice_stands_at_its_field(
     expect(sample).to_have_accessible_description(re.compile("audio"))
 
 
-def test_without_a_microphone_the_page_says_what_else_to_do(
+def test_without_a_microphone_the_page_suggests_an_upload(
     tone_server: RunningServer, open_page: Opened
 ) -> None:
     page = open_page(tone_server, "#voices")

@@ -1,4 +1,4 @@
-"""From a simulation to a number of devices; fitting a simulation to a measured run."""
+"""The number of devices from a simulation, and the fit of a simulation to a measured run."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from vox_serve.plan.simulate import Site, simulate
 TEXTS = ["Good morning.", "Please hold the line while I look for your order."]
 
 
-def test_the_capacity_lies_where_the_target_is_just_met() -> None:
+def test_the_capacity_is_the_highest_rate_that_meets_the_target() -> None:
     config = PlanConfig(demand=1.0, duration=60.0, first_audio=0.5)
     found = capacity(SITE, config, TEXTS)
     assert meets(found.figures, config)
@@ -31,7 +31,7 @@ def test_the_capacity_lies_where_the_target_is_just_met() -> None:
     assert not meets(figures(simulate(SITE, plan(load)[0], load, TEXTS)), config)
 
 
-def test_a_target_that_cannot_be_met_is_said() -> None:
+def test_a_target_that_cannot_be_met_is_reported() -> None:
     with pytest.raises(ConfigError, match=r"first audio p95 0\.1\d s, viable 100"):
         capacity(SITE, PlanConfig(demand=1.0, duration=60.0, first_audio=0.05), TEXTS)
 
@@ -58,7 +58,7 @@ def measured(site: Site) -> dict[str, object]:
 @pytest.mark.parametrize(
     "content", [{}, {"settings": {}, "runs": []}, {"settings": 3, "runs": [1], "texts": []}]
 )
-def test_other_json_is_not_taken_for_a_run(content: dict[str, object]) -> None:
+def test_other_json_is_not_accepted_as_a_run(content: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match="calibrate"):
         calibrated(SITE, content)
 
@@ -135,7 +135,7 @@ def test_more_slots_than_were_measured_are_refused(
     assert "slots: steps were measured up to a batch of 4" in capsys.readouterr().err
 
 
-def test_a_model_is_measured_and_planned_with(
+def test_a_model_can_be_measured_and_then_planned(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "costs.json"

@@ -1,4 +1,4 @@
-"""The simulation of a device gives times that can be worked out by hand."""
+"""The simulation of a device gives times that can be calculated by hand."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def served(site: Site, texts: list[str], **load: object) -> Run:
     return simulate(site, plan(config)[0], config, texts)
 
 
-def told(site: Site, texts: list[str], **load: object) -> Figures:
+def summary(site: Site, texts: list[str], **load: object) -> Figures:
     return figures(served(site, texts, **load))
 
 
@@ -66,7 +66,7 @@ def test_waiting_for_nothing_is_an_error() -> None:
         virtual.run(asyncio.Event().wait())
 
 
-def test_one_request_takes_what_its_steps_cost() -> None:
+def test_a_request_takes_the_time_of_its_steps() -> None:
     (recording,) = served(SITE, ["Good morning."], concurrency=(1,), requests=1).recordings
     # The prompt and the first frame (emit, codec); then 30 ms for each frame.
     assert recording.first_audio == pytest.approx(0.1 + 0.02)
@@ -81,43 +81,43 @@ def test_overhead_and_slowdown_are_added() -> None:
     assert recording.first_audio == pytest.approx(0.5 + 2 * 0.12)
 
 
-def test_a_batch_costs_what_was_measured_for_it() -> None:
+def test_a_batch_takes_the_time_that_was_measured_for_it() -> None:
     recordings = served(SITE, ["Good morning."], concurrency=(4,), requests=4).recordings
     # One pass over four prompts of one length, then 60 ms a step.
     for recording in recordings:
         assert recording.total == pytest.approx(0.1 + 0.04 + 20 * 0.06)
 
 
-def test_a_batch_between_two_measured_ones_lies_between_them() -> None:
+def test_the_time_of_other_batch_sizes_is_interpolated() -> None:
     assert COSTS.step(2).advance == pytest.approx(0.01 + 0.01 / 3)
 
 
-def test_who_finds_no_slot_waits_and_who_finds_no_place_is_refused() -> None:
+def test_a_request_without_a_slot_waits_and_one_beyond_the_queue_is_refused() -> None:
     site = attrs.evolve(SITE, slots=1, max_queue=1)
     recordings = served(site, ["Good morning."], rate=(100.0,), requests=4).recordings
     outcomes = [recording.outcome for recording in recordings]
     assert outcomes == [Outcome.OK, Outcome.OK, Outcome.REFUSED, Outcome.REFUSED]
-    assert recordings[1].first_audio > recordings[0].total  # type: ignore[operator]  # both were heard
+    assert recordings[1].first_audio > recordings[0].total  # type: ignore[operator]  # both have audio
 
 
-def test_a_long_text_is_spoken_in_parts_like_the_server_does() -> None:
+def test_a_long_text_is_spoken_in_parts_as_by_the_server() -> None:
     long_text = "One two three four five six seven. " * 40  # 1,400 characters: 4 parts of 400
     (recording,) = served(SITE, [long_text], concurrency=(1,), requests=1).recordings
     assert recording.outcome is Outcome.OK
     assert recording.audio == pytest.approx(4 * 2.0)
-    # Later parts follow the earlier ones, whose positions are kept.
+    # Later parts follow the earlier ones, whose positions are cached.
     assert recording.total == pytest.approx(4 * (0.1 + 0.02 + 20 * 0.03), rel=0.1)
 
 
 def test_the_same_seed_gives_the_same_figures() -> None:
     site = attrs.evolve(SITE, costs=attrs.evolve(COSTS, spread=0.3))
     texts = ["Good morning.", "Please hold the line while I look for your order."]
-    first, second = (told(site, texts, rate=(3.0,), requests=30) for _ in range(2))
-    other = told(attrs.evolve(site, seed=1), texts, rate=(3.0,), requests=30)
+    first, second = (summary(site, texts, rate=(3.0,), requests=30) for _ in range(2))
+    other = summary(attrs.evolve(site, seed=1), texts, rate=(3.0,), requests=30)
     assert first == second != other
 
 
-def test_a_client_that_gives_up_leaves_its_slot() -> None:
+def test_a_client_that_gives_up_frees_its_slot() -> None:
     site = attrs.evolve(SITE, slots=1)
     run = served(site, ["Good morning."], concurrency=(2,), requests=2, timeout=0.3)
     assert [recording.failure for recording in run.recordings] == ["timeout", "timeout"]
@@ -126,6 +126,6 @@ def test_a_client_that_gives_up_leaves_its_slot() -> None:
 
 def test_a_loaded_device_is_slower() -> None:
     texts = ["Good morning."]
-    calm, busy = (told(SITE, texts, rate=(rate,), requests=60) for rate in (0.5, 5.0))
-    assert calm.first_audio.p95 < busy.first_audio.p95  # type: ignore[operator]  # both were heard
+    calm, busy = (summary(SITE, texts, rate=(rate,), requests=60) for rate in (0.5, 5.0))
+    assert calm.first_audio.p95 < busy.first_audio.p95  # type: ignore[operator]  # both have audio
     assert calm.real_time_factor.p95 < busy.real_time_factor.p95  # type: ignore[operator]

@@ -16,7 +16,7 @@ from tests.launched import Launched
 
 @attrs.define
 class Answer:
-    """What became of one request."""
+    """The answer to one request, and how it arrived."""
 
     status: int
     headers: dict[str, str]
@@ -24,7 +24,7 @@ class Answer:
     cut: bool = False
     """The body ended without a final chunk."""
     seconds: float = 0.0
-    """Until the head came."""
+    """Seconds until the headers arrived."""
     gaps: list[float] = attrs.field(factory=list)
     """Seconds between chunks."""
 
@@ -40,8 +40,8 @@ class Connection:
     """One connection to the server.
 
     Args:
-        server: where to.
-        receive_buffer: bytes that the kernel may keep for a client that does not read.
+        server: the server to connect to.
+        receive_buffer: bytes that the kernel may buffer while the client does not read.
     """
 
     def __init__(self, server: Launched, receive_buffer: int | None = None) -> None:
@@ -52,7 +52,7 @@ class Connection:
     async def __aenter__(self) -> Connection:
         plain = socket.socket()
         plain.setblocking(False)
-        if self._receive_buffer is not None:  # before it connects, or the window is agreed already
+        if self._receive_buffer is not None:  # before connecting, which sets the window
             plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, self._receive_buffer)
         await asyncio.get_running_loop().sock_connect(plain, self._address)
         self._reader, self._writer = await asyncio.open_connection(sock=plain, limit=2**20)
@@ -66,7 +66,7 @@ class Connection:
         self._writer.write(data)
 
     async def closed(self) -> float:
-        """Wait until the server closes it; seconds since the last `send`."""
+        """Wait until the server closes it; returns the seconds since the last `send`."""
         try:
             while await self._reader.read(65536):
                 pass
@@ -104,7 +104,7 @@ class Connection:
         return answer
 
     async def answer(self) -> Answer:
-        """Read everything."""
+        """Read the headers and the body."""
         return await self.body(await self.head())
 
 

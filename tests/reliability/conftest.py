@@ -1,4 +1,4 @@
-"""Collects what is measured for each promise, and prints it as one table at the end."""
+"""Collects the figures of each promise, and prints them in one table at the end."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ NAMES = (
 
 @attrs.define
 class Promises:
-    """What was measured: by promise, rows of (what, limit, figure)."""
+    """Measured figures: rows of (what, limit, figure) by promise."""
 
     rows: dict[str, list[tuple[str, str, str]]] = attrs.field(factory=dict)
 
@@ -41,7 +41,7 @@ class Promises:
 
     @contextmanager
     def fails(self, promise: str, fault: str, reason: str) -> Iterator[None]:
-        """Record that the check in this block fails for this reason; the test fails otherwise."""
+        """Record that the check in this block fails for this reason; otherwise, fail the test."""
         kept = list(self.rows.get(promise, ()))
         with pytest.raises(AssertionError, match=reason) as caught:
             yield
@@ -49,7 +49,7 @@ class Promises:
         self.note(promise, f"control: {fault}", "fails", str(caught.value).splitlines()[0][:70])
 
     def table(self) -> Iterator[str]:
-        """The lines of the table."""
+        """The lines of the printed table."""
         others = [name for name in self.rows if name not in NAMES]
         for number, name in enumerate([*NAMES, *others], 1):
             title = f"{number if name in NAMES else '-':>2} {name}"

@@ -1,4 +1,4 @@
-"""Promises about many clients at once: too many, some that leave, some that do not read or send."""
+"""Promises about many clients: too many, some that leave, some that do not read or send."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FRAME_BYTES = 2 * 640
 
 
 async def burst(server: Launched, count: int) -> list[Answer]:
-    """This many requests, sent at once over open connections; every other one is streamed."""
+    """Send this many requests at once over open connections; every other one streams."""
     async with AsyncExitStack() as stack:
         crowd = [await stack.enter_async_context(Connection(server)) for _ in range(count)]
         for number, client in enumerate(crowd):
@@ -34,7 +34,7 @@ def overload(start: Start, promises: Promises) -> None:
     )  # fmt: skip
     alone = server.http.post("/generate", json={"text": "40 frames", "format": "pcm"}).content
     times = []
-    for _ in range(3):  # the quickest burst counts, because other processes disturb
+    for _ in range(3):  # the fastest burst counts, because other processes interfere
         answers = asyncio.run(burst(server, SLOTS + QUEUE + SURPLUS))
         refused = [answer for answer in answers if answer.status == 429]
         assert len(refused) == SURPLUS, f"{len(refused)} were refused"
@@ -43,13 +43,13 @@ def overload(start: Start, promises: Promises) -> None:
         assert all(answer.status == 200 and answer.body == alone for answer in others)
         times.append(max(answer.seconds for answer in refused))
     promises.note("overload", "refused, each with Retry-After", SURPLUS, len(refused))
-    promises.note("overload", "all sound for the others", SLOTS + QUEUE, len(others))
+    promises.note("overload", "others, complete", SLOTS + QUEUE, len(others))
     promises.note("overload", "slowest refusal", "0.05 s", f"{min(times):.3f} s")
     assert min(times) < 0.05, f"a refusal took {min(times):.3f} s"
 
 
 async def leave(server: Launched, seed: int) -> None:
-    """Streams that are left after some chunks, and whole answers before the first byte."""
+    """Leave streams after some chunks, and whole answers before their first byte."""
     chance = random.Random(seed)
 
     async def stream() -> None:
@@ -91,7 +91,7 @@ def a_client_leaves(start: Start, promises: Promises) -> None:
 
 
 async def beside(server: Launched, reading: bool) -> tuple[Answer, float, float]:
-    """A stream beside READERS others that read or do not; and how much the server grew."""
+    """A stream beside READERS others, which read or do not; the server's growth; its size in MiB."""
     body = {"text": "150 frames", "max_seconds": 12, "streaming": True, "format": "pcm"}
     before, most = held(server.process.pid).memory, 0
     async with AsyncExitStack() as stack:
@@ -125,8 +125,10 @@ def slow_reader(start: Start, promises: Promises) -> None:
     name = "slow reader"
     promises.note(name, f"{READERS} clients dropped", READERS, READERS)
     promises.note(name, "memory meanwhile", f"{READERS * audio:.0f} MiB", f"{grown:.0f} MiB")
-    promises.note(name, "longest gap of another stream, usually", "", f"{max(usual.gaps):.3f} s")
-    promises.note(name, "the same beside them", "+ 0.1 s", f"{max(slow.gaps):.3f} s")
+    promises.note(name, "longest gap of another stream, baseline", "", f"{max(usual.gaps):.3f} s")
+    promises.note(
+        name, "the same beside clients that do not read", "+ 0.1 s", f"{max(slow.gaps):.3f} s"
+    )
     assert grown < READERS * audio
     assert max(slow.gaps) < max(usual.gaps) + 0.1
 
@@ -137,7 +139,7 @@ BEGINNINGS = (b"", b"POST /gen", HEAD, HEAD + b'Content-Length: 99\r\n\r\n{"text
 
 
 async def besiege(server: Launched) -> tuple[list[float], list[Answer]]:
-    """Seconds until 80 connections that send too little are closed; answers meanwhile."""
+    """Seconds until 80 connections that send too little are closed, and other answers meanwhile."""
 
     async def wait(start: bytes) -> float:
         async with Connection(server) as client:

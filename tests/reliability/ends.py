@@ -1,4 +1,4 @@
-"""Promises about ends: of the server by a signal, of a worker by death or by hanging."""
+"""Promises about a server that gets a signal, and a worker that dies or hangs."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ LONG = {"text": "150 frames", "max_seconds": 12, "streaming": True, "format": "p
 
 
 async def terminate(server: Launched) -> tuple[float, Answer, Answer]:
-    """SIGTERM while a short and a long stream run, and one is never read.
+    """Send SIGTERM during a short stream, a long one and one that is never read.
 
-    Returns when it was sent, and the short and the long answer.
+    Returns the time of the signal, and the short and the long answer.
     """
     async with (
         Connection(server) as short,
@@ -42,7 +42,7 @@ async def terminate(server: Launched) -> tuple[float, Answer, Answer]:
             refused = (await late.head()).status == 503
         except (asyncio.IncompleteReadError, ConnectionError):
             refused = True
-        assert refused, "a new request was taken"
+        assert refused, "a new request was accepted"
         return began, await short.answer(), await long.answer()
 
 
@@ -59,16 +59,16 @@ def sigterm(start: Start, promises: Promises) -> None:
     seconds = time.monotonic() - began
     sound = f"{len(short.body)} bytes"
     promises.note("SIGTERM", "the short stream", f"{whole} bytes", sound)
-    promises.note("SIGTERM", "the long one, without final chunk", "cut", "cut")
+    promises.note("SIGTERM", "the long stream, without final chunk", "cut", "cut")
     promises.note("SIGTERM", "exit code; processes left", "0; 0", f"{code}; 0")
-    promises.note("SIGTERM", "end, beside a client that never reads", f"{SHUTDOWN + 2:g} s",
+    promises.note("SIGTERM", "exit, beside a client that never reads", f"{SHUTDOWN + 2:g} s",
                   f"{seconds:.1f} s")  # fmt: skip
     assert (code, len(short.body)) == (0, whole)
     assert seconds < SHUTDOWN + 2
 
 
-async def struck(server: Launched, number: signal.Signals, limit: float) -> tuple[float, float]:
-    """Send a signal to the worker while a stream runs; seconds until it is cut, and until 503."""
+async def signalled(server: Launched, number: signal.Signals, limit: float) -> tuple[float, float]:
+    """Signal the worker during a stream; seconds until the stream is cut and /health is 503."""
     async with Connection(server) as client:
         client.send(request(**LONG))
         answer = await client.head()
@@ -80,7 +80,7 @@ async def struck(server: Launched, number: signal.Signals, limit: float) -> tupl
             assert (await client.body(answer)).cut
             return time.monotonic() - began
 
-        async def told() -> float:
+        async def reported() -> float:
             async with httpx.AsyncClient(base_url=server.http.base_url) as http:
                 while (await http.get("/health")).status_code != 503:
                     await asyncio.sleep(0.02)
@@ -88,18 +88,18 @@ async def struck(server: Launched, number: signal.Signals, limit: float) -> tupl
 
         try:
             async with asyncio.timeout(limit + 1):
-                return await asyncio.gather(cut(), told())
+                return await asyncio.gather(cut(), reported())
         except TimeoutError:
             raise AssertionError(f"nothing was noticed within {limit + 1:g} s") from None
 
 
 def killed(start: Start, promises: Promises) -> None:
     server = start(TONE_DELAY="0.02")
-    cut, told = asyncio.run(struck(server, signal.SIGKILL, 0))
+    cut, reported = asyncio.run(signalled(server, signal.SIGKILL, 0))
     server.http.close()
     code = server.end(10)
     promises.note("worker killed", "its stream is cut after", "1 s", f"{cut:.2f} s")
-    promises.note("worker killed", "/health is 503 after", "1 s", f"{told:.2f} s")
+    promises.note("worker killed", "/health is 503 after", "1 s", f"{reported:.2f} s")
     promises.note("worker killed", "exit code; processes left", "1; 0", f"{code}; 0")
     assert code == 1
 
@@ -108,12 +108,12 @@ def hung(start: Start, promises: Promises) -> None:
     server = start(
         "--stall-timeout", f"{STALL:g}", "--on-worker-death", "restart", TONE_DELAY="0.02"
     )
-    cut, told = asyncio.run(struck(server, signal.SIGSTOP, STALL))
+    cut, reported = asyncio.run(signalled(server, signal.SIGSTOP, STALL))
     until(lambda: server.http.get("/ready").status_code == 200, 30)
     answer = asyncio.run(ask(server, text="5 frames"))
     limit = f"{STALL:g} + 1 s"
     promises.note("worker hung", "its stream is cut after", limit, f"{cut:.2f} s")
-    promises.note("worker hung", "/health is 503 after", limit, f"{told:.2f} s")
+    promises.note("worker hung", "/health is 503 after", limit, f"{reported:.2f} s")
     promises.note("worker hung", "restarted, and speaks", 200, answer.status)
     assert answer.status == 200
     assert series(server, "engine_errors_total", kind="hang") == 1

@@ -1,6 +1,6 @@
-"""A plugin that breaks the server or the engine: the negative controls of the promises.
+"""A plugin that breaks the server or the engine, as negative controls of the promises.
 
-FAULT is the name of a function below.  The plugin is loaded in the server and in its workers.
+FAULT names one of the functions below.  The server and its workers load the plugin.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def waits_for_requests() -> None:
 
 
 def leaks() -> None:
-    """16 KiB for each request."""
+    """Leak 16 KiB per request."""
     from tests.tone import ToneModel
 
     kept, prompt = [], ToneModel.prompt
@@ -91,7 +91,7 @@ def leaks() -> None:
 
 
 def leaves_processes() -> None:
-    """One for each worker."""
+    """Leave a process per worker."""
     from tests.tone import ToneModel
 
     init = ToneModel.__init__
@@ -105,7 +105,7 @@ def leaves_processes() -> None:
 
 
 def fails_on_names() -> None:
-    """A name that is not ASCII is answered with 500."""
+    """Answer a name that is not ASCII with 500."""
     from vox_serve.server.owner import Owner
 
     own = Owner.own
@@ -118,7 +118,7 @@ def fails_on_names() -> None:
 
 
 def shares_everything() -> None:
-    """What belongs to a key belongs to all."""
+    """Make what belongs to one key belong to all."""
     from vox_serve.server.owner import Owner
 
     Owner.own = lambda self, name: name
@@ -126,7 +126,7 @@ def shares_everything() -> None:
 
 
 def read_whole(content: bytes, sample_rate: int, max_seconds: float):
-    """Decode first, check afterwards."""
+    """Decode the whole clip before checking its length."""
     import io
 
     import soundfile
@@ -146,7 +146,7 @@ def decodes_everything() -> None:
 
 
 def ignores_deterministic() -> None:
-    """And makes a row's sound depend on the number of rows, clearly and on every machine."""
+    """Make a row's sound depend on the number of rows, too, so that it shows on every machine."""
     from vox_serve.engine.runner import ModelRunner
 
     init = ModelRunner.__init__

@@ -1,4 +1,4 @@
-"""Promises about what clients send: nonsense, names and keys, audio files."""
+"""Promises about input: malformed requests, names and keys, audio files."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ ROUTES = {"/generate": b"text", "/v1/audio/speech": b"input"}
 
 
 def nonsense(server: Launched) -> list[httpx.Response]:
-    """The answers to bytes that are not a request."""
+    """The answers to bodies that are not requests."""
     return [
         server.http.post(path, content=content.replace(b"%s", field), headers=JSON)
         for path, field in ROUTES.items()
@@ -60,7 +60,7 @@ def fuzzing(start: Start, promises: Promises) -> None:
     largest = max(len(answer.content) for answer in answers)
     figure = f"0 of {sum(found)}"
     promises.note("fuzz", f"failures, schemathesis, {len(SEEDS)} seeds", 0, figure)
-    promises.note("fuzz", f"{len(answers)} bodies of nonsense, largest 4xx", "2048 bytes", largest)
+    promises.note("fuzz", f"{len(answers)} malformed bodies, largest 4xx", "2048 bytes", largest)
     assert largest <= 2048
 
 
@@ -87,27 +87,27 @@ def names_and_keys(start: Start, promises: Promises) -> None:
 
         before = tree()
         taken = [bad for bad in WRONG if post(alice, bad).status_code != 400]
-        assert not taken, f"taken: {taken}"
+        assert not taken, f"names that were accepted: {taken}"
         assert tree() == before
-        promises.note(name, "bad names of voices taken", 0, f"{len(taken)} of {len(WRONG)}")
+        promises.note(name, "bad names of voices accepted", 0, f"{len(taken)} of {len(WRONG)}")
         passed = [key for key in SECRETS if post(key, "anna").status_code != 401]
-        assert not passed, f"keys that passed: {passed}"
-        promises.note(name, "wrong keys that passed", 0, f"{len(passed)} of {len(SECRETS)}")
+        assert not passed, f"keys that were accepted: {passed}"
+        promises.note(name, "wrong keys accepted", 0, f"{len(passed)} of {len(SECRETS)}")
         assert post(alice, "anna").status_code == 201
         reached = [answer for answer in of_another(server, bob) if answer.status_code != 404]
         assert not reached, f"{len(reached)} of another key's things were reached"
-        promises.note(name, "another key's voice reached", 0, f"{len(reached)} of 4")
+        promises.note(name, "ways to another key's voice", 0, f"{len(reached)} of 4")
         headers = {"X-Api-Key": alice, "Origin": "https://evil.example"}
         asked = server.http.get("/voices", headers=headers)
         allowed = [header for header in asked.headers if header.startswith("access-control")]
         assert not allowed
-        promises.note(name, "CORS headers unless asked for", 0, len(allowed))
+        promises.note(name, "CORS headers by default", 0, len(allowed))
         assert server.http.delete("/v1/audio/voices/anna", headers=headers).status_code == 403
 
-        told = load_pickled(Path(folder))
-        promises.note(name, "weights in another format than safetensors", "refused", told)
+        result = load_pickled(Path(folder))
+        promises.note(name, "weights in another format than safetensors", "refused", result)
         counts = compared(keys)
-        promises.note(name, "hashes compared for any key", "all, always", f"{counts} of 2")
+        promises.note(name, "hashes compared for any key", "always all", f"{counts} of 2")
         assert counts == [2, 2, 2]
 
 
@@ -123,7 +123,7 @@ def load_pickled(folder: Path) -> str:
 
 
 def compared(file: Path) -> list[int]:
-    """How many hashes are compared for the first key, the last and a wrong one."""
+    """The number of hashes compared for the first key, the last one and a wrong one."""
     keys = Keys(ServerConfig(api_keys_file=str(file)))
     first, last = (new_key(name) for name in ("first", "last"))
     file.write_text(f"{first[1]}\n{last[1]}\n")
@@ -137,7 +137,7 @@ def compared(file: Path) -> list[int]:
 
 
 def of_another(server: Launched, key: str) -> list[httpx.Response]:
-    """What this key gets of the voice `anna`, in each way."""
+    """The answers to this key's attempts to use the voice `anna`."""
     body = {"text": "5 frames", "voice": "anna"}
     ask = server.http.request
     headers = {"X-Api-Key": key}
@@ -151,11 +151,11 @@ def of_another(server: Launched, key: str) -> list[httpx.Response]:
 
 
 CLIP_SECONDS, CLIP_RATE, MOST_GROWTH = 1500, 32_000, 64
-"""A clip of half an hour that is small as a file and large when decoded."""
+"""A clip of 25 minutes, which is small as a file and large when decoded."""
 
 
 def long_clip() -> bytes:
-    """Silence, as FLAC."""
+    """Silence as a FLAC file."""
     file = io.BytesIO()
     settings = {"samplerate": CLIP_RATE, "channels": 2, "format": "FLAC", "subtype": "PCM_16"}
     with soundfile.SoundFile(file, "w", **settings) as clip:
@@ -165,7 +165,7 @@ def long_clip() -> bytes:
 
 
 def resident(server: Launched) -> int:
-    """The memory of all processes of a server, in bytes."""
+    """The resident memory of all processes of a server, in bytes."""
     pages = 0
     for pid in server.processes():
         try:
@@ -199,7 +199,7 @@ def uploads(start: Start, promises: Promises) -> None:
     assert answer.status_code == 400, answer.text
     assert "longer than 30 seconds" in answer.json()["error"]["message"]
     promises.note("uploads", f"{what}: memory", f"{MOST_GROWTH} MiB", f"{grown:.0f} MiB")
-    promises.note("uploads", "refused for its seconds, after", "10 s", f"{seconds:.2f} s")
+    promises.note("uploads", "refused for its length, after", "10 s", f"{seconds:.2f} s")
     large = server.http.post("/v1/audio/voices", files=form(audio=bytes(11 * MIB)))
     promises.note("uploads", "11 MiB", 400, large.status_code)
     assert large.status_code == 400

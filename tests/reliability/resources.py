@@ -1,4 +1,4 @@
-"""What a process holds, and what a server leaves behind."""
+"""Resources that a process holds, and traces of a server on the machine."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def held(pid: int) -> Held:
 
 @attrs.frozen
 class Traces:
-    """How much of each a server has on the machine."""
+    """The number of resources of each kind that a server has on the machine."""
 
     processes: int
     descriptors: int
@@ -44,7 +44,7 @@ class Traces:
 
 
 def traces(server: Launched, temporary: Path) -> Traces:
-    """Args: temporary: the server's TMPDIR."""
+    """Count the resources of a server whose TMPDIR is `temporary`."""
     own, pids = held(server.process.pid), server.processes()
     return Traces(
         len(pids),

@@ -1,4 +1,4 @@
-"""Promises about the rows of a batch: one that fails, and what each says beside others."""
+"""Promises about the rows of a batch: a failing row, and sound that does not depend on others."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ BAD = ("nan 30 frames", "boom 30 frames")
 
 
 async def together(server: Launched, texts: tuple[str, ...]) -> list[Answer]:
-    """Streams at the same time."""
+    """Stream these texts at the same time."""
     return await asyncio.gather(
         *(ask(server, text=text, streaming=True, format="pcm") for text in texts)
     )
@@ -30,13 +30,13 @@ def a_request_that_fails(start: Start, promises: Promises) -> None:
         whole += sum(not x.cut and x.body == pcm for x, pcm in zip(good, alone, strict=True))
     assert whole == len(GOOD) * len(BAD), f"{whole} of {len(GOOD) * len(BAD)} others are whole"
     name = "a request that fails"
-    promises.note(name, "others in its batch, same bytes as alone", whole, whole)
+    promises.note(name, "others in its batch with the bytes as alone", whole, whole)
     errors = series(server, "engine_errors_total")
     promises.note(name, "failures: logits not finite, an exception", len(BAD), f"{errors:g}")
     assert errors == len(BAD)
-    again = asyncio.run(together(server, (*GOOD, GOOD[0])))  # all slots, the failed ones too
+    again = asyncio.run(together(server, (*GOOD, GOOD[0])))  # all slots, including the failed ones
     clean = sum(x.body == pcm for x, pcm in zip(again, [*alone, alone[0]], strict=True))
-    promises.note(name, "then in each slot, same bytes", 4, clean)
+    promises.note(name, "afterwards, slots with the same bytes", 4, clean)
     assert clean == 4
 
 
@@ -50,7 +50,7 @@ OTHERS = ("The weather is good today.", "One two three four five.", "Yes, this g
 
 
 async def in_company(server: Launched, others: tuple[str, ...], streaming: bool) -> bytes:
-    """What MINE gets while others are spoken."""
+    """The audio of MINE while others are spoken."""
     async with AsyncExitStack() as stack:
         for number, text in enumerate(others):
             other = await stack.enter_async_context(Connection(server))
@@ -70,4 +70,4 @@ def determinism(start: Start, promises: Promises) -> None:
     ]
     same = sum(body == alone for body in bodies)
     assert same == len(bodies), f"{same} of {len(bodies)} are the same"
-    promises.note("determinism", "same bytes streamed, whole, beside 0 to 3", len(bodies), same)
+    promises.note("determinism", "same bytes beside 0 to 3 others", len(bodies), same)

@@ -1,4 +1,4 @@
-"""Each promise of docs/operations.md, on a server as it is and on one that is broken on purpose."""
+"""Each promise of docs/operations.md, tested on the server and on one broken on purpose."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.reliability.conftest import Promises
 
 @attrs.frozen
 class Case:
-    """Args: the promise, its check, a fault of `faults.py`, how the check fails with it."""
+    """A promise, its check, a fault from `faults.py`, and how the check fails with that fault."""
 
     promise: str
     check: Callable[[Start, Promises], None]
@@ -47,7 +47,7 @@ def test_a_promise_is_kept(case: Case, start: Start, promises: Promises) -> None
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.promise}, {case.fault}")
-def test_a_broken_server_is_noticed(
+def test_a_broken_server_is_detected(
     case: Case, broken: Callable[[str], Start], promises: Promises
 ) -> None:
     with promises.fails(case.promise, case.fault, case.failure):

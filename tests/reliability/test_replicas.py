@@ -1,4 +1,4 @@
-"""One of two replicas is killed under load: only its own requests end, and it comes back."""
+"""When one of two replicas is killed under load, only its own requests fail, and it restarts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.reliability.test_restarts import CLIENTS, Load
 
 
 def first_worker(server: Launched) -> int:
-    """The process of one worker."""
+    """The process id of one worker."""
     return next(
         pid
         for pid in server.processes()
@@ -22,7 +22,9 @@ def first_worker(server: Launched) -> int:
     )
 
 
-def test_one_of_two_replicas_killed_under_load(start: Start, promises: Promises) -> None:
+def test_a_killed_replica_fails_only_its_own_requests_and_restarts(
+    start: Start, promises: Promises
+) -> None:
     server = start(
         "--replicas", "2", "--on-worker-death", "restart", "--log-level", "warning",
         TONE_DELAY="0.02",
@@ -55,6 +57,6 @@ def test_one_of_two_replicas_killed_under_load(start: Start, promises: Promises)
     server.process.terminate()
     assert server.end(20) == 0
     name = "one of two replicas killed"
-    promises.note(name, f"requests of {CLIENTS} clients that fail", CLIENTS // 2 + 1,
+    promises.note(name, f"failed requests of {CLIENTS} clients", CLIENTS // 2 + 1,
                   f"{len(failed)} of {len(outcomes)}")  # fmt: skip
-    promises.note(name, "it is back after", "60 s", f"{back:.1f} s")
+    promises.note(name, "restarted after", "60 s", f"{back:.1f} s")

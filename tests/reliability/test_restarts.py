@@ -1,4 +1,4 @@
-"""A worker that is repeatedly killed under load leaves nothing behind."""
+"""A worker killed repeatedly under load leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -47,20 +47,20 @@ class Load(threading.Thread):
 
 
 def kill_and_wait(server: Launched) -> tuple[float, float]:
-    """Kill the worker; seconds until `/health` reports it, and until it accepts requests again."""
+    """Kill the worker; seconds until `/health` reports it and until requests are accepted again."""
     killed = time.monotonic()
     os.kill(server.worker(), signal.SIGKILL)
     until(lambda: server.http.get("/health").status_code == 503, 1)
-    told = time.monotonic() - killed
+    reported = time.monotonic() - killed
     (model,) = server.http.get("/health").json()["models"]
     assert model["status"] == "restarting"
     assert "SIGKILL" in model["reason"]
     until(lambda: server.http.get("/ready").status_code == 200, 60)
-    return told, time.monotonic() - killed
+    return reported, time.monotonic() - killed
 
 
 def under_load(server: Launched, kills: int) -> tuple[list[tuple[float, float]], set[str]]:
-    """Kill the worker repeatedly while clients send requests; times, and how answers ended."""
+    """Kill the worker repeatedly under load; the times of each kill, and how answers ended."""
     loads = [Load(str(server.http.base_url), number) for number in range(CLIENTS)]
     for load in loads:
         load.start()
@@ -81,12 +81,12 @@ def under_load(server: Launched, kills: int) -> tuple[list[tuple[float, float]],
 def run(
     server: Launched, temporary: Path, kills: int = KILLS
 ) -> tuple[list[tuple[float, float]], set[str], Traces, Traces]:
-    under_load(server, 1)  # what stays after the first restart, such as threads, is not a leak
+    under_load(server, 1)  # resources of the first restart, such as threads, are not leaks
     before = traces(server, temporary)
     times, outcomes = under_load(server, kills)
     assert series(server, "worker_restarts_total") == kills + 1
     after = traces(server, temporary)
-    assert after.processes == before.processes, "a process was left"
+    assert after.processes == before.processes, "a process was left behind"
     return times, outcomes, before, after
 
 
@@ -100,8 +100,8 @@ def test_a_worker_killed_five_times_under_load_leaves_nothing_behind(
     server = start(*FLAGS, TONE_DELAY="0.02", TMPDIR=str(temporary))
     times, outcomes, before, after = run(server, temporary)
     name = f"worker killed {KILLS} times under load"
-    told = f"{max(told for told, _ in times):.2f} s"
-    promises.note(name, "/health is 503 after", "1 s", told)
+    slowest = max(reported for reported, _ in times)
+    promises.note(name, "/health is 503 after", "1 s", f"{slowest:.2f} s")
     back = ", ".join(f"{ready:.0f}" for _, ready in times)
     promises.note(name, "ready again after", "60 s", f"{back} s")
     promises.note(name, "answers", "200, 503, cut", ", ".join(sorted(outcomes)))
@@ -110,7 +110,7 @@ def test_a_worker_killed_five_times_under_load_leaves_nothing_behind(
         promises.note(name, what.replace("_", " "), "as before", figure)
     assert outcomes <= {"200", "503", "cut"}
     assert {"200", "503"} <= outcomes
-    assert after.threads <= before.threads + 2  # of asyncio's pool
+    assert after.threads <= before.threads + 2  # asyncio's pool may grow
     assert attrs.evolve(after, threads=before.threads) == before
     assert server.http.post("/generate", json={"text": "5 frames"}).status_code == 200
     server.process.send_signal(signal.SIGTERM)
@@ -118,9 +118,11 @@ def test_a_worker_killed_five_times_under_load_leaves_nothing_behind(
     assert not list(temporary.iterdir())
 
 
-def test_a_worker_that_leaves_processes_is_noticed(
+def test_a_worker_that_leaves_processes_is_detected(
     broken: Callable[[str], Start], promises: Promises, tmp_path: Path
 ) -> None:
     fault = "leaves_processes"
-    with promises.fails(f"worker killed {KILLS} times under load", fault, "a process was left"):
+    with promises.fails(
+        f"worker killed {KILLS} times under load", fault, "a process was left behind"
+    ):
         run(broken(fault)(*FLAGS, TONE_DELAY="0.02"), tmp_path, kills=1)

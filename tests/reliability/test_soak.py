@@ -16,7 +16,7 @@ from tests.reliability.resources import MIB, Held, held
 
 WARM_UP, REQUESTS, CLIENTS = 2000, 5000, 8
 TALKS = 20
-"""Conversations that each client goes on with."""
+"""The number of conversations that each client continues."""
 MOST_GROWTH = 5 * MIB
 
 
@@ -34,8 +34,8 @@ async def load(url: str, count: int, seed: int, talk: bool = False) -> None:
     """Send `count` requests from `CLIENTS` clients; every other one stops after one chunk.
 
     Args:
-        talk: most are turns of conversations: of ones that go on, or of one that is left open or
-            deleted after its first turn.
+        talk: most requests are turns of conversations; these continue, or are left open or
+            deleted after their first turn.
     """
     chance = random.Random(seed)
     left = iter(range(count))
@@ -77,7 +77,7 @@ def check(before: dict[str, Held], after: dict[str, Held]) -> None:
         assert grown < MOST_GROWTH, f"the {process} grew by {grown / MIB:.1f} MiB"
     for process, now in after.items():
         assert now.descriptors == before[process].descriptors
-        # asyncio's pool may not have had all its threads after the warm-up.
+        # asyncio's pool may start more threads after the warm-up.
         assert now.threads <= before[process].threads + 2
 
 
@@ -85,7 +85,7 @@ def check(before: dict[str, Held], after: dict[str, Held]) -> None:
 def test_five_thousand_requests_leave_memory_descriptors_and_threads_as_they_were(
     start: Start, promises: Promises, talk: bool
 ) -> None:
-    """Conversations have limits that are reached in the warm-up."""
+    """The warm-up reaches the limits of the conversations."""
     limits = ("--max-conversations", "300", "--prefix-cache-mib", "1")
     server = start("--log-level", "warning", *limits)
     before, after = soak(server, REQUESTS, talk=talk)
@@ -102,7 +102,7 @@ def test_five_thousand_requests_leave_memory_descriptors_and_threads_as_they_wer
     check(before, after)
 
 
-def test_an_engine_that_leaks_is_noticed(
+def test_an_engine_that_leaks_is_detected(
     broken: Callable[[str], Start], promises: Promises
 ) -> None:
     before, after = soak(broken("leaks")("--log-level", "warning"), 600, warm_up=400)

@@ -20,9 +20,9 @@ from vox_serve.plugins import load_plugins
 from vox_serve.workers.reading import TextReader, text_jobs
 
 LENGTH = 10_000
-MOST_GROWTH, LONGEST_HOLD = 8.0, 0.02
+MOST_GROWTH, LONGEST_BLOCK = 8.0, 0.02
 TRIES = 3
-"""The best of several counts, because other processes disturb."""
+"""The best of several tries counts, because other processes interfere."""
 KINDS: dict[str, str] = {
     "digits": "7", "zeros": "0", "letters": "a", "capitals": "A", "commas": ",", "dots": ".",
     "numbers": "12 ", "money": "$1,000.50 ", "dates": "2024-01-02 ",
@@ -46,7 +46,7 @@ def seconds(read: Callable[[str], object], text: str) -> float:
 
 
 def growth(read: Callable[[str], object], unit: str) -> float:
-    """The ratio of times for a text of LENGTH and a quarter of it."""
+    """The time for a text of LENGTH, divided by that for a quarter of it."""
     best = dict.fromkeys((LENGTH, LENGTH // 4), math.inf)
     for _ in range(TRIES):
         for length in (LENGTH, LENGTH // 4):
@@ -58,10 +58,10 @@ def growth(read: Callable[[str], object], unit: str) -> float:
     return ratio
 
 
-async def longest_hold(work: Awaitable[object]) -> float:
-    """The longest time for which this process did nothing else while this was awaited.
+async def longest_block(work: Awaitable[object]) -> float:
+    """The longest time for which this work blocked the event loop.
 
-    Seconds of the processor, of all threads, because each of them may hold the interpreter.
+    It is CPU time of all threads, because any of them may hold the interpreter lock.
     """
     waiting = asyncio.ensure_future(work)
     worst, last = 0.0, time.process_time()
@@ -83,9 +83,7 @@ def read() -> Callable[[str], object]:
     return front_end.read
 
 
-def test_four_times_the_text_takes_little_more_than_four_times_as_long(
-    read, promises: Promises
-) -> None:
+def test_reading_time_grows_linearly_with_the_text(read, promises: Promises) -> None:
     found = {kind: growth(read, unit) for kind, unit in KINDS.items()}
     worst = max(found, key=found.__getitem__)
     times = f"{found[worst]:.1f} times ({worst})"
@@ -93,17 +91,17 @@ def test_four_times_the_text_takes_little_more_than_four_times_as_long(
     assert found[worst] < MOST_GROWTH
 
 
-def test_no_text_holds_the_event_loop(promises: Promises) -> None:
+def test_no_text_blocks_the_event_loop(promises: Promises) -> None:
     front_end = load_plugins().resolve("demo").front_end
     assert front_end is not None
     info = Engine(ToneModel(), TONE).info("tone", "tone", 0.0)
 
-    async def held(reader: TextReader, unit: str) -> float:
+    async def blocked_for(reader: TextReader, unit: str) -> float:
         best = math.inf
         for _ in range(TRIES):
-            text = SpeechRequest("held", unit * (LENGTH // len(unit)))
-            best = min(best, await longest_hold(reader.split(text, info)))
-            if best < LONGEST_HOLD:
+            text = SpeechRequest("blocked_for", unit * (LENGTH // len(unit)))
+            best = min(best, await longest_block(reader.split(text, info)))
+            if best < LONGEST_BLOCK:
                 break
         return best
 
@@ -112,27 +110,27 @@ def test_no_text_holds_the_event_loop(promises: Promises) -> None:
         reader = TextReader(front_end, jobs)
         try:
             await reader.read("Warm up: 12 <b>$5</b>.")
-            return {kind: await held(reader, unit) for kind, unit in KINDS.items()}
+            return {kind: await blocked_for(reader, unit) for kind, unit in KINDS.items()}
         finally:
             jobs.close()
 
     found = asyncio.run(main())
     worst = max(found, key=found.__getitem__)
     longest = f"{found[worst] * 1e3:.0f} ms ({worst})"
-    promises.note("text", "the event loop is held for", "20 ms", longest)
-    assert found[worst] < LONGEST_HOLD
+    promises.note("text", "the event loop is blocked for", "20 ms", longest)
+    assert found[worst] < LONGEST_BLOCK
 
 
-def test_a_reading_in_the_event_loop_is_noticed(read, promises: Promises) -> None:
+def test_reading_in_the_event_loop_is_detected(read, promises: Promises) -> None:
     async def reading() -> None:
         read("555-1234 " * 1000)
 
     with promises.fails("text", "reads in the event loop", "ms"):
-        held = asyncio.run(longest_hold(reading()))
-        assert held < LONGEST_HOLD, f"{held * 1e3:.0f} ms"
+        blocked_for = asyncio.run(longest_block(reading()))
+        assert blocked_for < LONGEST_BLOCK, f"{blocked_for * 1e3:.0f} ms"
 
 
-def test_a_reading_that_is_quadratic_is_noticed(promises: Promises) -> None:
+def test_quadratic_reading_is_detected(promises: Promises) -> None:
     def quadratic(text: str) -> int:
         return sum(sum(map(ord, text[start:])) for start in range(0, len(text), 20))
 

@@ -1,4 +1,4 @@
-"""What the tests of the HTTP side share: a gate before each frame, raw sockets, metric values."""
+"""Helpers of the HTTP tests: a gate before each frame, raw sockets, metric values."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from vox_serve.metrics import Metrics, ReplicaRow
 
 
 class Gate:
-    """Holds the tone back before each frame: a test decides when frames are made."""
+    """Blocks the tone before each frame, so that a test decides when frames are generated."""
 
     def __init__(self) -> None:
         self._frames = math.inf
@@ -43,7 +43,7 @@ class Gate:
 
 @pytest.fixture
 def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
-    """Ask for it before `start_server`, so that it opens before the server ends."""
+    """Request this fixture before `start_server`, so that the gate opens before the server ends."""
     gate, emit = Gate(), ToneModel.emit
 
     def gated(self, hidden, sampler):
@@ -63,8 +63,10 @@ def gated_server(gate: Gate, start_server: Callable[..., RunningServer]) -> Iter
 
 
 def value(server: RunningServer, name: str, **labels: str) -> float:
-    """The value of one series of /metrics; the prefix and the labels `model` and, where there is
-    one, `replica` are filled in."""
+    """The value of one series of /metrics.
+
+    The prefix and the labels `model` and, if the metric has it, `replica` are added.
+    """
     row = vars(Metrics).get(name.removesuffix("_count").removesuffix("_sum"))
     replica = {"replica": "0"} if isinstance(row, ReplicaRow) or name == "build_info" else {}
     pairs = sorted({"model": "tone", **replica, **labels}.items())
@@ -77,7 +79,7 @@ def post_raw(
 ) -> socket.socket:
     """POST /generate over a bare socket and return it, with nothing read yet.
 
-    `missing` bytes of the body that is announced are not sent.
+    The last `missing` bytes of the announced body are not sent.
     """
     content = json.dumps(body).encode()
     head = (
@@ -87,7 +89,7 @@ def post_raw(
     address = urlsplit(server.url)
     connection = socket.socket()
     connection.settimeout(20)
-    if receive_buffer:  # before connect, or the window is agreed already
+    if receive_buffer:  # before connecting, which sets the window
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
     connection.connect((address.hostname, address.port))
     connection.sendall(head.encode() + content)
@@ -95,7 +97,7 @@ def post_raw(
 
 
 def read_stream(connection: socket.socket) -> bytes:
-    """The whole body of a chunked answer.  Raises EOFError if it is cut."""
+    """The whole body of a chunked answer.  Raises EOFError if it is incomplete."""
     reader = connection.makefile("rb")
     while reader.readline() != b"\r\n":
         pass

@@ -1,4 +1,4 @@
-"""What the log and a trace tell of a request, however it ends."""
+"""The log record and the trace of a request, however it ends."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ StartServer = Callable[..., RunningServer]
 PARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 
 
-def told(caplog: pytest.LogCaptureFixture, name: str) -> dict[str, Any]:
-    """The fields of the one record of a request."""
+def logged(caplog: pytest.LogCaptureFixture, name: str) -> dict[str, Any]:
+    """The fields of the only log record of a request."""
 
     def found() -> list[logging.LogRecord]:
         return [
@@ -47,9 +47,11 @@ def post(server: RunningServer, name: str, **body: object) -> int:
     return server.http.post("/generate", json=body, headers=headers).status_code
 
 
-def test_a_whole_request(tone_server: RunningServer, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_whole_request_is_logged_with_its_times(
+    tone_server: RunningServer, caplog: pytest.LogCaptureFixture
+) -> None:
     assert post(tone_server, "whole-1", text="10 frames", voice="hum_b") == 200
-    fields = told(caplog, "whole-1")
+    fields = logged(caplog, "whole-1")
     seconds = {key for key in fields if key.endswith("_seconds") or key == "seconds"}
     assert seconds == {
         "audio_seconds",
@@ -78,12 +80,12 @@ def test_a_whole_request(tone_server: RunningServer, caplog: pytest.LogCaptureFi
     assert "10 frames" not in str([record.__dict__ for record in caplog.records])
 
 
-def test_a_stream_also_tells_of_sending(
+def test_a_stream_is_logged_with_its_conversation_and_finish(
     tone_server: RunningServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     body = {"text": "10 frames", "streaming": True, "conversation": "c1", "max_seconds": 0.4}
     assert post(tone_server, "stream-1", **body) == 200
-    fields = told(caplog, "stream-1")
+    fields = logged(caplog, "stream-1")
     assert (fields["mode"], fields["finish"], fields["conversation"]) == ("stream", "length", True)
     assert fields["voice"] == "speaker"
     page = Path(__file__).parents[2] / "docs" / "operations.md"
@@ -100,7 +102,7 @@ def test_a_stream_also_tells_of_sending(
         ("", 400, "invalid", "invalid_request"),
     ],
 )
-def test_requests_that_fail(
+def test_failed_requests_are_logged_with_their_error(
     tone_server: RunningServer,
     caplog: pytest.LogCaptureFixture,
     text: str,
@@ -109,11 +111,11 @@ def test_requests_that_fail(
     error: str,
 ) -> None:
     assert post(tone_server, f"bad-{status}", text=text) == status
-    fields = told(caplog, f"bad-{status}")
+    fields = logged(caplog, f"bad-{status}")
     assert (fields["outcome"], fields["error"]) == (outcome, error)
 
 
-def test_a_client_that_leaves(
+def test_a_client_that_leaves_is_logged(
     gate: Gate, gated_server: RunningServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     gate.allow(2)
@@ -122,7 +124,7 @@ def test_a_client_that_leaves(
     with gated_server.http.stream("POST", "/generate", json=body, headers=headers) as answer:
         next(answer.iter_raw())
     gate.open()
-    fields = told(caplog, "gone-1")
+    fields = logged(caplog, "gone-1")
     assert (fields["outcome"], fields["error"]) == ("cancelled", "ClientGone")
 
 
@@ -131,7 +133,7 @@ def test_the_text_is_logged_only_if_allowed(
 ) -> None:
     server = start_server(server=ServerConfig(port=0, log_text=True))
     assert post(server, "open-1", text="7 frames. And more.") == 200
-    assert told(caplog, "open-1")["text"] == "7 frames. And more."
+    assert logged(caplog, "open-1")["text"] == "7 frames. And more."
     assert "finish stop, text '7 frames. And more.'" in caplog.text
 
 
@@ -175,7 +177,7 @@ def spans(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], dict[str, Any]]:
 
 
 @pytest.mark.parametrize("streaming", [True, False])
-def test_a_requests_life_as_spans_of_the_clients_trace(
+def test_the_phases_of_a_request_are_spans_of_the_clients_trace(
     spans: Callable[[int], dict[str, Any]], start_server: StartServer, streaming: bool
 ) -> None:
     began = time.time_ns()
@@ -200,7 +202,7 @@ def test_a_requests_life_as_spans_of_the_clients_trace(
     assert found["first_audio"].start_time == root.start_time
 
 
-def test_a_request_without_a_trace_begins_one(
+def test_a_request_without_a_trace_starts_one(
     spans: Callable[[int], dict[str, Any]], start_server: StartServer
 ) -> None:
     server = start_server()
@@ -210,7 +212,7 @@ def test_a_request_without_a_trace_begins_one(
     assert (root.status.status_code.name, root.status.description) == ("ERROR", "generation_failed")
 
 
-def test_without_the_extra_traces_are_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_traces_without_the_extra_are_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     import sys
 
     from vox_serve.errors import ConfigError

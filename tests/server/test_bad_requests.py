@@ -1,4 +1,4 @@
-"""What /generate rejects: status, error shape, the named field; others are not disturbed."""
+"""Requests that /generate rejects: status, error shape, named field; others go on undisturbed."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ BOUNDARY = {"Content-Type": "multipart/form-data; boundary=zz"}
 def check_error(
     response: httpx.Response, status: int, param: str | None = None, code: str | None = None
 ) -> str:
-    """The one shape of every error; returns its message."""
+    """Check the common shape of an error; returns its message."""
     assert response.status_code == status, response.text
     assert response.headers["content-type"] == "application/json"
     assert len(response.content) <= 2048
@@ -106,10 +106,12 @@ def _nothing_is_left_open(tone_server: RunningServer) -> Iterator[None]:
     ],
     ids=lambda case: json.dumps(case)[:40],
 )
-def test_bad_field(tone_server: RunningServer, fields: dict[str, Any], param: str) -> None:
+def test_a_bad_field_is_named(
+    tone_server: RunningServer, fields: dict[str, Any], param: str
+) -> None:
     message = check_error(post(tone_server, **fields), 400, param, "invalid_request")
     assert param in message
-    assert "0x" not in message, "no address of this process is shown"
+    assert "0x" not in message, "it shows a memory address"
 
 
 def test_a_parameter_that_the_model_does_not_have_is_named(tone_server: RunningServer) -> None:
@@ -125,7 +127,7 @@ def test_a_parameter_that_the_model_does_not_have_is_named(tone_server: RunningS
 
 
 def beyond(name: str) -> list[object]:
-    """Values of the wrong type, and on both sides of the range."""
+    """Values of the wrong type, and values outside both ends of the range."""
     allowed = RANGES[name]
     step = 1 if allowed.kind is int else 0.001
     wrong = ["1", "1.5", True, [], {}, 10**400, allowed.low - step, allowed.high + step]
@@ -137,12 +139,14 @@ def beyond(name: str) -> list[object]:
     [(name, bad) for name in RANGES for bad in beyond(name)],
     ids=lambda case: str(case)[:20],
 )
-def test_bad_sampling_parameter(tone_server: RunningServer, name: str, bad: object) -> None:
+def test_a_bad_sampling_parameter_is_named(
+    tone_server: RunningServer, name: str, bad: object
+) -> None:
     assert name in check_error(post(tone_server, **{name: bad}), 400, name, "invalid_request")
 
 
 @pytest.mark.parametrize("name", RANGES)
-def test_ends_of_a_range_are_in_it(tone_server: RunningServer, name: str) -> None:
+def test_the_ends_of_a_range_are_allowed(tone_server: RunningServer, name: str) -> None:
     allowed = RANGES[name]
     for end in (allowed.low, allowed.high):
         assert post(tone_server, **{name: allowed.kind(end)}).status_code == 200
@@ -177,7 +181,7 @@ def test_form_numbers_must_be_finite(tone_server: RunningServer, name: str) -> N
     ],
     ids=lambda case: str(case)[:30],
 )
-def test_bad_json(tone_server: RunningServer, content: bytes, param: str | None) -> None:
+def test_bad_json_is_refused(tone_server: RunningServer, content: bytes, param: str | None) -> None:
     response = tone_server.http.post("/generate", content=content, headers=JSON)
     check_error(response, 400, param, "invalid_request")
 
@@ -193,7 +197,9 @@ def test_bad_json(tone_server: RunningServer, content: bytes, param: str | None)
     ],
     ids=["name", "control name", "format", "model", "voice"],
 )
-def test_an_echo_of_the_client_is_cut(tone_server: RunningServer, fields: dict[str, Any]) -> None:
+def test_quoted_input_in_an_error_is_shortened(
+    tone_server: RunningServer, fields: dict[str, Any]
+) -> None:
     content = json.dumps(fields, ensure_ascii=False).encode()
     response = tone_server.http.post("/generate", content=content, headers=JSON)
     assert response.status_code in (400, 404)
@@ -217,20 +223,22 @@ def test_an_echo_of_the_client_is_cut(tone_server: RunningServer, fields: dict[s
     ],
     ids=lambda case: str(case)[:40],
 )
-def test_bad_form(tone_server: RunningServer, form: list[Any], param: str | None) -> None:
+def test_a_bad_form_is_refused(
+    tone_server: RunningServer, form: list[Any], param: str | None
+) -> None:
     form = [("text", (None, "5")), *form]
     check_error(tone_server.http.post("/generate", files=form), 400, param, "invalid_request")
 
 
 def test_an_uploaded_file_is_not_a_field_and_is_closed(tone_server: RunningServer) -> None:
-    """A large one is in a temporary file, which would cause a ResourceWarning if left open."""
+    """A large file is stored temporarily, and would cause a ResourceWarning if left open."""
     for _ in range(3):
         files = {"text": ("a.txt", b"x" * 2 * 2**20)}
         check_error(tone_server.http.post("/generate", files=files), 400, "text")
 
 
 @pytest.mark.parametrize("charset", ["no-such", "hex", "idna", "utf-16"])
-def test_bad_charset_of_a_part(tone_server: RunningServer, charset: str) -> None:
+def test_a_bad_charset_of_a_part_is_refused(tone_server: RunningServer, charset: str) -> None:
     content = (
         b'--zz\r\nContent-Disposition: form-data; name="text"\r\n'
         b"Content-Type: text/plain; charset=" + charset.encode() + b"\r\n\r\n\xff\xff\xff\r\n--zz--"
@@ -242,7 +250,9 @@ def test_bad_charset_of_a_part(tone_server: RunningServer, charset: str) -> None
 @pytest.mark.parametrize(
     "headers", [BOUNDARY, {"Content-Type": "multipart/form-data"}], ids=["body", "boundary"]
 )
-def test_no_multipart_at_all(tone_server: RunningServer, headers: dict[str, str]) -> None:
+def test_a_body_that_is_not_multipart_is_refused(
+    tone_server: RunningServer, headers: dict[str, str]
+) -> None:
     response = tone_server.http.post("/generate", content=b'{"text": "5"}', headers=headers)
     check_error(response, 400, None, "invalid_request")
 
@@ -264,7 +274,7 @@ def test_no_multipart_at_all(tone_server: RunningServer, headers: dict[str, str]
     ids=lambda case: json.dumps(case)[:30],
 )
 @pytest.mark.parametrize("streaming", [False, True])
-def test_refused_by_the_engine(
+def test_refusals_of_the_engine_have_their_status(
     tone_server: RunningServer,
     fields: dict[str, Any],
     status: int,
@@ -277,24 +287,24 @@ def test_refused_by_the_engine(
 
 @pytest.mark.parametrize("word", ["nan", "boom"])
 def test_a_whole_answer_that_fails_late_is_not_a_200(tone_server: RunningServer, word: str) -> None:
-    """Streams are cut then: see test_life.py."""
+    """A stream ends early instead: see test_life.py."""
     check_error(post(tone_server, text=f"{word} 41"), 500, None, "generation_failed")
 
 
-def test_what_fails_inside_shows_no_inside(tone_server: RunningServer) -> None:
-    """The text of a plugin's exception may hold paths and prompts: it is for the log."""
+def test_an_internal_error_shows_no_internals(tone_server: RunningServer) -> None:
+    """A plugin's exception may contain paths and prompts, so only the log has its text."""
     message = check_error(post(tone_server, text="unpromptable"), 500)
     assert "a bug in prompt" not in message
 
 
-def test_unknown_route_and_method(tone_server: RunningServer) -> None:
+def test_unknown_routes_and_methods_are_refused(tone_server: RunningServer) -> None:
     http = tone_server.http
     check_error(http.get("/nowhere"), 404, code="not_found")
     check_error(http.get("/generate"), 405, code="method_not_allowed")
     check_error(http.post("/health"), 405, code="method_not_allowed")
 
 
-def test_a_body_that_is_too_large(tone_server: RunningServer) -> None:
+def test_a_body_that_is_too_large_is_refused(tone_server: RunningServer) -> None:
     limit = tone_server.client.server.max_body_bytes
     invalid = value(tone_server, "requests_total", mode="whole", outcome="invalid")
     announced = tone_server.http.post("/generate", content=b" " * (limit + 1), headers=JSON)
@@ -305,8 +315,8 @@ def test_a_body_that_is_too_large(tone_server: RunningServer) -> None:
     assert counted == 2
 
 
-def test_refused_requests_are_counted_but_are_no_errors(tone_server: RunningServer) -> None:
-    """An alert on errors must not ring because a client sends nonsense."""
+def test_refused_requests_are_counted_but_not_as_errors(tone_server: RunningServer) -> None:
+    """An alert on errors must not fire because a client sends invalid requests."""
 
     def counts() -> tuple[float, ...]:
         totals = (
@@ -321,7 +331,7 @@ def test_refused_requests_are_counted_but_are_no_errors(tone_server: RunningServ
     assert [now - then for now, then in zip(counts(), before, strict=True)] == [3, 0, 0, 0]
 
 
-def test_nonsense_does_not_disturb_other_requests(
+def test_bad_requests_do_not_disturb_others(
     start_server: Callable[..., RunningServer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TONE_DELAY", "0.01")
@@ -337,5 +347,5 @@ def test_nonsense_does_not_disturb_other_requests(
     holders = [post_raw(server, text="50 frames") for _ in range(slots)]
     until(lambda: server.client.stats.running == slots)
     for holder in holders:
-        assert holder.recv(100).startswith(b"HTTP/1.1 200"), "every slot is back in use"
+        assert holder.recv(100).startswith(b"HTTP/1.1 200"), "a slot was lost"
         holder.close()

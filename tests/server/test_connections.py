@@ -1,4 +1,4 @@
-"""Connections are bounded, in all and of each address; who is silent gives way to who speaks."""
+"""Connections are limited, in total and per address; silent ones are closed for new ones."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def connect(server: RunningServer, source: str = "127.0.0.1") -> socket.socket:
 
 
 def ask(server: RunningServer, path: str, source: str = "127.0.0.1") -> httpx.Response:
-    """A request over a connection of its own, from one of this machine's addresses."""
+    """Send a request over a new connection from one of this machine's addresses."""
     transport = httpx.HTTPTransport(local_address=source)
     with httpx.Client(base_url=server.url, transport=transport) as client:
         if path == "/generate":
@@ -54,7 +54,7 @@ def is_closed(connection: socket.socket) -> bool:
         return True
 
 
-def test_silent_connections_keep_nobody_out(gate: Gate, start_server: StartServer) -> None:
+def test_silent_connections_do_not_keep_others_out(gate: Gate, start_server: StartServer) -> None:
     config = ServerConfig(port=0, max_connections=20, max_connections_per_address=20)
     server = start_server(server=config)
     gate.close()
@@ -65,20 +65,20 @@ def test_silent_connections_keep_nobody_out(gate: Gate, start_server: StartServe
         assert ask(server, "/health").status_code == 200
         assert ask(server, "/voices").status_code == 200
         until(lambda: sum(map(is_closed, silent)) >= 40)
-        assert not is_closed(silent[-1]), "the longest silent one gives way"
+        assert not is_closed(silent[-1]), "a newer one was closed"
         assert all(map(is_closed, silent[:20]))
         gate.open()
-        assert len(read_stream(running)) == 5 * 1280, "an answer is never cut for it"
+        assert len(read_stream(running)) == 5 * 1280, "an answer was cut"
     assert value(server, "connections_refused_total", reason="evicted") >= 40
 
 
 @pytest.mark.parametrize(("most", "each"), [(6, 6), (50, 6)], ids=["all", "one address"])
-def test_where_all_are_busy_only_health_is_told(
+def test_if_all_connections_are_busy_only_health_checks_are_answered(
     gate: Gate, start_server: StartServer, most: int, each: int
 ) -> None:
     config = ServerConfig(port=0, max_connections=most, max_connections_per_address=each)
     server = start_server(server=config)
-    server.http.close()  # it keeps a connection
+    server.http.close()  # because it keeps a connection open
     gate.close()
     with ExitStack() as stack:
         running = [
@@ -100,7 +100,7 @@ def test_where_all_are_busy_only_health_is_told(
             assert dialling.recv(4096).startswith(b"HTTP/1.1 503 ")
         spare = [stack.enter_context(connect(server)) for _ in range(2 * SPARE_PLACES)]
         assert ask(server, "/health").status_code == 200
-        if most > each:  # another address has room
+        if most > each:  # other addresses have room
             until(lambda: ask(server, "/voices", "127.0.0.2").status_code == 200)
         else:
             until(lambda: sum(map(is_closed, spare)) >= SPARE_PLACES)
@@ -109,7 +109,7 @@ def test_where_all_are_busy_only_health_is_told(
     until(lambda: ask(server, "/generate").status_code == 200)
 
 
-def test_a_websocket_has_a_place_until_it_closes(start_server: StartServer) -> None:
+def test_a_websocket_counts_as_a_connection_until_it_closes(start_server: StartServer) -> None:
     from websockets.sync.client import connect as dial
 
     config = ServerConfig(port=0, max_connections=3, max_connections_per_address=3)
@@ -126,7 +126,7 @@ def test_a_websocket_has_a_place_until_it_closes(start_server: StartServer) -> N
 
 
 class Transport:
-    """As much of a transport as `Connections` needs."""
+    """The part of a transport that `Connections` uses."""
 
     def __init__(self, address: str) -> None:
         self.address = address
@@ -135,7 +135,7 @@ class Transport:
         return (self.address, 1)
 
 
-def test_an_address_of_ipv6_is_a_network_and_nothing_is_kept() -> None:
+def test_ipv6_addresses_are_counted_by_network_and_forgotten_at_the_end() -> None:
     bound = Connections(ServerConfig())
     near = [Transport("2001:db8::1"), Transport("2001:db8::2"), Transport("2001:db8:0:1::1")]
     for one in [*near, Transport("::ffff:1.2.3.4"), Transport("fe80::1%eth0")]:
@@ -161,7 +161,7 @@ def test_an_address_of_ipv6_is_a_network_and_nothing_is_kept() -> None:
         (65536, 65536, 50_000, 65536, 50_000),
     ],
 )
-def test_descriptors_are_kept_back(
+def test_some_descriptors_are_reserved(
     soft: int, hard: int, flag: int, raised: int, most: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     limits = [(soft, hard)]
@@ -175,7 +175,7 @@ def test_descriptors_are_kept_back(
 
 
 @pytest.mark.parametrize(("limit", "flag"), [(1024, 4000), (256, 0), (1024, 513)])
-def test_too_few_descriptors_are_told(
+def test_too_few_descriptors_are_reported(
     limit: int, flag: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(connections.resource, "getrlimit", lambda _: (limit, limit))

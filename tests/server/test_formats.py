@@ -1,6 +1,6 @@
-"""Every format over HTTP, whole and streamed: what clients decode, and how it ends early.
+"""Every format over HTTP, whole and streamed: decoding by clients, and early ends.
 
-The tone has 8 kHz, which every format supports.
+The sample rate of the tone is 8 kHz, which every format supports.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ LOSSLESS = [name for name in FORMATS if FORMATS[name].lossless]
 ENCODED = [name for name in FORMATS if name not in ("wav", "pcm", "mulaw", "alaw")]
 FFMPEG = shutil.which("ffmpeg")
 needs_ffmpeg = pytest.mark.skipif(FFMPEG is None, reason="ffmpeg is not installed")
-# As tests/audio/test_formats.py explains, in samples of 8 kHz.
+# Explained in tests/audio/test_formats.py; in samples at 8 kHz.
 EXTRA_SAMPLES = {
     "wav": 0,
     "pcm": 0,
@@ -54,7 +54,7 @@ def speak(server: RunningServer, **fields: Any) -> httpx.Response:
 
 
 def decode(name: str, content: bytes) -> np.ndarray:
-    """int16 samples `[T]` at 8 kHz, as the ffmpeg binary reads them from a pipe."""
+    """int16 samples `[T]` at 8 kHz, decoded by the ffmpeg program from a pipe."""
     assert FFMPEG is not None
     raw = ["-f", "s16le", "-ar", str(RATE), "-ac", "1"]
     source = {"pcm": raw, "mulaw": ["-f", "mulaw", *raw[2:]], "alaw": ["-f", "alaw", *raw[2:]]}.get(
@@ -84,10 +84,10 @@ def test_ffmpeg_decodes_all_of_it(tone_server: RunningServer, name: str, streami
 
 
 def check_similar(decoded: np.ndarray, samples: np.ndarray) -> None:
-    """The same sound, perhaps a little later: the spectra of their middles agree."""
+    """Check that two sounds are equal but for a delay, by the spectra of their middles."""
     middle = slice(len(samples) // 4, 3 * len(samples) // 4)
     ours, theirs = (np.abs(np.fft.rfft(x[middle].astype(float))) for x in (samples, decoded))
-    smooth = np.ones(9) / 9  # a shift in time moves a tone that sways a little
+    smooth = np.ones(9) / 9  # a delay shifts the spectrum of a swaying tone a little
     ours, theirs = np.convolve(ours, smooth), np.convolve(theirs, smooth)
     assert np.corrcoef(ours, theirs)[0, 1] > 0.9
 
@@ -95,7 +95,9 @@ def check_similar(decoded: np.ndarray, samples: np.ndarray) -> None:
 @needs_ffmpeg
 @pytest.mark.parametrize("streaming", [False, True], ids=["whole", "streamed"])
 @pytest.mark.parametrize("name", FORMATS)
-def test_no_frame_at_all_is_a_file(tone_server: RunningServer, name: str, streaming: bool) -> None:
+def test_an_answer_without_frames_is_a_file(
+    tone_server: RunningServer, name: str, streaming: bool
+) -> None:
     content = speak(tone_server, text="0 frames", format=name, streaming=streaming).content
     if name in ("wav", "pcm", "mulaw", "alaw"):
         assert len(content) == (44 if name == "wav" else 0)
@@ -105,7 +107,7 @@ def test_no_frame_at_all_is_a_file(tone_server: RunningServer, name: str, stream
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_the_status_comes_with_sound(gate: Gate, gated_server: RunningServer, name: str) -> None:
-    """Frames are let through one by one: what arrives first is not just a header."""
+    """Frames are generated one by one; the first bytes are more than a header."""
     gate.close()
     body = {"text": "41 frames", "streaming": True, "format": name}
     with post_raw(gated_server, **body) as connection:
@@ -123,14 +125,14 @@ def test_the_status_comes_with_sound(gate: Gate, gated_server: RunningServer, na
         while reader.readline() != b"\r\n":
             pass
         size = int(reader.readline(), 16)
-        assert size > {"wav": 44, "flac": 60, "opus": 97}.get(name, 0), "more than a header"
+        assert size > {"wav": 44, "flac": 60, "opus": 97}.get(name, 0), "only a header"
         assert len(reader.read(size)) == size
         gate.open()
     until(lambda: is_idle(gated_server), 2)
 
 
 @pytest.mark.parametrize("name", ENCODED)
-def test_a_client_that_leaves_frees_all(
+def test_a_client_that_leaves_frees_its_slot_and_encoder(
     gate: Gate, gated_server: RunningServer, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     closed: list[Encoder] = []
@@ -150,7 +152,7 @@ def test_a_client_that_leaves_frees_all(
 
 
 @pytest.mark.parametrize("name", ENCODED)
-def test_a_client_that_leaves_before_the_sound_frees_all(
+def test_a_client_that_leaves_before_the_sound_frees_its_slot_and_encoder(
     gate: Gate, gated_server: RunningServer, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     closed: list[Encoder] = []
@@ -167,15 +169,15 @@ def test_a_client_that_leaves_before_the_sound_frees_all(
 
 @pytest.fixture
 def long_frames(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Frames of 0.64 s; ask for it before the server, which makes room for them."""
+    """Frames of 0.64 s.  Request this fixture before the server, which allocates them."""
     monkeypatch.setattr(ToneCodec, "frame_size", 5120)
 
 
 @pytest.mark.parametrize("name", ENCODED)
-def test_failure_after_the_first_sound_cuts(
+def test_a_failure_after_the_first_sound_cuts_the_stream(
     gate: Gate, long_frames: None, gated_server: RunningServer, name: str
 ) -> None:
-    """Every format has sounded before the third frame fails."""
+    """Every format sends sound before the third frame fails."""
     gate.allow(1)
     body = {"text": "boom 41 frames", "streaming": True, "format": name}
     with gated_server.http.stream("POST", "/generate", json=body) as response:
@@ -187,10 +189,10 @@ def test_failure_after_the_first_sound_cuts(
     assert value(gated_server, "requests_total", mode="stream", outcome="error") == 1
 
 
-def test_a_slow_reader_gets_what_was_encoded_in_a_thread(
+def test_a_slow_reader_gets_everything_encoded_in_a_thread(
     start_server: StartServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Frames of 8 s: each is far too long for the event loop."""
+    """Frames of 8 s, which take too long to encode in the event loop."""
     monkeypatch.setattr(ToneCodec, "frame_size", 64_000)
     server = start_server(server=ServerConfig(port=0, send_timeout=10))
     threads: set[str] = set()
@@ -206,13 +208,13 @@ def test_a_slow_reader_gets_what_was_encoded_in_a_thread(
     with post_raw(server, receive_buffer=4096, **body) as connection:
         streamed = read_stream(connection)
     assert len(streamed) == len(whole)
-    assert streamed[42:] == whole[42:], "but for the length in the header"
+    assert streamed[42:] == whole[42:], "they differ after the header"
     assert any(name.startswith("asyncio") for name in threads)
 
 
 @attrs.define
 class Probe:
-    """An encoder that takes its time and says when it is closed too early."""
+    """A slow encoder that notices when it is closed too early."""
 
     busy: bool = False
     closed: bool = False
@@ -254,7 +256,7 @@ def test_close_waits_for_the_thread() -> None:
     assert not probe.misused
 
 
-def test_whole_and_pieces_at_another_speed_agree() -> None:
+def test_whole_and_streamed_audio_at_another_speed_agree() -> None:
     turns = 440 * np.arange(RATE) / RATE
     pcm = (8000 * np.sin(2 * np.pi * turns)).astype("<i2").tobytes()
 

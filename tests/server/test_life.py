@@ -1,4 +1,4 @@
-"""How requests end early or late: failures, clients that leave or do not read, full queues."""
+"""How requests end: failures, clients that leave or do not read, full queues, time limits."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def is_idle(server: RunningServer) -> bool:
 
 
 def check_cancelled(server: RunningServer, mode: str, phase: str) -> None:
-    """All slots and places in the queue come back within a second, and it is counted once."""
+    """Check that slots and queue are free within a second, and that it is counted once."""
     until(lambda: is_idle(server), 1)
     assert value(server, "requests_total", mode=mode, outcome="cancelled") == 1
     assert value(server, "client_disconnects_total", phase=phase) == 1
@@ -36,7 +36,7 @@ def check_cancelled(server: RunningServer, mode: str, phase: str) -> None:
 
 
 @pytest.mark.parametrize("word", ["nan", "boom"])
-def test_failure_after_the_first_sound_cuts_the_stream(
+def test_a_failure_after_the_first_sound_cuts_the_stream(
     gate: Gate, gated_server: RunningServer, word: str
 ) -> None:
     gate.allow(1)  # the first frame is good, the third is not
@@ -57,7 +57,9 @@ def test_failure_after_the_first_sound_cuts_the_stream(
     assert value(gated_server, "engine_errors_total", kind=kind) == 1
 
 
-def test_no_status_before_the_first_sound(gate: Gate, gated_server: RunningServer) -> None:
+def test_the_status_is_not_sent_before_the_first_sound(
+    gate: Gate, gated_server: RunningServer
+) -> None:
     gate.close()
     with post_raw(gated_server, text="5 frames", streaming=True) as connection:
         until(lambda: gated_server.client.open_requests == 1)
@@ -70,7 +72,7 @@ def test_no_status_before_the_first_sound(gate: Gate, gated_server: RunningServe
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_a_client_leaves_while_it_is_queued(
+def test_a_client_may_leave_while_it_is_queued(
     gate: Gate, start_server: StartServer, streaming: bool
 ) -> None:
     server = start_server(engine=attrs.evolve(TONE, max_batch_size=1))
@@ -81,15 +83,15 @@ def test_a_client_leaves_while_it_is_queued(
             until(lambda: server.client.open_requests == 2)
         until(lambda: server.client.open_requests == 1, 1)
         gate.open()
-        assert speaking.recv(15) == b"HTTP/1.1 200 OK", "the other one is spoken"
+        assert speaking.recv(15) == b"HTTP/1.1 200 OK", "the other request did not go on"
     check_cancelled(server, "stream" if streaming else "whole", "queued")
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_a_client_leaves_before_its_first_sound(
+def test_a_client_may_leave_before_its_first_sound(
     start_server: StartServer, streaming: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The tone's codec is made to hold its sound back, as one with a long delay would."""
+    """The codec returns no samples, like one with a long delay."""
     step = ToneCodec.step
 
     def silent(self, codes, slots, reset):
@@ -101,12 +103,12 @@ def test_a_client_leaves_before_its_first_sound(
     server = start_server()
     with post_raw(server, text="150 frames", streaming=streaming, max_seconds=12):
         until(lambda: server.client.stats.running == 1)
-        # Only now is it known to the server that it is no longer queued.
+        # Only now does the server know that the request is no longer queued.
         until(lambda: value(server, "queue_seconds_count") == 1)
     check_cancelled(server, "stream" if streaming else "whole", "first_audio")
 
 
-def test_a_client_leaves_in_mid_stream(gate: Gate, gated_server: RunningServer) -> None:
+def test_a_client_may_leave_during_a_stream(gate: Gate, gated_server: RunningServer) -> None:
     gate.close()
     with post_raw(gated_server, text="150 frames", streaming=True, max_seconds=12) as connection:
         until(lambda: gated_server.client.open_requests == 1)
@@ -115,11 +117,11 @@ def test_a_client_leaves_in_mid_stream(gate: Gate, gated_server: RunningServer) 
     until(lambda: not gated_server.client.open_requests, 1)
     gate.open()
     check_cancelled(gated_server, "stream", "stream")
-    assert value(gated_server, "frames_total") < 150, "the engine stopped as well"
+    assert value(gated_server, "frames_total") < 150, "the engine did not stop"
     assert value(gated_server, "http_responses_total", route="/generate", code="cut") == 1
 
 
-def test_a_client_leaves_in_mid_whole(
+def test_a_client_may_leave_before_a_whole_answer(
     start_server: StartServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TONE_DELAY", "0.02")
@@ -131,7 +133,7 @@ def test_a_client_leaves_in_mid_whole(
     assert value(server, "http_responses_total", route="/generate", code="499") == 1
 
 
-def test_a_client_leaves_while_it_sends_its_body(start_server: StartServer) -> None:
+def test_a_client_may_leave_while_it_sends_its_body(start_server: StartServer) -> None:
     server = start_server()
     with post_raw(server, text="5", missing=1000):
         pass
@@ -140,7 +142,7 @@ def test_a_client_leaves_while_it_sends_its_body(start_server: StartServer) -> N
     assert value(server, "http_responses_total", route="/generate", code="499") == 1
 
 
-def test_a_hundred_clients_leave_at_once(
+def test_a_hundred_clients_may_leave_at_once(
     start_server: StartServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TONE_DELAY", "0.005")
@@ -161,14 +163,16 @@ def test_a_hundred_clients_leave_at_once(
 def test_a_client_that_never_reads_is_dropped(
     start_server: StartServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Frames of 8 s, so that a hundred of them overflow every buffer on the way."""
+    """Frames of 8 s; a hundred of them overflow every buffer on the way."""
     monkeypatch.setattr(ToneCodec, "frame_size", 64_000)
     server = start_server(server=ServerConfig(port=0, send_timeout=0.5))
     body = {"text": "100 frames", "max_seconds": 8.0, "streaming": True}
     with post_raw(server, receive_buffer=4096, **body) as idle:
         until(lambda: value(server, "frames_total") > 0)
         other = server.http.post("/generate", json=body)
-        assert len(other.content) == 44 + 100 * 2 * 64_000, "another stream is served meanwhile"
+        assert len(other.content) == 44 + 100 * 2 * 64_000, (
+            "another stream was not served meanwhile"
+        )
         until(lambda: value(server, "client_disconnects_total", phase="stream") == 1, 5)
         assert value(server, "requests_total", mode="stream", outcome="cancelled") == 1
         until(lambda: is_idle(server), 1)
@@ -188,10 +192,10 @@ def test_a_client_that_never_reads_a_whole_answer_is_dropped(
     assert value(server, "client_disconnects_total", phase="stream") == 1
 
 
-def test_a_slow_reader_in_time_hears_everything(
+def test_a_slow_reader_gets_everything(
     start_server: StartServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The send timeout is for a client that takes nothing at all, not for a slow one."""
+    """The send timeout applies to clients that read nothing, not to slow ones."""
     monkeypatch.setattr(ToneCodec, "frame_size", 64_000)
     server = start_server(server=ServerConfig(port=0, send_timeout=10))
     body = {"text": "40 frames", "max_seconds": 8.0, "streaming": True, "format": "pcm"}
@@ -205,14 +209,16 @@ def test_a_slow_reader_in_time_hears_everything(
 
 @pytest.fixture
 def small_server(gate: Gate, start_server: StartServer) -> Iterator[RunningServer]:
-    """Two slots, and room for three in the queue."""
+    """A server with two slots and a queue of three."""
     yield start_server(
         engine=attrs.evolve(TONE, max_batch_size=2), server=ServerConfig(port=0, max_queue=3)
     )
     gate.open()
 
 
-def test_exactly_the_surplus_is_refused(gate: Gate, small_server: RunningServer) -> None:
+def test_only_requests_beyond_the_queue_are_refused(
+    gate: Gate, small_server: RunningServer
+) -> None:
     server = small_server
     alone = server.http.post("/generate", json={"text": "41 frames"}).content
     gate.close()
@@ -247,7 +253,9 @@ def test_exactly_the_surplus_is_refused(gate: Gate, small_server: RunningServer)
     )
 
 
-def test_a_full_queue_takes_again_when_one_leaves(gate: Gate, small_server: RunningServer) -> None:
+def test_a_full_queue_accepts_again_when_a_request_leaves(
+    gate: Gate, small_server: RunningServer
+) -> None:
     gate.close()
     held = [post_raw(small_server, text="5 frames") for _ in range(5)]
     until(lambda: small_server.client.open_requests == 5)
@@ -262,7 +270,7 @@ def test_a_full_queue_takes_again_when_one_leaves(gate: Gate, small_server: Runn
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_request_timeout_before_sound_is_504(
+def test_a_timeout_before_the_first_sound_is_a_504(
     gate: Gate, start_server: StartServer, streaming: bool
 ) -> None:
     server = start_server(server=ServerConfig(port=0, request_timeout=0.3))
@@ -276,7 +284,7 @@ def test_request_timeout_before_sound_is_504(
     assert value(server, "client_disconnects_total", phase="queued") == 0
 
 
-def test_request_timeout_in_mid_stream_cuts(gate: Gate, start_server: StartServer) -> None:
+def test_a_timeout_during_a_stream_cuts_it(gate: Gate, start_server: StartServer) -> None:
     server = start_server(server=ServerConfig(port=0, request_timeout=0.5))
     gate.close()
     with post_raw(server, text="41 frames", streaming=True) as connection:
@@ -289,7 +297,9 @@ def test_request_timeout_in_mid_stream_cuts(gate: Gate, start_server: StartServe
     assert value(server, "http_responses_total", route="/generate", code="cut") == 1
 
 
-def test_draining_refuses_the_new_and_ends_the_old(gate: Gate, gated_server: RunningServer) -> None:
+def test_draining_refuses_new_requests_and_finishes_open_ones(
+    gate: Gate, gated_server: RunningServer
+) -> None:
     server = gated_server
     gate.close()
     with post_raw(server, text="5 frames", streaming=True, format="pcm") as connection:

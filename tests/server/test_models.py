@@ -1,4 +1,4 @@
-"""Several models in one process: each by its name, with slots and figures of its own."""
+"""Several models in one process, each with its own name, slots and metrics."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ StartServer = Callable[..., RunningServer]
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A second tone, called by its directory."""
+    """A second tone, named after its directory."""
     target = tmp_path_factory.mktemp("models") / "other"
     return Path(shutil.copytree(Path(__file__).parents[1] / "tone_checkpoint", target))
 
@@ -32,7 +32,7 @@ def two(start_server: StartServer, directory: Path) -> RunningServer:
     return start_server(others=[attrs.evolve(TONE, model=str(directory), max_batch_size=2)])
 
 
-def test_all_routes_tell_of_both(two: RunningServer) -> None:
+def test_all_routes_list_both_models(two: RunningServer) -> None:
     assert [m["name"] for m in two.http.get("/models").json()["models"]] == ["tone", "other"]
     health = two.http.get("/health").json()
     assert [(m["model"], m["slots"]) for m in health["models"]] == [("tone", 4), ("other", 2)]
@@ -59,7 +59,7 @@ def test_the_model_is_required(two: RunningServer) -> None:
     assert two.metric(wrong) == 2
 
 
-def test_a_kind_chooses_only_if_one_model_has_it(
+def test_the_kind_of_a_model_must_be_unambiguous(
     start_server: StartServer, directory: Path
 ) -> None:
     alone = start_server(engine=attrs.evolve(TONE, model=str(directory)))
@@ -74,7 +74,7 @@ def test_a_kind_chooses_only_if_one_model_has_it(
     assert "ambiguous" in message
 
 
-def test_each_has_slots_and_a_queue_of_its_own(
+def test_each_model_has_its_own_slots_and_queue(
     gate: Gate, start_server: StartServer, directory: Path
 ) -> None:
     server = start_server(
@@ -94,7 +94,7 @@ def test_each_has_slots_and_a_queue_of_its_own(
         connection.close()
 
 
-def test_a_dead_engine_takes_the_health_with_it(
+def test_one_dead_engine_makes_the_server_unhealthy(
     start_server: StartServer, directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from tests import tone
@@ -115,6 +115,6 @@ def test_a_dead_engine_takes_the_health_with_it(
     assert server.http.get("/ready").status_code == 503
 
 
-def test_two_models_of_one_name_are_refused() -> None:
+def test_two_models_with_the_same_name_are_refused() -> None:
     with pytest.raises(ConfigError, match="two models would have the name 'tone'"):
         Engines([TONE, TONE], ServerConfig(), load_plugins(TONE.plugins))

@@ -1,4 +1,4 @@
-"""What a client can send, and the log keeps quiet."""
+"""Invalid input from clients does not fill the log."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ BAD = frame(Opcode.TEXT, b'\xff\xfe{"type"')
 
 @pytest.fixture(autouse=True)
 def quiet(caplog: pytest.LogCaptureFixture, tone_server: RunningServer) -> Iterator[None]:
-    """No traceback and no error; warnings are limited in number, see test_logs.py."""
+    """The log has no error or traceback.  For the limit on warnings, see test_logs.py."""
     with caplog.at_level(logging.INFO):
         yield
         tone_server.wait_idle()
@@ -46,7 +46,7 @@ def connect(server: RunningServer) -> socket.socket:
 
 
 def closes(server: RunningServer, connection: socket.socket) -> bool:
-    """Receive until the server closes; then it still serves."""
+    """Receive until the server closes the connection; returns whether it still serves."""
     while connection.recv(65536):
         pass
     return server.http.get("/voices").status_code == 200
@@ -70,7 +70,7 @@ def closes(server: RunningServer, connection: socket.socket) -> bool:
     ],
     ids=range(12),
 )
-def test_frames_that_are_not_messages_are_not_worth_a_traceback(
+def test_invalid_websocket_frames_cause_no_traceback(
     tone_server: RunningServer, frames: tuple[bytes, ...]
 ) -> None:
     with connect(tone_server) as connection:
@@ -105,16 +105,14 @@ def test_frames_that_are_not_messages_are_not_worth_a_traceback(
     ],
     ids=range(19),
 )
-def test_requests_that_are_not_http_are_not_worth_a_traceback(
-    tone_server: RunningServer, data: bytes
-) -> None:
+def test_invalid_http_causes_no_traceback(tone_server: RunningServer, data: bytes) -> None:
     with connect(tone_server) as connection:
         connection.sendall(data)
         assert connection.recv(65536).startswith(b"HTTP/1.1 ")
     assert tone_server.http.get("/voices").status_code == 200
 
 
-def test_a_websocket_leaves_no_lines_of_a_library(
+def test_a_websocket_causes_no_log_lines_of_uvicorn(
     tone_server: RunningServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = b"/v1/audio/stream?secret"

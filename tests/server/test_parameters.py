@@ -1,4 +1,4 @@
-"""Parameters that only one model has, over HTTP and WebSocket: numbers, choices and free text."""
+"""Parameters of a single model over HTTP and WebSocket: numbers, choices and free text."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def posted(server: RunningServer, path: str, **fields: Any) -> httpx.Response:
     return answer
 
 
-def test_a_model_tells_its_languages_and_parameters(server: RunningServer) -> None:
+def test_a_model_lists_its_languages_and_parameters(server: RunningServer) -> None:
     model = server.http.get("/models").json()["models"][0]
     assert model["languages"] == ["de", "en"]
     assert model["parameters"]["language"]["enum"] == ["auto", "de", "en"]
@@ -46,9 +46,7 @@ def test_a_model_tells_its_languages_and_parameters(server: RunningServer) -> No
 
 
 @pytest.mark.parametrize("tag", ["de", "de-AT", "de_DE", "German"])
-def test_the_language_of_a_request_chooses_that_of_the_model(
-    server: RunningServer, tag: str
-) -> None:
+def test_the_language_of_a_request_is_passed_to_the_model(server: RunningServer, tag: str) -> None:
     german = spoken(server, parameters={"language": "de"})
     assert german != spoken(server)
     assert spoken(server, language=tag) == german
@@ -67,10 +65,10 @@ def test_a_language_that_the_model_does_not_speak_is_refused(server: RunningServ
 def test_openais_instructions_reach_the_model(server: RunningServer) -> None:
     body = {"model": "tts-1", "voice": "alloy", "input": TEXT, "response_format": "pcm"}
     plain = posted(server, "/v1/audio/speech", **body)
-    told = posted(server, "/v1/audio/speech", **body, instructions="Whisper.")
+    whispered = posted(server, "/v1/audio/speech", **body, instructions="Whisper.")
     same = posted(server, "/v1/audio/speech", **body, parameters={"instructions": "Whisper."})
-    assert plain.content != told.content == same.content
-    assert "X-Ignored-Fields" not in told.headers
+    assert plain.content != whispered.content == same.content
+    assert "X-Ignored-Fields" not in whispered.headers
 
 
 def test_instructions_that_the_model_cannot_follow_are_reported(
@@ -81,7 +79,7 @@ def test_instructions_that_the_model_cannot_follow_are_reported(
     assert answer.headers["X-Ignored-Fields"] == "instructions"
 
 
-def test_a_websocket_session_takes_them_too(server: RunningServer) -> None:
+def test_a_websocket_session_accepts_them_too(server: RunningServer) -> None:
     def said(**fields: Any) -> bytes:
         url = server.url.replace("http", "ws") + "/v1/audio/stream"
         with connect(url) as connection:

@@ -1,4 +1,4 @@
-"""Long texts: cut into parts, spoken as one stream, and remembered as one conversation."""
+"""Long texts are cut into parts, and spoken as one stream and one conversation."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from vox_serve.workers.reading import TextReader, text_jobs
 StartServer = Callable[..., RunningServer]
 LONG = "This says 9 things to you all. " * 8
 FRAMES = 9 * 4
-"""Each of four parts holds two sentences, and hums as its first number says."""
+"""Each of the four parts has two sentences, and lasts as long as its first number says."""
 
 
 @pytest.fixture
@@ -34,12 +34,12 @@ def info(tone_engine: Engine) -> EngineInfo:
     return tone_engine.info("tone", "tone", 0.0)
 
 
-def test_a_short_text_is_left_as_it_is(info: EngineInfo) -> None:
+def test_a_short_text_is_left_unchanged(info: EngineInfo) -> None:
     request = SpeechRequest("a", "  two   spaces ")
     assert attrs.asdict(in_parts(request, info)) == attrs.asdict(request)
 
 
-def test_the_parts_of_a_long_text(info: EngineInfo) -> None:
+def test_a_long_text_is_cut_into_parts_with_the_same_settings(info: EngineInfo) -> None:
     request = SpeechRequest("a", LONG, voice="hum_b", sampling={"seed": 3}, max_seconds=10)
     made = in_parts(request, info)
     texts = [made.text, *made.following]
@@ -59,7 +59,7 @@ def test_a_seed_repeats_all_parts(tone_server: RunningServer) -> None:
     assert tone_server.http.post("/generate", json=body).content != first.content
 
 
-def test_the_limits_are_those_of_the_model(info: EngineInfo) -> None:
+def test_parts_respect_the_limits_of_the_model(info: EngineInfo) -> None:
     limited = attrs.evolve(info, max_characters=40, max_words=6, takes_context=False)
     found = in_parts(SpeechRequest("a", LONG, context=()), limited)
     assert len(found.following) > 4
@@ -69,11 +69,11 @@ def test_the_limits_are_those_of_the_model(info: EngineInfo) -> None:
     assert found.conversation is None
 
 
-def test_the_clients_conversation_goes_before_ours(info: EngineInfo) -> None:
+def test_the_clients_conversation_replaces_the_private_one(info: EngineInfo) -> None:
     assert in_parts(SpeechRequest("a", LONG, conversation="mine"), info).conversation == "mine"
 
 
-def test_what_is_normalised_is_what_is_counted(info: EngineInfo) -> None:
+def test_the_limits_count_the_normalised_text(info: EngineInfo) -> None:
     limited = attrs.evolve(info, max_characters=40)
     front_end = FrontEnd(language=None, finish=lambda text: "a. " * 20)
     made = in_parts(SpeechRequest("a", "ab"), limited, front_end)
@@ -92,14 +92,14 @@ def test_a_long_text_is_one_answer(tone_server: RunningServer, streaming: bool) 
     assert after - before == streaming
 
 
-def test_the_cap_is_for_all_parts(tone_server: RunningServer) -> None:
+def test_max_seconds_limits_all_parts_together(tone_server: RunningServer) -> None:
     seconds = 20 * 0.08  # two parts and two frames of the third
     answer = tone_server.http.post("/generate", json={"text": LONG, "max_seconds": seconds})
     assert len(answer.content) == 44 + 20 * 1280
     assert answer.headers["X-Finish-Reason"] == "length"
 
 
-def test_what_cannot_be_spoken_is_reported_before_the_first_sound(
+def test_unspeakable_text_is_reported_before_the_first_sound(
     tone_server: RunningServer,
 ) -> None:
     text = LONG + "And here is something unspeakable."
@@ -118,7 +118,7 @@ def test_the_private_conversation_is_forgotten(tone_server: RunningServer) -> No
     assert gone.status_code == 404
 
 
-def test_later_parts_go_before_those_that_wait(
+def test_later_parts_go_before_waiting_requests(
     gate: Gate, start_server: StartServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server = start_server(
@@ -147,7 +147,7 @@ def test_later_parts_go_before_those_that_wait(
     waiting.close()
 
 
-def test_a_drained_server_speaks_the_parts_that_are_left(
+def test_a_draining_server_speaks_the_remaining_parts(
     gate: Gate, start_server: StartServer
 ) -> None:
     server = start_server()
@@ -176,26 +176,26 @@ def test_a_client_that_leaves_between_parts_frees_its_slot(
 
 
 LATER = "And 9 more of them. " * 80
-"""Some twenty parts, of 9 frames each."""
+"""About twenty parts of 9 frames each."""
 
 
 @pytest.fixture
 def long_frames(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Frames of 8 s, so that a few of them overflow every buffer on the way."""
+    """Frames of 8 s; a few of them overflow every buffer on the way."""
     monkeypatch.setattr(ToneCodec, "frame_size", 64_000)
 
 
 def is_still(server: RunningServer) -> bool:
-    """Is nothing spoken for a while?"""
+    """Whether no frame is generated for a while."""
     made = value(server, "frames_total")
     time.sleep(0.3)
     return value(server, "frames_total") == made
 
 
-def test_a_client_that_does_not_read_a_long_text_holds_back_its_parts(
+def test_later_parts_wait_until_the_client_reads(
     start_server: StartServer, long_frames: None
 ) -> None:
-    """Neither its slot nor memory for all of its audio is taken; when it reads, it goes on."""
+    """Meanwhile it takes neither a slot nor memory for the rest; then it continues."""
     server = start_server(engine=attrs.evolve(TONE, max_batch_size=1))
     body = {"text": LATER, "streaming": True, "format": "pcm"}
     whole = server.http.post("/generate", json={**body, "streaming": False}).content
@@ -208,7 +208,7 @@ def test_a_client_that_does_not_read_a_long_text_holds_back_its_parts(
         made = value(server, "frames_total") - before
         assert made < 100
         other = server.http.post("/generate", json={"text": "5 frames"})
-        assert other.status_code == 200, "the only slot is free"
+        assert other.status_code == 200, "the only slot is not free"
         assert value(server, "frames_total") - before == made + 5
         assert server.client.open_requests == 1
         assert read_stream(idle) == whole
@@ -217,10 +217,10 @@ def test_a_client_that_does_not_read_a_long_text_holds_back_its_parts(
     assert value(server, "finished_total", reason="stop") == 3
 
 
-def test_a_client_that_leaves_unread_parts_leaves_nothing(
+def test_a_client_that_leaves_between_unread_parts_frees_everything(
     start_server: StartServer, long_frames: None
 ) -> None:
-    """Between two parts there is no sequence to abort, but a conversation that is still busy."""
+    """Between two parts no sequence can be aborted, but the conversation is still busy."""
     server = start_server()
     body = {"text": LATER, "streaming": True, "conversation": "talk"}
     with post_raw(server, receive_buffer=4096, **body):
@@ -235,17 +235,17 @@ def test_a_client_that_leaves_unread_parts_leaves_nothing(
 
 
 class Cutter:
-    """The normaliser of a server; it works on long texts until the test lets it finish."""
+    """A text normaliser that blocks on long texts until the test lets it finish."""
 
     def __init__(self) -> None:
-        self.at_work = threading.Event()
+        self.working = threading.Event()
         self.done = threading.Event()
         self.asked = 0
 
     def __call__(self, text: str) -> str:
         self.asked += 1
         if len(text) > LONG_TEXT_CHARACTERS:
-            self.at_work.set()
+            self.working.set()
             assert self.done.wait(10)
             if "unsayable" in text:
                 raise UnspeakableText("text holds what cannot be said", "text")
@@ -256,7 +256,7 @@ CUTTERS: list[Cutter] = []
 
 
 def finish(text: str) -> str:
-    """A front end names it, because only functions of modules can be sent to a process."""
+    """A module-level function, because only those can be sent to another process."""
     return CUTTERS[-1](text)
 
 
@@ -269,18 +269,18 @@ def with_cutter(server: RunningServer) -> Cutter:
 
 @pytest.fixture
 def narrow(start_server: StartServer) -> RunningServer:
-    """One slot, one reserve in the queue."""
+    """A server with one slot and a queue of one."""
     return start_server(
         engine=attrs.evolve(TONE, max_batch_size=1), server=ServerConfig(port=0, max_queue=1)
     )
 
 
 @pytest.mark.parametrize("end", ["spoken", "refused", "left"])
-def test_a_long_text_is_cut_beside_the_others(narrow: RunningServer, end: str) -> None:
+def test_other_requests_go_on_while_a_long_text_is_cut(narrow: RunningServer, end: str) -> None:
     cutter = with_cutter(narrow)
     text = LATER + "unsayable" * (end == "refused")
     with post_raw(narrow, text=text, streaming=True, max_seconds=1) as long:
-        assert cutter.at_work.wait(5)
+        assert cutter.working.wait(5)
         assert narrow.http.post("/generate", json={"text": "5"}).status_code == 200
         if end == "left":
             long.close()
@@ -299,8 +299,8 @@ def test_a_full_queue_is_reported_before_anything_is_cut(gate: Gate, narrow: Run
     gate.close()
     waiting = [post_raw(narrow, text="5 frames")]
     until(lambda: narrow.client.open_requests == 1)
-    waiting.append(post_raw(narrow, text=LATER))  # its reserve is kept while it is cut
-    assert cutter.at_work.wait(5)
+    waiting.append(post_raw(narrow, text=LATER))  # it keeps its place in the queue while it is cut
+    assert cutter.working.wait(5)
     asked = cutter.asked
     for text in ("5 frames", LATER):
         check_error(narrow.http.post("/generate", json={"text": text}), 429, code="queue_full")
@@ -314,7 +314,7 @@ def test_a_full_queue_is_reported_before_anything_is_cut(gate: Gate, narrow: Run
 
 @pytest.mark.parametrize("leave", ["disconnect", "delete"])
 def test_an_id_may_be_used_again_at_once(gate: Gate, start_server: StartServer, leave: str) -> None:
-    """Nothing of the first request reaches the second, though the engine still speaks it."""
+    """The second request gets no audio of the first, although the engine still speaks that one."""
     server = start_server()
     headers = {"X-Request-Id": "abc"}
     body = {"text": "30 frames", "streaming": True}

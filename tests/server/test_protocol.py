@@ -1,4 +1,4 @@
-"""Clients that say nothing, or say it too slowly, lose their connections; others notice nothing."""
+"""Connections of clients that send nothing or too slowly are closed; others are not affected."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def connect(server: RunningServer) -> socket.socket:
 
 @contextmanager
 def trickle(connection: socket.socket, data: bytes) -> Iterator[None]:
-    """Send the same bytes again and again, and never enough of them."""
+    """Keep sending the same bytes slowly, and never enough of them."""
     stop = threading.Event()
 
     def send() -> None:
@@ -55,18 +55,20 @@ def trickle(connection: socket.socket, data: bytes) -> Iterator[None]:
 
 
 def rest(connection: socket.socket) -> bytes:
-    """All that comes until the connection is closed."""
+    """Everything received until the connection is closed."""
     received = b""
     try:
         while data := connection.recv(4096):
             received += data
-    except ConnectionResetError:  # it was closed while we sent
+    except ConnectionResetError:  # closed while the test was sending
         pass
     return received
 
 
 @pytest.mark.parametrize("start", [b"", b"POST /gen", HEAD, b"\r\n"])
-def test_headers_that_do_not_come(impatient: RunningServer, start: bytes) -> None:
+def test_a_connection_without_complete_headers_is_closed(
+    impatient: RunningServer, start: bytes
+) -> None:
     begin = time.monotonic()
     with connect(impatient) as connection:
         connection.sendall(start)
@@ -76,7 +78,9 @@ def test_headers_that_do_not_come(impatient: RunningServer, start: bytes) -> Non
 
 
 @pytest.mark.parametrize(("start", "more"), [(HEAD, b"X-More: 1\r\n"), (b"", b"\r\n")])
-def test_headers_that_trickle(impatient: RunningServer, start: bytes, more: bytes) -> None:
+def test_slow_headers_do_not_extend_the_limit(
+    impatient: RunningServer, start: bytes, more: bytes
+) -> None:
     begin = time.monotonic()
     with connect(impatient) as connection:
         connection.sendall(start)
@@ -88,7 +92,7 @@ def test_headers_that_trickle(impatient: RunningServer, start: bytes, more: byte
 
 @pytest.mark.parametrize("route", [b"/generate", b"/v1/audio/speech", b"/v1/audio/voices"])
 @pytest.mark.parametrize("more", [b"", b" "])
-def test_a_body_that_does_not_come_is_answered_408(
+def test_a_body_that_does_not_arrive_is_answered_with_408(
     impatient: RunningServer, route: bytes, more: bytes
 ) -> None:
     kind = b"multipart/form-data; boundary=x" if b"voices" in route else b"application/json"
@@ -117,7 +121,7 @@ def test_a_body_that_is_not_read_does_not_keep_a_connection_open(impatient: Runn
             assert rest(connection).startswith(b"HTTP/1.1 404 ")
 
 
-def test_a_connection_that_is_kept_open(impatient: RunningServer) -> None:
+def test_a_kept_connection_has_the_limit_for_each_request(impatient: RunningServer) -> None:
     with connect(impatient) as connection:
         for _ in range(3):
             connection.sendall(GET)
@@ -132,7 +136,7 @@ def test_a_connection_that_is_kept_open(impatient: RunningServer) -> None:
 
 
 def test_an_answer_may_take_longer(gate: Gate, start_server: StartServer) -> None:
-    """Also if half of the next request has come behind the first."""
+    """Even if part of the next request has already arrived."""
     server = start_server(server=ServerConfig(port=0, read_timeout=0.2))
     gate.close()
     with post_raw(server, text="5 frames", streaming=True, format="pcm") as connection:
@@ -143,7 +147,7 @@ def test_an_answer_may_take_longer(gate: Gate, start_server: StartServer) -> Non
         assert len(read_stream(connection)) == 5 * 1280
 
 
-def test_a_websocket_may_be_silent(impatient: RunningServer) -> None:
+def test_a_websocket_may_be_silent_for_longer(impatient: RunningServer) -> None:
     from websockets.sync.client import connect as open_websocket
 
     with open_websocket(impatient.url.replace("http", "ws") + "/v1/audio/stream") as socket:
@@ -164,25 +168,25 @@ def test_malformed_http_gets_an_error_in_our_shape(tone_server: RunningServer, d
     assert json.loads(body)["error"]["code"] == "bad_request"
 
 
-def send_until_cut(connection: socket.socket, data: bytes) -> int:
+def send_until_closed(connection: socket.socket, data: bytes) -> int:
     """Send the same bytes until the connection is closed; returns how many were sent."""
     sent = 0
     try:
         while sent < 100 * MAX_HEADER_BYTES:
             connection.sendall(data)
             sent += len(data)
-    except OSError:  # reset or broken pipe, as it happens
+    except OSError:  # either a reset or a broken pipe
         pass
     return sent
 
 
 @pytest.mark.parametrize("start", [b"GET /voices HTTP/1.1\r\nHost: x\r\n", b"GET /", HEAD])
 def test_endless_headers_are_cut(tone_server: RunningServer, start: bytes) -> None:
-    """They are kept in memory until they end, so they must not be many."""
+    """They are kept in memory until they are complete, so their size must be limited."""
     with connect(tone_server) as connection:
         connection.sendall(start)
         line = b"a" * 1000 if start == b"GET /" else b"X-A: " + b"a" * 1000 + b"\r\n"
-        sent = send_until_cut(connection, line)
+        sent = send_until_closed(connection, line)
     assert sent < 100 * MAX_HEADER_BYTES
     assert tone_server.http.get("/voices").status_code == 200
 
@@ -190,12 +194,12 @@ def test_endless_headers_are_cut(tone_server: RunningServer, start: bytes) -> No
 def test_endless_trailers_are_cut(tone_server: RunningServer) -> None:
     with connect(tone_server) as connection:
         connection.sendall(HEAD + b"Transfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n")
-        sent = send_until_cut(connection, b"X-A: " + b"a" * 1000 + b"\r\n")
+        sent = send_until_closed(connection, b"X-A: " + b"a" * 1000 + b"\r\n")
     assert sent < 100 * MAX_HEADER_BYTES
 
 
 def test_a_connection_that_is_reset_is_forgotten(tone_server: RunningServer) -> None:
-    """Otherwise its timer would keep it in memory for the time of a silent connection."""
+    """Otherwise its timer would keep it in memory until the limit for silent connections."""
 
     def kept() -> int:
         gc.collect()
@@ -212,11 +216,11 @@ def test_a_connection_that_is_reset_is_forgotten(tone_server: RunningServer) -> 
     until(lambda: kept() <= before)
 
 
-def test_a_large_body_and_many_requests_are_no_headers(tone_server: RunningServer) -> None:
+def test_bodies_and_earlier_requests_do_not_count_as_headers(tone_server: RunningServer) -> None:
     long: dict[str, object] = {"text": "5", "context": [], "conversation": None, "voice": None}
     content = json.dumps(long).encode() + b" " * (4 * MAX_HEADER_BYTES)
     headers = {"Content-Type": "application/json"}
     assert tone_server.http.post("/generate", content=content, headers=headers).status_code == 200
-    for _ in range(20):  # on one connection
+    for _ in range(20):  # over one connection
         padded = {"X-A": "a" * (MAX_HEADER_BYTES // 10)}
         assert tone_server.http.get("/voices", headers=padded).status_code == 200

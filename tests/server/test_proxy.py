@@ -1,4 +1,4 @@
-"""Debian's nginx with the example of deploy/: streams stream, and clients may leave."""
+"""Debian's nginx, configured as in deploy/: streams are not buffered, and clients may leave."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Proxy:
 
     @property
     def origin(self) -> str:
-        """As a browser calls it."""
+        """The origin that a browser sends."""
         return f"https://{NAME}:{self.port}"
 
     def client(self, path: str = "") -> httpx.Client:
@@ -64,7 +64,7 @@ class Proxy:
         )
 
     def speak(self, origin: str | None, path: str = PATH) -> list[str]:
-        """A session over the WebSocket; each type of its events once, in order."""
+        """Speak over the WebSocket; returns each type of event once, in order."""
         line = socket.create_connection(("127.0.0.1", self.port), timeout=10)
         url = f"wss://{NAME}:{self.port}{path}"
         headers = {} if origin is None else {"Origin": origin}
@@ -91,7 +91,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @contextmanager
 def proxied(server: RunningServer, certificate: Path, example: str = EXAMPLE) -> Iterator[Proxy]:
-    """The example with this machine's ports and the test's certificate."""
+    """Run nginx with the example, but with free ports and the test's certificate."""
     with closing(socket.create_server(("127.0.0.1", 0))) as free:
         port = free.getsockname()[1]
     for name, here in {
@@ -133,7 +133,7 @@ def proxy(
 
 def test_the_first_piece_is_not_held_back(proxy: tuple[Proxy, RunningServer], gate: Gate) -> None:
     nginx, server = proxy
-    gate.allow(1)  # the second frame is made only after the first has arrived
+    gate.allow(1)  # the second frame is generated only after the first one has arrived
     body = {"text": "5", "streaming": True, "format": "pcm"}
     with nginx.client() as client, client.stream("POST", "/generate", json=body) as stream:
         pieces = stream.iter_raw()
@@ -173,10 +173,10 @@ def test_the_websocket_and_a_page_of_the_proxy_pass(
 
 
 @pytest.mark.parametrize("allowed", [f"https://{NAME}", "https://other.example"])
-def test_a_proxy_that_rewrites_host(
+def test_behind_a_proxy_that_rewrites_host_the_origin_must_be_allowed(
     allowed: str, start_server: StartServer, certificate: Path
 ) -> None:
-    """Then the origin that browsers see has to be named."""
+    """The server then does not know the origin that browsers see."""
     rewriting = re.sub(r"proxy_set_header Host .*", "", EXAMPLE)
     assert rewriting != EXAMPLE
     server = start_server(server=ServerConfig(port=0, ws_origin=(allowed,)))
@@ -202,7 +202,7 @@ UPGRADE = """
         proxy_buffering off;
 """
 FORMS = {
-    "as it stands": ("/", ""),  # HTTP/1.0, buffered, Host is the upstream's name
+    "defaults": ("/", ""),  # HTTP/1.0, buffered, and Host is the name of the upstream
     "kept alive": ("/", 'proxy_http_version 1.1;\n        proxy_set_header Connection "";'),
     "under a path": ("/voice/", UPGRADE),
 }
@@ -215,7 +215,7 @@ WAV = 44 + 9 * 1280
 def form(
     request: pytest.FixtureRequest, certificate: Path
 ) -> Iterator[tuple[Proxy, str, RunningServer]]:
-    """An nginx of each form, with the path under which it serves."""
+    """An nginx with each configuration, and the path under which it serves."""
     path, settings = FORMS[request.param]
     slash = "/" if path != "/" else ""
     around, _, _ = EXAMPLE.partition("    location / {")
@@ -230,21 +230,21 @@ Form = tuple[Proxy, str, RunningServer]
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("path", ["/v1/audio/speech", "/generate"])
-def test_nginx_of_each_form_passes_the_file(form: Form, path: str, stream: bool) -> None:
+def test_every_nginx_configuration_passes_the_file(form: Form, path: str, stream: bool) -> None:
     nginx, prefix, _ = form
     body = SPEECH | {"stream": stream}
     if path == "/generate":
         body = {"text": "9 frames", "streaming": stream}
     offer = {"Connection": "Upgrade, HTTP2-Settings", "Upgrade": "h2c", "HTTP2-Settings": "AAEA"}
     with nginx.client(prefix) as client:
-        for headers in ({}, {}, offer):  # on one connection
+        for headers in ({}, {}, offer):  # over one connection
             answer = client.post(path, json=body, headers=headers)
             assert answer.status_code == 200, answer.text
             assert answer.content[:4] == b"RIFF"
             assert len(answer.content) == WAV
 
 
-def test_nginx_of_each_form_passes_all_else(form: Form) -> None:
+def test_every_nginx_configuration_passes_other_routes(form: Form) -> None:
     nginx, prefix, _ = form
     url = "/v1/audio/speech?model=tts-1&voice=alloy&input=9+frames&response_format=wav"
     with nginx.client(prefix) as client:
@@ -252,8 +252,8 @@ def test_nginx_of_each_form_passes_all_else(form: Form) -> None:
         for path in ("/health", "/ready", "/metrics", "/v1/models", url):
             head = client.head(path)
             assert (head.status_code, head.content) == (200, b"")
-        told = client.post("/v1/audio/speech", json=SPEECH | {"user": "me"}).headers
-        assert told["x-ignored-fields"] == "user"
+        headers = client.post("/v1/audio/speech", json=SPEECH | {"user": "me"}).headers
+        assert headers["x-ignored-fields"] == "user"
         refused = client.post("/v1/audio/speech", json=SPEECH | {"speed": 9})
         assert refused.json()["error"]["param"] == "speed"
         asks = {"Origin": SITE, "Access-Control-Request-Method": "POST"}
@@ -266,10 +266,10 @@ def test_nginx_of_each_form_passes_all_else(form: Form) -> None:
         assert evil.status_code == 403
         page = client.get("/")
         assert page.status_code == 200
-        assert not re.findall(r"(?:src|href)=[\"']?/", page.text), "the page works under a path"
+        assert not re.findall(r"(?:src|href)=[\"']?/", page.text), "the page has absolute links"
 
 
-def test_a_websocket_passes_where_nginx_passes_upgrades(form: Form) -> None:
+def test_a_websocket_works_if_nginx_passes_upgrades(form: Form) -> None:
     nginx, prefix, _ = form
     if prefix:
         said = nginx.speak(f"https://{NAME}", prefix + PATH)

@@ -1,4 +1,4 @@
-"""A worker that dies or is unloaded, and the one that takes its place."""
+"""Workers that die or are unloaded, and their replacements."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ RESTART = ServerConfig(port=0, on_worker_death="restart")
 
 @pytest.fixture
 def _deadly(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The text `die` ends the worker."""
+    """Makes the text `die` end the worker."""
     monkeypatch.setattr(life, "FIRST_DELAY", 0.02)
     handle = Worker._handle
 
@@ -36,7 +36,7 @@ def _deadly(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def die(server: RunningServer) -> None:
-    """Have the worker die, and wait for the next one."""
+    """Make the worker die, and wait for the next one."""
     before = value(server, "worker_restarts_total")
     check_error(server.http.post("/generate", json={"text": "die"}), 503, code="unavailable")
     assert value(server, "worker_restarts_total") == before + 1
@@ -97,14 +97,14 @@ def test_voices_and_conversations_outlive_a_worker(
     assert speak(server, "anna").content == spoken
     before = positions(server)
     assert server.http.post("/generate", json=turn).status_code == 200
-    assert positions(server) - before > second, "the new worker hears both turns"
+    assert positions(server) - before > second, "the new worker does not know both turns"
     assert server.http.delete("/conversations/talk").status_code == 204
     assert server.http.delete("/conversations/talk").status_code == 404
     assert server.http.post("/generate", json=turn).status_code == 200
 
 
 def positions(server: RunningServer) -> float:
-    """Positions of all prompts so far, run or restored."""
+    """The number of prompt positions so far, computed or restored."""
     server.wait_idle()
     total = "prompt_positions_total"
     return value(server, total, source="prefilled") + value(server, total, source="restored")
@@ -172,7 +172,7 @@ def test_an_idle_model_is_unloaded_and_loaded_for_the_next_request(
     assert server.http.delete("/conversations/none").status_code == 404
     assert server.http.delete(f"{ROUTE}/bert").status_code == 200
     assert names(server) == ["hum_a", "hum_b", "anna"]
-    assert status(server) == "unloaded", "none of this needs the model"
+    assert status(server) == "unloaded", "one of these loaded the model"
     assert speak(server, "anna").content == spoken
     assert value(server, "engine_loaded") == 1
     assert names(server) == ["hum_a", "hum_b", "anna"]
@@ -188,11 +188,11 @@ def test_a_conversation_outlives_the_model(unloading: RunningServer) -> None:
     until(lambda: status(unloading) == "unloaded", 10)
     assert value(unloading, "conversations") == 1
     assert unloading.http.post("/generate", json=turn).status_code == 200
-    assert positions(unloading) > 2 * first, "the second turn follows the first"
+    assert positions(unloading) > 2 * first, "the first turn is forgotten"
     assert unloading.http.delete("/conversations/talk").status_code == 204
 
 
-def test_a_model_that_cannot_be_loaded_again_is_tried_again(
+def test_loading_is_retried_at_the_next_request(
     unloading: RunningServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     until(lambda: status(unloading) == "unloaded", 10)
@@ -207,10 +207,10 @@ def test_a_model_that_cannot_be_loaded_again_is_tried_again(
     assert unloading.http.post("/generate", json={"text": "5"}).status_code == 200
 
 
-def test_those_that_wait_for_a_load_are_as_many_as_the_queue_takes(
+def test_requests_that_wait_for_a_load_are_limited_by_the_queue(
     unloading: RunningServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Held at its load, the model gets those that wait in order, and none that left."""
+    """When the model is loaded, it gets only the requests whose clients have not left."""
     until(lambda: status(unloading) == "unloaded", 10)
     held: list[tuple[object, ...]] = []
     monkeypatch.setattr(

@@ -1,4 +1,4 @@
-"""How long a stream may take: it is there for players, who take audio as fast as it plays."""
+"""The time limit of a stream, which players read at the speed of playback."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FRAME = Audio("a", bytes(1280))
 
 @pytest.fixture
 def client(monkeypatch: pytest.MonkeyPatch) -> WorkerClient:
-    """Of an engine that has said all of 20 frames at once; a request may take 0.2 s."""
+    """A client whose engine has already spoken 20 frames, with a request timeout of 0.2 s."""
     events: asyncio.Queue[Event] = asyncio.Queue()
     for _ in range(20):
         events.put_nowait(FRAME)
@@ -35,7 +35,7 @@ def client(monkeypatch: pytest.MonkeyPatch) -> WorkerClient:
 
 
 async def read(client: WorkerClient, engine: Engine, mode: str, pause: float) -> int:
-    """Frames that are read, with a pause after each piece."""
+    """Read with a pause after each piece; returns the number of frames."""
     info = engine.info("tone", "tone", 0.0)
     audio = AudioStream(client, info, REQUEST, Account("a", client.metrics, mode))
     read = 0

@@ -1,4 +1,4 @@
-"""The memory of all request bodies together is bounded, and a refused body is not read on."""
+"""The total memory of request bodies is limited, and a refused body is not read to its end."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ def large(size: int) -> dict[str, object]:
     return {"content": b" " * size + b'{"text": "5"}', "headers": {"Content-Type": "text/json"}}
 
 
-def test_bodies_share_a_bound_and_small_ones_always_pass(start_server: StartServer) -> None:
+def test_bodies_share_a_limit_and_small_ones_are_always_accepted(start_server: StartServer) -> None:
     server = start_server(
         server=ServerConfig(port=0, max_body_bytes=4 * MIB, max_body_bytes_total=4 * MIB)
     )
     with ExitStack() as stack:
-        for _ in range(3):  # bodies that have come in part
+        for _ in range(3):  # bodies that have arrived in part
             connection = stack.enter_context(connect(server))
             connection.sendall(HEAD + chunk(MIB))
         until(lambda: server.http.post("/generate", **large(2 * MIB)).status_code == 429)
@@ -58,7 +58,7 @@ def test_bodies_share_a_bound_and_small_ones_always_pass(start_server: StartServ
     assert value(server, "requests_total", mode="whole", outcome="rejected") >= 2
 
 
-def test_a_body_that_has_been_read_is_counted_no_longer(
+def test_a_body_that_has_been_read_is_no_longer_counted(
     gate: Gate, start_server: StartServer
 ) -> None:
     server = start_server(
@@ -78,8 +78,10 @@ def test_a_body_that_has_been_read_is_counted_no_longer(
 
 
 @pytest.mark.parametrize("route", [b"/generate", b"/nowhere", b"/v1/audio/voices"])
-def test_a_body_over_the_limit_is_not_read_on(route: bytes, start_server: StartServer) -> None:
-    """The answer comes, then the connection is closed, however much the client goes on to send."""
+def test_a_body_over_the_limit_is_not_read_to_its_end(
+    route: bytes, start_server: StartServer
+) -> None:
+    """The server answers and closes the connection, even if the client keeps sending."""
     server = start_server(
         server=ServerConfig(port=0, max_body_bytes=MIB, max_body_bytes_total=4 * MIB)
     )
@@ -93,10 +95,10 @@ def test_a_body_over_the_limit_is_not_read_on(route: bytes, start_server: StartS
             while sent < 256 * MIB:
                 connection.sendall(chunk(MIB))
                 sent += MIB
-        except OSError:  # reset, or it takes no more
+        except OSError:  # reset, or not accepted
             pass
         answer = connection.recv(65536)
-    # What the sockets' buffers hold is no longer counted by anybody.
+    # The bytes in the sockets' buffers cannot be counted.
     assert sent <= MIB + LINGER_BYTES + 16 * MIB
     assert time.monotonic() - begin < LINGER_SECONDS + 2
     assert answer.startswith(b"HTTP/1.1 404" if b"nowhere" in route else b"HTTP/1.1 413")

@@ -1,4 +1,4 @@
-"""Keys: what needs one, what each may use, and that two of them never meet."""
+"""Keys: which routes need one, what each key may use, and that two keys are isolated."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ READ = {
 
 @pytest.fixture(scope="module")
 def keys(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """The keys of alice and bob, and under `file` where their hashes are."""
+    """The keys of alice and bob, and the path of the file with their hashes as `file`."""
     (alice, first), (bob, second) = new_key("alice"), new_key("bob")
     file = tmp_path_factory.mktemp("keys") / "keys"
     file.write_text(f"# who may use it\n{first}\n\n{second}\n")
@@ -53,7 +53,7 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 def routes(server: RunningServer) -> list[str]:
-    """Every route of the application; HEAD goes with GET."""
+    """Every route of the application; GET stands for HEAD, too."""
     found = [WEBSOCKET]
     for route in server.app.routes:
         if isinstance(route, HTTPRoute):
@@ -75,7 +75,7 @@ def dial(server: RunningServer, **headers: str) -> Iterator[ClientConnection]:
 
 
 def ask(server: RunningServer, route: str, **headers: str) -> httpx.Response:
-    """Send a request without a body to a route, the WebSocket's handshake included."""
+    """Send a request without a body to a route, which may be the WebSocket's."""
     if route == WEBSOCKET:
         try:
             with dial(server, **headers):
@@ -108,7 +108,7 @@ def test_every_route_needs_a_key_unless_it_is_listed_here(
     assert value(server, "http_responses_total", route=WEBSOCKET, code="101") == 1
 
 
-def test_a_browser_gives_the_key_as_a_subprotocol(start_server: StartServer) -> None:
+def test_a_browser_sends_the_key_as_a_subprotocol(start_server: StartServer) -> None:
     server = start_server(server=ServerConfig(port=0, api_key=("se/cret+",)))
     url = server.url.replace("http://", "ws://") + WEBSOCKET
     with connect(url, subprotocols=["vox-serve", "vox-serve-key.c2UvY3JldCs"]) as socket:
@@ -124,7 +124,7 @@ def test_a_browser_gives_the_key_as_a_subprotocol(start_server: StartServer) -> 
         assert refused.value.response.status_code == 401
 
 
-def test_metrics_by_choice_and_a_key_on_the_command_line(start_server: StartServer) -> None:
+def test_metrics_may_need_a_key_which_may_be_a_flag(start_server: StartServer) -> None:
     config = ServerConfig(port=0, api_key=("secret",), metrics_need_key=True)
     server = start_server(server=config)
     check_error(server.http.get("/metrics"), 401)
@@ -139,7 +139,7 @@ def test_metrics_by_choice_and_a_key_on_the_command_line(start_server: StartServ
 
 
 class Tenants:
-    """Bob, who tries every route on things of alice's, and what alice then finds."""
+    """Bob tries every route on Alice's resources; afterwards Alice checks hers."""
 
     def __init__(self, server: RunningServer, keys: dict[str, str]) -> None:
         self.server = server
@@ -199,7 +199,7 @@ class Tenants:
             check_error(self.server.http.delete(path, headers=self.bob), 404, "id")
 
     def forget(self) -> None:
-        """Only his own, of the same name."""
+        """Bob can forget only his own conversation of that name."""
         gone = self.server.http.delete("/conversations/talk", headers=self.bob)
         assert gone.status_code == 204
         gone = self.server.http.delete("/conversations/talk", headers=self.bob)
@@ -220,13 +220,13 @@ class Tenants:
         check_error(nobody, 404, "voice")
 
     def look(self, path: str, names: int) -> None:
-        """What he sees names his own voice, as often as told, and never hers."""
+        """Bob sees his own voice `names` times, and never Alice's."""
         seen, public = (self.server.http.get(path, headers=who).text for who in (self.bob, {}))
         assert "alice" not in seen.casefold() + public.casefold()
         assert seen.count('"name":"anna"') - public.count('"name":"anna"') == names, path
 
     def begin(self) -> None:
-        """What alice has."""
+        """Create Alice's resources."""
         assert self.register(self.alice, "Alice's words.").status_code == 201
         assert self.speak(self.alice, conversation="talk").status_code == 200
 
@@ -261,10 +261,10 @@ ATTEMPTS: dict[str, Callable[[Tenants], None]] = {
     "GET /page/{file}": lambda tenants: tenants.look("/page/page.js", 0),
     "DELETE /v1/audio/voices/{voice}": Tenants.remove_voice,
 }
-"""For each route of the application, in order, what bob tries on it."""
+"""Bob's attempt on each route of the application, in order."""
 
 
-def test_two_keys_never_meet_on_any_route(
+def test_two_keys_are_isolated_on_every_route(
     keys: dict[str, str],
     monkeypatch: pytest.MonkeyPatch,
     start_server: StartServer,
@@ -288,7 +288,7 @@ def test_two_keys_never_meet_on_any_route(
         for attempt in ATTEMPTS.values():
             attempt(tenants)
             tenants.still_there()
-        assert len(stream.read()) == 150 * 1280, "her request was spoken to its end"
+        assert len(stream.read()) == 150 * 1280, "her request was not spoken to its end"
         session.send('{"type": "end"}')
         assert json.loads(session.recv(10))["type"] == "done"
     assert server.http.delete("/conversations/talk", headers=tenants.alice).status_code == 204
@@ -314,7 +314,7 @@ def test_a_key_may_end_its_own_request(
             stream.read()
 
 
-def test_voices_of_keys_and_of_everybody_come_back(
+def test_private_and_shared_voices_survive_a_restart(
     keys: dict[str, str], start_server: StartServer, tmp_path: Path
 ) -> None:
     config = ServerConfig(port=0, api_keys_file=keys["file"], voices_dir=str(tmp_path))
@@ -337,13 +337,15 @@ def test_voices_of_keys_and_of_everybody_come_back(
         assert server.http.post("/generate", json=body, headers=headers).status_code == 200
         gone = server.http.delete("/v1/audio/voices/shared", headers=headers)
         check_error(gone, 403, code="forbidden")
-    assert server.http.get("/health").json()["broken_voices"] == {}, "whose voice it is, is private"
+    assert server.http.get("/health").json()["broken_voices"] == {}, (
+        "the owner of a voice is private"
+    )
     gone = server.http.delete("/v1/audio/voices/broken", headers=bearer(keys["bob"]))
     assert gone.status_code == 200
     assert not (tmp_path / "bob" / "broken.txt").exists()
 
 
-def test_a_key_has_its_limits_and_the_other_key_does_not_notice(
+def test_the_limits_of_a_key_do_not_affect_another_key(
     keys: dict[str, str], gate: Gate, start_server: StartServer
 ) -> None:
     config = ServerConfig(
@@ -369,7 +371,7 @@ def test_a_key_has_its_limits_and_the_other_key_does_not_notice(
     assert tenants.speak(tenants.bob).status_code == 200
 
 
-def test_a_minute_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_requests_are_allowed_again_after_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 1000.0
     monkeypatch.setattr("vox_serve.server.access.keys.time.monotonic", lambda: now)
     keys = Keys(ServerConfig(max_per_minute_per_key=2))
@@ -386,7 +388,7 @@ def test_a_minute_passes(monkeypatch: pytest.MonkeyPatch) -> None:
         pass
 
 
-def test_a_file_is_read_again_and_a_bad_one_changes_nothing(
+def test_the_key_file_is_reloaded_unless_it_is_bad(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (old, first), (new, second) = new_key("alice"), new_key("alice")
@@ -441,7 +443,7 @@ def test_a_bad_file_is_refused_with_its_line(
         ("192.168.1.5", (), 1),
     ],
 )
-def test_an_open_door_is_warned_of(
+def test_an_open_server_logs_a_warning(
     host: str, key: tuple[str, ...], warned: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     server = ServerConfig(host=host, api_key=key)

@@ -1,4 +1,4 @@
-"""Which web pages may use the server, and by which host names."""
+"""Which web pages may use the server, and under which host names."""
 
 from __future__ import annotations
 
@@ -18,8 +18,10 @@ StartServer = Callable[..., RunningServer]
 FOREIGN = "https://evil.example"
 
 
-def test_a_page_of_another_origin_changes_and_costs_nothing(tone_server: RunningServer) -> None:
-    """The list of routes is the application's: a new one is tried, too."""
+def test_a_page_of_another_origin_cannot_change_anything_or_use_the_model(
+    tone_server: RunningServer,
+) -> None:
+    """The routes come from the application, so new ones are tested, too."""
     own = {"Origin": tone_server.url}
     for route in routes(tone_server):
         for headers in (
@@ -42,7 +44,7 @@ def test_a_page_of_another_origin_changes_and_costs_nothing(tone_server: Running
 
 
 def test_a_form_of_another_site_speaks_nothing(tone_server: RunningServer) -> None:
-    """What a browser sends without asking first: a form, or text that happens to be JSON."""
+    """Browsers send forms and text, which may be JSON, without a preflight request."""
     headers = {"Origin": FOREIGN, "Content-Type": "text/plain"}
     simple = tone_server.http.post("/generate", content=b'{"text": "5"}', headers=headers)
     check_error(simple, 403, code="forbidden")
@@ -53,7 +55,7 @@ def test_a_form_of_another_site_speaks_nothing(tone_server: RunningServer) -> No
     assert own.status_code == 200
 
 
-def test_allowed_origins(start_server: StartServer) -> None:
+def test_pages_of_allowed_origins_may_use_the_server(start_server: StartServer) -> None:
     config = ServerConfig(
         port=0, cors_origin=("https://a.example",), ws_origin=("https://b.example",)
     )
@@ -85,15 +87,15 @@ def test_allowed_origins(start_server: StartServer) -> None:
     assert statuses == {"a": 101, "b": 101, "c": 403}
 
 
-def test_any_origin(start_server: StartServer) -> None:
+def test_an_asterisk_allows_any_origin(start_server: StartServer) -> None:
     server = start_server(server=ServerConfig(port=0, cors_origin=("*",)))
     spoken = server.http.post("/generate", json={"text": "5"}, headers={"Origin": FOREIGN})
     assert spoken.headers["Access-Control-Allow-Origin"] == "*"
     assert ask(server, WEBSOCKET, Origin="null").status_code == 101
 
 
-def test_a_name_that_strangers_can_point_here_is_refused(tone_server: RunningServer) -> None:
-    """DNS rebinding: to the browser, the page is of the same origin as this server."""
+def test_a_foreign_host_name_is_refused(tone_server: RunningServer) -> None:
+    """With DNS rebinding, the browser takes the page for one of this server's origin."""
     evil = {"Host": "evil.example:8000", "Origin": "http://evil.example:8000"}
     for route in routes(tone_server):
         if route != WEBSOCKET:
@@ -126,13 +128,15 @@ def passes(host: str, config: ServerConfig) -> bool:
     ],
     ids=lambda case: "",
 )
-def test_host_names(config: ServerConfig, right: list[str], wrong: list[str]) -> None:
+def test_only_allowed_host_names_pass(
+    config: ServerConfig, right: list[str], wrong: list[str]
+) -> None:
     assert {host: passes(host, config) for host in right + wrong} == {
         **dict.fromkeys(right, True),
         **dict.fromkeys(wrong, False),
     }
 
 
-def test_loopback_addresses() -> None:
+def test_loopback_addresses_are_recognised() -> None:
     assert all(map(is_loopback, ("127.0.0.1", "127.8.8.8", "::1", "localhost")))
     assert not any(map(is_loopback, ("0.0.0.0", "::", "10.0.0.1", "example.com")))

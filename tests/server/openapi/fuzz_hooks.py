@@ -1,6 +1,6 @@
-"""What schemathesis cannot draw from the document: sound, and what the loaded model can do.
+"""Fixes what schemathesis cannot generate: audio, and limits of the loaded model.
 
-Requests that break the document are left as they are.
+Requests that violate the document are left unchanged.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ import schemathesis
 from vox_serve.server.routes.voices import clip
 
 MAX_SECONDS = 10.0
-"""Within what the tone can; the document tells of this bound in words."""
+"""The tone can speak this long; the document states this limit only in words."""
 SOUND = base64.b64encode(clip().encode()).decode()
 
 
 @schemathesis.hook
 def before_call(context: schemathesis.HookContext, case: schemathesis.Case, kwargs: Any) -> None:
-    """Make a valid request one that this very server can understand."""
+    """Turn a valid request into one that this server can serve."""
     body = case.body
     if case.meta is None or not case.meta.generation.mode.is_positive:
         return
@@ -44,18 +44,18 @@ def before_call(context: schemathesis.HookContext, case: schemathesis.Case, kwar
     without_point(body)
     if body.get("max_seconds"):
         body["max_seconds"] = min(body["max_seconds"], MAX_SECONDS)
-    if "input" in body and len(body["input"]) % 2:  # or nearly all end at an unknown model
+    if "input" in body and len(body["input"]) % 2:  # otherwise nearly all have an unknown model
         body |= {"model": "tone", "voice": "alloy"}
 
 
 def at_a_common_rate(fields: Any) -> None:
-    """The document tells in words that each format has rates of its own; all have this one."""
+    """Formats have different rates, as the document says in words; all have this one."""
     if isinstance(fields, dict) and fields.get("sample_rate") not in (None, "null", ""):
         fields["sample_rate"] = 8000
 
 
 def without_point(fields: dict[str, Any]) -> None:
-    """To JSON Schema 1.0 is an integer; to this server, whose document says so, only 1 is."""
+    """JSON Schema counts 1.0 as an integer; this server, as its document says, only 1."""
     for name, value in fields.items():
         if isinstance(value, float) and value.is_integer():
             fields[name] = int(value)

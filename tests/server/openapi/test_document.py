@@ -1,4 +1,4 @@
-"""The OpenAPI document: nothing is missing, nothing too much, and its examples work."""
+"""The OpenAPI document is complete, has nothing superfluous, and its examples work."""
 
 from __future__ import annotations
 
@@ -54,7 +54,9 @@ def operations(document: Json) -> dict[str, Json]:
     }
 
 
-def test_every_route_is_in_the_document_and_the_reverse(app: Litestar, document: Json) -> None:
+def test_the_document_has_exactly_the_routes_of_the_application(
+    app: Litestar, document: Json
+) -> None:
     routes, others = set(), []
     for route in app.routes:
         if isinstance(route, HTTPRoute):
@@ -67,7 +69,7 @@ def test_every_route_is_in_the_document_and_the_reverse(app: Litestar, document:
     assert f"`{PATH}`" in document["info"]["description"]
 
 
-def test_schemas_are_schemas_and_references_lead_somewhere(document: Json) -> None:
+def test_schemas_are_valid_and_references_resolve(document: Json) -> None:
     for schema in document["components"]["schemas"].values():
         jsonschema_rs.Draft202012Validator(schema | {"components": document["components"]})
     for reference in set(re.findall(r'"\$ref": "#/([^"]+)"', json.dumps(document))):
@@ -78,14 +80,14 @@ def test_schemas_are_schemas_and_references_lead_somewhere(document: Json) -> No
     assert len(set(names)) == len(names)
 
 
-def test_every_operation_says_what_it_is_for(document: Json) -> None:
+def test_every_operation_has_a_description(document: Json) -> None:
     for name, operation in operations(document).items():
         assert operation["summary"], name
         assert all(one["schema"] for one in operation.get("parameters", ())), name
 
 
 @pytest.mark.parametrize("kind", [GenerateRequest, SpeechBody])
-def test_every_field_is_described_and_bounded(document: Json, kind: type) -> None:
+def test_every_field_has_a_description_and_its_limits(document: Json, kind: type) -> None:
     fields = document["components"]["schemas"][kind.__name__]["properties"]
     assert fields.keys() == {field.name for field in msgspec.structs.fields(kind)}
     assert [name for name, field in fields.items() if not field.get("description")] == []
@@ -97,7 +99,7 @@ def test_every_field_is_described_and_bounded(document: Json, kind: type) -> Non
     assert choice["enum"] == list(FORMATS)
 
 
-def test_parameters_of_some_models_alone_are_declared() -> None:
+def test_parameters_of_only_some_models_are_declared() -> None:
     engines = Engines([TONE], ServerConfig(), load_plugins(TONE.plugins), in_thread=True)
     engines.own_parameters = GlideParameters.allowed()
     app = create_app(engines)
@@ -122,10 +124,10 @@ def test_forms_have_the_fields_that_are_read(document: Json) -> None:
 
 
 @pytest.mark.parametrize("route", ["POST /generate", "POST /v1/audio/speech"])
-def test_statuses_and_headers_are_those_of_the_guide(document: Json, route: str) -> None:
+def test_statuses_and_headers_agree_with_the_guide(document: Json, route: str) -> None:
     answers = operations(document)[route]["responses"]
     listed = set(re.findall(r"^\| (\d{3}) \|", section("POST /generate"), re.MULTILINE))
-    assert set(answers) == listed - {"405"}, "which is of no one operation"
+    assert set(answers) == listed - {"405"}, "405 does not belong to an operation"
     assert all(f"`{header}`" in section("POST /generate") for header in answers["200"]["headers"])
     sound = {name for name in answers["200"]["content"] if name.startswith("audio/")}
     assert sound == {one.media_type for one in FORMATS.values()}
@@ -170,7 +172,7 @@ def test_examples_work(
     assert str(response.status_code) in operation["responses"]
 
 
-def test_the_sample_is_a_file_that_json_can_hold() -> None:
+def test_the_sample_is_a_file_of_ascii_characters() -> None:
     assert json.loads(json.dumps(clip())).encode() == clip().encode("ascii")
 
 
@@ -191,7 +193,7 @@ def test_the_sample_is_a_file_that_json_can_hold() -> None:
         ({"text": "5", "top_k": 1.5}, "top_k: Expected `int | null`, got `float`"),
     ],
 )
-def test_a_bound_is_described_in_words(
+def test_a_violated_limit_is_described_in_words(
     tone_server: RunningServer, fields: Json, message: str
 ) -> None:
     param = next(reversed(fields))
@@ -203,7 +205,7 @@ def allowed(response: httpx.Response) -> set[str]:
     return set(response.headers["allow"].replace(" ", "").split(","))
 
 
-def test_every_path_tells_its_methods(tone_server: RunningServer, document: Json) -> None:
+def test_every_path_lists_its_methods(tone_server: RunningServer, document: Json) -> None:
     for path, methods in document["paths"].items():
         here = re.sub(r"\{\w+\}", "x", path)
         known = {method.upper() for method in methods} | {"OPTIONS"}

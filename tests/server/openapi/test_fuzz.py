@@ -1,7 +1,7 @@
-"""Nonsense of every kind gets a 4xx in the one shape of errors; sense is understood.
+"""Invalid requests of every kind get a 4xx in the usual error shape; valid ones are accepted.
 
-Schemathesis draws both from the served document.  What it cannot draw, bytes that are not JSON,
-is here for the routes that `test_bad_requests.py` leaves out.
+Schemathesis generates both from the served document.  Bytes that are not JSON, which it cannot
+generate, are tested here for the routes that `test_bad_requests.py` does not cover.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ ALL_PHASES = "examples,coverage,fuzzing,stateful"
 
 
 def fuzz(url: str, folder: Path, seed: int, examples: int, phases: str) -> int:
-    """Have schemathesis try each route; `fuzz.toml` says which exceptions there are, and why.
+    """Run schemathesis on each route; `fuzz.toml` lists the exceptions and their reasons.
 
-    Returns how many requests it has sent.
+    Returns the number of requests sent.
     """
-    # Not in this process: it has settings, hooks and caches that other tests would share.
+    # In another process, because it has global settings, hooks and caches.
     command = [sys.executable, "-m", "schemathesis.cli", "--config-file", str(SETTINGS)]
     command += ["run", f"{url}/openapi.json", "--phases", phases, "--no-color"]
     command += ["--seed", str(seed), "--max-examples", str(examples), "--workers", "1"]
@@ -44,7 +44,9 @@ def fuzz(url: str, folder: Path, seed: int, examples: int, phases: str) -> int:
     assert done.returncode == 0, found
     document = httpx.get(f"{url}/openapi.json").json()
     operations = sum(map(len, document["paths"].values()))
-    assert f"Tested: {operations - 1}" in done.stdout, "all but the document itself"
+    assert f"Tested: {operations - 1}" in done.stdout, (
+        "not all operations but that of the document were tested"
+    )
     return int(re.findall(r"(\d+) generated", done.stdout)[-1])
 
 
@@ -56,7 +58,7 @@ def test_schemathesis_finds_nothing(tone_server: RunningServer, tmp_path: Path) 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("seed", [1, 2, 3])
-def test_schemathesis_finds_nothing_in_long(
+def test_schemathesis_finds_nothing_in_a_long_run(
     tone_server: RunningServer, tmp_path: Path, seed: int
 ) -> None:
     fuzz(tone_server.url, tmp_path, seed=seed, examples=100, phases=ALL_PHASES)
@@ -90,18 +92,22 @@ def check_refusal(response: httpx.Response) -> None:
     ],
     ids=lambda content: repr(content[:60]),
 )
-def test_bytes_that_are_no_speech_request(tone_server: RunningServer, content: bytes) -> None:
+def test_bytes_that_are_not_a_speech_request_are_refused(
+    tone_server: RunningServer, content: bytes
+) -> None:
     check_refusal(tone_server.http.post(SPEECH, content=content, headers=JSON))
     tone_server.wait_idle()
 
 
 @pytest.mark.parametrize("route", [SPEECH, VOICES])
-def test_a_body_that_is_too_large(tone_server: RunningServer, route: str) -> None:
+def test_a_body_that_is_too_large_is_refused(tone_server: RunningServer, route: str) -> None:
     content = b" " * (tone_server.client.server.max_body_bytes + 1)
     for headers in (JSON, BOUNDARY):
         response = tone_server.http.post(route, content=content, headers=headers)
         check_refusal(response)
-        assert response.status_code == 413 or (route, headers) == (VOICES, JSON), "not read at all"
+        assert response.status_code == 413 or (route, headers) == (VOICES, JSON), (
+            "only JSON for voices is refused before it is read"
+        )
 
 
 @pytest.mark.parametrize(
@@ -121,7 +127,7 @@ def test_a_body_that_is_too_large(tone_server: RunningServer, route: str) -> Non
     ],
     ids=lambda value: repr(value[:40]),
 )
-def test_forms_that_are_no_voice(
+def test_forms_that_are_not_a_voice_are_refused(
     tone_server: RunningServer, name: str, head: bytes, value: bytes
 ) -> None:
     parts: dict[str, tuple[bytes, bytes]] = {
@@ -152,7 +158,9 @@ def test_forms_that_are_no_voice(
     ],
     ids="".join,
 )
-def test_names_that_are_none(tone_server: RunningServer, route: tuple[str, str], name: str) -> None:
+def test_bad_names_in_paths_are_refused(
+    tone_server: RunningServer, route: tuple[str, str], name: str
+) -> None:
     method, path = route
     answer: Any = tone_server.http.request(method, f"{path}{name}?model=%ff")
     check_refusal(answer)

@@ -1,4 +1,4 @@
-"""POST /generate when all is well: fields, encodings of the body, formats, whole and streamed."""
+"""Valid requests to POST /generate: fields, body encodings, formats, whole and streamed."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ FIELDS: dict[str, Any] = {
 
 
 def as_form(fields: dict[str, Any]) -> dict[str, tuple[None, str]]:
-    """The same fields as plain parts of a multipart form; a list as JSON."""
+    """The same fields as parts of a multipart form, with lists as JSON."""
     return {
         name: (None, value if isinstance(value, str) else json.dumps(value))
         for name, value in fields.items()
@@ -91,7 +91,7 @@ def test_pcm_is_the_wav_without_its_header(tone_server: RunningServer) -> None:
     assert speak(tone_server, text="3 frames", format="pcm", streaming=True) == wav[44:]
 
 
-def test_stream_starts_with_a_whole_header_of_unknown_size(tone_server: RunningServer) -> None:
+def test_a_stream_starts_with_a_header_of_unknown_size(tone_server: RunningServer) -> None:
     with post_raw(tone_server, text="20 frames", streaming=True) as connection:
         reader = connection.makefile("rb")
         assert reader.readline() == b"HTTP/1.1 200 OK\r\n"
@@ -107,7 +107,7 @@ def test_stream_starts_with_a_whole_header_of_unknown_size(tone_server: RunningS
     assert len(headers["x-request-id"]) == 32
     assert headers["x-sample-rate"] == "8000"
     assert first[4:8] == first[40:44] == b"\xff\xff\xff\xff"
-    assert len(first) >= 44 + FRAME_BYTES, "the header travels with the first sound"
+    assert len(first) >= 44 + FRAME_BYTES, "the header came without sound"
 
 
 @pytest.mark.parametrize("frames", FRAMES)
@@ -120,7 +120,9 @@ def test_streamed_equals_whole(tone_server: RunningServer, frames: int) -> None:
 
 @pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.parametrize("frames", FRAMES)
-def test_readers_read_all_of_it(tone_server: RunningServer, frames: int, streaming: bool) -> None:
+def test_wave_and_soundfile_read_all_of_it(
+    tone_server: RunningServer, frames: int, streaming: bool
+) -> None:
     content = speak(tone_server, text=f"{frames} frames", streaming=streaming)
     with wave.open(io.BytesIO(content)) as reader:
         assert (reader.getnchannels(), reader.getsampwidth()) == (1, 2)
@@ -171,8 +173,8 @@ def test_a_form_can_ask_for_a_stream_and_a_voice(tone_server: RunningServer) -> 
     assert response.content[44:] == speak(tone_server, **fields)[44:]
 
 
-def test_text_of_a_form_stays_text(tone_server: RunningServer) -> None:
-    """A part that looks like a number or a JSON word is spoken as it is written."""
+def test_the_text_of_a_form_stays_a_string(tone_server: RunningServer) -> None:
+    """A text that looks like a number or other JSON is spoken as written."""
     for text in ("5", "true", "null", '{"a": 1}'):
         response = tone_server.http.post("/generate", files={"text": (None, text)})
         assert response.content == speak(tone_server, text=text)
@@ -198,28 +200,28 @@ SOUND: dict[str, Any] = {"text": "20 frames", "temperature": 1.0, "top_k": 0, "s
     ],
     ids=lambda change: next(iter(change)),
 )
-def test_each_field_is_heard(tone_server: RunningServer, change: dict[str, Any]) -> None:
+def test_each_field_changes_the_sound(tone_server: RunningServer, change: dict[str, Any]) -> None:
     plain = speak(tone_server, **SOUND)
     assert speak(tone_server, **SOUND) == plain
-    if "context" in change:  # the tone's sound does not depend on it, but its room does
+    if "context" in change:  # it does not change the tone, but takes positions
         full = {"context": [{"speaker": 1, "text": "a", "audio": clip(14.5)}]}
         response = tone_server.http.post("/generate", json=SOUND | full)
-        assert response.status_code == 422, "190 frames of context leave no room"
+        assert response.status_code == 422, "there is room after 190 frames of context"
     else:
         assert speak(tone_server, **SOUND | change) != plain
 
 
-def test_speaker_is_the_first_voice_of_that_id(tone_server: RunningServer) -> None:
+def test_a_speaker_id_means_its_first_voice(tone_server: RunningServer) -> None:
     assert speak(tone_server, text="5") == speak(tone_server, text="5", speaker=0)
     assert speak(tone_server, text="5", speaker=1) == speak(tone_server, text="5", voice="hum_b")
 
 
-def test_model_goes_by_name_and_by_kind(tone_server: RunningServer) -> None:
+def test_a_model_may_be_given_by_its_name(tone_server: RunningServer) -> None:
     assert speak(tone_server, text="5", model="tone") == speak(tone_server, text="5")
 
 
 @pytest.mark.parametrize("format", ["WAV", "FLAC", "OGG", "MP3"])
-def test_context_audio_of_any_format(tone_server: RunningServer, format: str) -> None:
+def test_context_audio_may_have_any_format(tone_server: RunningServer, format: str) -> None:
     file = io.BytesIO()
     soundfile.write(file, np.zeros((4410, 2)), 44100, format=format)
     audio = base64.b64encode(file.getvalue()).decode()

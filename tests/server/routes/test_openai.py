@@ -1,4 +1,4 @@
-"""/v1: OpenAI's schema, spoken to by OpenAI's own client."""
+"""/v1 follows OpenAI's schema, and works with OpenAI's own client."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def post(server: RunningServer, **fields: Any) -> httpx.Response:
 
 
 def events(content: bytes) -> list[dict[str, Any]]:
-    """The objects of server-sent events; nothing else is in the body."""
+    """The objects of server-sent events, which must be the whole body."""
     lines = content.split(b"\n\n")
     assert lines.pop() == b""
     assert all(line.startswith(b"data: ") and b"\n" not in line for line in lines)
@@ -52,9 +52,11 @@ def audio_of(found: list[dict[str, Any]]) -> bytes:
 
 
 def check_same(name: str, one: bytes, other: bytes) -> None:
-    """Ogg streams have random numbers, and samples at another rate are dithered."""
+    """Ogg streams contain random numbers, and resampled audio is dithered."""
     if name == "opus":
-        assert len(one) == pytest.approx(len(other), abs=300), "pages may end elsewhere"
+        assert len(one) == pytest.approx(len(other), abs=300), (
+            "the lengths differ by more than a page"
+        )
         audio = [soundfile.read(io.BytesIO(content))[0] for content in (one, other)]
         np.testing.assert_array_equal(*audio)
     elif name == "pcm":
@@ -75,7 +77,7 @@ def client_of(server: RunningServer, retries: int = 0) -> openai.OpenAI:
     return openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=retries)
 
 
-def test_mp3_is_what_comes_unasked(tone_server: RunningServer) -> None:
+def test_the_default_format_is_mp3(tone_server: RunningServer) -> None:
     response = post(tone_server)
     assert response.status_code == 200
     assert response.headers["content-type"] == "audio/mpeg"
@@ -96,12 +98,12 @@ def test_openais_client_gets_every_format(
         assert len(response.request_id or "") == 32
         streamed = b"".join(response.iter_bytes())
     check_same(name, streamed, whole)
-    if name != "pcm":  # which is of another rate here
+    if name != "pcm":  # its sample rate differs here
         body = {"text": "20 frames", "format": name, "streaming": True}
         check_same(name, whole, tone_server.http.post("/generate", json=body).content)
 
 
-def test_pcm_is_of_24_khz(client: openai.OpenAI) -> None:
+def test_pcm_has_24_khz(client: openai.OpenAI) -> None:
     response = client.audio.speech.create(**SPEECH, response_format="pcm")
     assert response.response.headers["x-sample-rate"] == "24000"
     samples = np.frombuffer(response.read(), "<i2")
@@ -109,7 +111,7 @@ def test_pcm_is_of_24_khz(client: openai.OpenAI) -> None:
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_events_hold_what_the_stream_holds(tone_server: RunningServer, name: str) -> None:
+def test_events_contain_the_audio_of_the_stream(tone_server: RunningServer, name: str) -> None:
     plain = post(tone_server, response_format=name)
     response = post(tone_server, response_format=name, stream_format="sse", seed=9)
     assert response.headers["content-type"] == "text/event-stream"
@@ -125,7 +127,7 @@ def test_events_hold_what_the_stream_holds(tone_server: RunningServer, name: str
     }
 
 
-def test_events_tell_of_a_length_finish(tone_server: RunningServer) -> None:
+def test_events_report_a_length_finish(tone_server: RunningServer) -> None:
     found = events(post(tone_server, stream_format="sse", max_seconds=0.4).content)
     assert found[-1]["finish_reason"] == "length"
     assert found[-1]["usage"]["output_tokens"] == 5
@@ -145,7 +147,7 @@ def test_openais_client_reads_the_events(client: openai.OpenAI) -> None:
 
 
 @pytest.mark.parametrize("word", ["nan", "boom"])
-def test_a_failure_in_mid_stream_raises_in_openais_client(
+def test_a_failure_during_a_stream_raises_in_openais_client(
     gate: Gate, gated_server: RunningServer, word: str
 ) -> None:
     gate.allow(1)
@@ -160,7 +162,7 @@ def test_a_failure_in_mid_stream_raises_in_openais_client(
     assert value(gated_server, "requests_total", mode="stream", outcome="error") == 1
 
 
-def test_a_failure_between_events_is_reported_and_cut(
+def test_a_failure_between_events_is_reported_and_ends_the_stream(
     gate: Gate, gated_server: RunningServer
 ) -> None:
     """A client that does not handle error events still sees that the body is incomplete."""
@@ -203,7 +205,7 @@ def test_a_failure_before_the_sound_is_a_status(tone_server: RunningServer) -> N
     ],
     ids=lambda case: str(case)[:40],
 )
-def test_refusals_are_openais_error_classes(
+def test_refusals_become_openais_error_classes(
     client: openai.OpenAI, fields: dict[str, Any], kind: type[openai.APIError], param: str | None
 ) -> None:
     with pytest.raises(kind) as caught:
@@ -228,7 +230,9 @@ def test_refusals_are_openais_error_classes(
     ],
     ids=lambda case: str(case)[:40],
 )
-def test_bad_field(tone_server: RunningServer, fields: dict[str, Any], param: str) -> None:
+def test_a_bad_field_is_named(
+    tone_server: RunningServer, fields: dict[str, Any], param: str
+) -> None:
     message = check_error(post(tone_server, **fields), 400, param, "invalid_request")
     assert param in message
 
@@ -243,12 +247,12 @@ def test_a_form_is_not_json(tone_server: RunningServer) -> None:
     check_error(tone_server.http.post(ROUTE, files={"input": (None, "5")}), 400)
 
 
-def test_null_is_as_good_as_nothing(tone_server: RunningServer) -> None:
+def test_null_means_the_default(tone_server: RunningServer) -> None:
     optional = ("instructions", "response_format", "speed", "stream_format", "seed", "top_k")
     assert post(tone_server, **dict.fromkeys(optional)).content == post(tone_server).content
 
 
-def test_the_extra_fields_are_heard(tone_server: RunningServer) -> None:
+def test_extra_fields_change_the_sound(tone_server: RunningServer) -> None:
     base = {"temperature": 1.0, "top_k": 0, "seed": 2, "response_format": "wav"}
     plain = post(tone_server, **base).content
     assert post(tone_server, **base).content == plain
@@ -256,7 +260,7 @@ def test_the_extra_fields_are_heard(tone_server: RunningServer) -> None:
         assert post(tone_server, **base | change).content != plain
 
 
-def test_the_longest_input(tone_server: RunningServer) -> None:
+def test_the_longest_input_is_accepted(tone_server: RunningServer) -> None:
     text = "A sentence of 1 frame. " * 179
     assert len(text) > 4096
     response = post(tone_server, input=text[:4096].rstrip(), response_format="wav")
@@ -266,7 +270,7 @@ def test_the_longest_input(tone_server: RunningServer) -> None:
 @needs_ffmpeg
 @pytest.mark.parametrize("name", ["wav", "mp3"])
 @pytest.mark.parametrize("speed", [0.25, 0.5, 2, 4.0])
-def test_speed_is_heard(tone_server: RunningServer, speed: float, name: str) -> None:
+def test_speed_changes_the_length(tone_server: RunningServer, speed: float, name: str) -> None:
     response = post(tone_server, input="100 frames", speed=speed, response_format=name)
     samples = decode(name, response.content)
     extra = 0 if name == "wav" else 4 * 576
@@ -276,7 +280,7 @@ def test_speed_is_heard(tone_server: RunningServer, speed: float, name: str) -> 
 # Models and voices
 
 
-def test_openais_models_mean_the_first(client: openai.OpenAI) -> None:
+def test_openais_models_mean_the_first_model(client: openai.OpenAI) -> None:
     for model in (
         "tts-1",
         "tts-1-hd",
@@ -298,7 +302,7 @@ def test_models_are_listed(client: openai.OpenAI, tone_server: RunningServer) ->
         client.models.retrieve("gpt-9")
 
 
-def test_names_of_several_models(start_server: StartServer, tmp_path: Path) -> None:
+def test_several_models_can_be_chosen_by_name(start_server: StartServer, tmp_path: Path) -> None:
     other = shutil.copytree(Path(__file__).parents[2] / "tone_checkpoint", tmp_path / "other")
     server = start_server(others=[attrs.evolve(TONE, model=str(other))])
     for asked, spoken in (("tts-1", "tone"), ("tone", "tone"), ("other", "other")):
@@ -321,7 +325,7 @@ def test_a_model_with_a_slash_can_be_retrieved(tone_server: RunningServer) -> No
         assert "'a/b'" in check_error(response, 404, "model")
 
 
-def test_openais_voices_are_spread_over_the_models(tone_server: RunningServer) -> None:
+def test_openais_voices_are_spread_over_the_voices_of_the_model(tone_server: RunningServer) -> None:
     own = [post(tone_server, voice=voice).content for voice in ("hum_a", "hum_b")]
     assert own[0] != own[1]
     assert len(VOICES) == 13
@@ -331,14 +335,14 @@ def test_openais_voices_are_spread_over_the_models(tone_server: RunningServer) -
     assert post(tone_server, voice={"id": "ash"}).content == own[1]
 
 
-def test_an_alias_of_ones_own(start_server: StartServer) -> None:
+def test_aliases_can_be_configured(start_server: StartServer) -> None:
     aliases = ("alloy=hum_b", "narrator=hum_b", "hum_a=hum_b", "lost=nobody")
     server = start_server(server=ServerConfig(port=0, voice_alias=aliases))
     own = {voice: post(server, voice=voice).content for voice in ("hum_a", "hum_b")}
-    assert own["hum_a"] != own["hum_b"], "a voice of that name goes before an alias"
+    assert own["hum_a"] != own["hum_b"], "an alias hides a voice of that name"
     assert post(server, voice="alloy").content == own["hum_b"]
     assert post(server, voice="narrator").content == own["hum_b"]
-    assert post(server, voice="ballad").content == own["hum_a"], "the others stay"
+    assert post(server, voice="ballad").content == own["hum_a"], "other aliases are lost"
     check_error(post(server, voice="lost"), 404, "voice")
     listed = {voice["id"] for voice in server.http.get("/v1/audio/voices").json()["voices"]}
     assert listed == {"hum_a", "hum_b"}
@@ -350,7 +354,7 @@ def test_a_bad_alias_is_refused_before_the_start(alias: str) -> None:
         ServerConfig(voice_alias=(alias,))
 
 
-# Full queues, and requests by their ids
+# Full queues, and request ids
 
 
 @pytest.fixture
@@ -362,7 +366,7 @@ def full_server(gate: Gate, start_server: StartServer) -> Iterator[RunningServer
     gate.open()
 
 
-def test_openais_client_comes_back_after_429(gate: Gate, full_server: RunningServer) -> None:
+def test_openais_client_retries_after_429(gate: Gate, full_server: RunningServer) -> None:
     server = full_server
     gate.close()
     with ThreadPoolExecutor(2) as pool, client_of(server, 5) as patient, client_of(server) as hasty:
@@ -388,7 +392,7 @@ def test_a_given_id_is_kept(tone_server: RunningServer) -> None:
 
 
 @pytest.mark.parametrize("given", ["", "a b", "a/b", "x" * 129, 'a"b', "ä", "a~1"])
-def test_an_id_that_will_not_do_is_replaced(tone_server: RunningServer, given: str) -> None:
+def test_an_invalid_id_is_replaced(tone_server: RunningServer, given: str) -> None:
     headers = {"X-Request-Id": given.encode()}
     response = tone_server.http.post(ROUTE, json=SPEECH, headers=headers)
     assert response.status_code == 200
@@ -409,8 +413,8 @@ def test_every_answer_has_an_id(tone_server: RunningServer, method: str, path: s
     assert named.headers["x-request-id"] == "mine"
 
 
-def test_an_id_may_be_shared(gate: Gate, gated_server: RunningServer) -> None:
-    """A proxy sends one id with each try of a request; each try is a request of its own."""
+def test_several_requests_may_have_the_same_id(gate: Gate, gated_server: RunningServer) -> None:
+    """A proxy sends the same id with each retry, but each try is a separate request."""
     gate.close()
     headers = {"X-Request-Id": "same"}
     bodies = [(ROUTE, SPEECH), ("/generate", {"text": "5"}), ("/generate", {"text": "3"})]
@@ -453,7 +457,9 @@ def test_a_waiting_request_is_cancelled(
     until(lambda: is_idle(server), 1)
     mode = "stream" if streaming else "whole"
     assert value(server, "requests_total", mode=mode, outcome="cancelled") == 1
-    assert value(server, "client_disconnects_total", phase="queued") == 0, "it stayed"
+    assert value(server, "client_disconnects_total", phase="queued") == 0, (
+        "the client was counted as gone"
+    )
     check_error(server.http.delete("/requests/waiting"), 404, "id", "not_found")
 
 
@@ -474,7 +480,7 @@ def test_a_running_stream_is_cut_by_its_id(gate: Gate, gated_server: RunningServ
     check_error(server.http.delete(f"/requests/{request_id}"), 404, "id")
 
 
-def test_a_later_part_of_a_long_text_is_cancelled_too(
+def test_a_long_text_can_be_cancelled_in_a_later_part(
     gate: Gate, gated_server: RunningServer
 ) -> None:
     server = gated_server
@@ -509,13 +515,13 @@ def test_a_whole_answer_is_cancelled_while_it_is_encoded(
     with ThreadPoolExecutor(1) as pool:
         asked = pool.submit(server.http.post, "/generate", json=body, headers=headers)
         assert encoding.wait(5)
-        assert server.http.get("/health").status_code == 200, "the event loop is free"
+        assert server.http.get("/health").status_code == 200, "the event loop is blocked"
         assert server.http.delete("/requests/late").status_code == 204
         go_on.set()
         check_error(asked.result(), 499, code="cancelled")
 
 
-def test_cancelled_events_say_so(gate: Gate, gated_server: RunningServer) -> None:
+def test_a_cancelled_stream_of_events_says_so(gate: Gate, gated_server: RunningServer) -> None:
     gate.allow(2)
     with client_of(gated_server) as client:
         stream = sse(client, input="150 frames", max_seconds=12, response_format="pcm")

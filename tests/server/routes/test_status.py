@@ -1,4 +1,4 @@
-"""/health, /ready, /models, /voices and /plugins through the life of an engine."""
+"""/health, /ready, /models, /voices and /plugins in each state of an engine."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ StartServer = Callable[..., RunningServer]
 
 @pytest.fixture
 def loading(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
-    """The tone's loading waits for this event."""
+    """The tone does not finish loading before this event is set."""
     done, load = threading.Event(), tone._load
 
     def slow(options):
@@ -32,7 +32,9 @@ def loading(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
     done.set()
 
 
-def test_while_it_loads(loading: threading.Event, start_server: StartServer) -> None:
+def test_a_loading_server_is_alive_and_not_ready(
+    loading: threading.Event, start_server: StartServer
+) -> None:
     server = start_server(wait=False)
     http = server.http
     health = http.get("/health")
@@ -62,7 +64,7 @@ def test_while_it_loads(loading: threading.Event, start_server: StartServer) -> 
     assert value(server, "ready") == 1
 
 
-def test_ready(tone_server: RunningServer) -> None:
+def test_a_ready_server_lists_its_models_and_voices(tone_server: RunningServer) -> None:
     http = tone_server.http
     ready = http.get("/ready")
     assert (ready.status_code, ready.json()) == (200, {"status": "ready"})
@@ -88,7 +90,7 @@ def test_ready(tone_server: RunningServer) -> None:
     assert model["sampling"]["temperature"] == 0
 
 
-def test_health_tells_what_runs_and_what_waits(gate: Gate, start_server: StartServer) -> None:
+def test_health_reports_running_and_waiting_requests(gate: Gate, start_server: StartServer) -> None:
     server = start_server(engine=attrs.evolve(TONE, max_batch_size=1))
     gate.close()
     first = post_raw(server, text="50 frames", streaming=True)
@@ -111,7 +113,7 @@ def test_health_tells_what_runs_and_what_waits(gate: Gate, start_server: StartSe
         connection.close()
 
 
-def test_draining(start_server: StartServer) -> None:
+def test_a_draining_server_is_alive_and_not_ready(start_server: StartServer) -> None:
     server = start_server()
     server.client.drain()
     ready = server.http.get("/ready")
@@ -136,7 +138,7 @@ def test_a_load_error_is_reported(
     assert "out of tune" in check_error(refused, 503, code="unavailable")
 
 
-def test_any_load_error_is_reported(
+def test_an_unexpected_load_error_is_reported(
     start_server: StartServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(options):
@@ -148,7 +150,7 @@ def test_any_load_error_is_reported(
     assert "a bug in load" in server.http.get("/health").json()["models"][0]["reason"]
 
 
-def test_a_dead_engine(
+def test_a_dead_engine_is_reported_everywhere(
     gate: Gate, start_server: StartServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server = start_server()
@@ -159,7 +161,7 @@ def test_a_dead_engine(
         assert response.status_code == 200
 
         def end(engine):
-            raise BrokenPipeError  # the worker takes it for the end of the server, and ends
+            raise BrokenPipeError  # the worker mistakes it for the end of the server
 
         monkeypatch.setattr(Engine, "step", end)
         gate.open()
@@ -168,9 +170,9 @@ def test_a_dead_engine(
     health = server.http.get("/health")
     assert health.status_code == 503
     assert health.json()["status"] == "dead"
-    (told,) = health.json()["models"]
-    assert told["reason"] == "the engine worker ended"
-    assert told["running"] == 0
+    (model,) = health.json()["models"]
+    assert model["reason"] == "the engine worker ended"
+    assert model["running"] == 0
     assert server.http.get("/ready").status_code == 503
     refused = server.http.post("/generate", json={"text": "5"})
     assert "worker ended" in check_error(refused, 503, code="unavailable")

@@ -1,4 +1,4 @@
-"""Registered voices: uploaded, spoken with, kept in a directory, refused."""
+"""Registered voices: uploading, speaking, keeping them in a directory, refusals."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def samples(values: list[float], rate: int = RATE) -> bytes:
 
 
 def form(**changes: Any) -> dict[str, tuple[str | None, Any]]:
-    """A multipart form as httpx takes it; None leaves a field out, bytes are a file."""
+    """A multipart form for httpx; None omits a field, bytes become a file."""
     fields = {"name": "anna", "audio": sound(), "text": "good morning", **changes}
     return {
         name: (f"{name}.bin" if isinstance(content, bytes) else None, content)
@@ -100,7 +100,7 @@ def server(start_server: StartServer, directory: Path) -> RunningServer:
     return start_server(server=keeping(directory))
 
 
-def test_the_life_of_a_voice(server: RunningServer, directory: Path) -> None:
+def test_a_voice_can_be_added_used_and_deleted(server: RunningServer, directory: Path) -> None:
     check_error(speak(server, "anna"), 404, "voice", code="not_found")
     made = upload(server, speaker="1")
     assert made.status_code == 201
@@ -121,7 +121,7 @@ def test_the_life_of_a_voice(server: RunningServer, directory: Path) -> None:
     assert "anna (1)" in launch.banner([server.client], "http://x")
     before = value(server, "prompt_positions_total", source="prefilled")
     assert speak(server, "anna").status_code == 200
-    # Two positions and one for each word; the segment is one and its 13 frames.
+    # The text takes two positions and one per word; the segment takes one and its 13 frames.
     until(lambda: value(server, "prompt_positions_total", source="prefilled") == before + 4 + 14)
     assert sorted(path.name for path in directory.iterdir()) == ["anna.json", "anna.wav"]
 
@@ -137,7 +137,7 @@ def test_the_life_of_a_voice(server: RunningServer, directory: Path) -> None:
     assert value(server, "http_responses_total", route=ROUTE, code="201") == 2
 
 
-def test_the_names_that_clients_of_openai_use(server: RunningServer) -> None:
+def test_field_names_of_openais_clients_are_accepted(server: RunningServer) -> None:
     made = upload(
         server,
         audio=None,
@@ -154,7 +154,7 @@ def test_the_names_that_clients_of_openai_use(server: RunningServer) -> None:
     ("kind", "rate", "channels"),
     [("WAV", 44100, 2), ("FLAC", 8000, 1), ("OGG", 16000, 1), ("MP3", 24000, 1)],
 )
-def test_formats(
+def test_samples_of_several_formats_are_accepted(
     server: RunningServer, directory: Path, kind: str, rate: int, channels: int
 ) -> None:
     file = io.BytesIO()
@@ -163,7 +163,7 @@ def test_formats(
     made = upload(server, audio=file.getvalue())
     assert made.json()["seconds"] == pytest.approx(2, abs=0.15)
     kept, kept_rate = soundfile.read(directory / "anna.wav")
-    assert kept_rate == RATE  # the model's
+    assert kept_rate == RATE  # the rate of the model
     assert kept.std() == pytest.approx(0.3 / 2**0.5, rel=0.1)
 
 
@@ -180,16 +180,16 @@ def test_a_voice_survives_a_restart(start_server: StartServer, directory: Path) 
     assert names(start_server(server=keeping(directory))) == ["hum_a", "hum_b"]
 
 
-def test_of_two_servers_one_may_change_the_directory(
+def test_only_one_of_two_servers_may_change_the_directory(
     start_server: StartServer, directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The other reads it, refuses to change it, and takes it over once it is free."""
+    """The second one reads it, refuses to change it, and takes it over when it is free."""
     monkeypatch.setattr(registry, "CLAIM_SECONDS", 0.05)
     directory.mkdir()
     left = directory / ".anna.wav.x1y2z3.tmp"
     left.touch()
     with running_server(server=keeping(directory)) as first:
-        assert not left.exists(), "what a killed server left is removed"
+        assert not left.exists(), "a file of a killed server is left"
         for name in ("anna", "bert"):
             upload(first, name=name)
         second = start_server(server=keeping(directory))
@@ -242,7 +242,7 @@ LYING = sound()[:40] + struct.pack("<I", 2**31 - 1) + sound()[44:]
 
 
 @pytest.mark.parametrize(
-    ("changes", "param", "told"),
+    ("changes", "param", "reason"),
     [
         ({"name": None}, "name", "required"),
         ({"name": ""}, "name", "1 to 64"),
@@ -278,36 +278,36 @@ LYING = sound()[:40] + struct.pack("<I", 2**31 - 1) + sound()[44:]
         ({"colour": "red"}, "colour", "unknown field"),
         ({"transcript": "again"}, None, "two names"),
     ],
-    # Not the values: libsndfile writes the time of day into files, and pytest-xdist compares names.
+    # Ids without values: libsndfile writes the time into files, and pytest-xdist compares ids.
     ids=lambda case: "-".join(case) if isinstance(case, dict) else str(case)[:40],
 )
-def test_bad_uploads(
-    tone_server: RunningServer, changes: dict[str, Any], param: str | None, told: str
+def test_bad_uploads_are_refused_by_field(
+    tone_server: RunningServer, changes: dict[str, Any], param: str | None, reason: str
 ) -> None:
-    assert told in check_error(upload(tone_server, **changes), 400, param, code="invalid_request")
+    assert reason in check_error(upload(tone_server, **changes), 400, param, code="invalid_request")
     assert names(tone_server) == ["hum_a", "hum_b"]
 
 
-def test_what_the_model_refuses(tone_server: RunningServer) -> None:
+def test_uploads_that_the_model_cannot_use_are_refused(tone_server: RunningServer) -> None:
     check_error(upload(tone_server, speaker="7"), 404, "speaker")
     check_error(upload(tone_server, model="nobody"), 404, "model")
-    # 29 seconds are within the bound, and more than the tone's 200 positions.
+    # 29 seconds are within the limit, but need more than the tone's 200 positions.
     message = check_error(upload(tone_server, audio=sound(29)), 422, "audio")
     assert "context is too long" in message
     assert names(tone_server) == ["hum_a", "hum_b"]
 
 
-def test_a_header_that_lies_is_not_believed(tone_server: RunningServer) -> None:
+def test_a_false_length_in_the_header_is_ignored(tone_server: RunningServer) -> None:
     made = upload(tone_server, audio=LYING)
     assert made.status_code == 201
     assert made.json()["seconds"] == 1
     tone_server.http.delete(f"{ROUTE}/anna")
 
 
-def test_a_small_file_that_unpacks_to_hours(
+def test_a_small_file_that_decodes_to_hours_is_refused(
     tone_server: RunningServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is left as soon as it is too long."""
+    """Decoding stops as soon as it is too long."""
     read, taken = soundfile.SoundFile.read, []
 
     def counting(self, *args, **settings):
@@ -323,7 +323,7 @@ def test_a_small_file_that_unpacks_to_hours(
     assert sum(taken) <= 31 * 1000
 
 
-def test_bodies_that_are_no_form(tone_server: RunningServer) -> None:
+def test_bodies_that_are_not_forms_are_refused(tone_server: RunningServer) -> None:
     http = tone_server.http
     assert "multipart" in check_error(http.post(ROUTE, json={"name": "anna"}), 400)
     torn = {"Content-Type": "multipart/form-data; boundary=zz"}
@@ -332,27 +332,27 @@ def test_bodies_that_are_no_form(tone_server: RunningServer) -> None:
     assert "more than once" in check_error(http.post(ROUTE, files=twice), 400, "name")
 
 
-def test_a_body_over_the_servers_limit(start_server: StartServer) -> None:
+def test_a_body_over_the_limit_of_the_server_is_refused(start_server: StartServer) -> None:
     server = start_server(server=ServerConfig(port=0, max_body_bytes=10_000))
     check_error(upload(server), 413)
 
 
-def test_a_name_is_taken_once(server: RunningServer, directory: Path) -> None:
+def test_a_name_cannot_be_used_twice(server: RunningServer, directory: Path) -> None:
     assert upload(server).status_code == 201
     for name in ("anna", "Anna"):
         again = upload(server, name=name, text="else")
         assert "delete it first" in check_error(again, 409, "name", code="already_exists")
-        assert "retry-after" not in again.headers  # a client that waits gains nothing
+        assert "retry-after" not in again.headers  # waiting does not help
     assert "built-in voice" in check_error(upload(server, name="Hum_A"), 409, "name")
     assert server.http.get(f"{ROUTE}/anna").json()["text"] == "good morning"
     assert names(server) == ["hum_a", "hum_b", "anna"]
-    # A file that appeared after the start must not be overwritten either.
+    # A file that was added after the start must not be overwritten, either.
     (directory / "Bert.txt").write_text("mine")
     check_error(upload(server, name="bert"), 409, "name")
     assert (directory / "Bert.txt").read_text() == "mine"
 
 
-def test_of_two_uploads_at_once_one_wins(server: RunningServer) -> None:
+def test_only_one_of_several_concurrent_uploads_succeeds(server: RunningServer) -> None:
     with ThreadPoolExecutor(4) as pool:
         answers = list(pool.map(lambda n: upload(server, text=f"text {n}"), range(4)))
     assert sorted(answer.status_code for answer in answers) == [201, 409, 409, 409]
@@ -360,7 +360,7 @@ def test_of_two_uploads_at_once_one_wins(server: RunningServer) -> None:
     assert server.http.get(f"{ROUTE}/anna").json() == winner
 
 
-def test_a_crowd_of_uploads_is_told_to_wait(
+def test_too_many_concurrent_uploads_get_429(
     server: RunningServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(registry, "MAX_WAITING", 1)
@@ -375,7 +375,9 @@ def test_a_crowd_of_uploads_is_told_to_wait(
     assert upload(server, name="bert").status_code == 201
 
 
-def test_the_most_voices(server: RunningServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_number_of_voices_is_limited(
+    server: RunningServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(registry, "MAX_VOICES", 1)
     assert upload(server).status_code == 201
     full = upload(server, name="bert")
@@ -383,7 +385,7 @@ def test_the_most_voices(server: RunningServer, monkeypatch: pytest.MonkeyPatch)
 
 
 class encoding_held:  # noqa: N801  # reads as a function
-    """The tone's codec waits in `encode` until the event is set."""
+    """Makes the tone's codec wait in `encode` until the event is set."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self._go, encode = threading.Event(), ToneCodec.encode
@@ -401,7 +403,7 @@ class encoding_held:  # noqa: N801  # reads as a function
         self._go.set()
 
 
-def test_a_server_is_ready_when_its_voices_are_in(
+def test_a_server_is_ready_when_its_voices_are_loaded(
     start_server: StartServer, directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drop(directory, "anna")
@@ -418,7 +420,7 @@ def test_a_server_is_ready_when_its_voices_are_in(
     assert speak(server, "anna").status_code == 200
 
 
-def test_a_server_may_end_while_its_voices_are_read(
+def test_a_server_may_end_while_it_loads_voices(
     start_server: StartServer,
     directory: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -432,12 +434,14 @@ def test_a_server_may_end_while_its_voices_are_read(
         server.client.drain()
     until(lambda: not server.client.open_requests)
     assert server.http.get("/ready").json() == {"status": "draining"}
-    assert names(server) == ["hum_a", "hum_b", "anna"]  # the other came too late
+    assert names(server) == ["hum_a", "hum_b", "anna"]  # it stopped before the other one
     assert broken(server) == {}
     assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
-def test_paths_in_the_url_lead_nowhere(server: RunningServer, directory: Path) -> None:
+def test_paths_in_the_url_cannot_leave_the_directory(
+    server: RunningServer, directory: Path
+) -> None:
     outside = directory.parent / "secret.wav"
     outside.write_bytes(sound())
     for name in ("..%2fsecret", "%2e%2e%2fsecret", "secret%00", "a" * 300, ".%2fanna"):
@@ -447,7 +451,7 @@ def test_paths_in_the_url_lead_nowhere(server: RunningServer, directory: Path) -
     assert outside.exists()
 
 
-def test_a_models_own_voice(server: RunningServer) -> None:
+def test_a_built_in_voice_cannot_be_deleted(server: RunningServer) -> None:
     shown = server.http.get(f"{ROUTE}/hum_b").json()
     assert shown == {
         "id": "hum_b",
@@ -461,7 +465,7 @@ def test_a_models_own_voice(server: RunningServer) -> None:
 
 
 def drop(directory: Path, name: str, record: Any = "", audio: bytes | None = None) -> None:
-    """Put a voice there by hand; a string is the content of a .txt file."""
+    """Add the files of a voice to the directory; a string becomes a .txt file."""
     directory.mkdir(exist_ok=True)
     (directory / f"{name}.wav").write_bytes(sound() if audio is None else audio)
     if isinstance(record, str):
@@ -470,7 +474,7 @@ def drop(directory: Path, name: str, record: Any = "", audio: bytes | None = Non
         (directory / f"{name}.json").write_text(json.dumps(record))
 
 
-def test_voices_put_there_by_hand(start_server: StartServer, directory: Path) -> None:
+def test_voices_may_be_added_as_files(start_server: StartServer, directory: Path) -> None:
     drop(directory, "anna", "good morning\n")
     drop(directory, "Bert", {"text": "hi", "speaker": 1})
     drop(directory, "c-3", {"text": "hi", "model": "tone", "created": 7})
@@ -550,15 +554,15 @@ def test_unusable_voices_are_reported_and_not_fatal(
     expected = spoil(directory)
     drop(directory, "zoe")
     server = start_server(server=keeping(directory))
-    told = broken(server)
-    assert told.keys() == expected.keys()
+    reported = broken(server)
+    assert reported.keys() == expected.keys()
     for file, reason in expected.items():
-        assert reason in told[file], file
-        assert "(" not in told[file][:20], file  # a sentence, no repr of an exception
+        assert reason in reported[file], file
+        assert "(" not in reported[file][:20], file  # not the repr of an exception
         assert any(file in line and reason in line for line in caplog.messages), file
     assert names(server) == ["hum_a", "hum_b", "Case", "zoe"]
     assert speak(server, "zoe").status_code == 200
-    # What cannot be used is not overwritten, but can be deleted.
+    # An unusable voice is not overwritten, but can be deleted.
     check_error(upload(server, name="dumb"), 409, "name")
     assert server.http.delete(f"{ROUTE}/dumb").status_code == 200
     assert "dumb.wav" not in broken(server)
@@ -566,7 +570,7 @@ def test_unusable_voices_are_reported_and_not_fatal(
     assert upload(server, name="dumb").status_code == 201
 
 
-def test_a_codec_that_fails_on_a_voice(
+def test_a_codec_that_fails_on_a_voice_is_reported(
     start_server: StartServer, directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fails(codec, pcm):
@@ -579,10 +583,12 @@ def test_a_codec_that_fails_on_a_voice(
     check_error(upload(server, name="bert"), 500, code="generation_failed")
     assert names(server) == ["hum_a", "hum_b"]
     assert not (directory / "bert.wav").exists()
-    assert value(server, "finished_total", reason="error") == 0, "no sequence has failed"
+    assert value(server, "finished_total", reason="error") == 0, (
+        "it is counted as a failed sequence"
+    )
 
 
-def test_a_model_whose_codec_does_not_encode(
+def test_a_model_whose_codec_cannot_encode_refuses_voices(
     start_server: StartServer, directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ToneModel, "takes_context", False)
@@ -595,7 +601,7 @@ def test_a_model_whose_codec_does_not_encode(
 
 
 @pytest.mark.parametrize("failing", ["anna.wav", "anna.json"])
-def test_a_disk_that_is_full(
+def test_a_full_disk_is_reported_and_leaves_nothing(
     server: RunningServer, directory: Path, monkeypatch: pytest.MonkeyPatch, failing: str
 ) -> None:
     put = VoiceStore._put
@@ -644,16 +650,18 @@ def test_a_torn_write_leaves_nothing(directory: Path, monkeypatch: pytest.Monkey
     assert list(directory.iterdir()) == []
 
 
-def test_files_that_cannot_be_deleted(server: RunningServer, directory: Path) -> None:
+def test_a_voice_whose_files_cannot_be_deleted_stays(
+    server: RunningServer, directory: Path
+) -> None:
     assert upload(server).status_code == 201
     (directory / "anna.wav").unlink()
-    (directory / "anna.wav").mkdir()  # no file any more: unlink refuses it
+    (directory / "anna.wav").mkdir()  # a directory, which unlink refuses
     message = check_error(server.http.delete(f"{ROUTE}/anna"), 503, code="unavailable")
     assert "cannot be deleted" in message
     assert speak(server, "anna").status_code == 200
 
 
-def test_the_store_builds_no_path_from_another_name(directory: Path) -> None:
+def test_the_store_refuses_names_that_are_not_voice_names(directory: Path) -> None:
     store = VoiceStore(directory)
     for work in (store.remove, store.audio):
         with pytest.raises(ValueError, match="not a voice name"):
@@ -662,7 +670,7 @@ def test_the_store_builds_no_path_from_another_name(directory: Path) -> None:
         store.audio("anna")
 
 
-def test_a_directory_that_is_none(tmp_path: Path) -> None:
+def test_a_bad_voices_directory_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for path in (tmp_path / "file", tmp_path / "file" / "below"):
         engines = Engines([TONE], keeping(path), load_plugins(TONE.plugins), in_thread=True)

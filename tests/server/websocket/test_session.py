@@ -1,4 +1,4 @@
-"""WebSocket /v1/audio/stream: text in pieces, audio as it is made, and each way to end."""
+"""WebSocket /v1/audio/stream: text in pieces, audio while it is generated, every kind of end."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ SENTENCES = ["Here are 7 frames.", "And 3 more!", "Is this 4?", "The last has 5"
 
 
 class Speaker:
-    """A client: what it is sent, as events (dicts) and audio (bytes), in order."""
+    """A client that records the events (dicts) and audio (bytes) it receives, in order."""
 
     def __init__(self, connection: ClientConnection) -> None:
         self.connection = connection
@@ -68,7 +68,7 @@ class Speaker:
                 return message
 
     def close(self) -> tuple[int | None, str | None]:
-        """Receive all there is; how the server closed."""
+        """Receive everything; returns the code and reason with which the server closed."""
         try:
             while True:
                 self.receive()
@@ -104,7 +104,7 @@ def dial(url: str, **settings: Any) -> Iterator[Speaker]:
 
 @contextmanager
 def session(server: RunningServer, **start: object) -> Iterator[Speaker]:
-    """A session that has started."""
+    """A started session."""
     with dial(server.url) as speaker:
         speaker.send("start", **start)
         assert speaker.until("started")["type"] == "started"
@@ -112,14 +112,14 @@ def session(server: RunningServer, **start: object) -> Iterator[Speaker]:
 
 
 def said(server: RunningServer, text: str, **fields: object) -> bytes:
-    """What /generate makes of a text."""
+    """The audio of /generate for a text."""
     answer = server.http.post("/generate", json={"text": text, "format": "pcm", **fields})
     assert answer.status_code == 200, answer.text
     return answer.content
 
 
 def check_fatal(speaker: Speaker, close: int, code: str, param: str | None = None) -> str:
-    """The last event is an error of this kind, and the connection closes so."""
+    """Check the last event and the close code; returns the error's message."""
     assert speaker.close() == (close, code)
     error = speaker.events[-1]
     assert error["type"] == "error"
@@ -142,7 +142,7 @@ def spoken_whole(server: RunningServer, bits: list[str], **start: object) -> Spe
 # Text in, audio out
 
 
-def test_the_first_event_says_what_will_come(tone_server: RunningServer) -> None:
+def test_the_first_event_describes_the_audio(tone_server: RunningServer) -> None:
     with session(tone_server) as speaker:
         (started,) = speaker.events
     assert re.fullmatch("[0-9a-f]{32}", started.pop("request_id"))
@@ -165,7 +165,7 @@ def test_open_sessions_are_counted(tone_server: RunningServer) -> None:
 
 
 @pytest.mark.parametrize("bits", [[TEXT], list(TEXT), re.findall(r"\S+\s*", TEXT)])
-def test_text_is_spoken_however_it_comes(tone_server: RunningServer, bits: list[str]) -> None:
+def test_text_is_spoken_however_it_is_split(tone_server: RunningServer, bits: list[str]) -> None:
     speaker = spoken_whole(tone_server, bits, speaker=1)
     assert " ".join(text for text, _ in speaker.segments) == TEXT
     for text, audio in speaker.segments:
@@ -182,7 +182,7 @@ def test_text_is_spoken_however_it_comes(tone_server: RunningServer, bits: list[
     tone_server.wait_idle()
 
 
-def test_a_sentence_is_spoken_before_the_next_is_there(tone_server: RunningServer) -> None:
+def test_a_sentence_is_spoken_before_the_next_one_arrives(tone_server: RunningServer) -> None:
     with session(tone_server) as speaker:
         for sentence, more in zip(SENTENCES[:3], "AIT", strict=True):
             speaker.send("text", text=f"{sentence} {more}")
@@ -192,7 +192,9 @@ def test_a_sentence_is_spoken_before_the_next_is_there(tone_server: RunningServe
         tone_server.wait_idle()
 
 
-def test_what_waits_is_packed(gate: Gate, gated_server: RunningServer) -> None:
+def test_waiting_sentences_are_joined_into_one_segment(
+    gate: Gate, gated_server: RunningServer
+) -> None:
     gate.close()
     with session(gated_server) as speaker:
         speaker.send("text", text="1 first. And ")
@@ -207,8 +209,8 @@ def test_what_waits_is_packed(gate: Gate, gated_server: RunningServer) -> None:
     ]
 
 
-def test_what_is_too_long_is_cut(tone_server: RunningServer) -> None:
-    """The tone's context leaves room for 96 characters at once."""
+def test_text_that_is_too_long_is_cut(tone_server: RunningServer) -> None:
+    """The tone's context has room for 96 characters per segment."""
     text = " ".join(f"{n} is the number of this sentence." for n in range(1, 12))
     speaker = spoken_whole(tone_server, [text])
     assert len(speaker.segments) > 3
@@ -216,7 +218,7 @@ def test_what_is_too_long_is_cut(tone_server: RunningServer) -> None:
     assert " ".join(text for text, _ in speaker.segments) == text
 
 
-def test_nothing_to_say(tone_server: RunningServer) -> None:
+def test_text_without_words_is_silent(tone_server: RunningServer) -> None:
     for bits in ([], [""], [" \n", "..."]):
         speaker = spoken_whole(tone_server, bits)
         assert [event["type"] for event in speaker.events] == ["started", "done"]
@@ -224,7 +226,7 @@ def test_nothing_to_say(tone_server: RunningServer) -> None:
         assert speaker.events[-1]["seconds"] == 0
 
 
-def test_an_alias_is_a_voice_here_too(start_server: Callable[..., RunningServer]) -> None:
+def test_aliases_of_voices_work_here_too(start_server: Callable[..., RunningServer]) -> None:
     """The route is under /v1, where all of OpenAI's voices have aliases."""
     server = start_server(server=ServerConfig(port=0, voice_alias=("narrator=hum_b",)))
     spoken = {}
@@ -238,7 +240,7 @@ def test_an_alias_is_a_voice_here_too(start_server: Callable[..., RunningServer]
     assert spoken["ash"] == spoken["narrator"] == spoken["hum_b"]
 
 
-def test_sampling_voice_and_cap_are_those_of_start(tone_server: RunningServer) -> None:
+def test_sampling_voice_and_max_seconds_come_from_start(tone_server: RunningServer) -> None:
     fields = {"voice": "hum_b", "temperature": 1.5, "seed": 3, "top_k": 9, "max_seconds": 0.4}
     speaker = spoken_whole(tone_server, ["150 frames"], model="tone", **fields)
     assert speaker.audio == said(tone_server, "150 frames", **fields)
@@ -266,7 +268,7 @@ def test_each_utterance_is_a_file(tone_server: RunningServer, form: str) -> None
         assert np.abs(audio).max() > 10_000
 
 
-def test_segments_are_turns_of_a_conversation_of_their_own(tone_server: RunningServer) -> None:
+def test_segments_are_turns_of_a_private_conversation(tone_server: RunningServer) -> None:
     """It is forgotten with the session."""
 
     def forget(speaker: Speaker) -> bool:
@@ -288,7 +290,7 @@ def test_segments_are_turns_of_a_conversation_of_their_own(tone_server: RunningS
     assert not forget(speaker)
 
 
-def test_a_model_that_follows_no_context(start_server: StartServer) -> None:
+def test_a_model_without_context_has_no_conversations(start_server: StartServer) -> None:
     server = start_server()
     server.client.replicas[0].worker.info = attrs.evolve(server.client.info, takes_context=False)
     speaker = spoken_whole(server, ["3! ", "And 4"])
@@ -304,7 +306,7 @@ def with_words(text: str) -> str:
     return text.rstrip(".").replace("fee", "3 " + "words " * 12)
 
 
-def test_limits_count_what_is_spoken_and_clients_see_what_they_wrote(
+def test_limits_count_the_normalised_text_and_clients_see_the_original(
     start_server: StartServer,
 ) -> None:
     server = start_server()
@@ -312,7 +314,7 @@ def test_limits_count_what_is_spoken_and_clients_see_what_they_wrote(
     server.client.reader = TextReader(front_end, text_jobs(in_thread=True))
     speaker = spoken_whole(server, ["fee fee "])
     assert [text for text, _ in speaker.segments] == ["fee fee"]
-    assert len(speaker.audio) == 2 * 3 * FRAME_BYTES, "in two parts"
+    assert len(speaker.audio) == 2 * 3 * FRAME_BYTES, "it is not spoken in two parts"
 
 
 # flush, cancel, end
@@ -352,7 +354,9 @@ def test_a_session_is_ended_by_its_id(
         gate.open()
         until(lambda: is_idle(server), 1)
     assert value(server, "requests_total", mode="stream", outcome="cancelled") == speaking
-    assert value(server, "client_disconnects_total", phase="stream") == 0, "it stayed"
+    assert value(server, "client_disconnects_total", phase="stream") == 0, (
+        "the client was counted as gone"
+    )
 
 
 def test_cancel_silences_and_the_next_text_is_spoken(
@@ -360,7 +364,7 @@ def test_cancel_silences_and_the_next_text_is_spoken(
 ) -> None:
     server = gated_server
     with session(server) as speaker:
-        gate.allow(2)  # each of the first two goes out by itself
+        gate.allow(2)  # the first two frames are sent separately
         speaker.send("text", text="150 frames of this. And 20 of that. And what is")
         while len(speaker.audio) < 2 * FRAME_BYTES:
             speaker.until("audio")
@@ -375,7 +379,7 @@ def test_cancel_silences_and_the_next_text_is_spoken(
         speaker.send("text", text="2 frames")
         speaker.send("flush")
         speaker.until("flushed")
-        assert isinstance(speaker.got[before], dict), "no late audio"
+        assert isinstance(speaker.got[before], dict), "audio came after `cancelled`"
         speaker.send("end")
         assert speaker.close() == (1000, "done")
     assert speaker.segments[1:] == [("2 frames", said(server, "2 frames"))]
@@ -387,7 +391,9 @@ def test_cancel_silences_and_the_next_text_is_spoken(
     assert value(server, "frames_total") < 100
 
 
-def test_cancel_while_the_text_waits_for_a_slot(gate: Gate, start_server: StartServer) -> None:
+def test_a_text_that_waits_for_a_slot_can_be_cancelled(
+    gate: Gate, start_server: StartServer
+) -> None:
     server = start_server(engine=attrs.evolve(TONE, max_batch_size=1))
     gate.close()
     with post_raw(server, text="5 frames"), session(server) as speaker:
@@ -399,7 +405,7 @@ def test_cancel_while_the_text_waits_for_a_slot(gate: Gate, start_server: StartS
         gate.open()
 
 
-def test_cancel_with_nothing_to_cancel(tone_server: RunningServer) -> None:
+def test_cancel_without_anything_to_cancel_is_answered(tone_server: RunningServer) -> None:
     with session(tone_server) as speaker:
         for _ in range(2):
             speaker.send("cancel")
@@ -411,7 +417,7 @@ def test_cancel_with_nothing_to_cancel(tone_server: RunningServer) -> None:
     assert speaker.audio == b""
 
 
-def test_cancel_after_end(gate: Gate, gated_server: RunningServer) -> None:
+def test_cancel_after_end_stops_the_speech(gate: Gate, gated_server: RunningServer) -> None:
     gate.allow(1)
     with session(gated_server) as speaker:
         speaker.send("text", text="150 frames. And 20 of that")
@@ -425,7 +431,7 @@ def test_cancel_after_end(gate: Gate, gated_server: RunningServer) -> None:
     until(lambda: is_idle(gated_server), 1)
 
 
-# What goes wrong
+# Errors and limits
 
 
 @pytest.mark.parametrize(
@@ -447,7 +453,7 @@ def test_cancel_after_end(gate: Gate, gated_server: RunningServer) -> None:
         (b"audio", 1003, None),
     ],
 )
-def test_bad_messages(
+def test_bad_messages_close_the_connection(
     tone_server: RunningServer, message: str | bytes, close: int, param: str | None
 ) -> None:
     with session(tone_server) as speaker:
@@ -472,7 +478,7 @@ def test_bad_messages(
         ({"speaker": 7}, 1008, "not_found", "speaker"),
     ],
 )
-def test_bad_starts(
+def test_bad_starts_close_the_connection(
     start_server: StartServer, start: dict[str, object], close: int, code: str, param: str
 ) -> None:
     server = start_server()
@@ -483,7 +489,7 @@ def test_bad_starts(
 
 
 @pytest.mark.parametrize("type", ["text", "flush", "cancel", "end"])
-def test_start_comes_first(tone_server: RunningServer, type: str) -> None:
+def test_the_first_message_must_be_start(tone_server: RunningServer, type: str) -> None:
     with dial(tone_server.url) as speaker:
         speaker.send(type, **({"text": "Hello."} if type == "text" else {}))
         message = check_fatal(speaker, 1008, "invalid_request", "type")
@@ -491,7 +497,7 @@ def test_start_comes_first(tone_server: RunningServer, type: str) -> None:
 
 
 @pytest.mark.parametrize("type", ["text", "flush", "end"])
-def test_end_is_the_end(gate: Gate, gated_server: RunningServer, type: str) -> None:
+def test_messages_after_end_are_refused(gate: Gate, gated_server: RunningServer, type: str) -> None:
     gate.close()
     with session(gated_server) as speaker:
         speaker.send("text", text="5")
@@ -502,7 +508,7 @@ def test_end_is_the_end(gate: Gate, gated_server: RunningServer, type: str) -> N
     until(lambda: is_idle(gated_server), 1)
 
 
-def test_text_beyond_the_limit(gate: Gate, gated_server: RunningServer) -> None:
+def test_waiting_text_is_limited(gate: Gate, gated_server: RunningServer) -> None:
     gate.close()
     line = "These are forty characters, and no more. "
     with session(gated_server) as speaker:
@@ -518,7 +524,7 @@ def test_text_beyond_the_limit(gate: Gate, gated_server: RunningServer) -> None:
     until(lambda: is_idle(gated_server), 1)
 
 
-def test_what_is_spoken_or_cancelled_waits_no_more(tone_server: RunningServer) -> None:
+def test_spoken_and_cancelled_text_does_not_count_as_waiting(tone_server: RunningServer) -> None:
     with session(tone_server) as speaker:
         for message, answer in (("cancel", "cancelled"), ("flush", "flushed")) * 2:
             speaker.send("text", text="1 frame of sound. " * (MAX_WAITING_CHARACTERS // 18 - 6))
@@ -527,7 +533,7 @@ def test_what_is_spoken_or_cancelled_waits_no_more(tone_server: RunningServer) -
         assert len(speaker.segments) > 2 * 90
 
 
-def test_flushes_count_as_well(gate: Gate, gated_server: RunningServer) -> None:
+def test_flushes_count_as_waiting_text(gate: Gate, gated_server: RunningServer) -> None:
     gate.close()
     with session(gated_server) as speaker:
         speaker.send("text", text="5! ")
@@ -537,7 +543,7 @@ def test_flushes_count_as_well(gate: Gate, gated_server: RunningServer) -> None:
     gate.open()
 
 
-def test_a_message_beyond_the_limit(tone_server: RunningServer) -> None:
+def test_the_size_of_a_message_is_limited(tone_server: RunningServer) -> None:
     with session(tone_server) as speaker:
         speaker.send("text", text="a" * MAX_MESSAGE_BYTES)
         assert speaker.close()[0] == 1009
@@ -552,7 +558,7 @@ def test_a_message_beyond_the_limit(tone_server: RunningServer) -> None:
         ("nan", "generation_failed"),
     ],
 )
-def test_a_segment_that_fails_is_left_out(start_server: StartServer, word: str, code: str) -> None:
+def test_a_failed_segment_is_skipped(start_server: StartServer, word: str, code: str) -> None:
     server = start_server()
     with session(server) as speaker:
         for text in ("2 good", f"{word} 9", "3 good"):
@@ -595,7 +601,9 @@ def test_a_silent_client_is_closed(start_server: StartServer) -> None:
     assert value(server, "requests_total", mode="stream", outcome="ok") == 1
 
 
-def test_a_text_that_takes_too_long(gate: Gate, start_server: StartServer) -> None:
+def test_a_text_that_takes_too_long_closes_the_session(
+    gate: Gate, start_server: StartServer
+) -> None:
     server = start_server(server=ServerConfig(port=0, request_timeout=0.3))
     gate.close()
     with session(server) as speaker:
@@ -606,8 +614,10 @@ def test_a_text_that_takes_too_long(gate: Gate, start_server: StartServer) -> No
     assert value(server, "requests_total", mode="stream", outcome="timeout") == 1
 
 
-def test_no_room_in_the_queue(gate: Gate, start_server: StartServer) -> None:
-    """What goes on is not refused; what begins is."""
+def test_a_full_queue_refuses_new_texts_but_not_later_segments(
+    gate: Gate, start_server: StartServer
+) -> None:
+    """Later segments of a text are accepted even if the queue is full."""
     server = start_server(
         engine=attrs.evolve(TONE, max_batch_size=1), server=ServerConfig(port=0, max_queue=1)
     )
@@ -620,7 +630,7 @@ def test_no_room_in_the_queue(gate: Gate, start_server: StartServer) -> None:
             with session(server) as other:
                 other.send("text", text="5! ")
                 check_fatal(other, 1013, "queue_full")
-            with post_raw(server, text="5"):  # refused as well
+            with post_raw(server, text="5"):  # also refused
                 pass
             speaker.send("text", text="2 more.")
             gate.open()
@@ -630,7 +640,7 @@ def test_no_room_in_the_queue(gate: Gate, start_server: StartServer) -> None:
     assert len(speaker.segments) == 2
 
 
-def test_what_goes_on_goes_first(
+def test_later_segments_of_a_text_are_marked_as_continuing(
     tone_server: RunningServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     submitted: list[SpeechRequest] = []
@@ -653,7 +663,7 @@ def test_what_goes_on_goes_first(
     assert [request.id for request in submitted] == [f"{name}~{n}" for n in range(5)]
 
 
-def test_after_cancel_the_queue_counts_again(gate: Gate, start_server: StartServer) -> None:
+def test_after_cancel_the_queue_limit_applies_again(gate: Gate, start_server: StartServer) -> None:
     server = start_server(
         engine=attrs.evolve(TONE, max_batch_size=1), server=ServerConfig(port=0, max_queue=0)
     )
@@ -670,7 +680,7 @@ def test_after_cancel_the_queue_counts_again(gate: Gate, start_server: StartServ
         gate.open()
 
 
-def test_a_conversation_in_use(gate: Gate, gated_server: RunningServer) -> None:
+def test_a_conversation_in_use_is_a_conflict(gate: Gate, gated_server: RunningServer) -> None:
     gate.close()
     with post_raw(gated_server, text="150 frames", conversation="talk"):
         until(lambda: gated_server.client.open_requests == 1)
@@ -687,7 +697,7 @@ def test_a_conversation_outlives_the_session(start_server: StartServer) -> None:
     assert server.http.delete("/conversations/talk").status_code == 204
 
 
-def test_the_engine_dies(gate: Gate, gated_server: RunningServer) -> None:
+def test_the_end_of_the_engine_closes_the_session(gate: Gate, gated_server: RunningServer) -> None:
     client = gated_server.client
     gate.allow(1)
     with session(gated_server) as speaker:
@@ -698,17 +708,17 @@ def test_the_engine_dies(gate: Gate, gated_server: RunningServer) -> None:
         assert "it fell over" in check_fatal(speaker, 1013, "unavailable")
 
 
-def test_text_that_is_not_utf8(tone_server: RunningServer) -> None:
+def test_a_message_that_is_not_utf8_closes_the_session(tone_server: RunningServer) -> None:
     with session(tone_server) as speaker:
         speaker.connection.send(b"\xff{", text=True)
         assert speaker.close()[0] == 1007
     tone_server.wait_idle()
 
 
-# Who leaves, who is slow, who comes along
+# Clients that leave or are slow, and several sessions
 
 
-def test_a_client_leaves_in_mid_stream(gate: Gate, gated_server: RunningServer) -> None:
+def test_a_client_may_leave_during_a_stream(gate: Gate, gated_server: RunningServer) -> None:
     server = gated_server
     gate.allow(2)
     with session(server) as speaker:
@@ -723,7 +733,9 @@ def test_a_client_leaves_in_mid_stream(gate: Gate, gated_server: RunningServer) 
     assert value(server, "frames_total") < 100
 
 
-def test_a_client_says_goodbye_in_mid_stream(gate: Gate, gated_server: RunningServer) -> None:
+def test_a_client_may_close_the_session_during_a_stream(
+    gate: Gate, gated_server: RunningServer
+) -> None:
     gate.allow(2)
     with session(gated_server) as speaker:
         speaker.send("text", text="150 frames. And 9 ")
@@ -733,10 +745,10 @@ def test_a_client_says_goodbye_in_mid_stream(gate: Gate, gated_server: RunningSe
     until(lambda: is_idle(gated_server), 1)
 
 
-def test_a_client_that_never_reads(
+def test_a_client_that_never_reads_is_dropped(
     start_server: StartServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It costs the audio of one segment, and is dropped; another is served meanwhile."""
+    """Only one segment is generated for it, and other sessions are served meanwhile."""
     monkeypatch.setattr(ToneCodec, "frame_size", 64_000)
     server = start_server(server=ServerConfig(port=0, send_timeout=0.7))
     with session(server, max_seconds=8.0) as idle:
@@ -747,11 +759,11 @@ def test_a_client_that_never_reads(
         assert len(other.audio) == 2 * 2 * 64_000
         until(lambda: value(server, "requests_total", mode="stream", outcome="cancelled") == 1, 30)
         until(lambda: is_idle(server), 1)
-        assert value(server, "frames_total") <= 2 + 2 * 100, "the second text had not begun"
+        assert value(server, "frames_total") <= 2 + 2 * 100, "the second text was begun"
     assert value(server, "client_disconnects_total", phase="stream") == 1
 
 
-def test_a_slow_reader_hears_everything(
+def test_a_slow_reader_gets_everything(
     start_server: StartServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ToneCodec, "frame_size", 64_000)
@@ -760,7 +772,9 @@ def test_a_slow_reader_hears_everything(
         speaker.send("text", text="60 frames! And ")
         until(lambda: value(server, "frames_total") >= 60)
         time.sleep(0.5)
-        assert value(server, "requests_total", mode="stream", outcome="ok") == 0, "it is held up"
+        assert value(server, "requests_total", mode="stream", outcome="ok") == 0, (
+            "it did not wait for its reader"
+        )
         speaker.send("text", text="2 more")
         speaker.send("end")
         assert speaker.close() == (1000, "done")
@@ -769,10 +783,10 @@ def test_a_slow_reader_hears_everything(
     )
 
 
-def test_audio_comes_in_small_frames(
+def test_audio_is_sent_in_small_frames(
     start_server: StartServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Clients refuse large ones, most beyond 1 MiB."""
+    """Clients refuse large frames, usually those over 1 MiB."""
     monkeypatch.setattr(ToneCodec, "frame_size", 64_000)
     speaker = spoken_whole(start_server(), ["3"], max_seconds=8.0)
     sizes = {len(message) for message in speaker.got if isinstance(message, bytes)}
@@ -780,7 +794,7 @@ def test_audio_comes_in_small_frames(
     assert len(speaker.audio) == 3 * 2 * 64_000
 
 
-def test_two_sessions_at_once(gate: Gate, gated_server: RunningServer) -> None:
+def test_two_sessions_may_speak_at_once(gate: Gate, gated_server: RunningServer) -> None:
     gate.close()
     with session(gated_server, speaker=0) as one, session(gated_server, speaker=1) as two:
         for speaker in (one, two):
@@ -795,7 +809,7 @@ def test_two_sessions_at_once(gate: Gate, gated_server: RunningServer) -> None:
     assert one.audio != two.audio
 
 
-def test_two_models(start_server: StartServer, tmp_path: Path) -> None:
+def test_a_session_uses_the_chosen_model(start_server: StartServer, tmp_path: Path) -> None:
     directory = shutil.copytree(CHECKPOINT, tmp_path / "other")
     server = start_server(others=[attrs.evolve(TONE, model=str(directory))])
     with dial(server.url) as speaker:
@@ -811,13 +825,13 @@ def test_two_models(start_server: StartServer, tmp_path: Path) -> None:
 # The handshake, and the end of the server
 
 
-def test_plain_http_is_told_to_upgrade(tone_server: RunningServer) -> None:
+def test_plain_http_gets_426(tone_server: RunningServer) -> None:
     answer = tone_server.http.get("/v1/audio/stream")
     assert answer.status_code == 426
     assert answer.json()["error"]["code"] == "upgrade_required"
 
 
-def test_a_page_of_another_origin(start_server: StartServer) -> None:
+def test_a_page_of_another_origin_is_refused(start_server: StartServer) -> None:
     server = start_server()
     own = server.url
     for origin in ("http://evil.example", "null", own + "1"):
@@ -832,13 +846,13 @@ def test_a_page_of_another_origin(start_server: StartServer) -> None:
     assert server.metric(counted) == 3
 
 
-def test_no_compression(tone_server: RunningServer) -> None:
+def test_compression_is_not_used(tone_server: RunningServer) -> None:
     with dial(tone_server.url) as speaker:
         assert "sec-websocket-extensions" not in speaker.connection.response.headers
 
 
 @pytest.mark.parametrize("draining", [False, True])
-def test_refused_while_not_ready(
+def test_a_handshake_is_refused_while_the_server_is_not_ready(
     start_server: StartServer, monkeypatch: pytest.MonkeyPatch, draining: bool
 ) -> None:
     if draining:
@@ -889,7 +903,7 @@ def test_sigterm_lets_sessions_finish_their_sentences(tmp_path: Path) -> None:
     assert len(ending.segments[-1][1]) == 8 * FRAME_BYTES
 
 
-def test_sigterm_does_not_wait_for_ever(tmp_path: Path) -> None:
+def test_sigterm_does_not_wait_forever(tmp_path: Path) -> None:
     with launched(tmp_path / "log", "--shutdown-timeout=1", TONE_DELAY="0.2") as server:
         server.read_banner()
         with dial(str(server.http.base_url)) as speaker:
