@@ -31,20 +31,20 @@ TONE = EngineConfig(
     model="tone",
     plugins=("tests.tone",),
     max_batch_size=4,
-    replicas=int(os.environ.get("TONE_REPLICAS", "1")),  # 2: the tests of the server with two
+    replicas=int(os.environ.get("TONE_REPLICAS", "1")),  # set to 2 to test two replicas
 )
 
 
 @attrs.define
 class Spoken:
-    """What became of one request."""
+    """The audio of one request, and how it ended."""
 
     pcm: bytes = b""
     end: Finished | Failed | None = None
 
 
 def run_engine(engine: Engine, steps: int | None = None) -> dict[str, Spoken]:
-    """Step until the work is done, or this many steps; returns what each request got."""
+    """Step until the work is done, or `steps` times; returns the result of each request."""
     spoken: dict[str, Spoken] = {}
     while engine.has_work and steps != 0:
         collect(engine.step(), spoken)
@@ -62,7 +62,7 @@ def collect(output: StepOutput, spoken: dict[str, Spoken]) -> None:
 
 
 def speak(engine: Engine, *texts: str, **fields: Any) -> list[Spoken]:
-    """Speak texts together; returns what each got, in order."""
+    """Speak texts together; returns their results in order."""
     for number, text in enumerate(texts):
         engine.add(SpeechRequest(str(number), text, **fields))
     spoken = run_engine(engine)
@@ -102,7 +102,7 @@ def running_server(
     wait: bool = True,
     others: Sequence[EngineConfig] = (),
 ) -> Iterator[RunningServer]:
-    """Serve with the engines in threads; the event loop has a thread too."""
+    """Serve with the engines and the event loop in threads."""
     plugins = load_plugins(engine.plugins)
     server = server or ServerConfig(port=0)
     engines = Engines([engine, *others], server, plugins, in_thread=True)
@@ -135,7 +135,7 @@ def tone_server() -> Iterator[RunningServer]:
 
 @pytest.fixture
 def start_server() -> Iterator[Callable[..., RunningServer]]:
-    """Start servers with settings of their own; they end with the test."""
+    """Start servers with other settings; they end with the test."""
     with ExitStack() as stack:
         yield lambda **settings: stack.enter_context(running_server(**settings))
 

@@ -1,4 +1,4 @@
-"""vox-serve bench: figures on a scripted clock, failures over sockets, and our own server."""
+"""vox-serve bench: figures with a scripted clock, failures over sockets, and our own server."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ FRAME = bytes(3840)  # 80 ms of 24 kHz
 
 
 def recording(*chunks: tuple[float, float], scheduled: float = 0.0, **fields) -> Recording:
-    """One that is over a second after its last chunk."""
+    """A recording that ends one second after its last chunk."""
     made = Recording("x", scheduled, scheduled, status=200, **fields)
     made.chunks = [Chunk(at, seconds) for at, seconds in chunks]
     made.ended = (chunks[-1][0] if chunks else scheduled) + 1
@@ -71,10 +71,10 @@ def test_lateness_counts_from_the_first_sound_and_the_audio_before() -> None:
     assert lateness([]) == []
 
 
-def test_a_stall_is_an_underrun_and_a_later_one_only_if_the_player_waits_again() -> None:
+def test_a_stall_is_an_underrun_unless_the_player_has_already_waited_for_it() -> None:
     steady = recording((1.0, 0.08), (1.05, 0.08), (1.1, 0.08))
     assert (steady.underruns, steady.worst_underrun, steady.viable) == (0, 0.0, True)
-    # 0.3 s late: silence.  The next is as late, for which the player has waited already.
+    # 0.3 s late: an underrun.  The next chunk is as late, but the player has already waited.
     once = recording((1.0, 0.1), (1.4, 0.1), (1.5, 0.1))
     assert (once.underruns, once.viable) == (1, False)
     assert once.worst_underrun == pytest.approx(0.3)
@@ -92,7 +92,7 @@ def test_ten_milliseconds_are_tolerated(late: float, viable: bool) -> None:
 
 def test_times_of_a_request_count_from_when_it_was_due() -> None:
     one = recording((12.0, 0.5), (12.25, 0.5), scheduled=10.0)
-    one.started = 11.5  # the client was late: that is in the figures, not hidden
+    one.started = 11.5  # the delay of the client counts, too
     assert one.late == 1.5
     assert one.first_audio == 2.0
     assert one.total == 3.25
@@ -108,7 +108,7 @@ def test_a_request_without_sound_has_no_figures() -> None:
     assert not one.viable
 
 
-def test_figures_of_a_run() -> None:
+def test_a_run_is_summarised_in_figures() -> None:
     run = Run(2.0, [], began=100.0, ended=110.0, stall=0.2)
     run.recordings = [
         recording((101.0, 2.0), (102.0, 2.0), scheduled=100.5),
@@ -159,7 +159,7 @@ def test_arrivals_are_a_poisson_process_of_the_seed() -> None:
     assert arrivals(5.0, 0, 0.0, 7) == times[:7]
 
 
-def test_a_rate_has_its_arrivals_whatever_runs_beside_it() -> None:
+def test_the_arrivals_of_a_rate_do_not_depend_on_other_rates() -> None:
     alone, both = BenchConfig(rate=(2.0,)), BenchConfig(rate=(1.0, 2.0))
     assert plan(alone)[0].arrivals == plan(both)[1].arrivals
 
@@ -169,7 +169,7 @@ def test_a_duration_too_short_for_any_request_is_refused() -> None:
         plan(BenchConfig(rate=(0.001,), duration=1.0))
 
 
-# One request, on a clock that the server's script moves
+# One request, with a clock that the server's script moves
 
 
 class Clock:
@@ -182,7 +182,7 @@ class Clock:
 
 @attrs.define
 class Script(httpx.AsyncByteStream):
-    """A body: seconds to pass, then bytes, or an error in their place."""
+    """A response body: steps of seconds to wait, and then bytes or an error."""
 
     clock: Clock
     steps: Sequence[tuple[float, bytes | Exception]]
@@ -202,7 +202,7 @@ def ask(
     late: float = 0.0,
     **headers: str,
 ) -> Recording:
-    """What the client records of a scripted answer, asked `late` seconds after it was due."""
+    """The client's recording of a scripted answer; it is requested `late` seconds late."""
     clock = Clock()
     sent = {"Content-Type": "audio/wav"} | {k.replace("_", "-"): v for k, v in headers.items()}
 
@@ -271,7 +271,7 @@ def test_refusals_are_not_failures(status: int, outcome: Outcome) -> None:
 
 
 @pytest.mark.parametrize("said", [b"<html>no", b'{"error": 5}', b"[]", b"", b"\xff"])
-def test_any_error_body_is_bearable(said: bytes) -> None:
+def test_any_error_body_is_accepted(said: bytes) -> None:
     one = ask((0.0, said), status=500)
     assert one.detail == said.decode(errors="replace")
 
@@ -294,7 +294,7 @@ def test_responses_without_speech_fail_by_kind(steps, headers, failure) -> None:
     assert not one.viable
 
 
-def test_the_header_tells_the_rate_of_a_wav() -> None:
+def test_the_sample_rate_of_a_wav_comes_from_its_header() -> None:
     one = ask((0.0, wav_header(8000, None) + bytes(16_000)))
     assert one.audio == 1.0
     buffer = BytesIO()
@@ -315,7 +315,7 @@ def test_chunks_of_other_kinds_may_come_before_the_samples() -> None:
         Wav().seconds(HEADER[:36] + b"LIST\xff\xff\xff\x00")
 
 
-def test_pcm_has_the_rate_that_was_given() -> None:
+def test_pcm_has_the_rate_of_the_flag() -> None:
     config = attrs.evolve(ONE, format="pcm")
     assert ask((0.0, FRAME), config=config, Content_Type="audio/pcm;rate=24000").audio == 0.08
     slower = attrs.evolve(config, sample_rate=8000)
@@ -325,7 +325,7 @@ def test_pcm_has_the_rate_that_was_given() -> None:
 
 
 def sent(api: str, config: BenchConfig) -> httpx.Request:
-    """The request that the client makes."""
+    """The request that the client sends."""
     seen: list[httpx.Request] = []
 
     def handle(request: httpx.Request) -> httpx.Response:
@@ -341,7 +341,7 @@ def sent(api: str, config: BenchConfig) -> httpx.Request:
     return seen[0]
 
 
-def test_the_fields_of_each_route(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_route_gets_its_own_fields(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "sesame")
     request = sent("generate", ONE)
     assert json.loads(request.content) == {"text": "hello", "streaming": True, "speaker": 0}
@@ -369,7 +369,7 @@ def test_the_fields_of_each_route(monkeypatch: pytest.MonkeyPatch) -> None:
 def over_socket(
     answer: Callable[[asyncio.StreamWriter], object], timeout: float = 20.0
 ) -> Recording:
-    """What the client records of a server that writes so and closes."""
+    """The client's recording of a server that writes this answer and closes."""
 
     async def run() -> Recording:
         closed = asyncio.Event()
@@ -402,7 +402,7 @@ def chunk(data: bytes) -> bytes:
     return b"%x\r\n%s\r\n" % (len(data), data)
 
 
-def test_a_whole_answer_over_a_socket() -> None:
+def test_a_whole_answer_over_a_socket_is_ok() -> None:
     one = over_socket(
         lambda writer: writer.write(CHUNKED + chunk(HEADER + FRAME) + chunk(FRAME) + chunk(b""))
     )
@@ -438,7 +438,7 @@ def test_a_closed_port_fails() -> None:
 
 
 class Server:
-    """Answers after a while, and notes how many it had at once."""
+    """Answers after some time, and records the most concurrent requests."""
 
     def __init__(self, seconds: float, failure: str | None = None) -> None:
         self.seconds, self.failure = seconds, failure
@@ -487,13 +487,13 @@ def test_a_closed_loop_has_one_request_per_client(amount: dict[str, int]) -> Non
     assert len(run.recordings) == amount.get("requests", len(run.recordings)) >= 3
 
 
-def test_a_client_that_was_refused_waits_before_it_asks_again() -> None:
+def test_a_refused_client_waits_before_its_next_request() -> None:
     server = Server(0.0, "status 429")
     run = run_load(BenchConfig(concurrency=(3,), duration=0.3), server)
     assert len(run.recordings) == 3
 
 
-def test_a_cancelled_run_keeps_what_it_has() -> None:
+def test_a_cancelled_run_keeps_its_recordings() -> None:
     config, server = BenchConfig(rate=(200.0,), requests=30), Server(60.0)
     run = plan(config)[0]
 
@@ -523,12 +523,14 @@ def test_a_cancelled_run_keeps_what_it_has() -> None:
         ("http://h/tts", "generate", ("http://h/tts/generate", "generate")),
     ],
 )
-def test_the_route_of_a_url(url: str, api: str | None, expected: tuple[str, str]) -> None:
+def test_the_route_is_found_from_the_url(
+    url: str, api: str | None, expected: tuple[str, str]
+) -> None:
     assert attrs.astuple(find_target(url, api)) == expected
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["http://h/v1", "--rate", "1", "--api", "generate"], "names the route of openai"),
         (["ftp://h", "--rate", "1"], "not an http(s) URL"),
@@ -558,13 +560,13 @@ def test_the_route_of_a_url(url: str, api: str | None, expected: tuple[str, str]
     ],
 )
 def test_bad_settings_get_one_line(
-    arguments: list[str], told: str, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.main(["bench", *arguments]) == 2
     error = capsys.readouterr().err
     assert error.startswith("vox-serve bench: ")
     assert error.count("\n") == 1
-    assert told in error
+    assert message in error
 
 
 def test_a_picture_needs_matplotlib(
@@ -578,7 +580,7 @@ def test_a_picture_needs_matplotlib(
     assert not picture.exists()
 
 
-def test_an_unwanted_picture_is_refused_before_the_work(
+def test_a_bad_picture_format_is_refused_before_the_run(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     pytest.importorskip("matplotlib", reason="needs the extra bench")
@@ -586,7 +588,7 @@ def test_an_unwanted_picture_is_refused_before_the_work(
     assert "a.doc must end in one of " in capsys.readouterr().err
 
 
-def test_our_texts_suit_the_demo_voice() -> None:
+def test_the_built_in_texts_suit_the_demo_voice() -> None:
     texts = read_texts(None)
     assert len(set(texts)) == len(texts) >= 20
     for text in map(normalise, texts):
@@ -594,7 +596,7 @@ def test_our_texts_suit_the_demo_voice() -> None:
         assert len(text.split()) <= 25
 
 
-def test_a_file_of_texts(tmp_path: Path) -> None:
+def test_texts_are_read_from_a_file(tmp_path: Path) -> None:
     file = tmp_path / "texts"
     file.write_text("one\n\n  two \n", encoding="utf-8")
     assert read_texts(file) == ["one", "two"]
@@ -634,7 +636,7 @@ def texts(tmp_path: Path) -> list[str]:
         ("/v1/audio/speech", ["--concurrency", "2", "3", "--format", "pcm"], "openai"),
     ],
 )
-def test_both_routes_of_our_server(
+def test_both_routes_of_our_server_can_be_measured(
     path: str,
     flags: list[str],
     api: str,
@@ -681,7 +683,7 @@ def test_refusals_of_our_server_are_counted(
     assert "at 4 clients: 3 x status 429: " in shown
 
 
-def test_no_sound_at_all_is_exit_code_1(
+def test_a_run_without_sound_has_exit_code_1(
     tone_server: RunningServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "texts"
@@ -693,7 +695,7 @@ def test_no_sound_at_all_is_exit_code_1(
     assert "at 50 requests/s: 2 x status 422" in capsys.readouterr().out
 
 
-def test_a_picture(tone_server: RunningServer, texts: list[str], tmp_path: Path) -> None:
+def test_a_run_can_be_drawn(tone_server: RunningServer, texts: list[str], tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="needs the extra bench")
     file = tmp_path / "out.png"
     flags = ["--rate", "20", "40", *texts, "--requests", "4", "--picture", str(file)]
@@ -701,7 +703,7 @@ def test_a_picture(tone_server: RunningServer, texts: list[str], tmp_path: Path)
     assert file.read_bytes().startswith(b"\x89PNG")
 
 
-def test_ctrl_c_closes_the_connections_and_prints_what_there_is(
+def test_ctrl_c_closes_the_connections_and_prints_the_figures_so_far(
     start_server: Callable[..., RunningServer], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("TONE_DELAY", "0.1")
@@ -710,11 +712,11 @@ def test_ctrl_c_closes_the_connections_and_prints_what_there_is(
     file.write_text("1 frames\n1 frames\n150 frames\n")
     command = [sys.executable, "-m", "vox_serve.cli", "bench", server.url, "--concurrency", "1"]
     command += ["--texts", str(file), "--json", str(written)]
-    # A job that a shell starts in the background ignores this signal, and so would its children.
+    # The signal is ignored in background jobs of a shell, and children would inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         ok = 'vox_serve_requests_total{mode="stream",model="tone",outcome="ok"}'
-        # The warm-up and two of the run have ended; the third takes 15 s.
+        # The warm-up and two requests of the run have ended; the third takes 15 s.
         until(lambda: server.metric(ok) == 3 and bool(server.client.open_requests), 30)
         process.send_signal(signal.SIGINT)
         shown, _ = process.communicate(timeout=20)

@@ -1,4 +1,4 @@
-"""vox-serve say | models | plugins, and what it loads for them."""
+"""vox-serve say | models | plugins, and the modules that they load."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_say_takes_the_format_from_the_ending(tmp_path: Path, name: str) -> None
 
 
 class Pipe(io.StringIO):
-    """Standard input or output with bytes behind it."""
+    """Standard input or output with a binary buffer."""
 
     def __init__(self, content: bytes = b"") -> None:
         super().__init__()
@@ -69,7 +69,7 @@ def test_say_reads_standard_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_say_writes_to_standard_output(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Case `pipes`: `vox-serve say "Hello" -o - | ffmpeg`; the report goes elsewhere."""
+    """Case `pipes`: `vox-serve say "Hello" -o - | ffmpeg`; the report goes to standard error."""
     pipe = Pipe()
     monkeypatch.setattr("sys.stdout", pipe)
     assert cli.main(["say", "9 frames", "-o", "-", *TONE]) == 0
@@ -120,7 +120,7 @@ def test_say_plays_if_no_output_is_given(
     assert cli.main(["say", "9 frames", *TONE]) == 2
     assert "aplay cannot play: no sound card; give --output FILE" in capsys.readouterr().err
     player.unlink()
-    monkeypatch.setenv("PATH", str(tmp_path))  # without a system that has a real player
+    monkeypatch.setenv("PATH", str(tmp_path))  # hides the players of this system
     assert cli.main(["say", "9 frames", "--model", "nothing"]) == 2
     assert "nothing here can play audio (aplay); give --output FILE" in capsys.readouterr().err
 
@@ -151,7 +151,7 @@ def test_say_speaks_a_long_text_in_parts(
     assert capsys.readouterr().out.endswith("finish stop\n")
 
 
-def test_say_writes_plain_samples(tmp_path: Path) -> None:
+def test_say_writes_raw_samples(tmp_path: Path) -> None:
     assert say("9 frames", tmp_path / "out.pcm") == 0
     assert (tmp_path / "out.pcm").stat().st_size == 9 * 1280
 
@@ -188,7 +188,7 @@ def test_say_takes_speaker_voice_and_settings(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "flags", "told"),
+    ("text", "flags", "message"),
     [
         ("", [], "text is empty"),
         ("unspeakable", [], "no tone can say"),
@@ -200,20 +200,20 @@ def test_say_takes_speaker_voice_and_settings(tmp_path: Path) -> None:
         ("5", ["--device", "toaster"], "toaster"),
     ],
 )
-def test_say_refuses_with_one_line(
-    tmp_path: Path, text: str, flags: list[str], told: str, capsys: pytest.CaptureFixture[str]
+def test_say_reports_errors_in_one_line(
+    tmp_path: Path, text: str, flags: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "out.wav"
     assert say(text, output, *flags) == 2
     error = capsys.readouterr().err
     assert error.startswith("vox-serve say: ")
     assert error.count("\n") == 1
-    assert told in error
+    assert message in error
     assert not output.exists()
 
 
 @pytest.mark.parametrize("name", ["no/such/out.wav", "."], ids=["parent", "itself"])
-def test_say_looks_at_the_output_before_it_loads_a_model(
+def test_say_checks_the_output_before_it_loads_a_model(
     tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.main(["say", "5", "-o", str(tmp_path / name), "--model", "nothing"]) == 2
@@ -234,7 +234,7 @@ def two_plugins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("two_plugins")
-def test_models(capsys: pytest.CaptureFixture[str]) -> None:
+def test_models_lists_aliases_and_hub_ids(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["models"]) == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert ["tone", "a", "tone", "that", "hums"] in lines
@@ -243,7 +243,7 @@ def test_models(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.usefixtures("two_plugins")
-def test_plugins(capsys: pytest.CaptureFixture[str]) -> None:
+def test_plugins_lists_working_and_broken_ones(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["plugins"]) == 0
     lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
     assert lines["hum"].split() == ["hum", "1.2", "tone,", "tone"]
@@ -258,14 +258,16 @@ def test_launch_has_the_flags_of_the_module(capsys: pytest.CaptureFixture[str]) 
 
 
 @pytest.mark.parametrize("arguments", [[], ["sing"], ["say", "--outp", "x"]])
-def test_bad_command_lines(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_command_lines_are_refused(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as caught:
         cli.main(arguments)
     assert caught.value.code == 2
     assert capsys.readouterr().err.count("\n") == 1
 
 
-def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         cli.main(["--version"])
     assert caught.value.code == 0

@@ -1,4 +1,4 @@
-"""The configuration classes refuse what is out of range, and name it."""
+"""The configuration classes refuse values out of range, and name the field."""
 
 from __future__ import annotations
 
@@ -71,15 +71,15 @@ BAD: list[tuple[type[Any], str, Any]] = [
 
 
 @pytest.mark.parametrize(("config", "name", "bad"), BAD)
-def test_bad_value(config: type[Any], name: str, bad: Any) -> None:
+def test_a_bad_value_is_refused_by_name(config: type[Any], name: str, bad: Any) -> None:
     with pytest.raises(VoxServeError, match=name) as caught:
         config(**{name: bad})
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("config", [EngineConfig, ServerConfig])
-def test_every_field_can_be_bad_or_is_free_text(config: type[Any]) -> None:
-    """A new setting needs a check, or a place in this list."""
+def test_every_field_is_checked_or_is_free_text(config: type[Any]) -> None:
+    """A new setting needs a check or an entry in this list."""
     free = {
         "model",
         "adapter",
@@ -98,7 +98,7 @@ def test_every_field_can_be_bad_or_is_free_text(config: type[Any]) -> None:
     )
 
 
-def test_sampling_holds_only_what_was_given() -> None:
+def test_sampling_contains_only_given_values() -> None:
     assert EngineConfig().sampling == {}
     assert EngineConfig(temperature=0.0, seed=0).sampling == {"temperature": 0.0, "seed": 0}
 

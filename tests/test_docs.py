@@ -1,4 +1,4 @@
-"""The documents tell the truth: examples run, lists are complete."""
+"""The documents are true: their examples run, and their lists are complete."""
 
 import os
 import re
@@ -65,7 +65,7 @@ NOT_RUN = {
     "docs/how-to/pipecat.md": {"from pipecat": "hundreds of packages"},
     "docs/tutorial/first-sound.md": {"make serve": "continuous integration installs and tests"},
 }
-"""Listings that no test runs, by how they begin, and what they need."""
+"""Listings that no test runs: how they begin, and what they need."""
 
 
 def listings(document: str, *languages: str) -> list[str]:
@@ -95,8 +95,8 @@ def demo_server():
 
 
 @pytest.mark.parametrize("document", [p for p in PAGES if p not in ELSEWHERE and to_run(p)])
-def test_the_listings_run_as_they_stand(document, demo_server, tmp_path):
-    """Only the address is replaced, as another server may hold 8000, and where the program is."""
+def test_the_listings_run_unchanged(document, demo_server, tmp_path):
+    """Only the address is replaced, because port 8000 may be in use, and the programs' folder."""
     address = demo_server.url.removeprefix("http://")
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = os.environ | {"PATH": path}
@@ -116,8 +116,10 @@ def test_the_listings_run_as_they_stand(document, demo_server, tmp_path):
             assert file.stat().st_size > 8000
 
 
-def test_every_listing_runs_or_says_what_it_needs():
-    """What is not run is in NOT_RUN, and has a title on its page; GitHub shows none."""
+def test_every_listing_is_run_or_marked():
+    """Others are in NOT_RUN and have a title on their page, but in the README, whose titles GitHub
+    would not show.
+    """
     for page in PAGES:
         for language, title, text in FENCE.findall((ROOT / page).read_text()):
             if is_not_run(page, text):
@@ -126,7 +128,7 @@ def test_every_listing_runs_or_says_what_it_needs():
                 assert language != "sh", f"{page}: nothing runs {text}"
 
 
-def test_what_is_not_run_is_there():
+def test_every_listing_of_not_run_exists():
     for page, starts in NOT_RUN.items():
         texts = [text for _, _, text in FENCE.findall((ROOT / page).read_text())]
         assert [s for s in starts if not any(text.startswith(s) for text in texts)] == []
@@ -159,7 +161,7 @@ def test_the_plugin_tutorial_makes_a_plugin_that_hums(tmp_path):
 
 
 def section(heading: str) -> str:
-    """What stands under a heading of docs/http-api.md."""
+    """The text below a heading of docs/http-api.md."""
     _, _, text = (ROOT / "docs/http-api.md").read_text().partition(f"\n## {heading}\n")
     assert text, heading
     return text.partition("\n## ")[0]
@@ -169,7 +171,11 @@ def section(heading: str) -> str:
     ("heading", "struct", "elsewhere"),
     [
         ("POST /generate", GenerateRequest, None),
-        ("POST /v1/audio/speech", SpeechBody, CommonFields),  # named, and explained for /generate
+        (
+            "POST /v1/audio/speech",
+            SpeechBody,
+            CommonFields,
+        ),  # listed there, but explained for /generate
     ],
 )
 def test_every_field_is_documented(heading, struct, elsewhere):
@@ -235,7 +241,7 @@ def test_every_hook_is_named_in_the_plugin_guide():
     assert all(hook in guide for hook in hooks)
 
 
-def test_the_tree_in_the_architecture_is_the_tree():
+def test_the_architecture_lists_the_files_that_exist():
     page = (ROOT / "docs/architecture.md").read_text()
     tree = page.partition("## Where things are")[2].partition("\n## ")[0]
     core = ROOT / "vox_serve"
@@ -244,7 +250,7 @@ def test_the_tree_in_the_architecture_is_the_tree():
     assert [name for name in (*rooms, *modules) if f" {name} " not in tree] == []
 
 
-def test_the_readme_links_to_what_is_there():
+def test_the_links_of_the_readme_lead_to_files():
     readme = (ROOT / "README.md").read_text()
     links = re.findall(r"\]\((?!https?:)([^)#]+)", readme)
     assert [link for link in links if not (ROOT / link).exists()] == []

@@ -1,4 +1,4 @@
-"""Each setting is a flag, in both spellings, with its default in the help."""
+"""Each setting is a flag with two spellings, and its default is in the help."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ VALUES: dict[str, tuple[str, Any]] = {
 
 
 @pytest.mark.parametrize(("config", "field"), SETTINGS, ids=lambda case: getattr(case, "name", ""))
-def test_a_flag_in_both_spellings(config: type[Any], field: attrs.Attribute[Any]) -> None:
+def test_a_flag_has_two_spellings(config: type[Any], field: attrs.Attribute[Any]) -> None:
     text, expected = VALUES.get(field.name, ("", True))
     for name in (field.name, field.name.replace("_", "-")):
         spellings = ([f"--{name}", text], [f"--{name}={text}"]) if text else ([f"--{name}"],)
@@ -106,9 +106,9 @@ def test_help_shows_every_flag_and_default() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
-        (["--temp", "1"], "--temp"),  # no abbreviations: they break when a flag is added
+        (["--temp", "1"], "--temp"),  # no abbreviations, because they break when a flag is added
         (["--top", "1"], "--top"),
         (["--port", "http"], "--port"),
         (["--port"], "--port"),
@@ -119,7 +119,7 @@ def test_help_shows_every_flag_and_default() -> None:
     ],
 )
 def test_bad_flags_get_one_line(
-    arguments: list[str], told: str, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as caught:
         launch.parser("x").parse_args(arguments)
@@ -128,4 +128,4 @@ def test_bad_flags_get_one_line(
     assert out == ""
     assert err.count("\n") == 1
     assert err.startswith("x: ")
-    assert told in err
+    assert message in err

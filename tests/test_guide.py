@@ -1,4 +1,4 @@
-"""docs/writing-a-plugin.md: the real model speaks, as transformers says, and passes the suite."""
+"""docs/writing-a-plugin.md: the real model agrees with transformers and passes the suite."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def reference(packages: Path) -> LlamaForCausalLM:
-    """A small Llama with random weights, saved as transformers saves it."""
+    """A small Llama with random weights, saved by transformers."""
     torch.manual_seed(3)
     config = LlamaConfig(
         vocab_size=VOCABULARY,
@@ -104,7 +104,7 @@ class TestWords(ModelConformance):
         return model
 
 
-def test_it_says_what_transformers_says_over_http(
+def test_its_audio_over_http_is_that_of_transformers_codes(
     words: type[Any], packages: Path, reference: LlamaForCausalLM
 ) -> None:
     text, frames = "Hello there.", 12
@@ -114,7 +114,7 @@ def test_it_says_what_transformers_says_over_http(
             logits = reference(torch.tensor([tokens])).logits[0, -1, END:]
         tokens.append(END + int(logits.argmax()))
     codes = [token - END - 1 for token in tokens[len(text) + 1 :]]
-    assert min(codes) >= 0, "another seed, please: this one ends at once"
+    assert min(codes) >= 0, "with this seed it ends at once; choose another"
     codec = words(LoadOptions(packages / "checkpoint", "cpu", "float32")).codec
     codec.allocate(1)
     pieces = [

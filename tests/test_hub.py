@@ -1,4 +1,4 @@
-"""Checkpoints by hub id, from a hub on this machine that can fail in every way."""
+"""Checkpoints by hub id, from a local hub that can fail in every way."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ FILES = {
 
 
 class FakeHub:
-    """Serves one repository; `refusal` is a status and error code that it gives instead."""
+    """Serves one repository, or answers with the status and error code of `refusal`."""
 
     def __init__(self) -> None:
         self.refusal: tuple[int, str] | None = None
@@ -97,7 +97,7 @@ def etag_of(body: bytes) -> str:
 
 
 def point_to(url: str, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What HF_ENDPOINT and its like do when huggingface_hub is imported; without its pauses."""
+    """Set what HF_ENDPOINT and similar variables set at import; without pauses before retries."""
     monkeypatch.setattr(constants, "ENDPOINT", url)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
@@ -105,7 +105,7 @@ def point_to(url: str, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     template = f"{url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
     for module in (constants, file_download):
         monkeypatch.setattr(module, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
-    monkeypatch.setattr(_http.time, "sleep", lambda seconds: None)  # between its retries
+    monkeypatch.setattr(_http.time, "sleep", lambda seconds: None)  # before retries
 
 
 @pytest.fixture
@@ -116,7 +116,7 @@ def fake_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHu
     fake.close()
 
 
-def test_downloads_what_the_patterns_name_and_nothing_else(fake_hub: FakeHub) -> None:
+def test_only_files_that_match_the_patterns_are_downloaded(fake_hub: FakeHub) -> None:
     assert hub.read_config(REPO) == {"model_type": "tone"}
     patterns = ["*.json", "transformers*.safetensors*", "prompts/*.wav"]
     directory = hub.fetch(REPO, patterns)
@@ -145,7 +145,7 @@ def test_a_second_fetch_downloads_nothing(fake_hub: FakeHub) -> None:
     ],
 )
 @pytest.mark.parametrize("step", ["config", "files"])
-def test_what_the_hub_refuses_is_one_line(
+def test_a_refusal_of_the_hub_is_reported_in_one_line(
     fake_hub: FakeHub, status: int, code: str, says: str, step: str
 ) -> None:
     fake_hub.refusal = (status, code)
@@ -155,7 +155,7 @@ def test_what_the_hub_refuses_is_one_line(
     assert REPO in str(caught.value)
 
 
-def test_a_repository_without_a_config_is_one_line(fake_hub: FakeHub) -> None:
+def test_a_repository_without_a_config_is_reported_in_one_line(fake_hub: FakeHub) -> None:
     fake_hub.refusal = (404, "EntryNotFound")
     with pytest.raises(
         CheckpointError, match=r"has no config\.json: it is not a model repository$"
@@ -164,7 +164,9 @@ def test_a_repository_without_a_config_is_one_line(fake_hub: FakeHub) -> None:
 
 
 @pytest.mark.parametrize("step", ["config", "files"])
-def test_no_network_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
+def test_an_unreachable_hub_is_reported_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
     with socket.socket() as closed:  # bound but not listening: refused at once
         closed.bind(("127.0.0.1", 0))
         point_to(f"http://127.0.0.1:{closed.getsockname()[1]}", tmp_path, monkeypatch)

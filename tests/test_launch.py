@@ -1,4 +1,4 @@
-"""python -m vox_serve.launch as a process: how it starts, and each way in which it ends."""
+"""python -m vox_serve.launch as a process: how it starts, and every way in which it ends."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from vox_serve.workers.client import WorkerClient
 
 
 def connect(server: Launched, body: bytes) -> socket.socket:
-    """A bare socket, with little room, on which the head of a request has been sent."""
+    """A bare socket with a small buffer, on which the headers of a request have been sent."""
     connection = socket.socket()
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     connection.settimeout(20)
@@ -35,11 +35,10 @@ def connect(server: Launched, body: bytes) -> socket.socket:
     return connection
 
 
-def test_start_serve_and_sigterm(start: Start) -> None:
-    """Flags in both spellings; SIGTERM completes a stream that runs, and refuses what is new.
+def test_it_starts_serves_and_ends_at_sigterm(start: Start) -> None:
+    """Flags have both spellings; at SIGTERM a running stream is completed, new requests refused.
 
-    The signal goes to the whole group, as some supervisors send it: the worker must not take
-    it for its own.
+    Some supervisors send the signal to the whole group, as here; the worker must ignore it.
     """
     server = start(
         "--max-batch-size", "3", "--max_queue=7", "--top_k", "5", "--top-p=0.5",
@@ -67,7 +66,7 @@ def test_start_serve_and_sigterm(start: Start) -> None:
     assert "Traceback" not in server.read_log()
 
 
-def test_ctrl_c_cuts_what_is_longer_than_the_limit(start: Start) -> None:
+def test_ctrl_c_cuts_streams_after_the_shutdown_timeout(start: Start) -> None:
     """SIGINT to the whole group, as a terminal sends it, with a client that never reads."""
     server = start(
         "--shutdown-timeout", "1", "--max-seconds", "20",
@@ -84,13 +83,13 @@ def test_ctrl_c_cuts_what_is_longer_than_the_limit(start: Start) -> None:
         os.killpg(server.process.pid, signal.SIGINT)
         with pytest.raises(httpx.RemoteProtocolError):
             pieces.extend(response.iter_raw())
-        assert len(b"".join(pieces)) > 5 * 128_000, "it went on until the limit"
+        assert len(b"".join(pieces)) > 5 * 128_000, "it was cut before the limit"
         assert server.end(15) == 0
         assert 1 <= time.monotonic() - sent < 6, "the stream alone would take 7.5 s"
 
 
 def test_a_second_ctrl_c_ends_at_once(start: Start) -> None:
-    """Even if the worker hangs: it ignores gentle signals, and must not be left or waited for."""
+    """Even if the worker hangs; then it must be killed at once."""
     server = start(TONE_DELAY="0.05")
     pieces: list[bytes] = []
     with server.stream(text="150 frames", max_seconds=12) as response:
@@ -104,7 +103,7 @@ def test_a_second_ctrl_c_ends_at_once(start: Start) -> None:
         assert server.end(15) == 0
 
 
-def test_a_killed_worker_ends_all(start: Start) -> None:
+def test_a_killed_worker_ends_the_server(start: Start) -> None:
     server = start(TONE_DELAY="0.02")
     pieces: list[bytes] = []
     with server.stream(text="150 frames", max_seconds=12) as response:
@@ -120,12 +119,12 @@ def test_a_killed_worker_ends_all(start: Start) -> None:
     reason = health.json()["models"][0]["reason"]
     assert reason == "the engine worker was killed by SIGKILL (most often for want of memory)"
     assert server.http.post("/generate", json={"text": "5"}).status_code == 503
-    server.http.close()  # or the server waits for this connection
+    server.http.close()  # otherwise the server waits for this connection
     assert server.end(10) == 1
 
 
-def test_a_stopped_worker_is_restarted_and_outlives_no_server(start: Start) -> None:
-    """It is idle when it is stopped, and stopped when the server is killed."""
+def test_a_stopped_worker_is_restarted_and_ends_with_the_server(start: Start) -> None:
+    """The worker is idle when it is stopped; its successor is stopped when the server is killed."""
     server = start("--on-worker-death", "restart", "--stall-timeout", "1.5")
     first = server.worker()
     os.kill(first, signal.SIGSTOP)
@@ -147,7 +146,7 @@ def test_a_stopped_worker_is_restarted_and_outlives_no_server(start: Start) -> N
     assert server.end(5) == -signal.SIGKILL
 
 
-def test_a_load_error_is_one_line_and_exit_code_1(tmp_path: Path) -> None:
+def test_a_load_error_is_reported_in_one_line_with_exit_code_1(tmp_path: Path) -> None:
     with launched(tmp_path / "log", TONE_LOAD_ERROR="1") as server:
         assert server.end(60) == 1
         assert server.process.stdout.read() == ""
@@ -157,8 +156,8 @@ def test_a_load_error_is_one_line_and_exit_code_1(tmp_path: Path) -> None:
         assert "Traceback" not in server.read_log()
 
 
-def check_refused(capsys: pytest.CaptureFixture[str], told: str, *flags: str) -> None:
-    """One line on stderr and exit code 2, before anything is started."""
+def check_refused(capsys: pytest.CaptureFixture[str], message: str, *flags: str) -> None:
+    """Check for one line on stderr and exit code 2 before anything is started."""
     try:
         code = launch.main([*TONE, "--port", "0", *flags], "launch")
     except SystemExit as end:
@@ -168,7 +167,7 @@ def check_refused(capsys: pytest.CaptureFixture[str], told: str, *flags: str) ->
     assert out == ""
     assert err.count("\n") == 1
     assert err.startswith("launch: ")
-    assert told in err.replace("_", "-")
+    assert message in err.replace("_", "-")
 
 
 @pytest.fixture
@@ -215,39 +214,39 @@ def _nothing_starts(monkeypatch: pytest.MonkeyPatch) -> None:
         "--no-such-flag 1",
     ],
 )
-def test_bad_values(flags: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_bad_value_is_refused(flags: str, capsys: pytest.CaptureFixture[str]) -> None:
     name, text = flags.split()
     check_refused(capsys, name.removeprefix("--").replace("_", "-"), name, text)
 
 
 @pytest.mark.usefixtures("_nothing_starts")
-def test_an_unknown_model(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_model_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     check_refused(capsys, "known models: ", "--model", "nothing")
 
 
 @pytest.mark.usefixtures("_nothing_starts")
-def test_a_port_that_is_taken(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_port_in_use_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         check_refused(capsys, f"cannot listen on 127.0.0.1:{port}: ", "--port", port)
 
 
 @pytest.mark.usefixtures("_nothing_starts")
-def test_a_host_that_is_not_here(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_address_of_another_machine_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     check_refused(capsys, "cannot listen on 192.0.2.1", "--host", "192.0.2.1")
 
 
-def test_the_address_of_an_ipv6_host() -> None:
+def test_an_ipv6_host_has_an_ipv6_socket() -> None:
     try:
         listener = launch.listen(ServerConfig(host="::1", port=0))
     except launch.ConfigError as error:
-        pytest.skip(f"no IPv6 here: {error}")
+        pytest.skip(f"this machine has no IPv6: {error}")
     with listener:
         assert listener.family is socket.AF_INET6
 
 
-def test_sound_does_not_wait_for_acknowledgements() -> None:
-    """asyncio leaves Nagle's algorithm on where a socket's protocol is 0, as a listener's here."""
+def test_audio_does_not_wait_for_acknowledgements() -> None:
+    """asyncio leaves Nagle's algorithm on if a socket's protocol is 0, as that of a listener is."""
     with (
         launch.listen(ServerConfig(port=0)) as listener,
         socket.create_connection(listener.getsockname()),
@@ -268,12 +267,12 @@ def test_the_kernel_drops_clients_that_never_read() -> None:
 
 
 def lines_of(server: Launched) -> list[dict[str, Any]]:
-    """The log, each line of which must be an object."""
+    """The lines of the log, each of which must be a JSON object."""
     return [json.loads(line) for line in server.read_log().splitlines()]
 
 
 def test_the_log_is_json_for_machines(tmp_path: Path) -> None:
-    """Also what the worker says, and no text of a request's."""
+    """This includes lines of the worker, and excludes the texts of requests."""
     with launched(tmp_path / "log", "--log-format", "json") as server:
         until(lambda: any("address" in line for line in lines_of(server)), 60)
         (ready,) = (line for line in lines_of(server) if "address" in line)
@@ -298,7 +297,7 @@ def test_the_log_is_json_for_machines(tmp_path: Path) -> None:
 
 
 class Unread:
-    """A log whose reader does not read; it takes the place of a file's path."""
+    """A log whose reader does not read, in place of the path of a file."""
 
     def __init__(self, descriptor: int) -> None:
         self.descriptor = descriptor
@@ -307,7 +306,7 @@ class Unread:
         return os.fdopen(self.descriptor, "w")
 
 
-def test_c_code_prints_and_nobody_reads_the_log() -> None:
+def test_c_code_may_print_although_nobody_reads_the_log() -> None:
     reader, writer = os.pipe()
     try:
         with launched(Unread(writer)) as server:
@@ -329,7 +328,7 @@ def test_the_last_words_of_a_worker_are_in_the_log(start: Start) -> None:
     assert "was killed by SIGABRT" in server.read_log()
 
 
-def test_traces_that_nobody_takes_hold_up_no_end(tmp_path: Path) -> None:
+def test_an_unreachable_collector_of_traces_does_not_delay_the_end(tmp_path: Path) -> None:
     pytest.importorskip("opentelemetry.sdk")
     collector = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9"}
     with launched(tmp_path / "log", "--traces", **collector) as server:
@@ -356,13 +355,13 @@ def test_keys_are_read_again_on_sighup(start: Start, tmp_path: Path) -> None:
     until(lambda: [status(old), status(new)] == [401, 200])
     log = server.read_log()
     assert "1 keys read" in log
-    assert "WARNING" not in log, "it has keys"
+    assert "WARNING" not in log, "it warns of an open server although it has keys"
     assert old not in log + server.banner
     server.process.terminate()
     assert server.end(10) == 0
 
 
-def test_a_thousand_silent_connections_and_few_descriptors(start: Start) -> None:
+def test_a_thousand_silent_connections_do_not_use_up_the_descriptors(start: Start) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard < 4096:
         pytest.skip("this process may not open enough files")

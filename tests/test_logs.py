@@ -1,4 +1,4 @@
-"""Log lines for people and machines: whose request they are about, and what they keep secret."""
+"""Log lines for people and machines: the request that they belong to, and what they keep secret."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def as_json(made: logging.LogRecord, **settings: Any) -> dict[str, Any]:
 
 
 def caught() -> BaseException:
-    secret = "".join(["se", "cret"])  # the line that raises is in the traceback
+    secret = "".join(["se", "cret"])  # tracebacks quote the line that raises
     try:
         try:
             int(secret)
@@ -72,7 +72,7 @@ def test_a_record_carries_the_request_of_its_context_and_no_other() -> None:
 
 
 @pytest.mark.parametrize("kind", [Lines, JSONLines])
-def test_an_exception_of_a_request_shows_where_but_not_what(kind: type[Lines]) -> None:
+def test_an_exception_of_a_request_shows_its_place_but_not_its_message(kind: type[Lines]) -> None:
     made = record("it failed", caught(), request_id="a")
     line = kind(LogSettings()).format(made)
     assert "secret" not in line.replace("int(secret)", "").replace("RuntimeError(secret)", "")
@@ -83,28 +83,28 @@ def test_an_exception_of_a_request_shows_where_but_not_what(kind: type[Lines]) -
     assert "RuntimeError: secret" in shown
 
 
-def test_an_exception_outside_a_request_may_quote_any_request() -> None:
+def test_an_exception_outside_a_request_shows_no_message_either() -> None:
     assert "RuntimeError: secret" not in as_json(record("it failed", caught()))["traceback"]
     shown = as_json(record("it failed", caught()), text=True)
     assert "RuntimeError: secret" in shown["traceback"]
 
 
 @pytest.mark.parametrize(
-    ("error", "told"),
+    ("error", "message"),
     [
         (OSError(28, "No space left on device", "/secret"), "OSError: No space left on device"),
         (ConfigError("a flag is wrong"), "ConfigError: a flag is wrong"),
         (InvalidRequest("secret"), "InvalidRequest (--log-text shows its message)"),
     ],
 )
-def test_an_error_that_quotes_no_request_is_shown(error: Exception, told: str) -> None:
+def test_an_error_that_quotes_no_request_shows_its_message(error: Exception, message: str) -> None:
     traceback = as_json(record("it failed", error))["traceback"]
-    assert traceback.endswith(told)
+    assert traceback.endswith(message)
     assert "secret" not in traceback
 
 
 @pytest.mark.parametrize("kind", [Lines, JSONLines])
-def test_asyncio_quotes_no_exception(kind: type[Lines]) -> None:
+def test_lines_of_asyncio_do_not_quote_exceptions(kind: type[Lines]) -> None:
     made = record("Task exception was never retrieved\nfuture: <Task exception=E('secret')>")
     made.name = "asyncio"
     assert "secret" not in kind(LogSettings()).format(made)
@@ -126,10 +126,10 @@ def test_lines_of_one_kind_are_limited_and_counted() -> None:
     requests = [record() for _ in range(100)]
     for made in requests:
         made.name = "vox_serve.requests"
-    assert sum(map(limit.filter, requests)) == 100, "each request has its line"
+    assert sum(map(limit.filter, requests)) == 100, "lines of requests are limited"
 
 
-def test_a_process_logs_as_it_is_reported() -> None:
+def test_a_process_logs_in_the_configured_format() -> None:
     script = """
 import logging, threading, warnings
 from vox_serve import logs
@@ -157,8 +157,8 @@ raise KeyError("end")
     assert lines[3]["traceback"].endswith("KeyError (--log-text shows its message)")
 
 
-def test_a_reader_who_does_not_read_holds_up_nobody() -> None:
-    """Its pipe is full: lines are dropped and counted, and the process ends."""
+def test_an_unread_log_does_not_block_the_process() -> None:
+    """When the pipe is full, lines are dropped and counted, and the process can end."""
     script = """
 import logging, sys
 from vox_serve import logs
@@ -176,16 +176,16 @@ sys.stdin.read()
         stderr=subprocess.PIPE,
         text=True,
     ) as process:
-        assert process.stdout.readline() == "done\n", "it did not wait"
+        assert process.stdout.readline() == "done\n", "it waited for its reader"
         _, errors = process.communicate("", 20)
     lines = errors.splitlines()
-    told = [line for line in lines if "log lines were dropped" in line]
-    dropped = sum(int(line.partition(" log lines")[0].rpartition(":")[2]) for line in told)
+    notices = [line for line in lines if "log lines were dropped" in line]
+    dropped = sum(int(line.partition(" log lines")[0].rpartition(":")[2]) for line in notices)
     assert dropped > 0
-    assert dropped + len(lines) - len(told) == 5000
+    assert dropped + len(lines) - len(notices) == 5000
 
 
-def test_a_process_whose_log_nobody_reads_ends() -> None:
+def test_a_process_with_an_unread_log_can_end() -> None:
     script = """
 import logging
 from vox_serve import logs
@@ -198,7 +198,7 @@ for _ in range(20_000):
         assert process.wait(20) == 0
 
 
-def test_what_another_process_prints_becomes_lines(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_output_of_another_process_becomes_log_lines(caplog: pytest.LogCaptureFixture) -> None:
     printed = logs.Printed("tone")
     with caplog.at_level("INFO"):
         for piece in (b"one\ntw", b"o\r\n\n\xc3", b"\xa4\n", b"x" * 5000, b"\xff", b""):

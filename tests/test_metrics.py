@@ -1,4 +1,4 @@
-"""Every metric by name and label, what a few requests do to them, and how many series there are."""
+"""The names and labels of every metric, its value after some requests, the number of series."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ OPEN = {
     "connections",
     "connections_refused_total",
 }
-"""Their labels have values that are not known beforehand: no series until something is counted."""
+"""The values of their labels are not known in advance, so they have no series at the start."""
 
 
 def series(text: str) -> list[str]:
@@ -94,7 +94,7 @@ def test_every_metric_has_its_type_and_labels_and_starts_at_zero() -> None:
     assert found == {f"vox_serve_{name}": entry for name, entry in TABLE.items()}
 
 
-def test_all_values_of_the_closed_labels_are_there() -> None:
+def test_every_value_of_a_fixed_label_has_a_series() -> None:
     text = Metrics("tone").registry.exposition().decode()
     closed = {
         "requests_total": 2 * 6,
@@ -121,7 +121,7 @@ def test_names_are_prometheus_names_without_created_series() -> None:
 
 @pytest.fixture(scope="module")
 def used(tone_server: RunningServer) -> RunningServer:
-    """A server after: two whole and one streamed request, one error of each sort, odd routes."""
+    """A server after whole and streamed requests, errors of several kinds, and unknown routes."""
     http = tone_server.http
     for text in ("10 frames", "0 frames"):
         assert http.post("/generate", json={"text": text}).status_code == 200
@@ -129,7 +129,7 @@ def used(tone_server: RunningServer) -> RunningServer:
     assert len(http.post("/generate", json=streamed).content) == 44 + 10 * 1280
     assert http.post("/generate", json={"text": "unprefillable"}).status_code == 500
     assert http.post("/generate", json={"text": "5 frames", "max_seconds": 20}).status_code == 422
-    for number in range(300):  # no path of a client's makes a series
+    for number in range(300):  # unknown paths must not create series
         assert http.get(f"/nowhere/{number}").status_code == 404
     tone_server.wait_idle()
     return tone_server
@@ -143,7 +143,7 @@ def used(tone_server: RunningServer) -> RunningServer:
         ("requests_total", {"mode": "whole", "outcome": "error"}, 1),
         ("requests_total", {"mode": "whole", "outcome": "invalid"}, 1),
         ("finished_total", {"reason": "stop"}, 1),
-        ("finished_total", {"reason": "inaudible"}, 1),  # of no frame
+        ("finished_total", {"reason": "inaudible"}, 1),  # the text with no frames
         ("inaudible_total", {}, 1),
         ("finished_total", {"reason": "length"}, 1),
         ("finished_total", {"reason": "error"}, 1),
@@ -170,11 +170,13 @@ def used(tone_server: RunningServer) -> RunningServer:
         ("http_responses_total", {"route": "unmatched", "code": "404"}, 300),
     ],
 )
-def test_values(used: RunningServer, name: str, labels: dict[str, str], expected: float) -> None:
+def test_metrics_have_their_values_after_requests(
+    used: RunningServer, name: str, labels: dict[str, str], expected: float
+) -> None:
     assert value(used, name, **labels) == pytest.approx(expected)
 
 
-def test_build_info_says_what_runs(used: RunningServer) -> None:
+def test_build_info_names_versions_and_device(used: RunningServer) -> None:
     import torch
 
     labels = {"version": __version__, "torch": torch.__version__, "device": "cpu"}
@@ -182,13 +184,13 @@ def test_build_info_says_what_runs(used: RunningServer) -> None:
 
 
 def test_the_last_step_is_fresh_while_idle(used: RunningServer) -> None:
-    """A heartbeat moves it on, so that its age is an alert."""
+    """A heartbeat updates it, so that its age can be an alert."""
     name = "engine_last_step_timestamp_seconds"
     before = value(used, name)
     until(lambda: value(used, name) > before, 2)
 
 
-def test_few_series(used: RunningServer) -> None:
+def test_there_are_at_most_300_series(used: RunningServer) -> None:
     assert len(series(used.http.get("/metrics").text)) <= 300
 
 
@@ -211,7 +213,7 @@ def test_processes_show_memory_descriptors_and_start_under_their_labels() -> Non
     try:
         other.stdin.write(b"\n")
         other.stdin.flush()
-        other.stdout.read(1)  # it runs: a process that is being started has no memory yet
+        other.stdout.read(1)  # waits until it runs; before that it has no memory
         registry.watch_process("", "server", os.getpid())
         registry.watch_process("tone", "worker", other.pid)
         families = {
@@ -226,7 +228,7 @@ def test_processes_show_memory_descriptors_and_start_under_their_labels() -> Non
         {"model": "", "process": "server"},
         {"model": "tone", "process": "worker"},
     ]
-    assert memory[0].value > memory[1].value > 0  # python and cat
+    assert memory[0].value > memory[1].value > 0  # Python needs more memory than cat
     assert set(families) == {
         f"vox_serve_process_{name}"
         for name in (
@@ -240,10 +242,10 @@ def test_processes_show_memory_descriptors_and_start_under_their_labels() -> Non
     }
     ended = registry.exposition().decode()
     assert 'process="server"' in ended
-    assert 'process="worker"' not in ended  # not what it had when it lived
+    assert 'process="worker"' not in ended  # its last values are gone
 
 
-def test_a_new_worker_takes_the_place_of_the_old() -> None:
+def test_a_new_worker_replaces_the_old_one() -> None:
     registry = Registry()
     registry.watch_process("tone", "worker", 2**30)  # no such process
     assert "tone" not in registry.exposition().decode()
@@ -264,7 +266,7 @@ def test_models_share_the_families_of_a_registry() -> None:
     assert 'vox_serve_requests_total{mode="whole",model="a",outcome="ok"} 0.0' in text
 
 
-def test_what_concerns_no_model_makes_series_only_when_it_happens() -> None:
+def test_requests_without_a_model_have_series_only_when_they_happen() -> None:
     registry = Registry()
     nobody = Metrics("", registry)
     assert series(registry.exposition().decode()) == []

@@ -1,4 +1,4 @@
-"""vox-serve new-plugin, tried as a new author would, up to a served request."""
+"""vox-serve new-plugin, used as by a new author, up to a served request."""
 
 import os
 import re
@@ -44,7 +44,7 @@ def test_it_passes_its_own_tests_and_is_served(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("name", ["Ding", "../ding", "ding-dong", "", "1ding", "d" * 40])
-def test_names_are_plain(name, tmp_path):
+def test_names_with_other_characters_are_refused(name, tmp_path):
     with pytest.raises(ConfigError, match="lower-case letters"):
         new_plugin(name, tmp_path)
     assert list(tmp_path.iterdir()) == []

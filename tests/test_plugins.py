@@ -1,4 +1,4 @@
-"""Finding plugins and models: broken ones are reported and do no other harm."""
+"""Plugins and models are found; broken plugins are reported and do not affect others."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def model(name: str, model_type: str, *hub_ids: str) -> ModelSpec:
 
 
 def plugin(*models: ModelSpec, checkpoints: tuple[CheckpointSpec, ...] = ()) -> SimpleNamespace:
-    """What an entry point loads: a module, or anything with hook implementations."""
+    """What an entry point loads: an object with hook implementations, like a module."""
 
     @hookimpl
     def vox_serve_models():
@@ -44,7 +44,7 @@ def plugin(*models: ModelSpec, checkpoints: tuple[CheckpointSpec, ...] = ()) -> 
 
 
 class Point(EntryPoint):
-    """An entry point to an object that is at hand, or that fails to load."""
+    """An entry point to a given object, or one that fails to load."""
 
     def load(self) -> Any:
         loaded = LOADS[self.value]
@@ -63,7 +63,7 @@ def found(*loads: Any) -> Plugins:
     return load_plugins(points=[Point(name, name, GROUP) for name in LOADS])
 
 
-def test_an_entry_point() -> None:
+def test_an_entry_point_is_loaded() -> None:
     plugins = load_plugins(points=[TONE])
     (info,) = plugins.infos
     assert (info.name, info.models, info.checkpoints, info.error) == (
@@ -87,7 +87,7 @@ def test_a_models_name_is_not_a_path(tmp_path: Path) -> None:
 
 
 def test_installed_plugins_are_found_by_their_group() -> None:
-    """Whatever is installed here, nothing but the group `vox_serve` is loaded."""
+    """Of the installed entry points, only the group `vox_serve` is loaded."""
     from importlib.metadata import entry_points
 
     names = {point.name for point in entry_points(group="vox_serve")}
@@ -95,7 +95,7 @@ def test_installed_plugins_are_found_by_their_group() -> None:
 
 
 @pytest.mark.parametrize(
-    ("broken", "told"),
+    ("broken", "message"),
     [
         (ImportError("no such library"), "no such library"),
         (SyntaxError("bad"), "SyntaxError"),
@@ -106,16 +106,16 @@ def test_installed_plugins_are_found_by_their_group() -> None:
     ids=["import", "syntax", "exit", "string", "none"],
 )
 def test_a_broken_plugin_is_reported_and_not_fatal(
-    broken: Any, told: str, caplog: pytest.LogCaptureFixture
+    broken: Any, message: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     plugins = found(broken, plugin(model("a", "a")))
     assert [info.name for info in plugins.broken] == ["p0"]
-    assert told in plugins.broken[0].error
+    assert message in plugins.broken[0].error
     assert list(plugins.models) == ["a"]
     assert "plugin p0 cannot be used" in caplog.text
 
 
-def test_a_model_that_raises_at_a_checkpoint_leaves_it_to_the_others(tmp_path: Path) -> None:
+def test_a_model_that_raises_in_matches_does_not_hide_others(tmp_path: Path) -> None:
     def raises(config: Mapping[str, Any]) -> bool:
         raise KeyError("sizes")
 
@@ -125,7 +125,7 @@ def test_a_model_that_raises_at_a_checkpoint_leaves_it_to_the_others(tmp_path: P
     assert plugins.resolve(str(tmp_path)).spec.name == "b"
 
 
-def test_a_plugin_that_raises_in_its_hook() -> None:
+def test_a_plugin_that_raises_in_its_hook_is_broken() -> None:
     @hookimpl
     def vox_serve_models():
         raise RuntimeError("a bug in the hook")
@@ -164,21 +164,21 @@ def test_distributions_may_give_their_entry_points_the_same_name() -> None:
 
 
 def test_a_plugin_that_is_loaded_twice_works_once() -> None:
-    """It is installed, and named by --plugins as well."""
+    """It is installed and also given with --plugins."""
     plugins = load_plugins(["tests.tone"], points=[TONE])
     assert [info.name for info in plugins.broken] == ["tests.tone"]
     assert "'tone'" in plugins.broken[0].error
     assert list(plugins.models) == ["tone"]
 
 
-def test_a_name_is_given_once() -> None:
+def test_a_second_model_of_the_same_name_is_refused() -> None:
     first, second = model("a", "x"), model("a", "y")
     plugins = found(plugin(first), plugin(second, model("b", "z")))
     assert "'a'" in plugins.broken[0].error
-    assert plugins.models == {"a": first}, "a broken plugin offers nothing, not even its rest"
+    assert plugins.models == {"a": first}, "the other models of a broken plugin are offered"
 
 
-def test_an_alias_is_given_once() -> None:
+def test_a_second_alias_of_the_same_name_is_refused() -> None:
     first, second = CheckpointSpec("demo", "org/one", ""), CheckpointSpec("demo", "org/two", "")
     plugins = found(plugin(checkpoints=(first,)), plugin(checkpoints=(second,)))
     assert "'demo'" in plugins.broken[0].error
@@ -206,13 +206,13 @@ def test_an_alias_is_resolved() -> None:
 
 def test_a_directory_is_matched_by_its_config(tmp_path: Path) -> None:
     plugins = found(plugin(model("a", "kind_a")), plugin(model("b", "kind_b")))
-    # The names and the configuration disagree: only the configuration counts.
+    # The directory name and the configuration disagree; only the configuration counts.
     resolved = plugins.resolve(directory(tmp_path / "a", {"model_type": "kind_b"}))
     assert resolved.spec.name == "b"
     assert resolved.checkpoint is None
 
 
-def test_never_by_substring(tmp_path: Path) -> None:
+def test_a_model_is_never_matched_by_a_substring(tmp_path: Path) -> None:
     plugins = load_plugins(points=[TONE])
     for name in ("ton", "tone2", "TONE", "my-tone", "org-tone"):
         with pytest.raises(UnknownModel):
@@ -221,8 +221,8 @@ def test_never_by_substring(tmp_path: Path) -> None:
         plugins.resolve(directory(tmp_path / "tone", {"model_type": "tones"}))
 
 
-def test_the_directory_of_an_alias_has_its_limits() -> None:
-    """A checkpoint with limits reports them under either name."""
+def test_the_directory_of_an_alias_has_the_limits_of_the_alias() -> None:
+    """A checkpoint has the same limits under both names."""
     checkpoint = load_plugins(points=[TONE]).resolve(str(tone.CHECKPOINT) + "/").checkpoint
     assert checkpoint is not None
     assert checkpoint.alias == "tone"
@@ -241,12 +241,12 @@ def test_another_hub_id_is_matched_by_its_config(
     assert load_plugins(points=[TONE]).resolve("someone/fine-tuned").spec.name == "tone"
 
 
-def test_a_folder_of_a_repository_that_a_plugin_names() -> None:
+def test_a_folder_of_a_repository_that_a_plugin_names_is_resolved() -> None:
     folder = load_plugins(points=[TONE]).resolve("test/tone/voices/low")
     assert (folder.spec.name, folder.source) == ("tone", "test/tone/voices/low")
 
 
-def test_a_directory_without_a_config_goes_to_the_plugin_that_holds_it(tmp_path: Path) -> None:
+def test_a_directory_without_a_config_goes_to_the_plugin_that_recognises_it(tmp_path: Path) -> None:
     holding = attrs.evolve(model("a", "a"), holds=lambda path: (path / "a.yaml").is_file())
     plugins = found(plugin(holding), plugin(model("b", "b")))
     with pytest.raises(CheckpointError, match=r"no config\.json"):
@@ -255,21 +255,21 @@ def test_a_directory_without_a_config_goes_to_the_plugin_that_holds_it(tmp_path:
     assert plugins.resolve(str(tmp_path)).spec.name == "a"
 
 
-def test_files_that_need_no_config_are_fetched_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_config_the_listed_files_are_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
     spec = attrs.evolve(model("a", "a", "org/a"), files=["*.safetensors"])
     monkeypatch.setattr(hub, "fetch", lambda source, patterns: (source, patterns))
     fetched = found(plugin(spec)).resolve("org/a/low").directory()
     assert fetched == ("org/a/low", ["*.safetensors"])
 
 
-def test_a_limit_of_the_model_holds_under_every_name(tmp_path: Path) -> None:
+def test_a_limit_of_the_model_applies_under_every_name(tmp_path: Path) -> None:
     spec = attrs.evolve(model("a", "a", "org/a"), max_characters=90)
     plugins = found(plugin(spec, checkpoints=(CheckpointSpec("x", "org/a", "", 50),)))
     limits = [resolved.checkpoint for resolved in map(plugins.resolve, ("org/a", "x"))]
     assert [limit and limit.max_characters for limit in limits] == [90, 50]
 
 
-def test_an_unknown_model_is_answered_with_the_known_ones() -> None:
+def test_the_error_for_an_unknown_model_lists_the_known_ones() -> None:
     plugins = found(tone, plugin(model("a", "a", "org/a")), ImportError("gone"))
     with pytest.raises(UnknownModel) as caught:
         plugins.resolve("nothing")
@@ -279,30 +279,30 @@ def test_an_unknown_model_is_answered_with_the_known_ones() -> None:
     )
 
 
-def test_no_plugin_at_all() -> None:
+def test_without_plugins_no_model_is_known() -> None:
     with pytest.raises(UnknownModel, match="known models: none"):
         load_plugins(points=[]).resolve("demo")
 
 
-def test_two_models_that_claim_one_directory(tmp_path: Path) -> None:
+def test_a_directory_that_two_models_claim_is_refused(tmp_path: Path) -> None:
     plugins = found(plugin(model("a", "same")), plugin(model("b", "same")))
     with pytest.raises(UnknownModel, match=r"several plugins claim .*: a, b"):
         plugins.resolve(directory(tmp_path, {"model_type": "same"}))
 
 
 @pytest.mark.parametrize("config", ["", "{", "[]", "null", '"tone"'])
-def test_a_config_that_cannot_be_read(tmp_path: Path, config: str) -> None:
+def test_an_unreadable_config_is_reported(tmp_path: Path, config: str) -> None:
     with pytest.raises(CheckpointError, match=r"config\.json"):
         load_plugins(points=[TONE]).resolve(directory(tmp_path, config))
 
 
-def test_a_directory_without_a_config(tmp_path: Path) -> None:
+def test_a_directory_without_a_config_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"no config\.json"):
         load_plugins(points=[TONE]).resolve(str(tmp_path))
 
 
 @pytest.mark.parametrize(("version", "advice"), [(0, "the plugin"), (2, "vox-serve-core")])
-def test_a_plugin_for_another_interface_is_refused_clearly(version: int, advice: str) -> None:
+def test_a_plugin_for_another_interface_version_is_refused(version: int, advice: str) -> None:
     other = attrs.evolve(model("m", "m"), api_version=version)
     (info,) = found(plugin(other)).broken
     assert info.error is not None
@@ -319,7 +319,7 @@ def test_a_plugin_for_another_interface_is_refused_clearly(version: int, advice:
         ({"VOX_SERVE_PLUGINS": "p0,p1", "VOX_SERVE_BLOCK_PLUGINS": "p1"}, ["p0"]),
     ],
 )
-def test_the_environment_allows_and_blocks(
+def test_plugins_are_allowed_and_blocked_by_variables(
     variables: dict[str, str], loaded: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in variables.items():

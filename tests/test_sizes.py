@@ -14,7 +14,7 @@ from vox_serve.sizes import check_sizes
 
 
 @pytest.mark.parametrize(
-    ("config", "said"),
+    ("config", "message"),
     [
         (
             {"num_hidden_layers": 10**8},
@@ -39,10 +39,10 @@ from vox_serve.sizes import check_sizes
     ],
     ids=str.split("huge negative float bool list nan table digits"),
 )
-def test_a_size_out_of_range_is_named_with_its_limit(config: dict[str, Any], said: str) -> None:
+def test_a_size_out_of_range_is_named_with_its_limit(config: dict[str, Any], message: str) -> None:
     with pytest.raises(CheckpointError) as refused:
         check_sizes("c.json", config)
-    assert str(refused.value) == f"c.json: {said}"
+    assert str(refused.value) == f"c.json: {message}"
 
 
 def test_defaults_and_unknown_fields_are_left_alone() -> None:

@@ -1,4 +1,4 @@
-"""CSM, Pocket TTS and Qwen3-TTS behind one server: each sounds as it does alone."""
+"""CSM, Pocket TTS and Qwen3-TTS in one server: each sounds as it does alone."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
 
 
 def ask(server: RunningServer, model: str, text: str, **fields: Any) -> np.ndarray:
-    """The answer's samples, int32."""
+    """The samples of the answer, as int32."""
     body = {"text": text, "model": model, "seed": 7, "max_seconds": 1.6, "format": "pcm"}
     response = server.http.post("/generate", json=body | fields)
     assert response.status_code == 200, response.text

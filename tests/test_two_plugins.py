@@ -1,4 +1,4 @@
-"""CSM and Orpheus behind one server, requests interleaved: each answers as its reference does."""
+"""CSM and Orpheus in one server with interleaved requests: each sounds like its reference."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ VOICES = {"csm": ("conversational_a", "conversational_b"), "orpheus": ("tara", "
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """The directories, and the same weights in the reference implementations."""
+    """The checkpoints' directories, and reference implementations with the same weights."""
     folder = tmp_path_factory.mktemp("two")
     made = {
         "csm": csm.write_checkpoint(folder / "csm"),
@@ -55,7 +55,7 @@ def reference(models: dict[str, Any], model: str, voice: str, text: str) -> np.n
 
 
 def ask(server: RunningServer, model: str, voice: str, text: str) -> np.ndarray:
-    """The answer's samples, at temperature 0."""
+    """The samples of the answer, at temperature 0."""
     seconds = 20 * SECONDS_PER_FRAME if model == "csm" else 70 / RATE
     body = {
         "text": text,

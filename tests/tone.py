@@ -1,13 +1,14 @@
-"""A model that hums, in milliseconds on a CPU: the engine and the server are tested with it.
+"""A model that hums in milliseconds on a CPU, for tests of the engine and the server.
 
-The first number in a text is how many frames it lasts (5 if there is none).  Everything that
-a row needs is read back from its own slot of the key/value cache, so a mix-up of slots is
-heard.  Words in a text make it misbehave: `nan` (non-finite logits at its third frame),
-`boom` (an exception at its third frame), `unprefillable`, `unspeakable`, `unpromptable`,
-`reserved` (a code outside the codec), `loud` (C code prints a megabyte), `crash` (C code prints a
-line and aborts).  TONE_DELAY seconds are slept in each emit; TONE_FRAME_SIZE makes frames large
-enough to fill a socket's buffers; with TONE_HEARS, the pitch depends on the context;
-TONE_LOAD_ERROR keeps the model from loading.
+The first number in a text is its length in frames (5 if there is none).  A row reads all its
+state back from its slot of the key/value cache, so a mix-up of slots changes the sound.  Words
+in a text make the model misbehave: `nan` (non-finite logits at its third frame), `boom` (an
+exception at its third frame), `unprefillable`, `unspeakable`, `unpromptable`, `reserved` (a code
+outside the codec), `loud` (C code prints a megabyte), `crash` (C code prints a line and aborts).
+
+Environment variables: each emit sleeps for TONE_DELAY seconds; TONE_FRAME_SIZE makes frames large
+enough to fill a socket's buffers; with TONE_HEARS, the pitch depends on the context; with
+TONE_LOAD_ERROR, loading fails.
 """
 
 from __future__ import annotations
@@ -41,12 +42,12 @@ from vox_serve import (
 )
 
 CHECKPOINT = Path(__file__).parent / "tone_checkpoint"
-VOCAB, SIZE = 67, 64  # ids per codebook, of which the codec has 64
+VOCAB, SIZE = 67, 64  # ids per codebook; the codec has 64
 FAULTS = {"nan": 1, "boom": 2, "reserved": 3}
 
 
 class ToneCodec:
-    """A sine per frame; the phase runs on from frame to frame, one per slot."""
+    """A sine per frame; each slot has a phase, which continues from frame to frame."""
 
     sample_rate = 8000
     frame_rate = 12.5
@@ -152,7 +153,7 @@ class ToneModel:
         _, values = kv.view(slots, position).extend(0, stored, stored)
         frames, pitch, length, fault = values[:, 0, 0].unbind(-1)
         done = position[:, 0] - length + 1
-        # The last code sways the pitch, so that a wrong code or slot changes all that follows.
+        # The last code shifts the pitch, so that a wrong code or slot changes all later frames.
         sway = values.gather(1, position[:, :, None, None].expand(-1, 1, 1, 4))[:, 0, 0, 0] % 3
         shown = torch.where(done >= 2, fault, 0.0)
         return torch.stack([frames - done, pitch + sway, shown], dim=1)

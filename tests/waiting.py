@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 
 def until(condition: Callable[[], bool], seconds: float = 5.0) -> None:
-    """Wait for a condition; fails the test when it does not come true in time."""
+    """Wait for a condition; fails the test if it does not become true in time."""
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, "the condition did not come true in time"
+        assert time.monotonic() < deadline, "the condition did not become true in time"
         time.sleep(0.01)

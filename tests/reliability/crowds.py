@@ -91,7 +91,7 @@ def a_client_leaves(start: Start, promises: Promises) -> None:
 
 
 async def beside(server: Launched, reading: bool) -> tuple[Answer, float, float]:
-    """A stream beside READERS others, which read or do not; the server's growth; its size in MiB."""
+    """A stream beside READERS others, which may not read; the server's growth; its size in MiB."""
     body = {"text": "150 frames", "max_seconds": 12, "streaming": True, "format": "pcm"}
     before, most = held(server.process.pid).memory, 0
     async with AsyncExitStack() as stack:

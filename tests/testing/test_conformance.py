@@ -1,4 +1,4 @@
-"""The conformance suite: the tone passes it, and a wrong model fails the test of each promise."""
+"""The conformance suite: the tone passes it, and for each promise a wrong model fails its test."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from vox_serve.testing import HostRead, ModelConformance, no_host_read
 
 
 class Tone(ToneModel):
-    """The tone without its jokes, which read the device."""
+    """The tone without its faults, which read from the device."""
 
     def prefill(self, inputs, lengths, slots, kv):
         rows = inputs["row"]
@@ -51,7 +51,7 @@ class ToneConformance(ModelConformance):
 
 
 class TestTone(ToneConformance):
-    """Collected by pytest: a right model passes every test."""
+    """Pytest collects it: a correct model passes every test."""
 
 
 # One wrong model per promise.
@@ -79,12 +79,12 @@ class ForgetsItsPosition(Tone):
         self.calls = 0
 
     def advance(self, codes, slots, kv):
-        self.calls += 1  # a clock of the model, instead of the row's own
+        self.calls += 1  # a counter of the model instead of one per row
         hidden = super().advance(codes, slots, kv)
         return hidden + torch.tensor([0.0, float(self.calls % 5), 0.0])
 
 
-class LeavesThingsInTheSlot(Tone):
+class LeavesStateInTheSlot(Tone):
     def __init__(self):
         super().__init__()
         self.used = torch.zeros(8)
@@ -139,7 +139,7 @@ class ReadsTheDevice(Tone):
 
 
 class LooksAtItsFirstRow(Tone):
-    """Its prompts begin with the context, which need not be run again, but it counts on it."""
+    """It declares the context of its prompts as shared, but still reads its first row."""
 
     def prompt(self, text, voice, *, context, parameters):
         rows = super().prompt(text, voice, context=(), parameters=parameters).inputs["row"]
@@ -154,7 +154,7 @@ class LooksAtItsFirstRow(Tone):
 
 
 class MasksByAProduct(Tone):
-    """It wipes nothing, and 0 x NaN is NaN."""
+    """It resets by multiplying with 0, but 0 x NaN is NaN."""
 
     class Codec(QuietCodec):
         def step(self, codes, slots, reset):
@@ -185,12 +185,12 @@ class CountsOnTheHost(Tone):
 
 
 class SaysShortTextsInSilence(Tone):
-    """As a voice that learned words says nothing of a lone consonant."""
+    """Like a voice that was trained on words and is silent for a single consonant."""
 
     class Codec(QuietCodec):
         def step(self, codes, slots, reset):
             pcm, valid = super().step(codes, slots, reset)
-            return pcm * (codes[:, :1, -1] > 13), valid  # as no code of `5` is
+            return pcm * (codes[:, :1, -1] > 13), valid  # no code of `5` is so high
 
     def __init__(self):
         super().__init__()
@@ -203,8 +203,8 @@ WRONG = {
     "test_a_text_that_cannot_fit_is_refused_in_one_line": TakesAnyLength,
     "test_a_batch_speaks_as_each_would_alone": LooksAtItsNeighbours,
     "test_joining_and_leaving_between_frames_changes_nothing": ForgetsItsPosition,
-    "test_a_slot_is_clean_for_its_next_sequence": LeavesThingsInTheSlot,
-    "test_cancelling_frees_the_slot": LeavesThingsInTheSlot,
+    "test_a_slot_is_clean_for_its_next_sequence": LeavesStateInTheSlot,
+    "test_cancelling_frees_the_slot": LeavesStateInTheSlot,
     "test_what_is_kept_of_a_conversation_changes_nothing": LooksAtItsFirstRow,
     "test_the_cap_ends_with_length": StopsTooSoon,
     "test_the_seed_decides": PicksByItself,
@@ -238,7 +238,7 @@ def test_every_promise_has_its_wrong_model():
     promises = {name for name in vars(ModelConformance) if name.startswith("test_")}
     assert promises - set(WRONG) == {
         "test_the_plugin_module_loads_no_torch",
-        "test_captured_equals_eager",  # its body is that of the replayed one
+        "test_captured_equals_eager",  # it has the same body as the replayed test
     }
 
 
@@ -257,6 +257,6 @@ def set_a_number(x: torch.Tensor) -> None:
         set_a_number,
     ],
 )
-def test_a_host_read_is_noticed(read):
+def test_a_host_read_is_detected(read):
     with pytest.raises(HostRead):
         no_host_read(read)(torch.ones(1))

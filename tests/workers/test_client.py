@@ -1,4 +1,4 @@
-"""WorkerClient: admission, routing of answers to requests, and the end of a worker."""
+"""WorkerClient: admission, routing of events to requests, and the end of a worker."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ async def events_of(queue: asyncio.Queue[Event]) -> list[Event]:
     return events
 
 
-def test_answers_find_their_request() -> None:
+def test_events_reach_their_request() -> None:
     async def main() -> None:
         async with started() as client:
             await client.wait_ready()
@@ -65,7 +65,7 @@ def test_answers_find_their_request() -> None:
                 events = await events_of(queues[request_id])
                 assert {event.request_id for event in events} == {request_id}
                 kinds = [type(event) for event in events]
-                sounds = len(kinds) - 2  # several frames may come at once
+                sounds = len(kinds) - 2  # an event may have several frames
                 assert kinds == [Started, *[Audio] * sounds, Finished]
                 assert bool(sounds) == bool(frames)
                 assert events[-1].reason is FinishReason.STOP
@@ -75,7 +75,7 @@ def test_answers_find_their_request() -> None:
     asyncio.run(main())
 
 
-def test_states_are_reported() -> None:
+def test_changes_of_state_are_reported() -> None:
     seen = []
 
     async def main() -> None:
@@ -92,7 +92,7 @@ def test_states_are_reported() -> None:
     assert seen == [EngineState.READY, EngineState.DRAINING, EngineState.DEAD]
 
 
-def test_nothing_is_taken_before_and_after() -> None:
+def test_requests_are_refused_before_loading_and_after_draining() -> None:
     async def main() -> None:
         async with started() as client:
             with pytest.raises(Unavailable, match="loading"):
@@ -108,7 +108,7 @@ def test_nothing_is_taken_before_and_after() -> None:
     asyncio.run(main())
 
 
-def test_the_queue_is_bounded_and_abort_makes_room() -> None:
+def test_the_queue_is_limited_and_abort_makes_room() -> None:
     async def main() -> None:
         engine = attrs.evolve(TONE, max_batch_size=1)
         async with started(engine, max_queue=2) as client:
@@ -168,7 +168,9 @@ def test_a_worker_that_hangs_is_declared_dead(monkeypatch: pytest.MonkeyPatch) -
     async def main() -> None:
         async with started(stall_timeout=0.6) as client:
             await client.wait_ready()
-            await asyncio.sleep(0.8)  # longer than the limit: an idle worker does not hang
+            await asyncio.sleep(
+                0.8
+            )  # longer than the limit, because an idle worker does not count as hung
             (failed,) = await events_of(client.submit(SpeechRequest("a", "99 frames")))
             assert isinstance(failed.error, Unavailable)
             assert client.state is EngineState.DEAD
@@ -204,7 +206,7 @@ def test_an_unreadable_message_is_reported(
     assert "TypeError" in caplog.text
 
 
-def test_an_error_of_a_plugins_own_crosses_as_one_of_ours():
+def test_a_plugins_own_error_is_sent_as_one_of_ours():
     class TooRude(UnspeakableText):
         def __init__(self) -> None:
             super().__init__("text is too rude", "text")
@@ -218,10 +220,10 @@ def test_an_error_of_a_plugins_own_crosses_as_one_of_ours():
     )
 
 
-def test_a_request_with_context_is_prepared_beside_the_others(
+def test_other_requests_go_on_while_context_is_encoded(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Encoding holds on until a plain request has been spoken from beginning to end."""
+    """Encoding does not return before a plain request has been spoken to its end."""
     release = threading.Event()
     encode = tone.ToneCodec.encode
 
@@ -249,7 +251,9 @@ def test_a_request_with_context_is_prepared_beside_the_others(
     asyncio.run(main())
 
 
-def test_a_long_text_is_prepared_beside_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_requests_go_on_while_a_long_text_is_prepared(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     release = threading.Event()
     prepare = Prompts.prepare
 
@@ -270,12 +274,12 @@ def test_a_long_text_is_prepared_beside_the_others(monkeypatch: pytest.MonkeyPat
             assert isinstance(plain[-1], Finished)
             release.set()
             assert isinstance(last := (await events_of(long))[-1], Finished)
-            assert last.frames == 2, "those that follow were only checked"
+            assert last.frames == 2, "later parts were spoken, too"
 
     asyncio.run(main())
 
 
-def test_a_place_is_kept_and_given_back() -> None:
+def test_a_reserved_place_is_kept_and_released() -> None:
     async def main() -> None:
         async with started(attrs.evolve(TONE, max_batch_size=1), max_queue=0) as client:
             await client.wait_ready()
@@ -294,7 +298,7 @@ def test_a_place_is_kept_and_given_back() -> None:
     asyncio.run(main())
 
 
-def test_a_voice_is_listed_even_if_nobody_waited_for_it() -> None:
+def test_a_voice_is_listed_even_if_its_caller_did_not_wait() -> None:
     async def main() -> None:
         async with started() as client:
             await client.wait_ready()

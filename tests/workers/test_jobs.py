@@ -1,4 +1,4 @@
-"""Processes that do bounded work: what they return, and every way in which they fail."""
+"""Processes for work with limits: their results, and every way in which they fail."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ async def jobs(**settings: Any) -> AsyncIterator[Jobs]:
 
 
 def run(*work: Callable[..., Any], **settings: Any) -> list[Any]:
-    """What each job returned or raised, one after another."""
+    """Run jobs one after another; returns what each returned or raised."""
 
     async def main() -> list[Any]:
         async with jobs(**settings) as made:
@@ -57,7 +57,7 @@ def test_a_process_does_one_job_after_another() -> None:
     assert first == second != ours
 
 
-def test_large_arguments_and_results_pass() -> None:
+def test_arguments_and_results_may_be_large() -> None:
     async def main() -> None:
         async with jobs() as made:
             assert np.array_equal(await made.run(double, np.ones(2**20)), np.full(2**20, 2.0))
@@ -89,21 +89,21 @@ def test_a_job_that_fails_says_why_and_the_next_one_succeeds(
     assert capfd.readouterr() == ("", "")
 
 
-def test_an_error_of_a_library_is_logged_with_its_place(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_error_is_logged_with_its_place(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.ERROR):
         run(fail)
     assert "KeyError" in caplog.text
     assert "in fail" in caplog.text
 
 
-def test_a_refusal_arrives_as_one_of_the_servers_errors() -> None:
+def test_a_plugins_refusal_arrives_as_one_of_our_errors() -> None:
     (refused,) = run(refuse)
     assert type(refused) is NothingToSpeak
     assert isinstance(refused, RequestError)
     assert (refused.message, refused.param) == ("nothing to say", "text")
 
 
-def test_what_a_job_prints_is_discarded(capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_output_of_a_job_is_discarded(capfd: pytest.CaptureFixture[str]) -> None:
     assert run(noise) == ["done"]
     assert capfd.readouterr() == ("", "")
 
@@ -119,7 +119,7 @@ def test_another_job_does_not_wait_for_one_that_hangs() -> None:
     asyncio.run(main())
 
 
-def test_only_so_many_jobs_may_wait() -> None:
+def test_the_number_of_waiting_jobs_is_limited() -> None:
     async def main() -> None:
         async with jobs(waiting=1, seconds=60) as made:
             tasks = [asyncio.ensure_future(made.run(hang)) for _ in range(2)]
@@ -132,7 +132,7 @@ def test_only_so_many_jobs_may_wait() -> None:
     asyncio.run(main())
 
 
-def test_closing_ends_the_processes_and_what_they_do() -> None:
+def test_closing_ends_the_processes_and_their_jobs() -> None:
     async def main() -> tuple[int, BaseException | None]:
         async with jobs(processes=2, seconds=60) as made:
             pid = await made.run(process_id)

@@ -1,4 +1,4 @@
-"""Texts and audio files are read in other processes: same results, limits, crashes, noise."""
+"""Reading texts and audio files in other processes: same results, limits, crashes, output."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def damaged(kind: str, subtype: str, *places: int) -> bytes:
 
 
 NOISY = damaged("SDS", "PCM_16", *range(149, 60_000, 127))
-"""libsndfile prints what it thinks of this, block by block."""
+"""libsndfile prints messages about every block of this file."""
 
 
 def with_jobs(work: Callable[[Jobs], Awaitable[T]], seconds: float = 10.0) -> T:
@@ -61,7 +61,7 @@ def with_jobs(work: Callable[[Jobs], Awaitable[T]], seconds: float = 10.0) -> T:
 
 
 def speak(*texts: str, front_end: FrontEnd = FRONT_END, seconds: float = 10.0) -> list[object]:
-    """Each text as a reader splits it, or the error that it raises."""
+    """The reader's result for each text, or the error that it raises."""
 
     async def work(jobs: Jobs) -> list[object]:
         reader = TextReader(front_end, jobs)
@@ -77,19 +77,19 @@ def speak(*texts: str, front_end: FrontEnd = FRONT_END, seconds: float = 10.0) -
     return with_jobs(work, seconds)
 
 
-def test_a_clip_is_read_as_in_this_process() -> None:
+def test_a_clip_is_read_with_the_same_result_as_in_this_process() -> None:
     expected = read_audio(io.BytesIO(clip()), 24_000, 30)
     found = with_jobs(lambda jobs: read_clip(jobs, io.BytesIO(clip()), 24_000, 30))
     assert np.array_equal(found, expected)
 
 
-def test_what_libraries_print_goes_nowhere(capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_output_of_libraries_is_discarded(capfd: pytest.CaptureFixture[str]) -> None:
     async def both(jobs: Jobs) -> None:
         assert len(await read_clip(jobs, io.BytesIO(NOISY), RATE, 30)) > 0
 
     with_jobs(both)
     assert capfd.readouterr() == ("", "")
-    read_audio(io.BytesIO(NOISY), RATE, 30)  # the control: it prints here
+    read_audio(io.BytesIO(NOISY), RATE, 30)  # as a control: in this process it prints
     assert len("".join(capfd.readouterr())) > 1000
 
 
@@ -101,7 +101,7 @@ def test_what_libraries_print_goes_nowhere(capfd: pytest.CaptureFixture[str]) ->
         (bomb, "it needs more than 512 MiB of memory"),
     ],
 )
-def test_a_decoder_that_fails_is_the_clips_fault_and_the_next_clip_is_read(
+def test_a_failing_decoder_refuses_the_clip_and_the_next_one_is_read(
     decoder: Callable[..., None], reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def work(jobs: Jobs) -> None:
@@ -114,25 +114,27 @@ def test_a_decoder_that_fails_is_the_clips_fault_and_the_next_clip_is_read(
     with_jobs(work, seconds=0.5)
 
 
-def test_a_file_beside_the_server_does_not_matter(
+def test_a_file_in_the_working_directory_does_not_matter(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """libsndfile takes `._` in the working directory for a part of an mp3, and then refuses it."""
+    """libsndfile mistakes `._` in the working directory for part of an mp3, and refuses the mp3."""
     (tmp_path / "._").touch()
     monkeypatch.chdir(tmp_path)
     content = clip("MP3")
     assert len(with_jobs(lambda jobs: read_clip(jobs, io.BytesIO(content), RATE, 30))) > 10_000
-    with pytest.raises(AudioUnreadable):  # the control
+    with pytest.raises(AudioUnreadable):  # as a control
         read_audio(io.BytesIO(content), RATE, 30)
 
 
-def test_a_clip_of_many_bytes_is_refused_before_it_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_clip_that_is_too_large_is_refused_before_it_is_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(reading, "MAX_CLIP_BYTES", 2**20)
     with pytest.raises(AudioUnreadable, match="more than 1 MiB"):
         with_jobs(lambda jobs: read_clip(jobs, io.BytesIO(bytes(2**21)), RATE, 30))
 
 
-def test_a_text_is_read_as_in_this_process() -> None:
+def test_a_text_is_read_with_the_same_result_as_in_this_process() -> None:
     lexicon = Lexicon({"nginx": "engine x"})
     front_end = with_lexicon(FRONT_END, lexicon)
     audio = np.ones(10, np.float32)
@@ -155,7 +157,7 @@ def test_a_text_is_read_as_in_this_process() -> None:
     assert turn.audio is audio
 
 
-def test_a_front_end_that_fails_fails_only_this_text() -> None:
+def test_a_front_end_that_fails_on_a_text_fails_only_that_text() -> None:
     front_end = FrontEnd(finish=obey)
     crashed, hung, raised, empty, fine = speak(
         "crash", "hang", "raise", "***", "fine", front_end=front_end, seconds=0.5

@@ -1,4 +1,4 @@
-"""Several workers behind one queue: who speaks what, and what the death of one costs."""
+"""Several workers with one queue: which one speaks a request, and what happens if one dies."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ async def running(engine: EngineConfig = PAIR, **server: Any) -> AsyncIterator[W
         await client.stop()
 
 
-def places(client: WorkerClient) -> list[int]:
+def free_slots(client: WorkerClient) -> list[int]:
     """Free slots of each replica."""
     return [replica.free for replica in client.replicas]
 
@@ -46,7 +46,7 @@ def _slow(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(life, "FIRST_DELAY", 0.02)
 
 
-def test_devices_and_replicas_make_workers() -> None:
+def test_each_replica_of_each_device_is_a_worker() -> None:
     two = EngineConfig(device="cuda:0, cuda:1", replicas=2)
     assert [w.device for w in two.workers()] == ["cuda:0", "cuda:0", "cuda:1", "cuda:1"]
 
@@ -57,10 +57,10 @@ def test_requests_spread_and_wait_in_one_queue() -> None:
             assert client.info.num_slots == 4
             for name in "abc":
                 client.submit(SpeechRequest(name, **LONG))
-            assert sorted(places(client)) == [0, 1]
+            assert sorted(free_slots(client)) == [0, 1]
             first = client.submit(SpeechRequest("d", "5 frames"))
             waiting = [client.submit(SpeechRequest(name, "5 frames")) for name in "ef"]
-            assert places(client) == [0, 0]
+            assert free_slots(client) == [0, 0]
             with pytest.raises(QueueFull, match="4 requests are being spoken and 2 wait"):
                 client.submit(SpeechRequest("g", "5 frames"))
             client.abort("e")
@@ -90,24 +90,26 @@ def test_a_conversation_returns_to_its_replica_and_moves_when_that_is_full() -> 
             assert talk.home == 1
             client.abort("a")
             await turn(2)
-            assert talk.home == 1, "though the other one has more free slots"
-            before = await lengths(client)
-            for name in "bcd":  # both slots of its home, and one elsewhere
+            assert talk.home == 1, "it moved to the replica with more free slots"
+            before = await prompt_positions(client)
+            for name in "bcd":  # both slots of its home, and one of the other replica
                 client.submit(SpeechRequest(name, **LONG))
-            assert sorted(places(client)) == [0, 1]
-            filler = next(n for n, free in enumerate(places(client)) if free == 0)
-            if filler == 0:  # make its home the full one
+            assert sorted(free_slots(client)) == [0, 1]
+            filler = next(n for n, free in enumerate(free_slots(client)) if free == 0)
+            if filler == 0:  # make its home the full replica
                 client.submit(SpeechRequest("e", **LONG))
                 client.abort("b")
             await turn(3)
             assert len(talk.turns) == 3
-            assert await lengths(client) > before, "the other replica heard the turns"
+            assert await prompt_positions(client) > before, (
+                "the other replica does not know the turns"
+            )
 
     asyncio.run(asyncio.wait_for(main(), 20))
 
 
-async def lengths(client: WorkerClient) -> float:
-    """Positions of all prompts so far, run or restored."""
+async def prompt_positions(client: WorkerClient) -> float:
+    """The number of prompt positions so far, computed or restored."""
     return sum(
         replica.metrics.prompt_positions_total(source)._value.get()
         for replica in client.replicas
@@ -125,13 +127,13 @@ def test_a_voice_prefers_the_replica_that_has_its_prefix() -> None:
             client.abort("a")
             for name in "cde":
                 client.submit(SpeechRequest(name, voice="ann", **LONG))
-            assert places(client) == [7, 6] or places(client) == [8, 5], places(client)
+            assert free_slots(client) == [7, 6] or free_slots(client) == [8, 5], free_slots(client)
 
     asyncio.run(asyncio.wait_for(main(), 20))
 
 
 @pytest.mark.parametrize("restart", [True, False])
-def test_a_replica_that_dies_takes_only_its_own_requests(restart: bool) -> None:
+def test_a_replica_that_dies_fails_only_its_own_requests(restart: bool) -> None:
     async def main() -> None:
         how = "restart" if restart else "exit"
         async with running(on_worker_death=how) as client:
@@ -173,7 +175,7 @@ def test_a_replica_that_cannot_be_loaded_is_refused_at_the_start(
     asyncio.run(asyncio.wait_for(main(), 20))
 
 
-def test_waiting_requests_are_told_why_the_engine_is_down() -> None:
+def test_waiting_requests_get_the_reason_why_the_engine_is_down() -> None:
     async def main() -> None:
         async with running(on_worker_death="exit") as client:
             for name in "abcd":
@@ -189,7 +191,7 @@ def test_waiting_requests_are_told_why_the_engine_is_down() -> None:
     asyncio.run(asyncio.wait_for(main(), 20))
 
 
-def test_a_turn_of_a_conversation_that_another_server_keeps(
+def test_a_turn_may_follow_turns_that_another_server_keeps(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("TONE_HEARS", "1")
@@ -209,6 +211,6 @@ def test_a_turn_of_a_conversation_that_another_server_keeps(
             for one in (client, other):
                 said, second = await speak(one, again)
                 assert said.kept == 1
-                assert second != first, "the turn was not heard"
+                assert second != first, "the earlier turn had no effect"
 
     asyncio.run(asyncio.wait_for(main(), 20))

@@ -1,4 +1,4 @@
-"""The engine's OpenMP threads sleep where they wait, unless the user wants it otherwise."""
+"""The engine's OpenMP threads sleep while they wait, unless the user sets something else."""
 
 import os
 import subprocess
@@ -27,8 +27,8 @@ torch.ones(2)
     ("users", "expected"),
     [({}, f"GOMP_SPINCOUNT = '{SPIN_COUNT}'"), ({"GOMP_SPINCOUNT": "7"}, "GOMP_SPINCOUNT = '7'")],
 )
-def test_torch_reads_how_long_threads_turn(users: dict[str, str], expected: str) -> None:
-    """What OpenMP itself says that it has read."""
+def test_torch_reads_how_long_threads_spin(users: dict[str, str], expected: str) -> None:
+    """OpenMP itself prints the setting."""
     environment = {name: value for name, value in os.environ.items() if name not in VARIABLES}
     run = subprocess.run(
         [sys.executable, "-c", CODE],
@@ -43,7 +43,7 @@ def test_torch_reads_how_long_threads_turn(users: dict[str, str], expected: str)
 
 
 @pytest.mark.parametrize("name", VARIABLES)
-def test_what_the_user_has_set_stays(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_users_own_setting_is_kept(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for variable in VARIABLES:
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setenv(name, "active")

@@ -14,7 +14,7 @@ from vox_serve.messages import AddVoice, RemoveVoice, Shutdown
 from vox_serve.workers import worker
 
 
-def test_an_exception_that_ends_it_is_in_the_log_and_not_beside_it(
+def test_an_exception_that_ends_it_is_logged_and_not_printed(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
     capsys: pytest.CaptureFixture[str],
@@ -35,8 +35,8 @@ def test_an_exception_that_ends_it_is_in_the_log_and_not_beside_it(
     assert capsys.readouterr().err == ""
 
 
-def test_the_last_list_of_voices_is_the_newest() -> None:
-    """One voice is removed after another has been added, but before that is reported."""
+def test_the_last_reported_list_of_voices_is_the_newest() -> None:
+    """A voice is removed after another was added but before that was reported."""
     engine = Engine(ToneModel(), TONE)
     engine.prompts.voices.add("bob", 0, ())
     server, end = Pipe()

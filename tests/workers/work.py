@@ -1,4 +1,4 @@
-"""Work for other processes.  Imports no torch, which would exceed their limit of memory."""
+"""Work for other processes.  It does not import torch, which would exceed their memory limit."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vox_serve.errors import NothingToSpeak
 
 
 class Own(NothingToSpeak):
-    """As a plugin may define one."""
+    """An error that a plugin may define."""
 
 
 def double(x: Any) -> Any:
@@ -39,7 +39,7 @@ def hang(*_: object) -> None:
 
 
 def hold() -> None:
-    """Keeps the interpreter, as one call of a library can."""
+    """Hold the interpreter lock, as a call of a library can."""
     ctypes.PyDLL(None).sleep(60)
 
 
@@ -56,7 +56,7 @@ def refuse() -> None:
 
 
 def fail() -> None:
-    raise KeyError("sec" + "ret")  # in two parts: the log quotes this line
+    raise KeyError("sec" + "ret")  # in two parts, because the log quotes this line
 
 
 def unsendable() -> object:
@@ -71,7 +71,7 @@ def noise() -> str:
 
 
 def obey(text: str) -> str:
-    """A voice's spelling that does what the text says."""
+    """A front end's last step that obeys the text."""
     first, *_ = text.split()
     {"crash": crash, "hang": hang, "raise": fail}.get(first.strip("."), lambda: None)()
     return text
