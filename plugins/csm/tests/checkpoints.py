@@ -1,6 +1,6 @@
-"""Small random CSM checkpoints, written by transformers, and what transformers makes of them.
+"""Small random CSM checkpoints, written by transformers, and the results of transformers.
 
-The oracle of the tests: the model is transformers' own, so a test that agrees with it agrees
+The model is transformers' own, so it is the oracle of the tests: agreeing with it is agreeing
 with the published implementation.
 """
 
@@ -28,7 +28,7 @@ SPECIALS = ["<|pad|>", "<|begin|>", "<|end|>", "<|unknown|>", "<|audio|>", "<|au
 CHARACTERS = "[]0123456789abcdefghijklmnopqrstuvwxyz .,!?'-"
 IDS = {token: number for number, token in enumerate([*SPECIALS, *CHARACTERS])}
 
-# Short waves are kept, long ones slowed and those between blended: each kind is there.
+# High frequencies are kept, low ones scaled and those between blended; all three occur.
 LLAMA3_ROPE: Mapping[str, Any] = {
     "rope_type": "llama3",
     "factor": 8.0,
@@ -44,7 +44,7 @@ HEAD, DEPTH_HEADS = "lm_head.weight", "depth_decoder.codebooks_head.weight"
 def write_checkpoint(
     directory: Path, depth: Mapping[str, Any] | None = None, **changes: Any
 ) -> Any:
-    """Write what `save_pretrained` writes, tokenizer included; returns transformers' model.
+    """Write a `save_pretrained` directory with tokenizer; returns transformers' model.
 
     `changes` and `depth` replace values of `small_config` and of its depth decoder.
     """
@@ -104,13 +104,13 @@ def small_config() -> dict[str, Any]:
             "codebook_dim": 16,
             "vector_quantization_hidden_dimension": 16,
             "upsample_groups": 32,
-            "sliding_window": 250,  # longer than any clip: transformers 4 does not mask by it
+            "sliding_window": 250,  # longer than any clip, because transformers 4 ignores it
         },
     }
 
 
 def write_tokenizer(directory: Path) -> None:
-    """A character-level tokenizer that adds only a begin token itself, as Llama's does."""
+    """A character-level tokenizer that itself adds only a begin token, like Llama's."""
     tokenizer = Tokenizer(models.WordLevel(IDS, unk_token=SPECIALS[UNKNOWN]))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
     tokenizer.post_processor = processors.TemplateProcessing(
@@ -126,9 +126,9 @@ def write_tokenizer(directory: Path) -> None:
 
 
 def to_hub_layout(directory: Path) -> None:
-    """Lay a `save_pretrained` directory out as `sesame/csm-1b` is.
+    """Change a `save_pretrained` directory to the layout of `sesame/csm-1b`.
 
-    Shards with an index of their own, which config.json names, and Sesame's original layout
+    It has shards with their own index, which config.json names, and Sesame's original weights
     under the name that transformers would otherwise read.
     """
     tensors = read_tensors(directory)
@@ -162,12 +162,12 @@ def text_ids(text: str, speaker: int = 0) -> list[int]:
 
 
 def context_ids(text: str, speaker: int, num_frames: int) -> list[int]:
-    """A context segment as transformers writes it: the text, a place per frame, the end."""
+    """A context segment as transformers writes it: the text, a token per frame, the end."""
     return [*text_ids(text, speaker), *[AUDIO] * num_frames, AUDIO_END]
 
 
 def clip(num_frames: int, seed: int = 0) -> torch.Tensor:
-    """A rising tone with some noise, of whole frames; float32 `[T]` within -0.5 .. 0.5."""
+    """A rising tone with some noise, a whole number of frames; float32 `[T]` in -0.5 .. 0.5."""
     generator = torch.Generator().manual_seed(seed)
     time = torch.arange(num_frames * FRAME) / 24000
     noise = torch.rand(len(time), generator=generator) - 0.5
@@ -179,7 +179,7 @@ def clip(num_frames: int, seed: int = 0) -> torch.Tensor:
 def reference_frames(
     model: Any, ids: Sequence[int], num_frames: int, clips: Sequence[torch.Tensor] = ()
 ) -> Frames:
-    """The frames that transformers picks greedily, the one that ends the utterance included."""
+    """The frames that transformers picks greedily, including the end frame."""
     context: dict[str, torch.Tensor] = {}
     if clips:
         context["input_values"] = torch.cat(list(clips))[None, None]
@@ -199,7 +199,7 @@ def reference_frames(
 
 @torch.no_grad()
 def reference_sound(model: Any, frames: Frames) -> torch.Tensor:
-    """Frames decoded whole by transformers' Mimi, `[T]`; a reserved id sounds as code 0."""
+    """Frames decoded at once by transformers' Mimi, `[T]`; reserved ids become code 0."""
     codes = torch.tensor(frames)
     codes = torch.where(codes >= model.config.codec_config.codebook_size, 0, codes)
     pcm: torch.Tensor = model.codec_model.decode(codes.T[None]).audio_values
@@ -215,7 +215,7 @@ def encoded(mimi: Any, pcm: torch.Tensor, num_codebooks: int | None = None) -> t
 
 @contextmanager
 def mimi_window() -> Iterator[None]:
-    """Mimi masks by its window, as in transformers 5; transformers 4 reads it and masks nothing."""
+    """Make Mimi mask by its window, as in transformers 5; transformers 4 ignores the window."""
     if hasattr(modeling_mimi, "create_causal_mask"):
         sliding = masking_utils.create_sliding_window_causal_mask
         with mock.patch.object(modeling_mimi, "create_causal_mask", sliding):
@@ -225,7 +225,7 @@ def mimi_window() -> Iterator[None]:
 
 
 def _randomise(model: Any) -> None:
-    """Weights under which greedy codes vary: the usual ones give nearly uniform logits."""
+    """Draw weights with which greedy codes vary; the usual ones give nearly uniform logits."""
     generator = torch.Generator().manual_seed(1)
     for name, tensor in _unique(model.state_dict()):
         noise = torch.rand(tensor.shape, generator=generator)
@@ -237,13 +237,13 @@ def _randomise(model: Any) -> None:
             embeds = "embed" in name and not name.endswith("inputs_embeds_projector.weight")
             fan_in = 1 if embeds else tensor[0].numel()
             tensor.copy_((noise - 0.5) * 4 * max(1, fan_in) ** -0.5)
-    # transformers 4 ties these two automatically, 5 does not.
+    # transformers 4 ties these two automatically; transformers 5 does not.
     table = model.depth_decoder.model.embed_tokens.weight
     model.backbone_model.embed_tokens.embed_audio_tokens.weight.copy_(table)
 
 
 def _unique(state: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
-    """Each tensor once: backbone and depth decoder share their audio embedding."""
+    """Keep each tensor once, because backbone and depth decoder share their audio embedding."""
     seen: set[int] = set()
     for name in sorted(state):
         if state[name].data_ptr() not in seen:
@@ -252,7 +252,7 @@ def _unique(state: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tens
 
 
 def _tune_loudness(model: Any) -> None:
-    """Scale the codec's last layer: loud enough for 16 bits to be fine, and nothing clips."""
+    """Scale the codec's last layer, so that 16 bits are precise enough and nothing clips."""
     generator = torch.Generator().manual_seed(2)
     codes = torch.randint(0, CODES, (40, CODEBOOKS), generator=generator)
     peak = reference_sound(model, codes.tolist()).abs().max()

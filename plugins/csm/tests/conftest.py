@@ -24,13 +24,13 @@ from vox_serve_csm.model import CsmModel
 MakeEngine = Callable[..., Engine]
 FRAMES = 40
 SECONDS_PER_FRAME = 0.08
-# Named only where the distribution is not installed and its entry point is not found.
+# Named only if the distribution, and so its entry point, is not installed.
 PLUGINS = () if "csm" in load_plugins().models else ("vox_serve_csm.plugin",)
 
 
 @attrs.frozen
 class Checkpoint:
-    """A checkpoint directory, and the same weights in transformers."""
+    """A checkpoint directory, and transformers' model with the same weights."""
 
     directory: Path
     reference: Any
@@ -38,7 +38,7 @@ class Checkpoint:
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
-    """The small checkpoint that most tests share; none may change it."""
+    """The small checkpoint that most tests share; they must not change it."""
     directory = tmp_path_factory.mktemp("csm")
     return Checkpoint(directory, write_checkpoint(directory))
 
@@ -57,7 +57,7 @@ def load(directory: Path, dtype: str = "float32", device: str = "cpu") -> CsmMod
 
 
 def record(engine: Engine) -> dict[str, Frames]:
-    """Keep the codes of every frame from here on, the ending ones included, by request."""
+    """Record the codes of all later frames by request, including end frames."""
     frames: dict[str, Frames] = defaultdict(list)
     watch_frames(engine, lambda sequence, frame: frames[sequence.id].append(frame.codes))
     return frames

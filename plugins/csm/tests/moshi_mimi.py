@@ -1,6 +1,6 @@
-"""moshi's Mimi with the weights of a checkpoint in the transformers layout: an oracle of the tests.
+"""moshi's Mimi with the weights of a checkpoint in the transformers layout, as an oracle.
 
-Needs the extra `moshi`; `make test-oldest` installs it.
+It needs the extra `moshi`, which `make test-oldest` installs.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from transformers import MimiConfig
 
 from vox_serve.nn import uninitialised
 
-# moshi's parameter names become transformers' names by these substitutions, in this order.
+# These substitutions, in this order, turn moshi's parameter names into transformers' names.
 _RENAMES = (
     (r"(\.conv(tr)?)+\.", ".conv."),
     (r"\.model\.", ".layers."),
@@ -39,12 +39,12 @@ _RENAMES = (
 
 
 class MoshiEncoder:
-    """Encodes whole clips.
+    """Encodes complete clips.
 
     Args:
         config: keys of transformers' `MimiConfig`.
-        tensors: by the names of transformers.
-        num_codebooks: how many of the checkpoint's are used.
+        tensors: weights by transformers' names.
+        num_codebooks: how many of the checkpoint's codebooks are used.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class MoshiEncoder:
 
     @torch.no_grad()
     def encode(self, pcm: torch.Tensor) -> torch.Tensor:
-        """`[T]`, of whole frames, to codes `[K, F]`."""
+        """Samples `[T]`, a whole number of frames, to codes `[K, F]`."""
         latents = self._network["encoder"](pcm[None, None])
         (latents,) = self._network["encoder_transformer"](latents)
         latents = self._network["downsample"](latents)
@@ -78,13 +78,13 @@ class MoshiEncoder:
 
 
 def _all_values(config: Mapping[str, Any]) -> dict[str, Any]:
-    """With transformers' defaults."""
+    """The configuration, completed with transformers' defaults."""
     values: dict[str, Any] = MimiConfig(**config).to_dict()
     return {"rope_theta": 10000.0} | values | values.get("rope_parameters", {})
 
 
 def _build(c: Mapping[str, Any]) -> Any:
-    """moshi's modules, unfilled, as an `nn.ModuleDict`."""
+    """moshi's modules without the weights, as an `nn.ModuleDict`."""
     size = c["hidden_size"]
     seanet = {
         "channels": 1,
@@ -134,12 +134,12 @@ def _build(c: Mapping[str, Any]) -> Any:
             }
         )
     if c["vector_quantization_hidden_dimension"] == size:
-        # transformers has no projection between equal sizes; moshi always makes one.
+        # transformers has no projection between equal sizes; moshi always has one.
         for rvq in (quantizer.rvq_first, quantizer.rvq_rest):
             rvq.input_proj = rvq.output_proj = nn.Identity()
     for module in network.modules():
         if isinstance(module, nn.LayerNorm):
-            module.eps = c["norm_eps"]  # moshi offers no argument for it
+            module.eps = c["norm_eps"]  # moshi has no argument for it
     return network
 
 

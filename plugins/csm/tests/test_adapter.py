@@ -1,4 +1,4 @@
-"""A fine-tune as a PEFT adapter: merged at load, it speaks as the merged reference does."""
+"""A fine-tune as a PEFT adapter is merged at load, and speaks like the merged reference."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TARGETS = ("q_proj", "o_proj", "down_proj")
 
 
 def write_adapter(directory: Path, model: Any) -> None:
-    """Write a random adapter as PEFT does, and change `model` by it."""
+    """Write a random adapter in PEFT's format, and apply it to `model`."""
     generator = torch.Generator().manual_seed(3)
     tensors = {}
     for name, layer in model.named_modules():
@@ -58,7 +58,7 @@ def spoken(checkpoint: Checkpoint, adapter: Path | None) -> list[tuple[int, ...]
     return frames["x"]
 
 
-def test_it_speaks_as_the_merged_reference(checkpoint: Checkpoint, tmp_path: Path) -> None:
+def test_it_speaks_like_the_merged_reference(checkpoint: Checkpoint, tmp_path: Path) -> None:
     changed = copy.deepcopy(checkpoint.reference)
     write_adapter(tmp_path / "adapter", changed)
     expected = reference_frames(changed, text_ids("hello"), FRAMES)
@@ -66,8 +66,8 @@ def test_it_speaks_as_the_merged_reference(checkpoint: Checkpoint, tmp_path: Pat
     assert spoken(checkpoint, None) != expected
 
 
-@pytest.mark.filterwarnings("ignore::FutureWarning")  # between peft and transformers
-def test_it_reads_what_peft_writes(checkpoint: Checkpoint, tmp_path: Path) -> None:
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # of peft about transformers
+def test_it_reads_the_files_of_peft(checkpoint: Checkpoint, tmp_path: Path) -> None:
     peft = pytest.importorskip("peft")
     torch.manual_seed(5)
     config = peft.LoraConfig(

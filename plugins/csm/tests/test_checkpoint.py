@@ -1,4 +1,4 @@
-"""Checkpoint directories: what loads, and the one line that says why another does not."""
+"""Checkpoint directories: which ones load, and the one-line errors of the others."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ SECOND_SHARD = "transformers-00002-of-00003.safetensors"
 
 @pytest.fixture
 def directory(checkpoint: Checkpoint, tmp_path: Path) -> Path:
-    """A copy of the small checkpoint, to be changed."""
+    """A copy of the small checkpoint that a test may change."""
     return Path(shutil.copytree(checkpoint.directory, tmp_path / "checkpoint"))
 
 
@@ -52,22 +52,24 @@ def expected(checkpoint: Checkpoint) -> list[tuple[int, ...]]:
     return reference_frames(checkpoint.reference, text_ids("hi"), 5)
 
 
-def test_the_hub_layout(make_engine: MakeEngine, directory: Path, expected: Any) -> None:
+def test_the_layout_of_the_hub_loads(
+    make_engine: MakeEngine, directory: Path, expected: Any
+) -> None:
     to_hub_layout(directory)
     assert spoken_alone(make_engine(directory), "hi", frames=5) == expected
 
 
-def test_the_hub_layout_without_the_key(
+def test_the_layout_of_the_hub_loads_without_the_key(
     make_engine: MakeEngine, directory: Path, expected: Any
 ) -> None:
-    """The transformers layout is preferred to the original one beside it."""
+    """The transformers layout takes precedence over the original one."""
     to_hub_layout(directory)
     change_json(directory / "config.json", transformers_weights=None)
     assert spoken_alone(make_engine(directory), "hi", frames=5) == expected
 
 
 @pytest.mark.parametrize("kept", [*([name] for name in AUDIO_EMBEDDINGS), AUDIO_EMBEDDINGS])
-def test_the_audio_embedding_under_either_name(
+def test_the_audio_embedding_loads_under_both_names(
     make_engine: MakeEngine, directory: Path, expected: Any, kept: list[str]
 ) -> None:
     tensors = read_tensors(directory)
@@ -77,7 +79,7 @@ def test_the_audio_embedding_under_either_name(
     assert spoken_alone(make_engine(directory), "hi", frames=5) == expected
 
 
-def test_weights_are_held_in_the_dtype_that_was_asked_for(directory: Path) -> None:
+def test_weights_have_the_requested_dtype(directory: Path) -> None:
     model = load(directory, "bfloat16")
     assert {p.dtype for p in model.network.parameters()} == {torch.bfloat16}
     network = sum(2 * p.numel() for p in model.network.parameters())
@@ -86,11 +88,11 @@ def test_weights_are_held_in_the_dtype_that_was_asked_for(directory: Path) -> No
     assert model.weight_bytes == network + projected + model.codec.weight_bytes
 
 
-def test_defaults_are_those_of_transformers() -> None:
+def test_defaults_equal_those_of_transformers() -> None:
     written = transformers.CsmConfig().to_dict()
     ours = CsmConfig.from_json({"model_type": "csm"})
     assert attrs.evolve(ours, codec=written["codec_config"]) == CsmConfig.from_json(written)
-    # Were a key spelled otherwise there, both sides would show our default.
+    # With a key that transformers spells differently, both sides would show our default.
     assert ours.num_codebooks == written["num_codebooks"]
     assert ours.audio_vocab == written["vocab_size"]
     assert ours.text_vocab == written["text_vocab_size"]
@@ -103,9 +105,7 @@ def test_defaults_are_those_of_transformers() -> None:
 
 
 @pytest.mark.parametrize("hub_layout", [False, True], ids=["save_pretrained", "hub"])
-def test_a_download_takes_what_is_needed_and_nothing_else(
-    directory: Path, hub_layout: bool
-) -> None:
+def test_a_download_takes_only_the_needed_files(directory: Path, hub_layout: bool) -> None:
     """`sesame/csm-1b` contains its weights twice: 6 GB that are not needed."""
     if hub_layout:
         to_hub_layout(directory)
@@ -132,7 +132,9 @@ def test_a_download_takes_what_is_needed_and_nothing_else(
         ({"do_sample": False, "top_k": 9}, SamplingParams(0.0, 50)),
     ],
 )
-def test_sampling_defaults(directory: Path, stored: Any, sampling: Any) -> None:
+def test_sampling_defaults_come_from_the_generation_config(
+    directory: Path, stored: Any, sampling: Any
+) -> None:
     path = directory / "generation_config.json"
     path.unlink(missing_ok=True)
     if stored is not None:
@@ -142,7 +144,7 @@ def test_sampling_defaults(directory: Path, stored: Any, sampling: Any) -> None:
 
 
 def test_reference_clips_are_the_voices(directory: Path) -> None:
-    """Both speakers get both clips, whatever their sample rate."""
+    """Each speaker has a voice for each clip, whatever its sample rate."""
     prompts = directory / "prompts"
     prompts.mkdir()
     sound = clip(3).numpy()
@@ -166,12 +168,12 @@ def codes_of(segment: Segment) -> torch.Tensor:
     return segment.codes
 
 
-def test_voices_without_clips(directory: Path) -> None:
+def test_without_clips_there_is_a_voice_per_speaker(directory: Path) -> None:
     voices = load(directory).voices
     assert [(voice.speaker, voice.segments) for voice in voices] == [(0, ()), (1, ())]
 
 
-# What breaks a checkpoint, and what its one line then says.
+# Ways to damage a checkpoint, and the error of each.
 Damage = Callable[[Path], None]
 DAMAGES: dict[str, tuple[Damage, str]] = {}
 
@@ -359,7 +361,7 @@ def unreadable_clip(directory: Path) -> None:
 
 
 @pytest.mark.parametrize("name", DAMAGES)
-def test_what_is_wrong_is_said_in_one_line(directory: Path, name: str) -> None:
+def test_a_damaged_checkpoint_is_refused_in_one_line(directory: Path, name: str) -> None:
     breaks, says = DAMAGES[name]
     breaks(directory)
     with pytest.raises(CheckpointError, match=says) as caught:
@@ -389,7 +391,7 @@ print(model.weight_bytes, resident("VmHWM:") - before)
 def test_loading_needs_little_more_memory_than_the_weights(
     checkpoint: Checkpoint, tmp_path: Path
 ) -> None:
-    """The peak, over what the imports took; not ru_maxrss, which a child has from its parent."""
+    """It measures the peak above the imports, but not by ru_maxrss, which children inherit."""
     write_checkpoint(
         tmp_path,
         {"backbone_hidden_size": 512},

@@ -1,4 +1,4 @@
-"""CSM keeps the promises that the core relies on."""
+"""CSM passes the conformance suite."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Conversations and kept prefixes: what is remembered changes nothing but the time."""
+"""Conversations and cached prefixes change only the time that a turn takes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FRAMES = 6
 
 
 def say(engine: Engine, text: str, **fields: Any) -> tuple[Frames, dict[str, int]]:
-    """One request's frames, the ending one included, and where its prompt came from."""
+    """One request's frames, including the end frame, and the sources of its prompt positions."""
     frames = record(engine)
     engine.add(request("x", text, fields.pop("frames", FRAMES), **fields))
     positions = {"prefilled": 0, "restored": 0}
@@ -37,7 +37,7 @@ def say(engine: Engine, text: str, **fields: Any) -> tuple[Frames, dict[str, int
 
 
 def end_after(engine: Engine, frames: int) -> None:
-    """Have the model end each utterance after this many frames."""
+    """Make the model end each utterance after this many frames."""
     emit, fed = engine.model.emit, {"count": 0}
 
     def ending(hidden: torch.Tensor, sampler: Any) -> Any:
@@ -55,7 +55,7 @@ def end_after(engine: Engine, frames: int) -> None:
 def test_ten_turns_equal_one_request_with_all_of_them(
     make_engine: MakeEngine, ends_by_itself: bool
 ) -> None:
-    """Token for token, and each turn costs only its own text."""
+    """Token for token; and a turn computes only the positions of its own text."""
     engine = make_engine(max_batch_size=2)
     scratch = make_engine(prefix_cache_mib=0)
     cap = FRAMES
@@ -70,7 +70,7 @@ def test_ten_turns_equal_one_request_with_all_of_them(
         expected, whole = say(scratch, text, frames=cap, speaker=speaker, context=tuple(turns))
         assert frames == expected
         own = len(engine.model.prompt(text, engine.model.voices[speaker], context=()))
-        # Of the earlier turns, only the end of the last one has not been run: the frame
+        # Of the earlier turns, only the end of the last one has not been computed: the frame
         # of end codes, and the last frame where the cap came before it was fed back.
         behind = 0 if number == 0 else 1 if ends_by_itself else 2
         assert cost["prefilled"] == own + behind
@@ -80,7 +80,7 @@ def test_ten_turns_equal_one_request_with_all_of_them(
     assert len({tuple(f) for t in turns for f in t.codes.T.tolist()}) > 10  # type: ignore[union-attr]
 
 
-def test_what_a_client_brings_is_remembered(make_engine: MakeEngine) -> None:
+def test_context_of_a_request_is_remembered(make_engine: MakeEngine) -> None:
     engine, scratch = make_engine(), make_engine(prefix_cache_mib=0)
     heard = Segment(1, "hi", audio=clip(5).numpy())
     first, _ = say(engine, "hello there", conversation="c", context=(heard,))
@@ -91,7 +91,7 @@ def test_what_a_client_brings_is_remembered(make_engine: MakeEngine) -> None:
     assert cost["restored"] > 5
 
 
-def test_conversations_do_not_hear_each_other(make_engine: MakeEngine) -> None:
+def test_conversations_are_independent(make_engine: MakeEngine) -> None:
     engine = make_engine()
     alone, _ = say(make_engine(), "hello there")
     assert say(engine, "hello there", conversation="a")[0] == alone
@@ -101,7 +101,7 @@ def test_conversations_do_not_hear_each_other(make_engine: MakeEngine) -> None:
     assert say(engine, "hello there", conversation="a")[0] == alone
 
 
-def test_a_turn_that_is_cut_off_is_not_remembered(make_engine: MakeEngine) -> None:
+def test_an_aborted_turn_is_not_remembered(make_engine: MakeEngine) -> None:
     engine = make_engine()
     alone, _ = say(make_engine(), "hello there")
     engine.add(request("gone", "never mind", conversation="c"))
@@ -142,7 +142,7 @@ def test_a_full_context_drops_the_oldest_turns(make_engine: MakeEngine) -> None:
 
 
 @pytest.mark.parametrize("kept", [True, False], ids=["kept", "not kept"])
-def test_a_voice_is_run_once(make_engine: MakeEngine, kept: bool) -> None:
+def test_the_positions_of_a_voice_are_computed_once(make_engine: MakeEngine, kept: bool) -> None:
     engine = make_engine(prefix_cache_mib=8 if kept else 0)
     audio = clip(6).numpy()
     segment = Segment(0, "hello there", audio=audio)
@@ -153,7 +153,7 @@ def test_a_voice_is_run_once(make_engine: MakeEngine, kept: bool) -> None:
         context = len(
             engine.model.prompt(text, engine.prompts.voices.choose("ann", 0), context=())
         ) - len(engine.model.prompt(text, engine.model.voices[0], context=()))
-        # Both texts begin alike: begin of text and [0].
+        # Both texts start with the same tokens: begin of text and [0].
         assert (cost["restored"] >= context) == (kept and number == 1)
     assert engine.prompts.voices.remove("ann")
     assert not engine.prompts.voices.remove("ann")
@@ -161,8 +161,8 @@ def test_a_voice_is_run_once(make_engine: MakeEngine, kept: bool) -> None:
         say(engine, "hi", voice="ann")
 
 
-def test_prefixes_in_company(make_engine: MakeEngine) -> None:
-    """Restored rows of different lengths are prefilled beside fresh ones."""
+def test_cached_prefixes_change_nothing_in_a_batch(make_engine: MakeEngine) -> None:
+    """Rows with restored prefixes of different lengths are prefilled together with others."""
     engine = make_engine()
     segments = {
         name: Segment(0, "hello there", audio=clip(length, seed=length).numpy())
@@ -208,7 +208,7 @@ def test_a_clip_is_encoded_once(make_engine: MakeEngine, monkeypatch: pytest.Mon
     assert engine.model.codec.frame_width == CODEBOOKS
 
 
-def test_a_prompt_that_failed_is_not_kept(
+def test_the_prefix_of_a_failed_prompt_is_not_cached(
     make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = make_engine()
@@ -229,7 +229,7 @@ def test_a_prompt_that_failed_is_not_kept(
     assert say(engine, "hi", voice="ann")[0] == expected
 
 
-def test_what_cannot_be_kept_costs_nothing_else(
+def test_a_full_cache_does_not_fail_a_request(
     make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine, scratch = make_engine(), make_engine(prefix_cache_mib=0)
@@ -243,7 +243,7 @@ def test_what_cannot_be_kept_costs_nothing_else(
 
 
 def test_a_long_text_keeps_its_voice(make_engine: MakeEngine) -> None:
-    """Also when the voice is deleted while the first part is spoken."""
+    """Even if the voice is deleted while the first part is spoken."""
     engine = make_engine()
     end_after(engine, FRAMES)
     heard: list[Frames] = []
@@ -278,6 +278,6 @@ def ended(engine: Engine) -> Finished:
     return end
 
 
-def test_a_later_part_that_cannot_fit_is_told_at_once(make_engine: MakeEngine) -> None:
+def test_a_later_part_that_cannot_fit_is_refused_at_once(make_engine: MakeEngine) -> None:
     with pytest.raises(PromptTooLong):
         make_engine().add(SpeechRequest("long", "hi", following=("so long " * 40,)))

@@ -1,4 +1,4 @@
-"""How an utterance is picked and how it ends: seeds, the end rule, the cap."""
+"""How codes are picked and how an utterance ends: seeds, the end rule, the cap."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from vox_serve.testing import no_host_read
 
 
 def sampled(engine: Engine, *seeds: int) -> dict[str, Frames]:
-    """What an engine says with these seeds, together."""
+    """The frames of one batch, with a request for each of these seeds."""
     frames = record(engine)
     for seed in seeds:
         sampling = {"temperature": 0.9, "seed": seed}
@@ -28,12 +28,12 @@ def sampled(engine: Engine, *seeds: int) -> dict[str, Frames]:
     return frames
 
 
-def test_a_seed_gives_the_same_frames_alone_and_in_company(make_engine: MakeEngine) -> None:
+def test_a_seed_gives_the_same_frames_alone_and_in_a_batch(make_engine: MakeEngine) -> None:
     alone = sampled(make_engine(), 7)["7"]
     assert sampled(make_engine(), 7)["7"] == alone
     company = sampled(make_engine(), 1, 2, 7, 3, 11)
     assert company["7"] == alone
-    assert company["11"] != alone  # the same text, for 11 % 4 is 7 % 4
+    assert company["11"] != alone  # the same text, because 11 % 4 is 7 % 4
 
 
 def test_without_a_seed_utterances_differ(make_engine: MakeEngine) -> None:
@@ -49,7 +49,7 @@ def test_without_a_seed_utterances_differ(make_engine: MakeEngine) -> None:
 def with_silent_heads(
     checkpoint: Checkpoint, tmp_path: Path, make_engine: MakeEngine
 ) -> Callable[[set[int]], Engine]:
-    """Make an engine whose greedy pick is code 0 in some codebooks."""
+    """Makes an engine whose greedy pick is code 0 in some codebooks."""
 
     def make(codebooks: set[int]) -> Engine:
         shutil.copytree(checkpoint.directory, tmp_path, dirs_exist_ok=True)
@@ -67,15 +67,15 @@ def finish(engine: Engine) -> tuple[Finished, bytes, Frames]:
     return spoken.end, spoken.pcm, frames["x"]
 
 
-def test_a_frame_of_nothing_but_zeros_ends_and_is_not_sounded(with_silent_heads) -> None:
+def test_a_frame_of_zeros_ends_the_utterance_without_sound(with_silent_heads) -> None:
     end, pcm, frames = finish(with_silent_heads(set(range(CODEBOOKS))))
     assert frames == [(0,) * CODEBOOKS]
     assert (end.reason, end.frames, pcm) == (FinishReason.STOP, 0, b"")
 
 
 @pytest.mark.parametrize("silent", [{0}, set(range(CODEBOOKS - 1)), set(range(1, CODEBOOKS))])
-def test_fewer_zeros_do_not_end(with_silent_heads, silent: set[int]) -> None:
-    """Neither only code 0 nor all but the last code (where transformers would stop)."""
+def test_fewer_zeros_do_not_end_the_utterance(with_silent_heads, silent: set[int]) -> None:
+    """Neither the first code alone, nor all but the last one, at which transformers would stop."""
     end, pcm, frames = finish(with_silent_heads(silent))
     assert all(frame[book] == 0 for frame in frames for book in silent)
     assert all(any(frame) for frame in frames)
@@ -83,10 +83,10 @@ def test_fewer_zeros_do_not_end(with_silent_heads, silent: set[int]) -> None:
     assert len(pcm) == 12 * 1920 * 2
 
 
-def test_the_slot_of_an_utterance_that_ended_at_once_is_clean(
+def test_the_slot_of_an_utterance_without_frames_is_clean(
     make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An end at frame 0 leaves nothing behind for the next in that slot."""
+    """An end at frame 0 leaves no state for the next request in that slot."""
     engine = make_engine(max_batch_size=1)
     expected = finish(make_engine())
     emit = engine.model.emit
@@ -100,7 +100,7 @@ def test_the_slot_of_an_utterance_that_ended_at_once_is_clean(
 
 
 def test_the_runners_steps_could_be_captured(make_engine: MakeEngine) -> None:
-    """With slot numbers unknown to the host, as in a graph, nothing waits for the host."""
+    """With slot numbers unknown to the host, as in a graph, nothing reads from the device."""
     engine = make_engine()
     sampling = {"temperature": 0.9, "top_p": 0.9, "repetition_penalty": 1.1}
     engine.add(request("a", "hello", frames=20, sampling=sampling))
@@ -118,7 +118,7 @@ def test_the_runners_steps_could_be_captured(make_engine: MakeEngine) -> None:
 
 
 def test_the_runners_steps_stay_on_the_models_device(checkpoint: Checkpoint) -> None:
-    """torch refuses to mix devices; so on a device that computes nothing, as on a GPU."""
+    """torch refuses to mix devices, so the meta device finds the mistakes that a GPU would."""
     model = load(checkpoint.directory, "bfloat16", "meta")
     runner = ModelRunner(model, 3)
     slots = torch.empty(2, dtype=torch.int64, device="meta")

@@ -1,4 +1,4 @@
-"""The server with a CSM checkpoint: what a client hears is what transformers says."""
+"""The server with a CSM checkpoint: clients get the audio of transformers."""
 
 from __future__ import annotations
 
@@ -58,10 +58,10 @@ def heard(response: httpx.Response) -> np.ndarray:
 
 
 def assert_sounds_like(samples: np.ndarray, reference: torch.Tensor) -> None:
-    """Within 60 dB: power of the float reference over the power of the difference to it.
+    """The difference is at least 60 dB below the reference in float.
 
-    The reference's peak is near 0.4 and its standard deviation near 0.12, so that rounding to
-    16 bits alone (a noise of 1 / 32767 / sqrt(12)) leaves some 80 dB.
+    The reference's peak is near 0.4 and its standard deviation near 0.12, so rounding to 16 bits
+    alone (a noise of 1 / 32767 / sqrt(12)) gives about 80 dB.
     """
     expected = reference.double().numpy()
     assert 0.2 < np.abs(expected).max() < 0.9
@@ -69,14 +69,16 @@ def assert_sounds_like(samples: np.ndarray, reference: torch.Tensor) -> None:
     assert 10 * np.log10((expected**2).sum() / (noise**2).sum()) > 60
 
 
-def test_speech_is_that_of_the_reference(server: RunningServer, checkpoint: Checkpoint) -> None:
+def test_speech_equals_the_reference(server: RunningServer, checkpoint: Checkpoint) -> None:
     frames = reference_frames(checkpoint.reference, text_ids(TEXT, 1), 41)
     response = generate(server, 41, speaker=1)
     assert response.headers["X-Finish-Reason"] == "length"
     assert_sounds_like(heard(response), reference_sound(checkpoint.reference, frames))
 
 
-def test_context_over_http(server: RunningServer, checkpoint: Checkpoint) -> None:
+def test_speech_with_context_equals_the_reference(
+    server: RunningServer, checkpoint: Checkpoint
+) -> None:
     wav = io.BytesIO()
     soundfile.write(wav, clip(5).numpy(), 24000, format="WAV", subtype="PCM_16")
     audio = base64.b64encode(wav.getvalue()).decode()
@@ -86,11 +88,11 @@ def test_context_over_http(server: RunningServer, checkpoint: Checkpoint) -> Non
     frames = reference_frames(checkpoint.reference, ids, 20, [sound])
     response = generate(server, context=context)
     assert_sounds_like(heard(response), reference_sound(checkpoint.reference, frames))
-    assert response.content != generate(server).content  # the context is heard
+    assert response.content != generate(server).content  # the context has an effect
 
 
 @pytest.mark.parametrize("frames", [1, 9, 10, 11, 20, 41])
-def test_streamed_is_whole(server: RunningServer, frames: int) -> None:
+def test_streamed_speech_equals_the_whole(server: RunningServer, frames: int) -> None:
     whole = generate(server, frames)
     streamed = generate(server, frames, streaming=True)
     assert len(whole.content) == HEADER + 2 * 1920 * frames
@@ -105,8 +107,10 @@ def test_the_same_seed_sounds_the_same(server: RunningServer) -> None:
     assert generate(server, **sampled, seed=4).content != first
 
 
-def test_an_utterance_without_a_sound(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    """The model ends at frame 0: a valid file with nothing in it."""
+def test_an_utterance_without_frames_is_an_empty_file(
+    checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    """The model ends at frame 0; the file is valid and has no samples."""
     shutil.copytree(checkpoint.directory, tmp_path, dirs_exist_ok=True)
     silence_heads(tmp_path)
     with running_server(serving(tmp_path)) as server:
@@ -119,9 +123,9 @@ def test_an_utterance_without_a_sound(checkpoint: Checkpoint, tmp_path: Path) ->
         assert len(heard(streamed)) == 0
 
 
-def test_a_conversation_over_http(server: RunningServer) -> None:
+def test_a_conversation_continues_until_it_is_forgotten(server: RunningServer) -> None:
     alone = generate(server, 6).content
-    for _ in range(2):  # it is forgotten in between
+    for _ in range(2):  # forgotten in between
         assert generate(server, 6, conversation="c").content == alone
         restored = server.metric(positions(server, "restored"))
         second = generate(server, 6, speaker=1, conversation="c").content

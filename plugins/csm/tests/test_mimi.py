@@ -1,4 +1,4 @@
-"""Mimi against transformers' `MimiModel` with random weights, and against itself."""
+"""Mimi compared with transformers' `MimiModel` with random weights, and with itself."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def make(tmp_path: Path) -> Make:
 
 
 def load(path: Path, config: dict[str, Any], num_codebooks: int = CODEBOOKS) -> Mimi:
-    """Load what `save_pretrained` has written, and use all of it."""
+    """Load a `save_pretrained` directory, and use every tensor."""
     loader = WeightLoader(WeightFiles(path / WEIGHTS))
     codec = Mimi(config, num_codebooks)
     codec.load(loader)
@@ -94,7 +94,7 @@ def random_codes(num_frames: int, seed: int = 0) -> torch.Tensor:
 
 
 def stream(codec: Mimi, codes: torch.Tensor, slot: int = 0) -> torch.Tensor:
-    """Decode `[K, T]` codes in one slot, frame by frame, from a reset."""
+    """Decode `[K, T]` codes in one slot, frame by frame, after a reset."""
     chunks = []
     for i, frame in enumerate(codes.unbind(1)):
         pcm, valid = codec.step(frame[None, :, None], torch.tensor([slot]), torch.tensor([i == 0]))
@@ -117,7 +117,7 @@ def assert_same_sound(actual: torch.Tensor, expected: torch.Tensor) -> None:
 
 @torch.no_grad()
 def pieces(codec: Mimi, pcm: torch.Tensor, num_frames: int) -> torch.Tensor:
-    """Encode a clip in pieces of this many frames."""
+    """Make `encode` work in pieces of this many frames."""
     begun = codec._encoder.begin()
     parts = torch.split(pcm, num_frames * codec.frame_size)
     return torch.cat([codec._encoder(part, begun) for part in parts], dim=1)
@@ -143,7 +143,7 @@ def test_sizes_come_from_the_configuration() -> None:
     assert (codec.frame_width, codec.codebook_size) == (32, 2048)
 
 
-def test_rope_theta_in_both_spellings(make: Make, tmp_path: Path) -> None:
+def test_both_spellings_of_rope_theta_are_read(make: Make, tmp_path: Path) -> None:
     _, default = make()
 
     def sound(spelling: dict[str, Any]) -> torch.Tensor:
@@ -161,14 +161,14 @@ def test_a_full_window_still_sees_its_oldest_latent(make: Make) -> None:
     assert_same_sound(stream(codec, codes), whole(reference, codes))
 
 
-def test_encode_masks_by_the_window(make: Make) -> None:
+def test_encoding_masks_by_the_window(make: Make) -> None:
     reference, codec = make()
     pcm = clip(40 * codec.frame_size)
     assert torch.equal(codec.encode(pcm), encoded(reference, pcm))
 
 
 @pytest.mark.parametrize("piece", [1, 3, mimi_encoder.PIECE_FRAMES])
-def test_encode_in_pieces_is_encode_at_once(make: Make, piece: int) -> None:
+def test_encoding_in_pieces_equals_encoding_at_once(make: Make, piece: int) -> None:
     reference, codec = make()
     pcm = clip((2 * mimi_encoder.PIECE_FRAMES + 5) * codec.frame_size)
     expected = encoded(reference, pcm)
@@ -176,7 +176,7 @@ def test_encode_in_pieces_is_encode_at_once(make: Make, piece: int) -> None:
     assert torch.equal(codec.encode(pcm), expected)
 
 
-def test_clips_that_are_encoded_at_the_same_time_know_nothing_of_each_other(make: Make) -> None:
+def test_clips_encoded_at_the_same_time_are_independent(make: Make) -> None:
     _, codec = make()
     clips = [clip(20 * codec.frame_size), clip(21 * codec.frame_size).flip(0)]
     begun = [codec._encoder.begin() for _ in clips]
@@ -190,12 +190,12 @@ def test_clips_that_are_encoded_at_the_same_time_know_nothing_of_each_other(make
         assert torch.equal(together, codec.encode(pcm)[:, : together.shape[1]])
 
 
-def test_encode_takes_no_more_memory_for_a_longer_clip(make: Make) -> None:
+def test_encoding_a_longer_clip_takes_no_more_memory(make: Make) -> None:
     _, codec = make()
     short = mimi_encoder.PIECE_FRAMES * codec.frame_size
 
     def largest(num_samples: int) -> int:
-        """The most elements of a tensor that is made on the way."""
+        """The number of elements of the largest intermediate tensor."""
         with LargestTensor() as watch:
             codec.encode(clip(num_samples))
         return watch.elements
@@ -215,7 +215,7 @@ class LargestTensor(TorchDispatchMode):
         return made
 
 
-def test_of_vectors_that_are_equally_near_the_first_is_taken(make: Make, tmp_path: Path) -> None:
+def test_the_first_of_several_equally_near_vectors_is_chosen(make: Make, tmp_path: Path) -> None:
     make()
     half = SMALL["codebook_size"] // 2
     tensors = load_file(tmp_path / WEIGHTS)
@@ -231,7 +231,7 @@ def test_of_vectors_that_are_equally_near_the_first_is_taken(make: Make, tmp_pat
     assert torch.equal(codes, encoded(reference, pcm))
 
 
-def test_encode_fills_the_last_frame_with_silence(make: Make) -> None:
+def test_the_last_frame_is_padded_with_silence(make: Make) -> None:
     _, codec = make()
     pcm = clip(5 * codec.frame_size + 3)
     padded = torch.nn.functional.pad(pcm, (0, codec.frame_size - 3))
@@ -241,7 +241,7 @@ def test_encode_fills_the_last_frame_with_silence(make: Make) -> None:
     assert codec.encode(pcm[:0]).shape == (CODEBOOKS, 0)
 
 
-def test_fewer_codebooks_than_the_checkpoint_holds(make: Make) -> None:
+def test_fewer_codebooks_than_in_the_checkpoint_can_be_used(make: Make) -> None:
     reference, codec = make(num_codebooks=3)
     codes = random_codes(5)[:3]
     assert_same_sound(stream(codec, codes), whole(reference, codes))
@@ -249,7 +249,7 @@ def test_fewer_codebooks_than_the_checkpoint_holds(make: Make) -> None:
     assert torch.equal(codec.encode(pcm), encoded(reference, pcm, 3))
 
 
-def test_slots_join_leave_and_change_places(make: Make) -> None:
+def test_rows_may_join_leave_and_change_their_order(make: Make) -> None:
     _, codec = make()
     lengths = {0: 14, 1: 5, 2: 9, 3: 3}  # frames; slot s joins at step 2 s
     codes = {slot: random_codes(length, seed=slot) for slot, length in lengths.items()}
@@ -267,27 +267,25 @@ def test_slots_join_leave_and_change_places(make: Make) -> None:
         assert valid.tolist() == [codec.frame_size] * len(slots)
         for slot, chunk in zip(slots, pcm, strict=True):
             sound[slot].append(chunk)
-        codec.encode(clip(20))  # touches no slot
+        codec.encode(clip(20))  # does not touch any slot
     for slot in lengths:
         assert_same_sound(torch.cat(sound[slot]), alone[slot])
 
 
-def test_reset_leaves_nothing_of_the_last_utterance(make: Make) -> None:
+def test_a_reset_clears_the_last_utterance(make: Make) -> None:
     _, codec = make()
     fresh = stream(codec, random_codes(5), slot=1)
     stream(codec, random_codes(11, seed=1), slot=2)
     assert torch.equal(stream(codec, random_codes(5), slot=2), fresh)
 
 
-def test_a_step_that_raises_has_changed_nothing(
-    make: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_step_that_raises_changes_nothing(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     _, codec = make()
     codes = random_codes(20)
     sound = stream(codec, codes)
     before = stream(codec, codes[:, :12])  # the window is full
     with monkeypatch.context() as patch:
-        patch.setattr(torch, "maximum", lambda *_, **__: 1 / 0)  # after the transformer
+        patch.setattr(torch, "maximum", lambda *_, **__: 1 / 0)  # fails after the transformer
         with pytest.raises(ZeroDivisionError):
             codec.step(codes[None, :, :1], torch.tensor([0]), torch.tensor([False]))
     after = [
@@ -304,7 +302,7 @@ def test_a_missing_tensor_is_named(make: Make, tmp_path: Path) -> None:
         reload(tmp_path, {name: None})
 
 
-def test_a_tensor_left_over_stays_unused(make: Make, tmp_path: Path) -> None:
+def test_an_extra_tensor_is_not_used(make: Make, tmp_path: Path) -> None:
     make()
     extra = {"decoder.extra.weight": torch.zeros(1)}
     assert reload(tmp_path, extra).unused == {"decoder.extra.weight"}
@@ -326,7 +324,7 @@ def test_a_tensor_of_another_shape_is_named(make: Make, tmp_path: Path, name: st
 
 
 def reload(path: Path, changes: dict[str, torch.Tensor | None]) -> WeightLoader:
-    """Load a saved checkpoint in which some tensors are replaced; None removes one."""
+    """Load a saved checkpoint after replacing some tensors; None removes one."""
     tensors = load_file(path / WEIGHTS) | changes
     save_file({n: t for n, t in tensors.items() if t is not None}, path / "changed.safetensors")
     loader = WeightLoader(WeightFiles(path / "changed.safetensors"))
@@ -352,7 +350,7 @@ def reload(path: Path, changes: dict[str, torch.Tensor | None]) -> WeightLoader:
         ("sliding_window", None),
     ],
 )
-def test_what_is_not_supported_is_refused(key: str, value: object) -> None:
+def test_unsupported_settings_are_refused(key: str, value: object) -> None:
     with pytest.raises(ValueError, match=f"^codec_config: {key} is "):
         Mimi(SMALL | {key: value}, CODEBOOKS)
 
@@ -363,6 +361,6 @@ def test_scaled_rope_is_refused() -> None:
 
 
 @pytest.mark.parametrize("changes", [{"num_quantizers": 3}, {"num_semantic_quantizers": 4}])
-def test_codebooks_that_are_not_there_are_refused(changes: dict[str, int]) -> None:
+def test_more_codebooks_than_in_the_checkpoint_are_refused(changes: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="cannot use 4 codebooks"):
         Mimi(SMALL | changes, CODEBOOKS)

@@ -1,4 +1,4 @@
-"""Mimi's codes against those of moshi, where it is installed."""
+"""Mimi's codes compared with those of moshi, if it is installed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from plugins.csm.tests.moshi_mimi import MoshiEncoder  # needs moshi
 
 
 @pytest.mark.parametrize("changes", VARIANTS, ids=lambda changes: " ".join(changes) or "small")
-def test_encodes_like_moshi(tmp_path: Path, changes: dict[str, Any]) -> None:
+def test_mimi_encodes_like_moshi(tmp_path: Path, changes: dict[str, Any]) -> None:
     config = SMALL | changes
     reference = MimiModel(MimiConfig(**config)).eval()
     with torch.no_grad():

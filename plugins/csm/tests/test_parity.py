@@ -1,4 +1,4 @@
-"""Frames of the engine against frames of transformers, token for token, in float32."""
+"""Frames of the engine compared with frames of transformers, token for token, in float32."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ TEXTS = ("hello there", "a", "how are you today?", "it's 10 o'clock. 'tis late!"
 
 @pytest.fixture(scope="module")
 def references(checkpoint: Checkpoint) -> dict[str, Frames]:
-    """What transformers says to each of TEXTS."""
+    """transformers' frames for each of TEXTS."""
     return {text: reference_frames(checkpoint.reference, text_ids(text), FRAMES) for text in TEXTS}
 
 
-def test_the_oracle_is_worth_comparing_with(references: Mapping[str, Frames]) -> None:
-    """A model that says the same whatever it hears would hide every mistake."""
+def test_the_oracle_depends_on_its_input(references: Mapping[str, Frames]) -> None:
+    """A model that ignores its input would hide every mistake."""
     starts = {tuple(frames[:2]) for frames in references.values()}
     assert len(starts) == len(TEXTS)
     for frames in references.values():
@@ -56,17 +56,19 @@ def test_the_oracle_is_worth_comparing_with(references: Mapping[str, Frames]) ->
         assert all(len(set(book)) > 3 for book in zip(*frames, strict=True))
 
 
-def test_alone(make_engine: MakeEngine, references: Mapping[str, Frames]) -> None:
+def test_a_request_alone_equals_the_reference(
+    make_engine: MakeEngine, references: Mapping[str, Frames]
+) -> None:
     assert spoken_alone(make_engine(), TEXTS[0]) == references[TEXTS[0]]
 
 
-def test_speaker_ids_are_heard(make_engine: MakeEngine, checkpoint: Checkpoint) -> None:
+def test_the_speaker_changes_the_frames(make_engine: MakeEngine, checkpoint: Checkpoint) -> None:
     frames = spoken_alone(make_engine(), TEXTS[0], speaker=1, frames=10)
     assert frames == reference_frames(checkpoint.reference, text_ids(TEXTS[0], 1), 10)
     assert frames != spoken_alone(make_engine(), TEXTS[0], speaker=0, frames=10)
 
 
-def test_a_batch_of_prompts_of_different_lengths(
+def test_a_batch_of_different_prompts_equals_the_reference(
     make_engine: MakeEngine, references: Mapping[str, Frames]
 ) -> None:
     engine = make_engine()
@@ -78,18 +80,18 @@ def test_a_batch_of_prompts_of_different_lengths(
 
 
 @pytest.mark.parametrize("deterministic", [False, True])
-def test_requests_that_join_and_leave(
+def test_requests_that_join_and_leave_equal_the_reference(
     make_engine: MakeEngine, references: Mapping[str, Frames], deterministic: bool
 ) -> None:
     """Three slots, eight requests: queueing, reused slots, early ends and aborts."""
     engine = make_engine(max_batch_size=3, deterministic=deterministic)
     frames = record(engine)
-    # step at which it is added: text, frames it may have, step at which its client leaves
+    # step at which it joins: text, maximal frames, step at which its client leaves
     plan = {
         0: [(0, 12, None), (1, 3, None)],
         2: [(2, 40, 9), (3, 40, None)],
         3: [(4, 5, None)],
-        5: [(0, 30, None), (2, 25, 6)],  # the second leaves while it waits
+        5: [(0, 30, None), (2, 25, 6)],  # the second one leaves while it waits
         17: [(1, 40, None)],
     }
     leaving: dict[int, list[str]] = defaultdict(list)
@@ -113,7 +115,7 @@ def test_requests_that_join_and_leave(
     reasons = {name: entry.end.reason for name, entry in spoken.items()}
     cancelled = {name for name, reason in reasons.items() if reason is FinishReason.CANCELLED}
     assert cancelled == {"2-0", "5-1"}
-    assert len(set(slots.values())) < len(slots)  # slots were used again
+    assert len(set(slots.values())) < len(slots)  # slots were reused
     assert "5-1" not in frames
     for name in text_of.keys() - {"5-1"}:
         count = len(frames[name])
@@ -123,7 +125,9 @@ def test_requests_that_join_and_leave(
 
 
 @pytest.mark.parametrize("lengths", [(5,), (4, 6)], ids=["one turn", "two turns"])
-def test_context(make_engine: MakeEngine, checkpoint: Checkpoint, lengths: tuple[int, ...]) -> None:
+def test_context_equals_the_reference(
+    make_engine: MakeEngine, checkpoint: Checkpoint, lengths: tuple[int, ...]
+) -> None:
     clips = [clip(frames, seed) for seed, frames in enumerate(lengths)]
     context = [
         Segment(turn % 2, TEXTS[turn + 1], audio=sound.numpy()) for turn, sound in enumerate(clips)
@@ -139,7 +143,7 @@ def test_context(make_engine: MakeEngine, checkpoint: Checkpoint, lengths: tuple
     codes = [engine.model.codec.encode(sound) for sound in clips]
     assert all(len(codes[turn].unique(dim=1).T) > 2 for turn in range(len(clips)))
     assert spoken_alone(engine, TEXTS[0], context=tuple(context)) == expected
-    # The same turns, encoded already, as a voice has them.
+    # The same turns, already encoded, as in a voice.
     encoded = tuple(
         Segment(segment.speaker, segment.text, codes=frames)
         for segment, frames in zip(context, codes, strict=True)
@@ -147,10 +151,10 @@ def test_context(make_engine: MakeEngine, checkpoint: Checkpoint, lengths: tuple
     assert spoken_alone(make_engine(), TEXTS[0], context=encoded, frames=5) == expected[:5]
 
 
-def test_context_in_company(
+def test_context_in_a_batch_equals_the_reference(
     make_engine: MakeEngine, checkpoint: Checkpoint, references: Mapping[str, Frames]
 ) -> None:
-    """A prompt with context is prefilled beside short ones, and padded ones beside it."""
+    """A prompt with context is prefilled together with shorter, padded ones."""
     sound = clip(7)
     ids = [*context_ids(TEXTS[1], 1, 7), *text_ids(TEXTS[0])]
     engine = make_engine()
@@ -163,7 +167,7 @@ def test_context_in_company(
     assert frames["without"] == references[TEXTS[0]]
 
 
-def test_reserved_ids_go_back_to_the_model_but_not_to_the_codec(
+def test_reserved_ids_reach_the_model_but_not_the_codec(
     make_engine: MakeEngine, references: Mapping[str, Frames], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = make_engine()
@@ -205,7 +209,7 @@ class Teacher:
 
 @torch.inference_mode()
 def taught(model: CsmModel, text: str, frames: Frames) -> torch.Tensor:
-    """Our logits `[F, K, V]` along given frames."""
+    """Our logits `[F, K, V]` for given frames."""
     kv = SlotKVCache(model.kv_layout, 1, model.max_positions, model.device, model.dtype)
     teacher, slots = Teacher(frames), torch.tensor([0])
     tokens = model.prompt(text, model.voices[0], context=()).inputs["tokens"][None]
@@ -220,7 +224,7 @@ def taught(model: CsmModel, text: str, frames: Frames) -> torch.Tensor:
 
 @torch.inference_mode()
 def taught_reference(model: Any, text: str, frames: Frames) -> torch.Tensor:
-    """The logits `[F, K, V]` of transformers along given frames, in one pass."""
+    """transformers' logits `[F, K, V]` for given frames, in one pass."""
     ids, codes = torch.tensor([text_ids(text)]), torch.tensor(frames)
     embedded = torch.cat(
         [model.embed_text_tokens(ids), model.backbone_model.embed_tokens(codes[None, :-1])], dim=1
@@ -248,14 +252,14 @@ def test_bfloat16_is_as_exact_as_the_reference(
 
 
 @pytest.mark.parametrize("scaled", ["backbone", "depth", "both"])
-def test_rope_scaling_in_both_spellings(
+def test_both_spellings_of_rope_scaling_are_read(
     tmp_path: Path, make_engine: MakeEngine, references: Mapping[str, Frames], scaled: str
 ) -> None:
     scaling = {"rope_scaling": dict(LLAMA3_ROPE)}
     depth = scaling if scaled != "backbone" else {}
     reference = write_checkpoint(tmp_path, depth, **(scaling if scaled != "depth" else {}))
     expected = reference_frames(reference, text_ids(TEXTS[2]), FRAMES)
-    assert expected != references[TEXTS[2]]  # the scaling is felt
+    assert expected != references[TEXTS[2]]  # the scaling has an effect
     stored = read_json(tmp_path / "config.json")
     for spell in (as_rope_scaling, as_rope_parameters):
         respelled = spell(stored)
@@ -266,7 +270,7 @@ def test_rope_scaling_in_both_spellings(
 
 
 def as_rope_scaling(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The spelling of the hub's file and of transformers 4."""
+    """The spelling of the file on the hub and of transformers 4."""
     theta, scaling = _rope(config)
     return _without_rope(config) | {"rope_theta": theta, "rope_scaling": scaling or None}
 

@@ -1,4 +1,4 @@
-"""Prompt tokens, pinned: text ids, context frames, and what is refused."""
+"""Prompt tokens: expected ids of text and context, and refusals."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def text_column(prompt: Prompt) -> list[int]:
     return prompt.inputs["tokens"][:, -1].tolist()
 
 
-def test_text_is_pinned(model: CsmModel) -> None:
-    """No space after the speaker; begin once, though the tokenizer would add it too."""
+def test_a_text_has_the_expected_tokens(model: CsmModel) -> None:
+    """No space follows the speaker; there is one begin token, although the tokenizer adds one."""
     tokens = model.prompt("hi", VOICE, context=()).inputs["tokens"]
     assert tokens.dtype == torch.int64
     assert tokens[:, -1].tolist() == [BEGIN, LEFT, ONE, RIGHT, H, I, END]
@@ -39,14 +39,14 @@ def test_text_is_pinned(model: CsmModel) -> None:
 
 
 def test_tokens_that_the_tokenizer_would_add_are_not_added(tmp_path: Path) -> None:
-    """Guards the test above: the trap is armed."""
+    """Checks that the tokenizer would indeed add one, as the test above assumes."""
     write_tokenizer(tmp_path)
     tokenizer = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
     assert tokenizer.encode("hi").ids == [BEGIN, H, I]
 
 
 @pytest.mark.parametrize("text", ["hi i", " hi i", "hi \t\n i ", "hi\u00a0i", "\nhi\r\ni\n"])
-def test_white_space_is_one_space(model: CsmModel, text: str) -> None:
+def test_white_space_becomes_one_space(model: CsmModel, text: str) -> None:
     assert text_column(model.prompt(text, VOICE, context=()))[4:-1] == [
         H,
         I,
@@ -65,7 +65,7 @@ def test_an_unknown_character_is_refused_by_name(model: CsmModel, text: str, sho
 
 
 @pytest.mark.parametrize("token", SPECIALS)
-def test_a_special_token_in_a_text_is_only_characters(model: CsmModel, token: str) -> None:
+def test_a_special_token_in_a_text_is_read_as_characters(model: CsmModel, token: str) -> None:
     with pytest.raises(UnspeakableText, match="text contains '<', which this model"):
         model.prompt(f"hi{token}", VOICE, context=())
 
@@ -97,7 +97,7 @@ def test_the_voice_comes_before_the_context(model: CsmModel) -> None:
     assert [code for code in first_codes if code >= 0] == [5, 5, 0, 7, 7, 0]
 
 
-def test_what_does_not_fit_the_context_names_the_field(model: CsmModel) -> None:
+def test_a_prompt_that_does_not_fit_names_the_field(model: CsmModel) -> None:
     fits = "i" * (model.max_positions - 1 - 5)  # begin, [1], end; one position is left
     prompts = Engine(model, EngineConfig("csm", max_batch_size=1)).prompts
     assert len(prompts.build(fits, VOICE, ())) == model.max_positions - 1

@@ -1,4 +1,4 @@
-"""A registered voice with a CSM checkpoint: it sounds as its sample does in a request's context."""
+"""A registered voice of CSM sounds like a request with its sample as context."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def serving(checkpoint: Checkpoint) -> EngineConfig:
 
 
 def sample(rate: int = 24000, repeated: int = 1) -> bytes:
-    """8.5 frames of sound, so that padding is heard too."""
+    """8.5 frames of sound, so that the padding is tested, too."""
     file = io.BytesIO()
     audio = np.tile(clip(9).numpy()[: round(8.5 * 1920)], repeated)
     soundfile.write(file, audio, rate, format="WAV", subtype="PCM_16")
@@ -42,15 +42,15 @@ def speak(server: RunningServer, **fields: object) -> bytes:
 
 
 def positions(server: RunningServer) -> np.ndarray:
-    """Prompt positions since the start: those that were run, those that were restored."""
+    """Prompt positions since the start: computed and restored ones."""
     series = 'vox_serve_prompt_positions_total{{model="{}",replica="0",source="{}"}}'
     return np.array(
         [server.metric(series.format(server.client.model, s)) for s in ("prefilled", "restored")]
     )
 
 
-def heard_positions(server: RunningServer, **fields: object) -> tuple[float, float]:
-    """What one request's prompt takes: run, restored."""
+def positions_of_request(server: RunningServer, **fields: object) -> tuple[float, float]:
+    """The computed and restored positions of one request's prompt."""
     before = positions(server)
     speak(server, **fields)
     until(lambda: bool((positions(server) != before).any()))
@@ -59,7 +59,7 @@ def heard_positions(server: RunningServer, **fields: object) -> tuple[float, flo
 
 
 @pytest.mark.parametrize("rate", [24000, 16000])
-def test_a_voice_sounds_as_its_sample_in_context(
+def test_a_voice_sounds_like_its_sample_in_context(
     checkpoint: Checkpoint, tmp_path: Path, rate: int
 ) -> None:
     config = ServerConfig(port=0, voices_dir=str(tmp_path))
@@ -73,15 +73,15 @@ def test_a_voice_sounds_as_its_sample_in_context(
     context = [{"speaker": 1, "text": SAID, "audio": audio}]
     with running_server(serving(checkpoint), config) as server:
         expected = speak(server, speaker=1, context=context)
-        assert speak(server, speaker=1) != expected  # the sample is heard
+        assert speak(server, speaker=1) != expected  # the sample has an effect
         assert server.http.post(VOICES, files=form).status_code == 201
         assert speak(server, voice="anna") == expected
-        assert speak(server, speaker=1) != expected  # and only for requests that ask for it
+        assert speak(server, speaker=1) != expected  # but only on requests with that voice
     with running_server(serving(checkpoint), config) as server:
         assert speak(server, voice="anna") == expected
 
 
-def test_a_sample_that_does_not_fit_names_the_field_of_the_form(checkpoint: Checkpoint) -> None:
+def test_a_sample_that_does_not_fit_names_the_form_field(checkpoint: Checkpoint) -> None:
     form = {"name": (None, "long"), "text": (None, SAID), "audio": ("a.wav", sample(repeated=35))}
     with running_server(serving(checkpoint)) as server:
         refused = server.http.post(VOICES, files=form)
@@ -92,13 +92,13 @@ def test_a_sample_that_does_not_fit_names_the_field_of_the_form(checkpoint: Chec
 
 
 def test_the_second_request_restores_the_voice(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    """The voice's positions are run once; after that a request costs its own text."""
+    """The positions of the voice are computed once; a later request computes only its text."""
     with running_server(serving(checkpoint)) as server:
         form = {"name": (None, "anna"), "text": (None, SAID), "audio": ("a.wav", sample())}
         assert server.http.post(VOICES, files=form).status_code == 201
-        # Begin, `[0]`, the text and end; then 9 frames and their end.
+        # Begin, `[0]`, the text and the end; then 9 frames and their end.
         voice = 5 + len(SAID) + 9 + 1
         target = 5 + len(TEXT)
-        assert heard_positions(server, voice="anna") == (voice + target, 0)
-        assert heard_positions(server, voice="anna") == (target, voice)
-        assert heard_positions(server, voice="anna", text="another.") == (5 + 8, voice)
+        assert positions_of_request(server, voice="anna") == (voice + target, 0)
+        assert positions_of_request(server, voice="anna") == (target, voice)
+        assert positions_of_request(server, voice="anna", text="another.") == (5 + 8, voice)

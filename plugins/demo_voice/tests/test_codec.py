@@ -1,4 +1,4 @@
-"""The shipped checkpoint's codec: its codes are those of transformers, and those of moshi."""
+"""The codec of the shipped checkpoint gives the codes of transformers and of moshi."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def codec() -> Any:
 
 @pytest.fixture(scope="module")
 def sound(codec: Mimi) -> torch.Tensor:
-    """A tone that rises, noise, and what the codec makes of random codes: 15 s."""
+    """15 s: a rising tone, noise, and decoded random codes."""
     codec.allocate(1)
     generator = torch.Generator().manual_seed(5)
     frames = torch.randint(codec.codebook_size, (100, 1, codec.frame_width, 1), generator=generator)
@@ -33,7 +33,7 @@ def sound(codec: Mimi) -> torch.Tensor:
     return torch.cat([clip(87), *spoken])
 
 
-def test_encodes_like_transformers(codec: Mimi, sound: torch.Tensor) -> None:
+def test_it_encodes_like_transformers(codec: Mimi, sound: torch.Tensor) -> None:
     model: Any = CsmForConditionalGeneration.from_pretrained(CHECKPOINT, dtype=torch.float32)
     with mimi_window():
         expected = encoded(model.eval().codec_model, sound)
@@ -41,7 +41,7 @@ def test_encodes_like_transformers(codec: Mimi, sound: torch.Tensor) -> None:
     assert torch.equal(codec.encode(sound), expected)
 
 
-def test_encodes_like_moshi(codec: Mimi, sound: torch.Tensor) -> None:
+def test_it_encodes_like_moshi(codec: Mimi, sound: torch.Tensor) -> None:
     pytest.importorskip("moshi", reason="moshi is not installed: make test-oldest")
     from plugins.csm.tests.moshi_mimi import MoshiEncoder
 

@@ -1,4 +1,4 @@
-"""The voice that ships keeps the kit's promises, and is heard to say all that it accepts."""
+"""The shipped voice passes the conformance suite, and every text that it accepts is audible."""
 
 import string
 

@@ -1,8 +1,8 @@
-"""The voice that ships: what it says is understood, ends by itself, and is what transformers says.
+"""The shipped voice is understood, ends by itself, and speaks like transformers.
 
-The teacher's reading of ten unseen sentences is in `teacher.npz` (`training/reference.py` wrote
-it), so that a broken decoder, prompt or tokenizer cannot pass unnoticed.  `make voice-eval` is the
-long form.
+`teacher.npz` (written by `training/reference.py`) contains the teacher's reading of ten unseen
+sentences, so that a broken decoder, prompt or tokenizer is detected.  `make voice-eval` is the
+long version.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Utterance:
 
 @pytest.fixture(scope="module")
 def plugins() -> Plugins:
-    """Named where the distributions are not installed and their entry points are not found."""
+    """Names the plugins if their distributions, and so their entry points, are not installed."""
     found = load_plugins()
     if "demo" in found.checkpoints:
         return found
@@ -71,7 +71,7 @@ def reference() -> Any:
 
 
 def speak(engine: Engine, text: str, speaker: int, **fields: Any) -> Utterance:
-    """Speak as a plain request would: nothing is named but the text and the speaker."""
+    """Speak with all defaults: a request has only a text and a speaker."""
     frames = record(engine)
     engine.add(SpeechRequest("demo", normalise(text), speaker, **fields))
     spoken = run_engine(engine)["demo"]
@@ -82,7 +82,7 @@ def speak(engine: Engine, text: str, speaker: int, **fields: Any) -> Utterance:
 
 @pytest.fixture(scope="module")
 def spoken(loaded: Engine) -> list[Utterance]:
-    """Sentence i by speaker i % 2, as the teacher has them."""
+    """Sentence i by speaker i % 2, as in the teacher's readings."""
     return [speak(loaded, text, i % 2) for i, text in enumerate(SENTENCES)]
 
 
@@ -95,14 +95,14 @@ def test_every_sentence_ends_by_itself(spoken: list[Utterance]) -> None:
     assert [u.ended for u in spoken] == [True] * 10
 
 
-def test_durations_are_the_teachers(spoken: list[Utterance]) -> None:
+def test_durations_are_close_to_the_teachers(spoken: list[Utterance]) -> None:
     seconds = [len(teacher(i)) * SECONDS_PER_CEPSTRUM for i in range(10)]
     ratios = [len(u.sound) / SAMPLE_RATE / s for u, s in zip(spoken, seconds, strict=True)]
     assert 0.9 < np.mean(ratios) < 1.1
     assert all(0.7 < ratio < 1.4 for ratio in ratios), ratios
 
 
-def test_each_is_nearest_to_its_own_sentence(spoken: list[Utterance]) -> None:
+def test_each_sentence_is_closest_to_the_teachers_reading_of_it(spoken: list[Utterance]) -> None:
     made = [cepstra(u.sound)[::COARSE] for u in spoken]
     teachers = [teacher(i) for i in range(10)]
     nearest = [int(warped_distances(m, teachers).argmin()) for m in made]
@@ -110,8 +110,8 @@ def test_each_is_nearest_to_its_own_sentence(spoken: list[Utterance]) -> None:
     assert np.mean([warped_distance(m, t) for m, t in zip(made, teachers, strict=True)]) < 25
 
 
-def test_it_is_clean(spoken: list[Utterance]) -> None:
-    """No clipping, no cut ends, no hum or tone in pauses."""
+def test_the_sound_is_clean(spoken: list[Utterance]) -> None:
+    """It has no clipping, no cut ends, and no hum or tone in pauses."""
     heard = [listen(u.sound) for u in spoken]
     assert all(0.1 < h.peak < 0.999 for h in heard)
     assert np.mean([h.tail_db for h in heard]) < -45
@@ -119,7 +119,7 @@ def test_it_is_clean(spoken: list[Utterance]) -> None:
 
 
 def pitch(sound: np.ndarray) -> float:
-    """Median fundamental in Hz of the loud windows, by autocorrelation between 60 and 400 Hz."""
+    """The median fundamental of the loud windows in Hz, by autocorrelation from 60 to 400 Hz."""
     windows = sound[: len(sound) // 1200 * 1200].reshape(-1, 1200)
     found = []
     for window in windows[(windows**2).mean(1) > 0.2 * (windows**2).mean()]:
@@ -129,8 +129,8 @@ def pitch(sound: np.ndarray) -> float:
     return float(np.median(found))
 
 
-def test_the_speakers_stay_apart(engine: Engine, spoken: list[Utterance]) -> None:
-    """slt is a woman, rms a man; also in a dialogue, after the other's turns."""
+def test_the_speakers_stay_distinct(engine: Engine, spoken: list[Utterance]) -> None:
+    """slt is a woman, and rms a man, even in a dialogue after turns of the other."""
     pitches = [pitch(u.sound) for u in spoken]
     assert min(pitches[::2]) > 140 > max(pitches[1::2]), pitches
     for turn, text in enumerate(SENTENCES[:4]):
@@ -148,7 +148,7 @@ def test_a_dialogue_is_understood(engine: Engine) -> None:
 
 
 @pytest.mark.parametrize("number", range(4))
-def test_speaks_as_the_reference_does(reference: Any, spoken: list[Utterance], number: int) -> None:
+def test_it_speaks_like_the_reference(reference: Any, spoken: list[Utterance], number: int) -> None:
     tokenizer = Tokenizer.from_file(str(CHECKPOINT / "tokenizer.json"))
     text = f"<|begin_of_text|>[{number % 2}]{SENTENCES[number]}<|end_of_text|>"
     ids = tokenizer.encode(text, add_special_tokens=False).ids
@@ -162,7 +162,7 @@ def test_any_spelling_of_a_text_sounds_the_same(engine: Engine) -> None:
 
 
 @pytest.mark.parametrize("name", ["demo", str(CHECKPOINT), f"{CHECKPOINT.parent}/./checkpoint"])
-def test_the_limits_hold_by_alias_and_by_directory(
+def test_the_limits_apply_by_alias_and_by_directory(
     plugins: Plugins, engine: Engine, name: str
 ) -> None:
     resolved = plugins.resolve(name)

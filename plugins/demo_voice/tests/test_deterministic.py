@@ -1,4 +1,4 @@
-"""The same request and seed gives the same bytes whatever else runs, with --deterministic."""
+"""With --deterministic, a request and its seed give the same bytes whatever else runs."""
 
 import pytest
 
@@ -29,8 +29,8 @@ def spoken(engine: Engine, others: list[str], temperature: float = 0.8) -> bytes
     return pcm
 
 
-def test_the_default_numbers_give_the_codes_of_full_precision() -> None:
-    """The checkpoint's bfloat16 weights are held exactly, and sums are float32 in both."""
+def test_the_default_number_formats_give_the_codes_of_full_precision() -> None:
+    """Both represent the checkpoint's bfloat16 weights exactly, and sum in float32."""
     said: dict[str, list[tuple[int, ...]]] = {"auto": [], "float32": []}
     for dtype, codes in said.items():
         engine, _ = load_engine(EngineConfig(model="demo", dtype=dtype), load_plugins())
@@ -43,7 +43,7 @@ def test_the_default_numbers_give_the_codes_of_full_precision() -> None:
 def round_by_height(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     """Make a row's result depend on the number of rows and on the length of its prompt's piece.
 
-    On most machines it does so slightly, by rounding; here it does so clearly on all of them.
+    Rounding does so slightly on most machines; this makes it large on all machines.
     """
     model, codec = engine.model, engine.model.codec
     prefill, advance, step = model.prefill, model.advance, codec.step
@@ -66,9 +66,13 @@ def round_by_height(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     ("deterministic", "by_height"),
-    [(True, False), (True, True), (False, True)],  # without both it is as the machine rounds
+    [
+        (True, False),
+        (True, True),
+        (False, True),
+    ],  # without both, it depends on the machine's rounding
 )
-def test_bytes_in_company(
+def test_bytes_do_not_depend_on_other_requests(
     deterministic: bool, by_height: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = EngineConfig(model="demo", max_batch_size=4, deterministic=deterministic)

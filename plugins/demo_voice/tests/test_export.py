@@ -1,4 +1,4 @@
-"""What was trained is what is served: the exported checkpoint against the modules it came from."""
+"""The exported checkpoint behaves like the trained modules that it came from."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     with torch.no_grad():
         for module in (learner, codec.mimi):
             for parameter in module.parameters():
-                # Nothing may be zero, or a lost tensor would not be missed.
+                # No weight may be zero, or a lost tensor would not be detected.
                 parameter.add_(0.05 * torch.randn_like(parameter))
                 parameter.copy_(parameter.bfloat16().float())
         for book in (*codec.semantic, *codec.acoustic):
@@ -60,13 +60,13 @@ def sound() -> torch.Tensor:
     return 0.1 * torch.randn(1920 * 12, generator=torch.Generator().manual_seed(1))
 
 
-def test_the_served_codec_encodes_as_the_trained_one(exported: Exported) -> None:
+def test_the_served_codec_encodes_like_the_trained_one(exported: Exported) -> None:
     ours = exported.codec.encode(sound()[None])[0]
     assert (exported.served.codec.encode(sound()) == ours).float().mean() > 0.98
-    assert ours[0].min() > 0  # a zero there ends an utterance
+    assert ours[0].min() > 0  # a zero there would end an utterance
 
 
-def test_the_served_codec_decodes_as_the_trained_one(exported: Exported) -> None:
+def test_the_served_codec_decodes_like_the_trained_one(exported: Exported) -> None:
     codes = exported.served.codec.encode(sound())
     with torch.no_grad():
         trained = exported.codec.decode(codes[None])[0].numpy()
@@ -74,7 +74,7 @@ def test_the_served_codec_decodes_as_the_trained_one(exported: Exported) -> None
     np.testing.assert_allclose(streamed, trained, atol=1e-4 * np.abs(trained).max())
 
 
-def test_transformers_gives_the_trained_networks_logits(exported: Exported) -> None:
+def test_transformers_returns_the_logits_of_the_trained_network(exported: Exported) -> None:
     reference = CsmForConditionalGeneration.from_pretrained(
         exported.directory, dtype=torch.float32
     ).eval()
@@ -91,12 +91,12 @@ def test_transformers_gives_the_trained_networks_logits(exported: Exported) -> N
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
 
-def test_every_weight_of_the_network_arrives(exported: Exported) -> None:
+def test_every_weight_of_the_network_is_exported(exported: Exported) -> None:
     served = dict(exported.served.network.named_parameters())
     for name, parameter in exported.learner.network.named_parameters():
         assert torch.equal(served[name], parameter), name
 
 
-def test_the_tokenizer_gives_the_ids_of_the_training(exported: Exported) -> None:
+def test_the_tokenizer_returns_the_ids_of_the_training(exported: Exported) -> None:
     prompt = exported.served.prompt(TEXT, exported.served.voices[1], context=())
     assert prompt.inputs["tokens"][:, -1].tolist() == encode(TEXT, 1)

@@ -1,4 +1,4 @@
-"""The figures of the evaluation, on sounds of which they are known."""
+"""The figures of the evaluation, for sounds whose figures are known."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ def noise(seed: int, seconds: int = 1) -> np.ndarray:
         ("one two three four five six seven", 3),
     ],
 )
-def test_words_replaced_dropped_and_added_are_wrong(heard: str, expected: int) -> None:
+def test_replaced_dropped_and_added_words_are_errors(heard: str, expected: int) -> None:
     assert wrong(["the", "cat", "sat"], heard.split()) == expected
 
 
-def test_a_sentence_that_rises_at_its_end_ends_above_its_middle() -> None:
+def test_a_rising_sentence_ends_above_its_middle() -> None:
     level = np.full(100, 200.0)
     risen = np.concatenate([level[:90], np.full(10, 400.0)])
     assert ending(level) == 0
@@ -45,7 +45,7 @@ def test_a_sentence_that_rises_at_its_end_ends_above_its_middle() -> None:
     assert np.isnan(ending(np.zeros(50)))
 
 
-def test_a_hiss_that_repeats_is_told_from_noise() -> None:
+def test_a_repeating_hiss_is_distinguished_from_noise() -> None:
     high = np.diff(noise(1), n=3)[:23990] * 0.1
     buzz = np.resize(np.diff(noise(2), n=3)[:120], 23990) * 0.1
     assert len(hiss(high)) > 20

@@ -1,4 +1,4 @@
-"""Texts as people send them, spoken over HTTP, the WebSocket and by `say`."""
+"""Texts as people send them, spoken over HTTP and the WebSocket, and by `say`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SAME = {
     "Mail me@example.org, OK?": "mail me at example dot org, ok?",
     "Well 😀 done.": "well done.",
 }
-"""Each is spoken as its spelling is."""
+"""Each text sounds like its spelled-out form."""
 
 
 @pytest.fixture(scope="module")
@@ -41,14 +41,14 @@ def spoken(server: RunningServer, **body: object) -> httpx.Response:
 
 
 @pytest.mark.parametrize(("written", "spelled"), SAME.items())
-def test_generate_speaks_what_is_meant(server: RunningServer, written: str, spelled: str) -> None:
+def test_generate_speaks_a_text_as_meant(server: RunningServer, written: str, spelled: str) -> None:
     answer = spoken(server, text=written)
     assert answer.status_code == 200, answer.text
     assert answer.content == spoken(server, text=spelled, normalize="off").content
     assert answer.headers.get("X-Text-Dropped") == ("1" if "😀" in written else None)
 
 
-def test_openais_route_takes_the_same_fields(server: RunningServer) -> None:
+def test_openais_route_accepts_the_same_fields(server: RunningServer) -> None:
     body = {
         "model": "demo",
         "voice": "alloy",
@@ -69,7 +69,7 @@ def test_openais_route_takes_the_same_fields(server: RunningServer) -> None:
     assert "cannot speak" in refused.text
 
 
-def test_the_servers_dictionary_counts_after_the_requests(server: RunningServer) -> None:
+def test_the_requests_dictionary_takes_precedence_over_the_servers(server: RunningServer) -> None:
     own = spoken(server, text="nginx runs").content
     assert own == spoken(server, text="engine ex runs.", normalize="off").content
     told = spoken(server, text="nginx runs", pronunciations={"nginx": "en jinx"}).content
@@ -77,7 +77,7 @@ def test_the_servers_dictionary_counts_after_the_requests(server: RunningServer)
 
 
 @pytest.mark.parametrize("text", ["😀", "...", "—", "***"])
-def test_a_text_without_a_word_has_a_code_of_its_own(server: RunningServer, text: str) -> None:
+def test_a_text_without_words_has_its_own_error_code(server: RunningServer, text: str) -> None:
     answer = spoken(server, text=text)
     assert answer.status_code == 422
     assert answer.json()["error"]["code"] == "nothing_to_speak"
@@ -101,7 +101,7 @@ def test_bad_fields_are_named(server: RunningServer, fields: dict[str, object], 
     assert says in answer.text
 
 
-def test_the_websocket_speaks_what_is_meant(server: RunningServer) -> None:
+def test_the_websocket_speaks_a_text_as_meant(server: RunningServer) -> None:
     def said(text: str, **fields: object) -> tuple[bytes, list[dict[str, object]]]:
         audio, events = b"", []
         url = server.url.replace("http", "ws") + "/v1/audio/stream"
@@ -121,7 +121,7 @@ def test_the_websocket_speaks_what_is_meant(server: RunningServer) -> None:
     assert [event.get("dropped") for event in events if event["type"] == "segment"] == [1]
 
 
-def test_say_speaks_what_is_meant(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_say_speaks_a_text_as_meant(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lexicon = tmp_path / "words.json"
     lexicon.write_text('{"GIF": "jif"}')
 

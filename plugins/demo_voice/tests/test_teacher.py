@@ -1,4 +1,4 @@
-"""What the teachers are made to do beyond reading; needs the extra `voice` and Debian's voices."""
+"""Changes to the teachers' readings.  Needs the extra `voice` and Debian's voices."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ RATE = 24000
 
 
 def hum(seconds: float = 2.0) -> np.ndarray:
-    """A voice of 120 Hz, then a quarter of a second of silence."""
+    """A voice at 120 Hz, and then a quarter of a second of silence."""
     t = np.arange(round(seconds * RATE)) / RATE
     voice = sum(np.sin(2 * np.pi * 120 * k * t) / k for k in range(1, 30)) * 0.1
     return np.concatenate([voice, np.zeros(RATE // 4)]).astype(np.float32)
@@ -26,7 +26,7 @@ def hum(seconds: float = 2.0) -> np.ndarray:
 @pytest.mark.parametrize(
     ("sentence", "semitones"), [("you saw it?", 7.0), ("where did you see it?", 3.0)]
 )
-def test_a_question_ends_high_and_begins_as_it_was(sentence: str, semitones: float) -> None:
+def test_a_question_rises_at_its_end_only(sentence: str, semitones: float) -> None:
     sound = hum()
     asked = ask(sentence, sound, last_s=2.0)
     assert len(asked) == len(sound)
@@ -36,7 +36,7 @@ def test_a_question_ends_high_and_begins_as_it_was(sentence: str, semitones: flo
     assert ending(f0) == pytest.approx(semitones, abs=1.0)
 
 
-def test_silence_is_asked_as_silence() -> None:
+def test_silence_as_a_question_stays_silence() -> None:
     sound = np.zeros(RATE, np.float32)
     np.testing.assert_array_equal(ask("you?", sound, last_s=0.8), sound)
 

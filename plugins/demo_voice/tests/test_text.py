@@ -1,4 +1,4 @@
-"""The spelling of this voice: its letters, and the names of single letters."""
+"""How this voice spells texts: its letters, and the names of single letters."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ READINGS = {
 
 
 @pytest.mark.parametrize(("written", "spoken"), READINGS.items())
-def test_readings(written: str, spoken: str) -> None:
+def test_texts_are_spelled_as_they_are_read(written: str, spoken: str) -> None:
     assert normalise(written) == spoken
 
 
@@ -58,7 +58,7 @@ def test_normalising_twice_changes_nothing(written: str) -> None:
         ("?!...", "nothing"),
     ],
 )
-def test_what_has_no_reading_is_refused(text: str, says: str) -> None:
+def test_a_text_without_a_reading_is_refused(text: str, says: str) -> None:
     with pytest.raises(UnspeakableText, match=says) as caught:
         normalise(text)
     assert caught.value.param == "text"

@@ -1,4 +1,4 @@
-"""The recipe's pure parts, and (slow) all of its stages at a tiny size."""
+"""The pure functions of the training, and (slow) all of its stages at a tiny size."""
 
 from __future__ import annotations
 
@@ -48,14 +48,14 @@ from vox_serve_demo_voice.text import normalise
 NUMBERS = range(400)
 
 
-def test_sentences_keep_their_bounds_and_can_be_spelled() -> None:
+def test_sentences_respect_the_limits_and_can_be_spelled() -> None:
     for text in (sentence(n, seed=5) for n in NUMBERS):
         assert 0 < len(text) <= MOST_CHARACTERS
         assert len(text.split()) <= MOST_WORDS
         assert {*encode(normalise(text), 1)} <= {*VOCABULARY.values()}
 
 
-def test_sentences_depend_on_number_and_seed_alone() -> None:
+def test_sentences_depend_only_on_number_and_seed() -> None:
     first = [sentence(n, seed=5) for n in NUMBERS]
     assert first == [sentence(n, seed=5) for n in NUMBERS]
     assert len(set(first)) > 0.9 * len(first)
@@ -65,7 +65,7 @@ def test_sentences_depend_on_number_and_seed_alone() -> None:
     assert any(c.isdigit() for text in first for c in text)
 
 
-def test_the_split_goes_by_letters_and_keeps_its_share() -> None:
+def test_the_split_depends_on_letters_and_has_the_right_share() -> None:
     assert held_out("Hello, there!", 7) == held_out("hello there", 7)
     share = np.mean([held_out(f"sentence {n}", 10) for n in range(5000)])
     assert 0.08 < share < 0.12
@@ -80,7 +80,7 @@ def noise(seconds: float, seed: int) -> np.ndarray:
     return np.concatenate(pieces).astype(np.float32)
 
 
-def test_distance_is_nothing_for_the_same_and_grows_with_noise() -> None:
+def test_the_distance_is_zero_for_equal_sounds_and_grows_with_noise() -> None:
     clean = noise(1.0, 1)
     hiss = np.random.default_rng(2).normal(size=len(clean)).astype(np.float32)
     distances = [
@@ -90,7 +90,7 @@ def test_distance_is_nothing_for_the_same_and_grows_with_noise() -> None:
     assert distances[0] < distances[1] < distances[2]
 
 
-def test_distance_of_a_known_pair() -> None:
+def test_the_distance_of_a_known_pair_is_right() -> None:
     a, b = np.zeros((3, 13)), np.zeros((3, 13))
     b[:, 0] = 1.0
     assert warped_distance(a, b) == pytest.approx(10 / np.log(10) * np.sqrt(2))
@@ -108,7 +108,7 @@ def plain_warping(a: np.ndarray, b: np.ndarray) -> float:
     return total / steps
 
 
-def test_warping_is_the_plain_recursion_for_many_at_once() -> None:
+def test_batched_warping_equals_the_plain_recursion() -> None:
     rng = np.random.default_rng(3)
     a = rng.normal(size=(9, 13))
     others = [rng.normal(size=(length, 13)) for length in (5, 9, 14, 1)]
@@ -116,14 +116,14 @@ def test_warping_is_the_plain_recursion_for_many_at_once() -> None:
     np.testing.assert_allclose(warped_distances(a, others), expected)
 
 
-def test_a_slower_reading_is_near_and_another_sentence_far() -> None:
+def test_a_slower_reading_is_close_and_another_sentence_is_far() -> None:
     one, other = cepstra(noise(1.0, 4)), cepstra(noise(1.0, 5))
     slower = np.repeat(one, 2, axis=0)
     assert warped_distance(one, slower) == pytest.approx(0, abs=1e-4)
     assert warped_distance(one, other) > 5
 
 
-def test_what_a_listener_would_hear() -> None:
+def test_words_are_compared_as_a_listener_would_hear_them() -> None:
     t = np.arange(24000) / 24000
     tone = 0.01 * np.sin(2 * np.pi * 1000 * t)
     speech = np.where(t < 0.5, 0.5, 0) * np.sin(2 * np.pi * 200 * t)
@@ -144,7 +144,7 @@ def test_codebooks_learn_and_leave_the_reserved_entry_alone() -> None:
     for _ in range(50):
         quantised, codes = quantise(torch.nn.ModuleList([book]), latent, learn=True)
     assert int(codes.min()) >= 1
-    assert float((quantised - latent).square().mean().detach()) < 5  # of a variance of 25
+    assert float((quantised - latent).square().mean().detach()) < 5  # the variance is 25
     quantised.sum().backward()
     assert latent.grad is not None
     assert torch.equal(latent.grad, torch.ones_like(latent))
@@ -164,7 +164,7 @@ def test_every_size_is_small_enough_to_ship(name: str) -> None:
     assert megabytes(tensors) < LARGEST_MB - 0.1
 
 
-def test_prose_is_whole_plain_sentences() -> None:
+def test_prose_consists_of_complete_plain_sentences() -> None:
     assert all(len(s.split()) >= 4 and s[0].isupper() and s[-1] in ".!?" for s in prose())
     assert fits("The strike was scheduled to begin at dawn.")
     for text in (
@@ -177,15 +177,15 @@ def test_prose_is_whole_plain_sentences() -> None:
         assert not fits(text), text
 
 
-def test_judges_take_any_length_and_give_their_features() -> None:
+def test_judges_accept_any_length_and_return_their_features() -> None:
     scores, features = Judges(2)(torch.randn(2, 7919))
     assert len(scores) == 8
     assert len(features) == 8 * 4
     assert all(len(s) == 2 and torch.isfinite(s).all() for s in scores)
 
 
-def test_the_loss_hears_harmonics_that_mel_bands_merge(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two ladders of 100 Hz, one shifted by half a step, where a mel band holds several steps."""
+def test_the_loss_detects_harmonics_that_mel_bands_merge(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two harmonic series of 100 Hz, one shifted by 50 Hz, where a mel band spans several steps."""
     t = torch.arange(24000) / 24000
     steps = 100 * torch.arange(60, 90)[:, None]
     one, other = (
@@ -213,7 +213,7 @@ def corpus(folder: Path) -> Corpus:
     return Corpus(folder)
 
 
-def test_pitch_lies_beside_its_own_utterance(tmp_path: Path) -> None:
+def test_pitch_belongs_to_its_own_utterance(tmp_path: Path) -> None:
     read = corpus(tmp_path)
     assert [*map(list, read.shards)] == [[0], [1, 2]]
     for number, samples in enumerate((5000, 1920, 4001)):
@@ -225,7 +225,7 @@ def test_pitch_lies_beside_its_own_utterance(tmp_path: Path) -> None:
     assert not read.pitch(0, 3, 1).any()
 
 
-def test_pitch_is_predicted_in_half_octaves_over_the_middle() -> None:
+def test_pitch_is_predicted_in_half_octaves_above_the_middle() -> None:
     wanted = scaled_pitch(torch.tensor([65.0, 130.0, 260.0]))
     assert wanted.tolist() == pytest.approx([-2, 0, 2])
 
@@ -243,7 +243,7 @@ MISSING = [
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.skipif(bool(MISSING), reason=f"missing: {', '.join(MISSING)}")
-def test_all_stages_follow_each_other_at_a_tiny_size(tmp_path: Path) -> None:
+def test_all_stages_run_one_after_another_at_a_tiny_size(tmp_path: Path) -> None:
     def stage(name: str, *arguments: str) -> None:
         command = [sys.executable, "-m", f"plugins.demo_voice.training.{name}", *arguments]
         subprocess.run(command, check=True)
@@ -252,7 +252,7 @@ def test_all_stages_follow_each_other_at_a_tiny_size(tmp_path: Path) -> None:
     stage("data", *common, "--jobs", "1")
     for name in ("codec", "lm", "export"):
         stage(name, *common)
-    stage("lm", *common)  # done already: nothing is trained again
+    stage("lm", *common)  # already done, so nothing is trained again
     checkpoint, figures = tmp_path / "tiny" / "checkpoint", tmp_path / "figures.json"
     few = ("--every", "20", "--json", str(figures))
     stage("evaluate", "--checkpoint", str(checkpoint), *few)

@@ -1,4 +1,4 @@
-"""Small random checkpoints in the hub's layout, and what transformers makes of them."""
+"""Small random checkpoints in the hub's layout, and transformers' results for them."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def dac_configuration(**sizes: Any) -> DacConfig:
 
 @attrs.frozen(eq=False)
 class Reference:
-    """transformers' Dia and DAC with the weights of the checkpoint in `directory`."""
+    """transformers' Dia and DAC, with the weights of the checkpoint in `directory`."""
 
     directory: Path
     model: DiaForConditionalGeneration
@@ -86,8 +86,8 @@ class Reference:
         guidance: float = GUIDANCE,
         top_k: int = TOP_K,
     ) -> tuple[torch.Tensor, int]:
-        """The codes `[T, K]` of the greedy answer as they are delayed, without what comes before
-        the first one, and the number of frames that are heard."""
+        """The delayed codes `[T, K]` of the greedy answer, without the prompt, and the number of
+        audible frames."""
         given = self.inputs(text, clip)
         begins = int((given["decoder_input_ids"][0, :, 0] != PAD).sum())
         config = GenerationConfig(
@@ -112,7 +112,7 @@ class Reference:
         return found[0]
 
     def inputs(self, text: str, clip: torch.Tensor | None) -> dict[str, torch.Tensor]:
-        """What transformers' processor makes of a text and a clip."""
+        """The output of transformers' processor for a text and a clip."""
         audio = {} if clip is None else {"audio": [clip.numpy()], "sampling_rate": RATE}
         ids = {"eos_token_id": END, "pad_token_id": PAD, "bos_token_id": BEGIN}
         with warnings.catch_warnings():
@@ -124,7 +124,7 @@ class Reference:
 
 
 def write_checkpoint(directory: Path, seed: int = 0, **decoder: Any) -> Reference:
-    """Dia in `directory`, DAC in `directory/dac`."""
+    """Write Dia to `directory`, and DAC to `directory/dac`."""
     torch.manual_seed(seed)
     model = DiaForConditionalGeneration(configuration(**decoder)).eval()
     for name, parameter in model.named_parameters():
@@ -155,7 +155,7 @@ def write_dac(directory: Path, seed: int = 0, **sizes: Any) -> DacModel:
 
 
 def delayed(codes: torch.Tensor, delays: Sequence[int] = DELAYS, rest: int = 0) -> torch.Tensor:
-    """Codes `[B, K, F]` as columns `[B, K, F + rest]`, with reserved ids around them."""
+    """Codes `[B, K, F]` as delayed columns `[B, K, F + rest]`, padded with reserved ids."""
     columns = torch.full((*codes.shape[:2], codes.shape[2] + rest), END)
     for book, delay in enumerate(delays):
         columns[:, book, delay : delay + codes.shape[2]] = codes[:, book]

@@ -1,4 +1,4 @@
-"""One small checkpoint, written once, and engines that run it."""
+"""Fixtures: a small checkpoint that is written once, and engines that run it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checkpoint directories: what loads, and the one line that says why another does not."""
+"""Checkpoint directories: which ones load, and the one-line errors of the others."""
 
 from __future__ import annotations
 
@@ -36,20 +36,20 @@ def change_json(path: Path, **changes: Any) -> None:
     path.write_text(json.dumps(found | changes))
 
 
-def test_a_dia_is_known_by_its_configuration() -> None:
+def test_dia_is_recognised_by_its_configuration() -> None:
     assert SPEC.matches({"model_type": "dia"})
     assert not SPEC.matches({"model_type": "dac"})
     assert not SPEC.matches({"model": {}, "data": {}})
 
 
-def test_nari_labs_own_layout_is_told_where_the_other_is(directory: Path) -> None:
+def test_the_error_for_nari_labs_own_layout_names_the_other_one(directory: Path) -> None:
     (directory / "config.json").write_text(json.dumps(ORIGINAL))
     assert SPEC.matches(ORIGINAL)
     with pytest.raises(CheckpointError, match=r"nari-labs/Dia-1\.6B-0626"):
         load(directory)
 
 
-def test_what_is_downloaded() -> None:
+def test_only_needed_files_are_downloaded() -> None:
     held = [
         "config.json",
         "generation_config.json",
@@ -62,7 +62,7 @@ def test_what_is_downloaded() -> None:
 
 
 def test_the_published_sizes_are_the_defaults() -> None:
-    """Published configurations have the reserved ids beside `decoder_config`, newer ones in it."""
+    """Published configurations have the reserved ids outside `decoder_config`, newer ones in it."""
     plain = DiaConfig.from_json({"model_type": "dia"})
     assert plain == DiaConfig.from_json(TransformersConfig().to_dict())
     ids = {"eos_token_id": 1024, "pad_token_id": 1025, "bos_token_id": 1026}
@@ -82,7 +82,7 @@ def test_the_published_sizes_are_the_defaults() -> None:
         ({"encoder_config": {"hidden_act": "gelu"}}, "hidden_act 'gelu'"),
     ],
 )
-def test_sizes_that_contradict_each_other(
+def test_sizes_that_contradict_each_other_are_refused(
     directory: Path, changes: dict[str, Any], message: str
 ) -> None:
     change_json(directory / "config.json", **changes)
@@ -106,7 +106,7 @@ def test_sampling_defaults_come_from_the_checkpoint(directory: Path) -> None:
     ("audio_tokenizer_config.json", None),
     ("processor_config.json", "audio_tokenizer"),
 ])  # fmt: skip
-def test_dac_is_where_the_checkpoint_says(
+def test_dac_is_found_where_the_checkpoint_says(
     directory: Path, name: str, key: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert dac_source(directory) == DAC
@@ -132,21 +132,23 @@ def test_dac_is_where_the_checkpoint_says(
         ({"downsampling_ratios": [2, 5]}, "must be even"),
     ],
 )
-def test_a_dac_that_does_not_fit(directory: Path, sizes: dict[str, Any], message: str) -> None:
+def test_a_dac_that_does_not_fit_is_refused(
+    directory: Path, sizes: dict[str, Any], message: str
+) -> None:
     shutil.rmtree(directory / "dac")
     write_dac(directory / "dac", **sizes)
     with pytest.raises(CheckpointError, match=message):
         load(directory)
 
 
-def test_a_dac_without_a_size(directory: Path) -> None:
+def test_a_dac_without_a_size_is_refused(directory: Path) -> None:
     (directory / "dac" / "config.json").write_text('{"model_type": "dac"}')
     with pytest.raises(CheckpointError, match="downsampling_ratios"):
         load(directory)
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "dac/model.safetensors"])
-def test_a_tensor_too_few_or_too_many(directory: Path, file: str) -> None:
+def test_missing_and_extra_tensors_are_refused(directory: Path, file: str) -> None:
     tensors = safetensors.torch.load_file(directory / file)
     name = next(iter(tensors))
     safetensors.torch.save_file({**tensors, "more": torch.zeros(1)}, directory / file)

@@ -1,4 +1,4 @@
-"""Dia keeps the promises that the core relies on."""
+"""Dia passes the conformance suite."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The server with a Dia checkpoint: what a client hears is what transformers says."""
+"""The server with a Dia checkpoint: clients get the audio of transformers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def heard(response: Any) -> torch.Tensor:
     return torch.from_numpy(samples)
 
 
-def test_dialogue_a_cloned_voice_and_parameters_over_http(reference: Reference) -> None:
+def test_dialogues_cloned_voices_and_parameters_work_over_http(reference: Reference) -> None:
     config = EngineConfig(
         str(reference.directory),
         device="cpu",

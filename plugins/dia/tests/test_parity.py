@@ -1,4 +1,4 @@
-"""Codes and sound are those of transformers: alone, in a batch, joining late, with a clip."""
+"""Codes and sound equal those of transformers: alone, in a batch, joining late, with a clip."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ TEXTS = (
 )
 SECONDS = 2.0
 TALKER = 0.3
-"""Seconds of the clip."""
+"""The length of the clip in seconds."""
 
 
 def request(name: str, text: str, guidance: float = GUIDANCE, **fields: Any) -> SpeechRequest:
@@ -82,13 +82,15 @@ def expected(reference: Reference) -> list[tuple[torch.Tensor, int]]:
     return [reference.columns(text) for text in TEXTS]
 
 
-def test_alone(make_engine: MakeEngine, reference: Reference, expected: Any) -> None:
+def test_a_request_alone_equals_the_reference(
+    make_engine: MakeEngine, reference: Reference, expected: Any
+) -> None:
     for text, wanted in zip(TEXTS, expected, strict=True):
         (spoken,) = speak(make_engine(), request("x", text))
         same(spoken, reference, wanted)
 
 
-def test_in_a_batch_and_joining_late(
+def test_rows_of_a_batch_equal_the_reference(
     make_engine: MakeEngine, reference: Reference, expected: Any
 ) -> None:
     for slots, between in ((4, 0), (2, 7)):
@@ -102,7 +104,7 @@ def test_in_a_batch_and_joining_late(
     ("guidance", "top_k"),
     [(4.0, 20), pytest.param(1.0, TOP_K, marks=pytest.mark.slow)],
 )
-def test_other_guidance(
+def test_other_guidance_equals_the_reference(
     make_engine: MakeEngine, reference: Reference, guidance: float, top_k: int
 ) -> None:
     asked = request("x", TEXTS[1])
@@ -111,15 +113,15 @@ def test_other_guidance(
     same(spoken, reference, reference.columns(TEXTS[1], guidance=guidance, top_k=top_k))
 
 
-def test_guidance_changes_what_is_said(reference: Reference, expected: Any) -> None:
+def test_guidance_changes_the_codes(reference: Reference, expected: Any) -> None:
     plain = reference.columns(TEXTS[1], guidance=1.0)[0]
     assert not torch.equal(plain[:20], expected[1][0][:20])
 
 
-def test_a_voice_from_a_clip_and_a_long_prompt_in_pieces(
+def test_a_cloned_voice_and_a_long_prompt_equal_the_reference(
     make_engine: MakeEngine, reference: Reference
 ) -> None:
-    """The clip's transcript comes before the text, its codes before the first ones."""
+    """The clip's transcript precedes the text, and its codes precede the generated ones."""
     sound, said = clip(), "[S1] Said before."
     wanted = reference.columns(f"{said} {TEXTS[1]}", clip=sound)
     engine = make_engine()
@@ -133,7 +135,7 @@ def test_a_voice_from_a_clip_and_a_long_prompt_in_pieces(
 
 
 @pytest.mark.slow
-def test_as_many_key_value_heads_as_heads(tmp_path: Any) -> None:
+def test_equal_numbers_of_heads_and_key_value_heads_equal_the_reference(tmp_path: Any) -> None:
     sizes = {"num_key_value_heads": 4, "cross_num_key_value_heads": 4}
     reference = write_checkpoint(tmp_path, seed=2, **sizes)
     engine = Engine(load(tmp_path), EngineConfig(str(tmp_path), max_batch_size=1))
@@ -141,7 +143,9 @@ def test_as_many_key_value_heads_as_heads(tmp_path: Any) -> None:
     same(spoken, reference, reference.columns(TEXTS[0]))
 
 
-def test_the_prompt_is_the_processors(make_engine: MakeEngine, reference: Reference) -> None:
+def test_the_prompt_equals_that_of_the_processor(
+    make_engine: MakeEngine, reference: Reference
+) -> None:
     sound = clip(0.5)
     given = reference.inputs(TEXTS[2], sound)
     engine = make_engine()
@@ -161,8 +165,8 @@ def test_the_prompt_is_the_processors(make_engine: MakeEngine, reference: Refere
 
 
 @pytest.mark.parametrize("ratios", [[2, 4, 4], pytest.param([2, 4, 8, 8], marks=pytest.mark.slow)])
-def test_dac_streams_as_it_decodes_whole(tmp_path: Any, ratios: list[int]) -> None:
-    """In any slot, with what another utterance left there; also through its encoder."""
+def test_streamed_dac_equals_dac_at_once(tmp_path: Any, ratios: list[int]) -> None:
+    """In any slot, after another utterance in that slot, and for encoded clips, too."""
     dac = write_dac(tmp_path, downsampling_ratios=ratios)
     codec = Dac(dac.config.to_dict(), DELAYS, CODES + 4, torch.device("cpu"))
     codec.load(WeightLoader(WeightFiles(tmp_path / "model.safetensors")))

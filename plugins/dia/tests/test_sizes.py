@@ -1,4 +1,4 @@
-"""Whatever a configuration says, loading ends soon, and with a model or one clear line."""
+"""With any configuration, loading ends quickly, either with a model or with a one-line error."""
 
 from __future__ import annotations
 

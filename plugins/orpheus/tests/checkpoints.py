@@ -1,7 +1,7 @@
-"""Small random Orpheus checkpoints, written by transformers and snac, and what those make of them.
+"""Small random Orpheus checkpoints, written by transformers and snac, and their results.
 
-The oracle of the tests: the model is transformers' own and the codec the package's, so a test that
-agrees with them agrees with the published implementations.
+The model is transformers' own and the codec is the package's, so they are the oracle of the tests:
+agreeing with them is agreeing with the published implementations.
 """
 
 from __future__ import annotations
@@ -78,9 +78,9 @@ def write_checkpoint(directory: Path, **changes: Any) -> tuple[Any, Any]:
 
 
 def write_tokenizer(directory: Path) -> None:
-    """A tokenizer of bytes that adds a begin token itself, as Llama's does.
+    """A byte-level tokenizer that itself adds a begin token, like Llama's.
 
-    As in the published one, the custom tokens are not special tokens.
+    As in the published tokenizer, the custom tokens are not special tokens.
     """
     alphabet = {letter: number for number, letter in enumerate(byte_letters())}
     tokenizer = Tokenizer(models.BPE(vocab=alphabet, merges=[]))
@@ -100,13 +100,13 @@ def byte_letters() -> list[str]:
 
 
 def text_ids(text: str, voice: str = "tara") -> list[int]:
-    """The prompt of the published notebook, around one id per character."""
+    """The prompt of the published notebook, with one id per character."""
     letters = [byte_letters().index("Ġ" if c == " " else c) for c in f"{voice}: {text}"]
     return [START_HUMAN, BEGIN, *letters, EOT, END_HUMAN, START_AI, START_SPEECH]
 
 
 def write_snac(directory: Path) -> Any:
-    """Write the codec as we read it; returns the package's."""
+    """Write the codec in our format; returns the package's codec."""
     codec = SNAC(**SNAC_CONFIG).eval().requires_grad_(False)
     generator = torch.Generator().manual_seed(2)
     for name, tensor in codec.state_dict().items():
@@ -114,7 +114,7 @@ def write_snac(directory: Path) -> Any:
         if name.endswith("alpha"):
             tensor.copy_(0.5 + noise)
         elif name.endswith("original0"):  # the gain of a weight norm
-            tensor.copy_(0.2 + 0.6 * noise)  # loud, but no chaos that magnifies rounding
+            tensor.copy_(0.2 + 0.6 * noise)  # loud, but without magnifying rounding errors
         else:
             tensor.copy_((2 * noise - 1) * (0.3 if name.endswith("bias") else 1.0))
     directory.mkdir()
@@ -125,7 +125,7 @@ def write_snac(directory: Path) -> Any:
 
 @torch.no_grad()
 def reference_tokens(model: Any, ids: Sequence[int], count: int) -> list[int]:
-    """The tokens that transformers picks greedily, one that ends the utterance included."""
+    """The tokens that transformers picks greedily, including the end token."""
     tokens = torch.tensor([ids])
     picked = model.generate(
         input_ids=tokens,
@@ -140,10 +140,10 @@ def reference_tokens(model: Any, ids: Sequence[int], count: int) -> list[int]:
 
 @torch.no_grad()
 def reference_sound(codec: Any, tokens: Sequence[int], frame: int = 0) -> torch.Tensor:
-    """Windows of 28 tokens through the package, samples 2048:4096 of each, `[T]`.
+    """Decode windows of 28 tokens with the package; samples 2048:4096 of each, `[T]`.
 
-    The noise is ours: frame f of the utterance has row f of each block's table, counted from one
-    that the first frame's tokens choose.  `frame` is the number of the first one.
+    The noise is ours: frame f of the utterance has row f of each block's table, after a first row
+    that depends on the first frame's tokens.  `frame` is the number of the first frame.
     """
     codes = [token - FIRST - place % 7 * CODES for place, token in enumerate(tokens)]
     codes = [code if 0 <= code < CODES else 0 for code in codes]
@@ -172,7 +172,7 @@ def reference_sound(codec: Any, tokens: Sequence[int], frame: int = 0) -> torch.
 
 
 def _randomise(model: Any) -> None:
-    """Weights under which greedy tokens vary: the usual ones give nearly uniform logits."""
+    """Draw weights with which greedy tokens vary; the usual ones give nearly uniform logits."""
     generator = torch.Generator().manual_seed(1)
     for name, tensor in sorted(model.state_dict().items()):
         noise = torch.rand(tensor.shape, generator=generator)
@@ -181,4 +181,4 @@ def _randomise(model: Any) -> None:
         else:
             fan_in = 1 if name == EMBEDDING else tensor.shape[1]
             tensor.copy_((noise - 0.5) * 4 * fan_in**-0.5)
-    model.lm_head.weight[END_SPEECH] = 0  # never the likeliest
+    model.lm_head.weight[END_SPEECH] = 0  # never the most likely

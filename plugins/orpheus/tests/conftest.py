@@ -25,13 +25,13 @@ from vox_serve_orpheus.model import OrpheusModel
 MakeEngine = Callable[..., Engine]
 TOKENS = 200
 RATE = 7 * 24000 / 2048
-# Named only where the distribution is not installed and its entry point is not found.
+# Named only if the distribution, and so its entry point, is not installed.
 PLUGINS = () if "orpheus" in load_plugins().models else ("vox_serve_orpheus.plugin",)
 
 
 @attrs.frozen
 class Checkpoint:
-    """A checkpoint directory, and the same weights in transformers and in snac."""
+    """A checkpoint directory, and models of transformers and snac with the same weights."""
 
     directory: Path
     model: Any
@@ -40,14 +40,14 @@ class Checkpoint:
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
-    """The small checkpoint that most tests share; none may change it."""
+    """The small checkpoint that most tests share; they must not change it."""
     directory = tmp_path_factory.mktemp("orpheus")
     return Checkpoint(directory, *write_checkpoint(directory))
 
 
 @pytest.fixture
 def directory(checkpoint: Checkpoint, tmp_path: Path) -> Path:
-    """A copy of the small checkpoint, to be changed."""
+    """A copy of the small checkpoint that a test may change."""
     return Path(shutil.copytree(checkpoint.directory, tmp_path / "checkpoint"))
 
 
@@ -65,7 +65,7 @@ def load(directory: Path, device: str = "cpu") -> OrpheusModel:
 
 
 def record(engine: Engine) -> dict[str, list[int]]:
-    """Keep the token of every frame from here on, the ending ones included, by request."""
+    """Record the tokens of all later frames by request, including end tokens."""
     tokens: dict[str, list[int]] = defaultdict(list)
     watch_frames(engine, lambda sequence, frame: tokens[sequence.id].append(frame.codes[0] + FIRST))
     return tokens

@@ -1,4 +1,4 @@
-"""Checkpoint directories: what loads, and the one line that says why another does not."""
+"""Checkpoint directories: which ones load, and the one-line errors of the others."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ MODEL, SNAC_FILE = "model.safetensors", "snac/model.safetensors"
         ({"model_type": "csm"}, False),
     ],
 )
-def test_an_orpheus_is_told_from_any_llama(changes: dict[str, object], fits: bool) -> None:
+def test_orpheus_is_distinguished_from_other_llamas(changes: dict[str, object], fits: bool) -> None:
     assert SPEC.matches(PUBLISHED | changes) is fits
 
 
-def test_what_is_downloaded() -> None:
+def test_only_needed_files_are_downloaded() -> None:
     held = [
         "config.json",
         "tokenizer.json",
@@ -55,7 +55,9 @@ def test_what_is_downloaded() -> None:
     assert list(taken) == held
 
 
-def test_shards(checkpoint: Checkpoint, directory: Path, make_engine: MakeEngine) -> None:
+def test_a_sharded_checkpoint_loads(
+    checkpoint: Checkpoint, directory: Path, make_engine: MakeEngine
+) -> None:
     (directory / MODEL).unlink()
     checkpoint.model.save_pretrained(directory, max_shard_size="200KB")
     assert len(list(directory.glob("model-*.safetensors"))) > 1
@@ -63,12 +65,12 @@ def test_shards(checkpoint: Checkpoint, directory: Path, make_engine: MakeEngine
     assert spoken_alone(make_engine(directory), "hi", tokens=10)[0] == expected
 
 
-def test_a_context_that_no_cache_could_hold_is_cut(directory: Path) -> None:
+def test_a_context_too_long_for_a_cache_is_shortened(directory: Path) -> None:
     change_json(directory / "config.json", max_position_embeddings=131072)
     assert load(directory).max_positions == 8192
 
 
-def test_the_flat_layout_of_snac(directory: Path) -> None:
+def test_the_flat_layout_of_snac_loads(directory: Path) -> None:
     (directory / SNAC_FILE).rename(directory / "snac.safetensors")
     (directory / "snac/config.json").rename(directory / "snac_config.json")
     (directory / "snac").rmdir()
@@ -131,7 +133,7 @@ def write(name: str, text: str) -> Callable[[Path], object]:
         ),
     ],
 )
-def test_what_is_wrong_is_told_in_one_line(
+def test_a_damaged_checkpoint_is_refused_in_one_line(
     directory: Path, spoil: Callable[[Path], object], message: str
 ) -> None:
     spoil(directory)
@@ -142,7 +144,7 @@ def test_what_is_wrong_is_told_in_one_line(
     assert "\n" not in text
 
 
-def test_codes_that_are_not_in_one_row_are_refused(directory: Path) -> None:
+def test_codes_without_consecutive_ids_are_refused(directory: Path) -> None:
     path = directory / "tokenizer.json"
     path.write_text(path.read_text().replace('"<custom_token_121>"', '"<other>"'))
     path.write_text(path.read_text().replace('"<custom_token_122>"', '"<custom_token_121>"'))
@@ -150,7 +152,7 @@ def test_codes_that_are_not_in_one_row_are_refused(directory: Path) -> None:
         load(directory)
 
 
-def test_bfloat16(directory: Path) -> None:
+def test_weights_may_be_bfloat16(directory: Path) -> None:
     model = SPEC.load(LoadOptions(directory, "cpu", "bfloat16"))
     assert model.dtype == torch.bfloat16
     held = read_tensors(directory / MODEL).values()
@@ -160,7 +162,7 @@ def test_bfloat16(directory: Path) -> None:
 
 @pytest.fixture
 def pickled(checkpoint: Checkpoint, tmp_path: Path) -> Path:
-    """SNAC as the hub has it."""
+    """SNAC in the format of the hub."""
     source = tmp_path / "snac_24khz"
     source.mkdir()
     torch.save(checkpoint.codec.state_dict(), source / "pytorch_model.bin")
@@ -168,7 +170,7 @@ def pickled(checkpoint: Checkpoint, tmp_path: Path) -> Path:
     return source
 
 
-def test_snac_is_put_where_the_server_downloads_a_checkpoint(
+def test_snac_is_written_to_the_downloaded_checkpoint(
     directory: Path, pickled: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.rmtree(directory / "snac")
@@ -182,7 +184,7 @@ def test_snac_is_put_where_the_server_downloads_a_checkpoint(
     assert (directory / SNAC_FILE).is_file()
 
 
-def test_snac_is_not_put_into_a_directory_that_is_not_there(
+def test_a_missing_directory_for_snac_is_reported(
     pickled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     missing = tmp_path / "mistyped"

@@ -1,4 +1,4 @@
-"""Orpheus keeps the promises that the core relies on."""
+"""Orpheus passes the conformance suite."""
 
 from pathlib import Path
 

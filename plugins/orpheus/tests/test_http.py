@@ -1,4 +1,4 @@
-"""The server with an Orpheus checkpoint: what a client hears is what the references say."""
+"""The server with an Orpheus checkpoint: clients get the audio of the references."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.conftest import running_server
 from vox_serve.config import EngineConfig
 
 
-def test_a_voice_is_heard_over_http(checkpoint: Checkpoint) -> None:
+def test_a_voice_over_http_equals_the_reference(checkpoint: Checkpoint) -> None:
     config = EngineConfig(str(checkpoint.directory), device="cpu", dtype="float32", plugins=PLUGINS)
     with running_server(config) as server:
         body = {"text": "hello there", "voice": "zac", "temperature": 0, "repetition_penalty": 1}

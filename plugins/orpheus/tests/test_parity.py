@@ -1,4 +1,4 @@
-"""Tokens and sound of the engine against transformers and the snac package, in float32."""
+"""Tokens and sound of the engine compared with transformers and snac, in float32."""
 
 from __future__ import annotations
 
@@ -38,15 +38,15 @@ TEXTS = ("hello there", "a", "how are you today?", "it's 10 o'clock.", "Nein, gr
 
 @pytest.fixture(scope="module")
 def references(checkpoint: Checkpoint) -> dict[str, list[int]]:
-    """What transformers says to each of TEXTS."""
+    """transformers' tokens for each of TEXTS."""
     ids = {text: text_ids(text) for text in TEXTS[:-1]}
-    spelled = TEXTS[-1].replace("ö", "Ã¶").replace("ß", "ÃŁ")  # bytes, as the tokenizer has them
+    spelled = TEXTS[-1].replace("ö", "Ã¶").replace("ß", "ÃŁ")  # bytes as the tokenizer spells them
     ids[TEXTS[-1]] = text_ids(spelled)
     return {text: reference_tokens(checkpoint.model, ids[text], TOKENS) for text in TEXTS}
 
 
 def assert_sounds_like(pcm: bytes, reference: torch.Tensor) -> None:
-    """Within 60 dB: power of the reference over the power of the difference to it."""
+    """The difference is at least 60 dB below the reference."""
     samples = torch.from_numpy(np.frombuffer(pcm, "<i2").astype(np.float32)) / 32767
     assert samples.shape == reference.shape
     noise = (samples - reference).square().mean()
@@ -54,8 +54,8 @@ def assert_sounds_like(pcm: bytes, reference: torch.Tensor) -> None:
     assert reference.square().mean() > 1e6 * noise
 
 
-def test_the_oracle_is_worth_comparing_with(references: Mapping[str, list[int]]) -> None:
-    """A model that says the same whatever it hears would hide every mistake."""
+def test_the_oracle_depends_on_its_input(references: Mapping[str, list[int]]) -> None:
+    """A model that ignores its input would hide every mistake."""
     assert len({tuple(tokens[:3]) for tokens in references.values()}) == len(TEXTS)
     for tokens in references.values():
         assert len(tokens) == TOKENS
@@ -63,7 +63,7 @@ def test_the_oracle_is_worth_comparing_with(references: Mapping[str, list[int]])
 
 
 @pytest.mark.parametrize("text", TEXTS[::2])
-def test_alone(
+def test_a_request_alone_equals_the_reference(
     make_engine: MakeEngine,
     checkpoint: Checkpoint,
     references: Mapping[str, list[int]],
@@ -74,7 +74,7 @@ def test_alone(
     assert_sounds_like(spoken.pcm, reference_sound(checkpoint.codec, tokens))
 
 
-def test_a_batch_of_prompts_of_different_lengths(
+def test_a_batch_of_different_prompts_equals_the_reference(
     make_engine: MakeEngine, checkpoint: Checkpoint, references: Mapping[str, list[int]]
 ) -> None:
     engine = make_engine()
@@ -88,18 +88,18 @@ def test_a_batch_of_prompts_of_different_lengths(
         assert_sounds_like(spoken[text].pcm, reference_sound(checkpoint.codec, references[text]))
 
 
-def test_requests_that_join_and_leave(
+def test_requests_that_join_and_leave_equal_the_reference(
     make_engine: MakeEngine, checkpoint: Checkpoint, references: Mapping[str, list[int]]
 ) -> None:
-    """Three slots, seven requests: frames that are complete at different steps, reused slots."""
+    """Three slots for seven requests: rows complete frames at different steps, and reuse slots."""
     engine = make_engine(max_batch_size=3)
     tokens = record(engine)
-    # step at which it is added: text, tokens it may have, step at which its client leaves
+    # step at which it joins: text, maximal tokens, step at which its client leaves
     plan = {
         0: [(0, 60, None), (1, 3, None)],
         2: [(2, 200, 45), (3, 100, None)],
         3: [(4, 40, None)],
-        5: [(0, 30, 6)],  # leaves while it waits
+        5: [(0, 30, 6)],  # its client leaves while it waits
         47: [(1, 70, None)],
     }
     leaving: dict[int, list[str]] = defaultdict(list)
@@ -128,7 +128,7 @@ def test_requests_that_join_and_leave(
             assert spoken[name].pcm == b""
             continue
         sound = reference_sound(checkpoint.codec, expected)
-        if name == "2-0":  # how much was held back when its client left depends on the clock
+        if name == "2-0":  # its unsent audio depends on the clock
             assert 0 < len(spoken[name].pcm) <= 2 * len(sound)
             sound = sound[: len(spoken[name].pcm) // 2]
         assert_sounds_like(spoken[name].pcm, sound)
@@ -153,7 +153,7 @@ def test_a_seed_gives_the_same_sound(make_engine: MakeEngine) -> None:
     assert company["3"][0] != alone[0]
 
 
-def test_tokens_that_are_no_codes_are_counted_and_heard_as_code_0(
+def test_tokens_that_are_not_codes_are_counted_and_sound_as_code_0(
     make_engine: MakeEngine, references: Mapping[str, list[int]]
 ) -> None:
     engine = make_engine()
@@ -166,10 +166,10 @@ def test_tokens_that_are_no_codes_are_counted_and_heard_as_code_0(
 
 
 @pytest.mark.parametrize("end", ["its own token", "eos_token_id"])
-def test_the_end(
+def test_the_end_token_ends_the_utterance(
     make_engine: MakeEngine, directory: Path, references: Mapping[str, list[int]], end: str
 ) -> None:
-    """The token that is picked at step 30 becomes the end; its frame is not sounded."""
+    """The token picked at step 30 is made the end token; its frame is not decoded."""
     expected = references[TEXTS[0]]
     step = next(i for i in range(30, TOKENS) if expected[i] not in expected[:i])
     if end == "eos_token_id":
@@ -187,12 +187,14 @@ def test_the_end(
     assert len(spoken.pcm) == (step // 7 - 3) * FRAME * 2
 
 
-def test_a_tied_head_and_plain_rope(tmp_path: Path, make_engine: MakeEngine) -> None:
+def test_tied_heads_and_plain_rope_equal_the_reference(
+    tmp_path: Path, make_engine: MakeEngine
+) -> None:
     model, _ = write_checkpoint(tmp_path, tie_word_embeddings=True, rope_scaling=None)
     assert HEAD not in read_tensors(tmp_path / "model.safetensors")
     expected = reference_tokens(model, text_ids("hello", "leo"), 40)
     assert spoken_alone(make_engine(tmp_path), "hello", voice="leo", tokens=40)[0] == expected
-    # Some checkpoints store the table twice.
+    # Some checkpoints store the embedding twice.
     copy = read_tensors(tmp_path / "model.safetensors")["model.embed_tokens.weight"]
     change_tensors(tmp_path / "model.safetensors", {HEAD: copy})
     assert spoken_alone(make_engine(tmp_path), "hello", voice="leo", tokens=40)[0] == expected

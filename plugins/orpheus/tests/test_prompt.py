@@ -1,4 +1,4 @@
-"""Prompt tokens, pinned: the markers, the voice, and what is refused."""
+"""Prompt tokens: the expected markers, the voice, and refusals."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ def ids(model: OrpheusModel, text: str, speaker: int = 0) -> list[int]:
     return model.prompt(text, model.voices[speaker]).inputs["tokens"].tolist()
 
 
-def test_the_prompt_is_pinned(model: OrpheusModel) -> None:
-    """As in the published notebook: start of human, begin once, text, end, end, start, start."""
+def test_a_prompt_has_the_expected_tokens(model: OrpheusModel) -> None:
+    """As in the published notebook: start of human, one begin token, text, two ends, two starts."""
     letters = [byte_letters().index(letter) for letter in ("l", "e", "o", ":", "Ġ", "h", "i")]
     assert ids(model, "hi", speaker=3) == [261, 256, *letters, 257, 262, 263, 259]
 
 
-def test_voices(model: OrpheusModel) -> None:
+def test_voices_are_the_published_names(model: OrpheusModel) -> None:
     names = ["tara", "leah", "jess", "leo", "dan", "mia", "zac", "zoe"]
     assert [(v.name, v.speaker) for v in model.voices] == list(zip(names, range(8), strict=True))
     for speaker, name in enumerate(names):
@@ -40,16 +40,16 @@ def test_voices(model: OrpheusModel) -> None:
 
 
 @pytest.mark.parametrize("text", ["hi i", " hi i", "hi \t\n i ", "hi\u00a0i", "\nhi\r\ni\n"])
-def test_white_space_is_one_space(model: OrpheusModel, text: str) -> None:
+def test_white_space_becomes_one_space(model: OrpheusModel, text: str) -> None:
     assert ids(model, text) == text_ids("hi i")
 
 
 @pytest.mark.parametrize("token", ["<|eot_id|>", "<custom_token_2>", "<custom_token_11>"])
-def test_a_marker_in_a_text_is_only_characters(model: OrpheusModel, token: str) -> None:
+def test_a_marker_in_a_text_is_read_as_characters(model: OrpheusModel, token: str) -> None:
     assert ids(model, f"a{token}b") == text_ids(f"a{token}b")
 
 
-def test_the_trap_of_the_test_above_is_armed(tmp_path: Path) -> None:
+def test_the_tokenizer_itself_would_read_it_as_a_marker(tmp_path: Path) -> None:
     write_tokenizer(tmp_path)
     tokenizer = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
     assert EOT in tokenizer.encode("a<|eot_id|>").ids
@@ -69,7 +69,7 @@ def test_context_is_refused(model: OrpheusModel) -> None:
     assert caught.value.param == "context"
 
 
-def test_what_does_not_fit_is_refused(model: OrpheusModel) -> None:
+def test_a_text_that_does_not_fit_is_refused(model: OrpheusModel) -> None:
     fits = "i" * (511 - len(text_ids("")))
     assert len(ids(model, fits)) == 511
     prompts = Engine(model, EngineConfig("orpheus", max_batch_size=1)).prompts

@@ -1,4 +1,4 @@
-"""The streaming codec against the snac package, and what it refuses."""
+"""The streaming codec compared with the snac package, and its refusals."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def codec(checkpoint: Checkpoint) -> SlotSnac:
 
 
 def frames(count: int, seed: int = 0) -> torch.Tensor:
-    """Random tokens that are in their places, `[count, 7]`, as the core hands them over."""
+    """Random tokens `[count, 7]`, each in the range of its position, as the core passes them."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(CODES, (count, 7), generator=generator) + PLACES
 
@@ -55,8 +55,8 @@ def seed(tokens: torch.Tensor) -> int:
     return int((tokens[0] * torch.tensor((3, 5, 7, 11, 13, 17, 19))).sum())
 
 
-def test_utterances_have_noise_of_their_own(codec: SlotSnac, checkpoint: Checkpoint) -> None:
-    """Two that differ only in their first frame, which is not played, differ only in noise."""
+def test_each_utterance_has_its_own_noise(codec: SlotSnac, checkpoint: Checkpoint) -> None:
+    """If only their first frames differ, which are not played, only the noise differs."""
     one = frames(9)
     other = torch.cat([frames(1, 5), one[1:]])
     sounds = [heard(codec, tokens, slot=0)[2 * FRAME :] for tokens in (one, other)]
@@ -69,7 +69,7 @@ def assert_close(sound: torch.Tensor, reference: torch.Tensor) -> None:
     torch.testing.assert_close(sound, reference, atol=1e-5, rtol=0)
 
 
-def test_sizes(codec: SlotSnac) -> None:
+def test_the_codec_has_the_published_sizes(codec: SlotSnac) -> None:
     assert codec.sample_rate == 24000
     assert codec.frame_size == FRAME
     assert codec.frames_per_step == 7
@@ -77,14 +77,14 @@ def test_sizes(codec: SlotSnac) -> None:
     assert codec.codebook_size == 7 * CODES
 
 
-def test_windows_are_those_of_the_package(codec: SlotSnac, checkpoint: Checkpoint) -> None:
+def test_windows_equal_those_of_the_package(codec: SlotSnac, checkpoint: Checkpoint) -> None:
     tokens = frames(9)
     sound = heard(codec, tokens, slot=2)
     assert len(sound) == 6 * FRAME
     assert_close(sound, expected(checkpoint, tokens))
 
 
-def test_the_noise_is_felt_and_belongs_to_the_frame(
+def test_the_noise_has_an_effect_and_depends_on_the_frame(
     codec: SlotSnac, checkpoint: Checkpoint
 ) -> None:
     tokens = frames(5)
@@ -93,7 +93,7 @@ def test_the_noise_is_felt_and_belongs_to_the_frame(
     assert torch.equal(sound, heard(codec, tokens, slot=0))
 
 
-def test_the_noise_comes_again(codec: SlotSnac, checkpoint: Checkpoint) -> None:
+def test_the_noise_repeats_after_its_table(codec: SlotSnac, checkpoint: Checkpoint) -> None:
     tokens = frames(8)
     codec._seen[0] = 252  # as if this many frames had been decoded
     codec._seed[0] = seed(tokens)
@@ -105,7 +105,7 @@ def test_rows_keep_their_own_state(codec: SlotSnac, checkpoint: Checkpoint) -> N
     first, second, third = frames(8, 1), frames(5, 2), frames(6, 3)
     begun = heard(codec, first[:3], slot=3)
     assert len(begun) == 0
-    heard(codec, second, slot=1)  # slot 1 is used again below
+    heard(codec, second, slot=1)  # slot 1 is reused below
     heard(codec, third[:1], slot=0)
     rest, other = together(codec, [first[3:], third[1:]], [3, 0], new=False)
     assert_close(rest, expected(checkpoint, first))
@@ -115,7 +115,7 @@ def test_rows_keep_their_own_state(codec: SlotSnac, checkpoint: Checkpoint) -> N
     assert_close(third_again, expected(checkpoint, third[:5]))
 
 
-def test_a_step_that_raises_has_changed_nothing(
+def test_a_step_that_raises_changes_nothing(
     codec: SlotSnac, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tokens = frames(6)
@@ -132,7 +132,7 @@ def test_a_step_that_raises_has_changed_nothing(
     assert_close(rest, expected(checkpoint, tokens)[FRAME:])
 
 
-def test_a_token_out_of_its_place_is_heard_as_code_0(
+def test_a_token_at_the_wrong_position_sounds_as_code_0(
     codec: SlotSnac, checkpoint: Checkpoint
 ) -> None:
     tokens = frames(5)
@@ -145,7 +145,7 @@ def test_a_token_out_of_its_place_is_heard_as_code_0(
     assert_close(sound, expected(checkpoint, tokens))
 
 
-def test_no_encoder_is_held(checkpoint: Checkpoint) -> None:
+def test_the_encoder_is_not_loaded(checkpoint: Checkpoint) -> None:
     codec = load(checkpoint.directory).codec
     assert isinstance(codec, SlotSnac)
     assert all(p.device.type == "meta" for p in codec._snac.encoder.parameters())

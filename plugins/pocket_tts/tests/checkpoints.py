@@ -1,4 +1,4 @@
-"""Small checkpoints with random weights in Kyutai's layout, and the reference that speaks them."""
+"""Small checkpoints with random weights in Kyutai's layout, and the reference model of each."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from vox_serve_pocket_tts.plugin import FlowParameters
 
 CHARACTERS = "▁etaoinshrdlucmfwypvbgkjqxz.,!?;:'ETAOINSHRDLUCMFWYPVBGKJQXZ0123456789"
 ENDLESS, AT_ONCE = 1e6, -1e6
-"""End thresholds: never reached, and reached in the first frame whose logit counts."""
+"""End thresholds: one never reached, one reached in the first frame whose logit counts."""
 LATENT = 8
 
 SMALL: dict[str, Any] = {
@@ -87,10 +87,10 @@ def changed(tree: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 
 
 def write_checkpoint(directory: Path, seed: int = 0, **changes: Any) -> TTSModel:
-    """Write a checkpoint and return the reference that speaks it.
+    """Write a checkpoint; returns the reference model with it.
 
     Args:
-        changes: to the configuration; a dot in a key is written as two underscores.
+        changes: changed configuration values; a dot in a key is written as two underscores.
     """
     directory.mkdir(parents=True, exist_ok=True)
     path = write_tokenizer(directory, "tokenizers")
@@ -120,7 +120,7 @@ def write_checkpoint(directory: Path, seed: int = 0, **changes: Any) -> TTSModel
 
 
 def write_tokenizer(directory: Path, kind: str) -> Path:
-    """A tokenizer of single characters, as sentencepiece would make it."""
+    """A tokenizer of single characters in sentencepiece's format."""
     vocabulary = [("<unk>", 0.0), *((character, -1.0) for character in CHARACTERS)]
     tokenizer = Tokenizer(models.Unigram(vocabulary, unk_id=0))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
@@ -137,7 +137,7 @@ def write_voice(reference: TTSModel, directory: Path, name: str, seconds: float 
 
 
 def clip(seconds: float, seed: int = 0) -> torch.Tensor:
-    """Something like speech: noise that swells and fades, float32 `[T]`."""
+    """Noise that swells and fades, similar to speech; float32 `[T]`."""
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(int(24000 * seconds), generator=generator)
     return 0.1 * noise * torch.linspace(0, 25, len(noise)).sin().abs()
@@ -145,7 +145,7 @@ def clip(seconds: float, seed: int = 0) -> torch.Tensor:
 
 @contextmanager
 def noise_of(seed: int, reference: TTSModel) -> Iterator[list[torch.Tensor]]:
-    """Give the reference the noise of our sampler; yields its latents one by one."""
+    """Make the reference use the noise of our sampler; yields its latents one by one."""
     state = SlotSampler(1, torch.device("cpu"), FlowParameters)
     state.assign(0, FlowParameters(), seed=seed)
     slots = torch.tensor([0])
@@ -183,7 +183,7 @@ def make_engine(directory: Path, slots: int = 4, **settings: Any) -> Engine:
 
 
 def speak(engine: Engine, *requests: SpeechRequest, stagger: int = 0) -> dict[str, Any]:
-    """Latents `[F, K]` and samples of each request; `stagger` steps between their starts."""
+    """Latents `[F, K]` and samples of each request; they start `stagger` steps apart."""
     latents: dict[str, list[Any]] = {}
     sound: dict[str, bytes] = {}
 

@@ -1,4 +1,4 @@
-"""One small checkpoint with a voice, written once."""
+"""Fixture: a small checkpoint with a voice, written once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The checkpoints that load, and the errors for those that do not."""
+"""Which checkpoints load, and the errors of the others."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ def copied(checkpoint: Checkpoint, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("name", languages.DIFFERENCES)
-def test_the_published_configurations_are_the_package_s(name: str):
+def test_our_configurations_equal_those_of_the_package(name: str):
     theirs = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text(encoding="utf-8"))
     assert PocketConfig.from_tree(theirs) == PocketConfig.from_tree(languages.published(name))
 
 
-def test_none_of_the_package_s_configurations_is_missing():
+def test_we_have_every_configuration_of_the_package():
     assert {path.stem for path in CONFIGS.glob("*.yaml")} == set(languages.DIFFERENCES)
 
 
@@ -58,7 +58,7 @@ def found(name: str) -> tuple[str, str]:
     return resolved.spec.name, resolved.source
 
 
-def test_names_of_every_kind(copied: Path, tmp_path: Path):
+def test_checkpoints_are_found_by_every_kind_of_name(copied: Path, tmp_path: Path):
     assert found("pocket-tts") == ("pocket-tts", f"{OPEN}/languages/english")
     for language in LANGUAGES:
         assert found(f"pocket-tts-{language}")[1].endswith(f"languages/{language}")
@@ -72,7 +72,7 @@ def test_names_of_every_kind(copied: Path, tmp_path: Path):
         found(str(copied))
 
 
-def test_voices_are_the_files_by_name(checkpoint: Checkpoint):
+def test_voices_are_named_after_their_files(checkpoint: Checkpoint):
     model = load(checkpoint.directory)
     assert [(voice.name, voice.speaker) for voice in model.voices] == [("anna", 0), ("bert", 1)]
     prompt = model.prompt("Hi.", model.voices[1])
@@ -87,7 +87,7 @@ def test_without_files_there_is_one_voice(copied: Path):
     assert len(model.prompt("Hi.", model.voices[0])) == len("_Hi.") + 1
 
 
-def test_weights_whose_encoder_is_withheld_learn_no_voices(copied: Path, tmp_path: Path):
+def test_weights_without_an_encoder_cannot_clone_voices(copied: Path, tmp_path: Path):
     tensors = safetensors.torch.load_file(copied / "model.safetensors")
     tensors["flow_lm.speaker_proj_weight"].zero_()
     safetensors.torch.save_file(tensors, copied / "model.safetensors")
@@ -183,14 +183,16 @@ def rewrite(directory: Path, changes: dict[str, object]) -> None:
         an_extra_tensor,
     ],
 )
-def test_what_is_wrong_is_named(copied: Path, damage: Callable[[Path], None], message: str):
+def test_a_damaged_checkpoint_is_refused_by_name(
+    copied: Path, damage: Callable[[Path], None], message: str
+):
     damage(copied)
     with pytest.raises(CheckpointError, match=message) as caught:
         load(copied)
     assert "\n" not in str(caught.value)
 
 
-def test_texts_that_cannot_be_spoken(checkpoint: Checkpoint):
+def test_texts_that_cannot_be_spoken_are_refused(checkpoint: Checkpoint):
     model = load(checkpoint.directory)
     with pytest.raises(UnspeakableText, match="contains '%'"):
         model.prompt("50 %", model.voices[0])
@@ -204,7 +206,7 @@ def test_texts_that_cannot_be_spoken(checkpoint: Checkpoint):
         prompts.build("word", Voice("long", 0, (heard,)), ())
 
 
-def test_a_sentencepiece_tokenizer(copied: Path):
+def test_a_sentencepiece_tokenizer_is_read(copied: Path):
     sentences = ["the quick brown fox jumps over the lazy dog"] * 4
     written = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
@@ -234,14 +236,14 @@ def test_parameters_of_codes_are_refused(checkpoint: Checkpoint):
         engine.add(SpeechRequest("x", "Hi.", sampling={"temperature": 0.5}))
 
 
-def test_one_step_heads_have_no_steps(tmp_path: Path):
+def test_one_step_heads_have_no_parameter_steps(tmp_path: Path):
     write_checkpoint(tmp_path / "c", flow_lm__flow__type="drifting")
     engine = Engine(load(tmp_path / "c"), EngineConfig(model="p", max_batch_size=1))
     with pytest.raises(InvalidRequest, match="no parameter flow_steps"):
         engine.add(SpeechRequest("x", "Hi.", sampling={"flow_steps": 2}))
 
 
-def test_float16_weights_speak_nearly_the_same(checkpoint: Checkpoint):
+def test_float16_weights_sound_nearly_the_same(checkpoint: Checkpoint):
     from vox_serve import LoadOptions
     from vox_serve_pocket_tts.checkpoint import load_model
 
@@ -254,7 +256,7 @@ def test_float16_weights_speak_nearly_the_same(checkpoint: Checkpoint):
     torch.testing.assert_close(*flows, atol=0.02, rtol=0.02)
 
 
-def test_the_same_clip_is_encoded_as_the_package_does(checkpoint: Checkpoint):
+def test_a_clip_is_encoded_like_in_the_package(checkpoint: Checkpoint):
     reference, model = checkpoint.reference, load(checkpoint.directory)
     from pocket_tts.data.audio_utils import end_on_pause
 

@@ -1,4 +1,4 @@
-"""Pocket TTS keeps the promises that the core relies on."""
+"""Pocket TTS passes the conformance suite."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The server with a Pocket TTS checkpoint: what a client hears is what the reference says."""
+"""The server with a Pocket TTS checkpoint: clients get the audio of the reference."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def heard(response: Any) -> torch.Tensor:
     return torch.from_numpy(samples)
 
 
-def test_voices_and_parameters_over_http(checkpoint: Checkpoint) -> None:
+def test_voices_and_parameters_work_over_http(checkpoint: Checkpoint) -> None:
     reference, directory = checkpoint.reference, checkpoint.directory
     config = EngineConfig(
         str(directory), device="cpu", dtype="float32", plugins=("vox_serve_pocket_tts.plugin",)

@@ -1,4 +1,4 @@
-"""Our latents and samples are those of Kyutai's package, given the same noise."""
+"""Our latents and samples equal those of Kyutai's package with the same noise."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def request(number: int, text: str, voice: str | None = None, **sampling: Any) -
 def expected(
     reference: TTSModel, state: Any, text: str, seed: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Latents `[F, K]` and samples of the reference, a few frames more than are compared."""
+    """Latents `[F, K]` and samples of the reference; a few frames more than are compared."""
     reference._estimate_max_gen_len = lambda token_count: FRAMES + 2
     with noise_of(seed, reference) as latents:
         pcm = reference.generate_audio(state, text, max_tokens=10**6)
@@ -57,7 +57,7 @@ def same(found: Any, wanted: Any, frames: int = FRAMES) -> None:
     torch.testing.assert_close(pcm, heard, atol=1e-4, rtol=0)  # 16 bits
 
 
-def test_alone_in_a_batch_and_joining_late(checkpoint: Checkpoint):
+def test_requests_alone_in_a_batch_and_late_equal_the_reference(checkpoint: Checkpoint):
     directory, reference = checkpoint.directory, checkpoint.reference
     voices = ("anna", "bert", "anna")
     wanted = [
@@ -75,14 +75,14 @@ def test_alone_in_a_batch_and_joining_late(checkpoint: Checkpoint):
             same(together[str(number)], wanted[number])
 
 
-def test_a_voice_out_of_a_clip(checkpoint: Checkpoint):
+def test_a_cloned_voice_equals_the_reference(checkpoint: Checkpoint):
     engine = make_engine(checkpoint.directory)
     sample = clip(2.3, seed=5)
     engine.prompts.voices.add("carl", 0, [Segment(0, "said", audio=sample.numpy())])
     state = checkpoint.reference.get_state_for_audio_prompt(sample[None])
     wanted = expected(checkpoint.reference, state, TEXTS[1], 1)
     same(speak(engine, request(1, TEXTS[1], "carl"))["1"], wanted)
-    # The cached prefix of the voice changes nothing.
+    # The cached prefix of the voice does not change the result.
     again = speak(engine, request(2, TEXTS[0], "carl"))["2"]
     assert engine.runner.prefixes.num_bytes > 0
     same(again, expected(checkpoint.reference, state, TEXTS[0], 2))
@@ -108,7 +108,7 @@ SHAPES = {
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_every_kind_of_checkpoint(tmp_path: Path, shape: str):
+def test_every_kind_of_checkpoint_equals_the_reference(tmp_path: Path, shape: str):
     reference = write_checkpoint(tmp_path / "c", **SHAPES[shape])
     write_voice(reference, tmp_path / "c", "anna")
     engine = make_engine(tmp_path / "c")
@@ -117,7 +117,7 @@ def test_every_kind_of_checkpoint(tmp_path: Path, shape: str):
 
 
 @pytest.mark.parametrize("steps", [2, 4])
-def test_several_flow_steps_beside_one(checkpoint: Checkpoint, steps: int):
+def test_rows_may_have_different_numbers_of_flow_steps(checkpoint: Checkpoint, steps: int):
     directory, reference = checkpoint.directory, checkpoint.reference
     state = voice_state(directory, "anna")
     one = expected(reference, state, TEXTS[0], 0)
@@ -134,7 +134,7 @@ def test_several_flow_steps_beside_one(checkpoint: Checkpoint, steps: int):
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_the_variance_of_the_noise(checkpoint: Checkpoint, temperature: float):
+def test_the_temperature_is_the_variance_of_the_noise(checkpoint: Checkpoint, temperature: float):
     reference = checkpoint.reference
     reference.temp, kept = temperature, reference.temp
     try:

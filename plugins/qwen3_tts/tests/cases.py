@@ -1,4 +1,4 @@
-"""What is spoken in the golden files, without anything of the package."""
+"""The requests of the golden files.  This module does not import the package."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ NAMES = {"en": "English", "zh": "Chinese", "de": "German", "auto": "Auto"}
 
 @attrs.frozen
 class Case:
-    """Args: as a request has them; `transcript` None: only the speaker's vector is used."""
+    """Fields of a request; without `transcript`, only the speaker's vector is used."""
 
     name: str
     kind: str
@@ -31,7 +31,7 @@ class Case:
 
 
 HEARD = ("english", "designed", "cloned")
-"""Cases whose sound is compared too."""
+"""Cases whose sound is also compared."""
 CASES = (
     Case("plain", "custom_voice", "hello there", "vivian"),
     Case("english", "custom_voice", "the assistant", "vivian", "en"),

@@ -1,8 +1,8 @@
 """Small random Qwen3-TTS checkpoints in the layout of Qwen's repositories.
 
-The weights depend on each tensor's name only, so the golden files, which hold what the package
-`qwen-tts` makes of the same checkpoints, can be compared on any machine.  `make_golden.py` lists
-the names and shapes, which the package itself states.
+The weights depend only on the names of the tensors, so the golden files, which contain the results
+of the package `qwen-tts` for the same checkpoints, can be compared on any machine.
+`make_golden.py` lists the names and shapes from the package.
 """
 
 from __future__ import annotations
@@ -186,7 +186,7 @@ def write_settings(directory: Path, config: Mapping[str, Any]) -> None:
 
 
 def bytes_as_letters() -> list[str]:
-    """The letter that stands for each byte in byte-level tokenizers, from GPT-2."""
+    """The letter for each byte in byte-level tokenizers, as in GPT-2."""
     plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in plain]
     letters = {byte: chr(byte) for byte in plain}
@@ -200,7 +200,7 @@ def tokenizer_ids() -> dict[str, int]:
 
 
 def write_tokenizer(directory: Path) -> None:
-    """`vocab.json` and `merges.txt`, as Qwen's repositories have them."""
+    """Write `vocab.json` and `merges.txt`, as in Qwen's repositories."""
     ids = tokenizer_ids()
     vocab = {token: number for token, number in ids.items() if token not in SPECIALS}
     write_json(directory / "vocab.json", vocab)
@@ -224,7 +224,7 @@ def write_tokenizer(directory: Path) -> None:
 
 
 def random_tensors(shapes: Mapping[str, Iterable[int]]) -> dict[str, torch.Tensor]:
-    """Weights under which greedy codes vary; numpy's old generator never changes."""
+    """Weights with which greedy codes vary, from numpy's old generator, which never changes."""
     tensors = {}
     for name, shape in shapes.items():
         size = tuple(shape)
@@ -239,15 +239,15 @@ def random_tensors(shapes: Mapping[str, Iterable[int]]) -> dict[str, torch.Tenso
         ):
             noise = 0.5 + noise
             if "q_norm" in name:
-                noise = 3 * noise  # attention looks at few positions, so that each row matters
+                noise = 3 * noise  # attention focuses on few positions, so that each row matters
         else:
             table = "embedding" in name or "embed_sum" in name
             fan_in = 1 if table or len(size) < 2 else noise[0].numel()
             noise = (noise - 0.5) * 4 * max(1, fan_in) ** -0.5
             if name.startswith("decoder.") and name.endswith(("conv.weight", "conv.bias")):
-                noise = noise * 0.6  # or the sound clips
+                noise = noise * 0.6  # otherwise the sound clips
         if name == "talker.codec_head.weight":
-            noise[END] *= 0.8  # or all is short
+            noise[END] *= 0.8  # otherwise all utterances are short
         tensors[name] = noise
     return tensors
 

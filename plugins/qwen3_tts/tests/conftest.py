@@ -1,4 +1,4 @@
-"""Small random checkpoints of each kind, and engines that run them."""
+"""Fixtures: small random checkpoints of each kind, and engines that run them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MakeEngine = Callable[..., Engine]
 
 @attrs.define
 class Spoken:
-    """Frames, the ending one included, and 16-bit samples."""
+    """Frames, including the end frame, and 16-bit samples."""
 
     frames: list[list[int]] = attrs.Factory(list)
     pcm: bytes = b""
@@ -35,7 +35,7 @@ class Spoken:
 
 @pytest.fixture(scope="session")
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A directory for each kind; none may be changed."""
+    """A directory for each kind; tests must not change them."""
     folder = tmp_path_factory.mktemp("qwen")
     return {kind: write_checkpoint(folder / kind, kind) for kind in KINDS}
 
@@ -76,7 +76,7 @@ def request(case: Case, frames: int, **fields: Any) -> SpeechRequest:
 
 
 def run(engine: Engine, joining: dict[int, list[SpeechRequest]]) -> dict[str, Spoken]:
-    """Step until all is spoken; requests join before the step of their number."""
+    """Step until everything is spoken; a request joins before the step with its number."""
     spoken: dict[str, Spoken] = defaultdict(Spoken)
     watch_frames(engine, lambda s, frame: spoken[s.id].frames.append(list(frame.codes)))
     number = 0

@@ -1,4 +1,4 @@
-"""Writes `golden/`: what the package `qwen-tts` makes of the small checkpoints.
+"""Writes `golden/`: the results of the package `qwen-tts` for the small checkpoints.
 
 The package pins an old transformers, so it needs an environment of its own:
 
@@ -6,7 +6,7 @@ The package pins an old transformers, so it needs an environment of its own:
     golden-venv/bin/pip install qwen-tts==0.1.1
     golden-venv/bin/python -m plugins.qwen3_tts.tests.make_golden
 
-The modules of its other codec (25 Hz) are replaced by empty ones where they are not installed.
+If the modules of its other codec (25 Hz) are not installed, empty ones replace them.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def main() -> None:
 
 
 def shapes() -> dict[str, Any]:
-    """The tensors of each checkpoint, as the package names them."""
+    """The tensors of each checkpoint with the package's names."""
     found = {}
     with tempfile.TemporaryDirectory() as folder:
         for kind in KINDS:
@@ -91,7 +91,7 @@ def shapes() -> dict[str, Any]:
 
 
 def write_weights(directory: Path) -> None:
-    """Random weights of the sizes that the directory's configurations have, for benchmarks."""
+    """Write random weights with the sizes of the directory's configurations, for benchmarks."""
     torch.manual_seed(0)
     model = Qwen3TTSForConditionalGeneration(Qwen3TTSConfig.from_pretrained(directory))
     save_file(model.state_dict(), directory / "model.safetensors")
@@ -122,7 +122,7 @@ def greedy() -> Iterator[dict[str, Any]]:
 
 @contextmanager
 def mimi_window() -> Iterator[None]:
-    """Mimi masks by its window, as in transformers 5; transformers 4 reads it and masks nothing."""
+    """Make Mimi mask by its window, as in transformers 5; transformers 4 ignores the window."""
     sliding = masking_utils.create_sliding_window_causal_mask
     with mock.patch.object(modeling_mimi, "create_causal_mask", sliding, create=True):
         yield
@@ -134,7 +134,7 @@ def cloned(model: Any) -> Any:
 
 
 def speak(model: Any, case: Case) -> tuple[list[list[int]], torch.Tensor]:
-    """The codes `[F, K]` that the package picks greedily, and their sound without any before."""
+    """The codes `[F, K]` that the package picks greedily, and their sound without the clip's."""
     recorded: list[Any] = []
     whole = model.model.generate
 
@@ -169,7 +169,7 @@ def speak(model: Any, case: Case) -> tuple[list[list[int]], torch.Tensor]:
 
 
 def with_none(model: Any, options: dict[str, Any]) -> None:
-    """A base model without a clip, which only the inner function takes."""
+    """Speak without a clip, which only the inner function of a base model accepts."""
     text = options.pop("text")
     language = options.pop("language")
     ids = model._tokenize_texts([model._build_assistant_text(text)])
@@ -177,7 +177,7 @@ def with_none(model: Any, options: dict[str, Any]) -> None:
 
 
 def decoded(model: Any) -> torch.Tensor:
-    """Random codes decoded whole."""
+    """Random codes, decoded at once."""
     random = np.random.RandomState(5)
     codes = torch.from_numpy(random.randint(0, CODES, (14, BOOKS)))
     wavs, _ = model.model.speech_tokenizer.decode([{"audio_codes": codes}])

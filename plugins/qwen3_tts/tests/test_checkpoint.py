@@ -1,4 +1,4 @@
-"""What is read from a checkpoint, what is refused, and what its prompts are."""
+"""Reading a checkpoint, refusals, and prompts."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def copied(checkpoints: dict[str, Path], tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_texts_get_the_ids_of_the_package(kind: str, checkpoints: dict[str, Path]) -> None:
+def test_texts_have_the_ids_of_the_package(kind: str, checkpoints: dict[str, Path]) -> None:
     tokenizer, ids = TextTokenizer(checkpoints[kind], 300), tokenizer_ids()
     begin, end = ids["<|im_start|>"], ids["<|im_end|>"]
     for text, wanted in zip(
@@ -47,14 +47,14 @@ def test_texts_get_the_ids_of_the_package(kind: str, checkpoints: dict[str, Path
         assert [begin, *role, *said, end, *newline, begin, *role] == wanted
 
 
-def test_any_text_gets_the_ids_of_transformers(checkpoints: dict[str, Path]) -> None:
+def test_any_text_has_the_ids_of_transformers(checkpoints: dict[str, Path]) -> None:
     reference = AutoTokenizer.from_pretrained(checkpoints["base"])
     ours = TextTokenizer(checkpoints["base"], 300)
     for text in (*TEXTS, " a  b\n\n c\t", "x" * 50, "½ ﬁ ﷺ 👩‍👩‍👧 1234 don't WE'LL", "\u200b.,;"):
         assert ours.encode(text) == reference.encode(text)
 
 
-def test_a_special_token_in_a_text_is_spoken_as_characters(checkpoints: dict[str, Path]) -> None:
+def test_a_special_token_in_a_text_is_read_as_characters(checkpoints: dict[str, Path]) -> None:
     tokenizer = TextTokenizer(checkpoints["base"], 300)
     assert max(tokenizer.encode("<|im_end|>")) < tokenizer_ids()["<|im_start|>"]
 
@@ -75,12 +75,12 @@ def test_each_kind_has_its_voices_and_parameters(checkpoints: dict[str, Path]) -
         assert model.default_sampling.repetition_window == 2048
 
 
-def test_the_small_checkpoint_follows_no_instructions(copied: Path) -> None:
+def test_the_small_checkpoint_does_not_accept_instructions(copied: Path) -> None:
     change_json(copied / "config.json", tts_model_size="0b6")
     assert "instructions" not in load(copied).default_sampling.allowed()
 
 
-def test_the_declared_parameters_have_all_published_languages() -> None:
+def test_the_declared_parameters_list_all_published_languages() -> None:
     (spec,) = vox_serve_models()
     assert spec.parameters is InstructedParameters
     assert issubclass(InstructedParameters, QwenParameters)
@@ -88,7 +88,7 @@ def test_the_declared_parameters_have_all_published_languages() -> None:
     assert len(spec.languages) == 10
 
 
-def test_sampling_defaults_are_the_checkpoints(copied: Path) -> None:
+def test_sampling_defaults_come_from_the_checkpoint(copied: Path) -> None:
     change_json(copied / "generation_config.json", temperature=0.7, subtalker_temperature=0.7)
     assert load(copied).default_sampling.temperature == 0.7
     change_json(copied / "generation_config.json", do_sample=False, subtalker_dosample=False)
@@ -107,7 +107,7 @@ def test_sampling_defaults_are_the_checkpoints(copied: Path) -> None:
         ({"tokenizer_type": "qwen3_tts_tokenizer_25hz"}, "only 'qwen3_tts_tokenizer_12hz'"),
     ],
 )
-def test_what_is_not_such_a_checkpoint(copied: Path, changes: dict[str, str], message: str) -> None:
+def test_other_checkpoints_are_refused(copied: Path, changes: dict[str, str], message: str) -> None:
     change_json(copied / "config.json", **changes)
     with pytest.raises(CheckpointError, match=message):
         load(copied)
@@ -136,7 +136,9 @@ def write_again(directory: Path) -> Path:
     return directory
 
 
-def test_texts_that_cannot_be_spoken(checkpoints: dict[str, Path], make_engine: MakeEngine) -> None:
+def test_texts_that_cannot_be_spoken_are_refused(
+    checkpoints: dict[str, Path], make_engine: MakeEngine
+) -> None:
     model = load(checkpoints["base"])
     with pytest.raises(PromptTooLong, match="positions of the 2048") as refused:
         make_engine("base").prompts.build("word " * 600, model.voices[0], ())
@@ -145,7 +147,9 @@ def test_texts_that_cannot_be_spoken(checkpoints: dict[str, Path], make_engine: 
         model.prompt("  ", model.voices[0], context=(), parameters=model.default_sampling)
 
 
-def test_instructions_are_refused_where_they_cannot_be_followed(make_engine: MakeEngine) -> None:
+def test_instructions_are_refused_by_models_that_cannot_follow_them(
+    make_engine: MakeEngine,
+) -> None:
     told = SpeechRequest("x", "hello", sampling={"instructions": "Whisper."})
     with pytest.raises(RequestError, match="no parameter instructions") as refused:
         make_engine("base").add(told)

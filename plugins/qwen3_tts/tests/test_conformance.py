@@ -1,4 +1,4 @@
-"""Qwen3-TTS keeps the promises that the core relies on."""
+"""Qwen3-TTS passes the conformance suite."""
 
 from pathlib import Path
 
@@ -29,6 +29,6 @@ class TestCustomVoice(OfKind):
 
 
 class TestBase(OfKind):
-    """Its text goes in beside the frames."""
+    """The text is fed together with the frames."""
 
     kind = "base"

@@ -40,7 +40,7 @@ def test_language_and_instructions_change_the_sound(checkpoints: dict[str, Path]
         assert (refused.status_code, refused.json()["error"]["param"]) == (400, "language")
 
 
-def test_a_voice_is_made_from_a_clip_and_streamed_equals_whole(
+def test_a_voice_is_cloned_from_a_clip_and_streamed_equals_whole(
     checkpoints: dict[str, Path],
 ) -> None:
     sound = io.BytesIO()

@@ -1,4 +1,4 @@
-"""Our frames and samples are those of the package `qwen-tts`, which wrote the golden files."""
+"""Our frames and samples equal those of the package `qwen-tts`, which wrote the golden files."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SOUND_OF = golden_sound()
 
 
 def check(case: Case, spoken: Spoken) -> None:
-    """The package counts only frames that sound; ours come with the one that ends."""
+    """The package returns only frames with sound; ours include the end frame."""
     wanted = CODES_OF[case.name]
     ended = len(wanted) < FRAMES
     assert spoken.reason == ("stop" if ended else "length")
@@ -41,14 +41,14 @@ def check(case: Case, spoken: Spoken) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_alone(kind: str, make_engine: MakeEngine) -> None:
+def test_a_request_alone_equals_the_package(kind: str, make_engine: MakeEngine) -> None:
     engine = make_engine(kind)
     for case in (case for case in CASES if case.kind == kind):
         check(case, run(engine, {0: [request(case, FRAMES)]})[case.name])
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_in_a_batch_and_joining_and_leaving(kind: str, make_engine: MakeEngine) -> None:
+def test_requests_that_join_and_leave_equal_the_package(kind: str, make_engine: MakeEngine) -> None:
     cases = [case for case in CASES if case.kind == kind]
     spoken = run(make_engine(kind), {0: [request(case, FRAMES) for case in cases]})
     for case in cases:
@@ -59,7 +59,9 @@ def test_in_a_batch_and_joining_and_leaving(kind: str, make_engine: MakeEngine) 
         check(case, spoken[case.name])
 
 
-def test_a_long_prompt_in_pieces(make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_prompt_in_pieces_equals_the_package(
+    make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("vox_serve.engine.scheduler.PIECE_POSITIONS", 8)
     cases = [case for case in CASES if case.kind == "custom_voice"]
     late = {2 * number: [request(case, FRAMES)] for number, case in enumerate(cases)}
@@ -78,7 +80,7 @@ def test_a_clip_gives_the_packages_codes_and_vector(checkpoints: dict[str, Path]
     )
 
 
-def test_frame_by_frame_sounds_as_the_package_decodes_the_whole(
+def test_decoding_frame_by_frame_equals_the_package_decoding_at_once(
     checkpoints: dict[str, Path],
 ) -> None:
     codec = load(checkpoints["voice_design"]).codec
