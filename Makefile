@@ -1,10 +1,10 @@
-# Two commands need nothing but python (3.11 or newer) and make: `make serve`, `make test`.
+# `make serve` and `make test` need only Python (3.11 or newer) and make.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PROJECTS := -e plugins/csm -e plugins/demo_voice -e plugins/dia -e plugins/orpheus -e plugins/pocket_tts -e plugins/qwen3_tts
 PYPROJECTS := pyproject.toml $(wildcard plugins/*/pyproject.toml)
-# The extras of the core that `make setup` installs: make bench VENV=.venv-moshi EXTRAS=dev,moshi
+# Extras of the core that `make setup` installs: make bench VENV=.venv-moshi EXTRAS=dev,moshi
 EXTRAS ?= dev
 # Arguments for a target's command: make serve ARGS="--port 9000 --model DIR"
 ARGS ?=
@@ -22,7 +22,7 @@ help:
 	@echo "make test-cluster  a cluster of Ray on this machine (installs ray, 490 MB; some minutes)"
 	@echo "make test-oldest  the tests with the oldest supported dependencies, in $(OLDEST)"
 	@echo "make voice    retrain the demo voice (SIZE=cpu or gpu, WORK=folder; takes hours)"
-	@echo "make voice-eval  measure the demo voice beside its teacher (ARGS=--help)"
+	@echo "make voice-eval  compare the demo voice with its teacher (ARGS=--help)"
 	@echo "make bench    compare with the reference implementation (ARGS=--help)"
 	@echo "make dist     build wheels and sdists, into dist/"
 	@echo "make lock     regenerate deploy/container/lock*.txt"
@@ -65,7 +65,7 @@ test: check
 test-slow: $(VENV)/.dev
 	$(BIN)/pytest -m slow $(ARGS)
 
-# The promises of docs/operations.md, with a table of their figures.
+# Tests the promises of docs/operations.md, and prints their figures.
 test-reliability: $(VENV)/.dev
 	$(BIN)/pytest -m reliability tests/reliability $(ARGS)
 
@@ -76,7 +76,7 @@ $(VENV)/.ray: $(VENV)/.dev
 test-cluster: $(VENV)/.ray
 	$(BIN)/pytest -m cluster -s tests/cluster $(ARGS)
 
-# The lower bounds of the pyproject files; and moshi, a second reference for Mimi.
+# Tests with the lower bounds of the pyproject files, and with moshi, a second reference for Mimi.
 OLDEST ?= .venv-oldest
 $(OLDEST)/.dev: $(PYPROJECTS)
 	$(MAKE) VENV=$(OLDEST) $(OLDEST)/bin/python
@@ -91,7 +91,7 @@ test-oldest: $(OLDEST)/.dev
 bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.csm $(ARGS)
 
-# Where torch is installed for the machine already: make bench-gpu GPU_PYTHON=python3
+# If torch is already installed for the machine: make bench-gpu GPU_PYTHON=python3
 GPU_PYTHON ?= $(BIN)/python
 bench-gpu: $(if $(filter $(BIN)/python,$(GPU_PYTHON)),$(VENV)/.dev)
 	$(GPU_PYTHON) -m benchmarks.gpu $(ARGS)
@@ -110,7 +110,7 @@ dashboard: $(VENV)/.dev
 page:
 	cd page && npm ci && npm run check && npm run build
 
-# The demo voice's recipe: plugins/demo_voice/training/README.md says what it needs and how long it takes.
+# Trains the demo voice; for requirements and time, see plugins/demo_voice/training/README.md.
 SIZE ?= cpu
 TRAIN := $(BIN)/python -m plugins.demo_voice.training
 RUN = --size $(SIZE) $(if $(WORK),--work $(WORK))

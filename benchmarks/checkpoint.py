@@ -61,7 +61,7 @@ def write_full_size(directory: Path, config: CsmConfig | None = None) -> Path:
     (directory / "config.json").write_text(json.dumps(written))
     for file in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(TOKENIZER / file, directory / file)
-    # The index is written last, so its presence means that everything is there.
+    # The index is written last, so if it exists, the checkpoint is complete.
     (directory / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
     return directory
 

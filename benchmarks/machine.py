@@ -34,7 +34,7 @@ def describe() -> dict[str, str | int | float]:
 
 
 def package_version(name: str) -> str:
-    """The version of a package, or that it is not installed."""
+    """The version of a package, or a note that it is not installed."""
     try:
         return version(name)
     except PackageNotFoundError:
@@ -48,7 +48,7 @@ def bandwidth(form: str, gigabytes: float = 0.5, repeats: int = 5) -> float:
     A decode step at batch 1 does this, so it gives a lower bound of its time.
 
     Args:
-        form: of the matrices: `float16`, `int8` (`vox_serve.nn.linear`) or `bfloat16`.
+        form: the format of the matrices: `float16`, `int8` (`vox_serve.nn.linear`) or `bfloat16`.
     """
     rows, columns = 8192, 2048
     dtype = torch.bfloat16 if form == "bfloat16" else torch.float32

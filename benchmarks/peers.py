@@ -40,7 +40,7 @@ class Transformers:
         device: torch device.
         dtype: of all weights, the codec's included.
         compiled: with static caches, as in its documentation of CSM: `generate` then compiles in
-            the first run of each batch size, also on a CPU if its flag for that is set.
+            the first run of each batch size, even on a CPU if its flag for that is set.
     """
 
     def __init__(

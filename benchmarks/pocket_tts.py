@@ -61,7 +61,7 @@ def write_full_size(directory: Path, config: Path) -> None:
 
 
 class Reference:
-    """Kyutai's package, as it comes: it sets one thread and decodes in a second one."""
+    """Kyutai's package, unchanged: it sets one thread and decodes in a second one."""
 
     def __init__(self, config: Path, directory: Path, frames: int) -> None:
         from pocket_tts import TTSModel

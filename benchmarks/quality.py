@@ -49,7 +49,7 @@ class Recorder:
     """A `vox_serve.sampling.Sampler` that returns given codes and keeps the logits.
 
     Args:
-        forced: int64 `[K]`, the codes of one frame; None: the likeliest ones.
+        forced: int64 `[K]`, the codes of one frame; None: the most likely ones.
     """
 
     def __init__(self, forced: torch.Tensor | None) -> None:
@@ -103,14 +103,14 @@ def speak(model: Model, text: str, frames: int, forced: torch.Tensor | None = No
 
 
 def compare(reference: Sequence[Spoken], form: Sequence[Spoken]) -> dict[str, float]:
-    """Shares of equal choices, and the error of the logits over the reference's spread.
+    """Shares of equal choices, and the error of the logits relative to the reference's spread.
 
     The spread is the standard deviation of the reference's logits over the vocabulary.
 
     Returns:
         `equal_first`: share of equal choices for codebook 0; `equal`: for all codebooks;
         `worst_error` and `mean_error`: largest and mean difference of a logit, over the spread;
-        `margin`: the median distance of the reference's two likeliest codes, over the spread.
+        `margin`: the median distance of the reference's two most likely codes, over the spread.
     """
     equal, worst, mean, margins = [], 0.0, [], []
     for one, other in zip(reference, form, strict=True):
@@ -139,7 +139,7 @@ def measure(model: str, device: str, texts: Sequence[str], frames: int) -> dict[
         frames: the most frames of each text.
 
     Returns:
-        `texts`, `frames` and `codes` that were compared, and by form what `compare` gives.
+        the numbers of `texts`, `frames` and `codes` compared, and the result of `compare` by form.
     """
     reference_model = load_form(model, device, "float32", None)
     reference = [speak(reference_model, text, frames) for text in texts]

@@ -2,8 +2,8 @@
 
     python -m benchmarks.qwen3_tts --reference golden-venv/bin/python [--batches 1 4 16]
 
-The package needs an environment of its own, see `plugins/qwen3_tts/tests/make_golden.py`; its half
-runs there.  Both speak the same text greedily.  Prints milliseconds per frame and text.
+The package needs a separate environment, see `plugins/qwen3_tts/tests/make_golden.py`, and runs
+there.  Both speak the same text greedily.  Prints milliseconds per frame and text.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ FULL_SIZE = Path.home() / ".cache/vox_serve/qwen3-tts-random"
 
 
 def settings(directory: Path) -> None:
-    """Everything of the 0.6B model with named voices but its weights."""
+    """Write everything but the weights of the 0.6B model with named voices."""
     from benchmarks.gpu.full_size import QWEN, QWEN_CODEC
 
     ids = tokenizer_ids()

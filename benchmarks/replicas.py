@@ -27,7 +27,7 @@ from vox_serve.metrics import Metrics
 from vox_serve.workers.client import WorkerClient
 
 TEXT = "The train to {} leaves at nine, and it takes two hours to get there."
-"""With another name each time, so that no earlier conversation has cached it."""
+"""Each use has another name, so that no earlier conversation has cached the text."""
 NAMES = map("".join, product("bdfgklmnprst", "aeiou", "lmnrst", "aeo"))
 TURNS = 8
 
@@ -54,7 +54,7 @@ def _row(found: Figures) -> str:
 
 
 async def turns(rounds: int) -> None:
-    """Print what a turn costs where the conversation is cached, and elsewhere."""
+    """Print the cost of a turn on the replica that has cached the conversation, and on another."""
     metrics = Metrics("demo")
     client = WorkerClient(EngineConfig("demo", replicas=2), ServerConfig(), metrics)
     await client.start()
@@ -85,7 +85,7 @@ async def turns(rounds: int) -> None:
 
 
 def _prefilled(client: WorkerClient) -> float:
-    """Positions of prompts that were run through the model so far."""
+    """The number of prompt positions computed so far."""
     return sum(
         replica.metrics.prompt_positions_total("prefilled")._value.get()
         for replica in client.replicas

@@ -165,7 +165,7 @@ def _table(head: Sequence[str], rows: Iterator[Sequence[str]] | Sequence[Sequenc
 
 
 def _cell(values: Sequence[float] | None, scale: float = 1.0) -> str:
-    """Median (least to most)."""
+    """Median (minimum to maximum)."""
     if values is None:
         return ""
     middle, least, most = (scale * value for value in values)

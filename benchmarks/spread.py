@@ -7,7 +7,7 @@ from statistics import median
 
 
 def spread(values: Iterable[float]) -> list[float]:
-    """`[median, least, most]`."""
+    """`[median, minimum, maximum]`."""
     found = list(values)
     return [median(found), min(found), max(found)]
 

@@ -124,7 +124,7 @@ class Bench:
 
     Args:
         scratch: a folder for checkpoints and the files of the parts.
-        output: where the result goes, as JSON.
+        output: the file of the result, as JSON.
         seconds: the section's time limit.
     """
 
@@ -226,7 +226,7 @@ def speaking(engine: Engine, count: int, context: int, frames: int) -> list[Sequ
     for number in range(count):
         engine.enqueue(Sequence(str(number), prompt, engine.prompts.defaults, number, frames))
     rows = engine.scheduler.schedule()
-    assert [row.slot for row in rows] == list(range(count)), "somebody speaks already"
+    assert [row.slot for row in rows] == list(range(count)), "a sequence is already running"
     for row in rows:
         row.pacing = Pacing(1 / codec.frame_rate)
         runner.assign(row)

@@ -100,7 +100,7 @@ def gpu_tests(bench: Bench) -> dict[str, Any]:
 
 
 def parity(bench: Bench) -> dict[str, Any]:
-    """Greedy float32 codes equal transformers', also while others join and leave."""
+    """Greedy float32 codes equal transformers', even while other requests join and leave."""
     directory, frames = bench.scratch / "reduced", bench.scale.parity_frames
     sizes = {"head_dim": 32, "max_position_embeddings": 1024}
     reference = write_checkpoint(directory, depth={"head_dim": 32}, **sizes)

@@ -68,7 +68,7 @@ class Costs:
 
 H200 = 4.3e6
 """Bytes per microsecond of an H200's memory that large copies reach."""
-# Nodes of graphs: published traces.  Overlapped products: 100 nodes over 2.47 GB in 795 us,
+# Graph nodes: from published traces.  Overlapped products: 100 nodes over 2.47 GB in 795 us,
 # https://github.com/msaroufim/megakernels-vs-cuda-graphs
 LIKELY = Costs(2.3, 2.7, 1.65, 2.2, 1.75, 3.5, 0.78 * H200, H200)
 BEST = Costs(1.8, 2.0, 1.1, 1.7, 1.5, 3.0, 0.85 * H200, H200)

@@ -33,7 +33,7 @@ def csm(fp8: bool = False) -> CsmModel:
     for stack in (network.backbone, network.depth):
         stack.prepare(META, torch.bfloat16)
     codec = Mimi(config.codec, config.num_codebooks, META)
-    loader: Any = _Whatever()
+    loader: Any = _AnyTensors()
     codec.load(loader)
     prompts: Any = None  # no voices are needed
     return CsmModel(OPTIONS, config, network, codec, prompts, (), SamplingParams())
@@ -100,7 +100,7 @@ def qwen() -> Model:
     for stack in (network.backbone, network.depth):
         stack.prepare(META, torch.bfloat16)
     codec = CodeDecoder(QWEN_CODEC, META)
-    loader: Any = _Whatever()
+    loader: Any = _AnyTensors()
     codec.load(loader)
     prompts: Any = None
     return QwenModel(OPTIONS, config, network, codec, prompts, QwenParameters())
@@ -120,7 +120,7 @@ def dia() -> Model:
     _hold(network, fp8=False)
     network.prepare(META, torch.bfloat16)
     codec = Dac(DAC, config.delays, config.vocab, META)
-    loader: Any = _Whatever()
+    loader: Any = _AnyTensors()
     codec.load(loader)
     return DiaModel(OPTIONS, config, network, codec, DiaParameters())
 
@@ -195,8 +195,8 @@ SNAC = {
 """config.json of hubertsiuzdak/snac_24khz."""
 
 
-class _Whatever:
-    """What stands for a loader: it has a tensor of any name and shape."""
+class _AnyTensors:
+    """In place of a loader; it has a tensor for every name and shape."""
 
     def read(self, name: str, shape: Sequence[int]) -> torch.Tensor:
         return torch.empty(tuple(shape), device=META)
@@ -209,7 +209,7 @@ class _Whatever:
 
 
 class _Shapes:
-    """Takes the place of a checkpoint's files."""
+    """In place of a checkpoint's files."""
 
     path = Path("meta")
 

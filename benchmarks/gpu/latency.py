@@ -50,12 +50,12 @@ def first_audio(bench: Bench) -> None:
 
         bench.part("no voice", lambda: timed([()] * rounds))
         bench.part("voice, not cached", lambda: timed(fresh))
-        seconds_to_sound(engine, request("first", TEXT, 25, context=voice))  # which caches it
+        seconds_to_sound(engine, request("first", TEXT, 25, context=voice))  # this caches it
         bench.part("voice, cached", lambda: timed([voice] * rounds))
 
 
 def seconds_to_sound(engine: Engine, asked: SpeechRequest) -> tuple[float, int]:
-    """Seconds, and how many positions of the prompt came from the cache."""
+    """The seconds, and the number of prompt positions that came from the cache."""
     start, restored = time.perf_counter(), 0
     engine.add(asked)
     while True:

@@ -38,7 +38,7 @@ NOTHING = {
     *(aten._unsafe_view, aten._reshape_alias, aten.detach, aten.alias, aten.set_),
 }
 HIDDEN = {aten.scaled_dot_product_attention: 3}
-"""Operations that are several kernels on a device: an estimate."""
+"""Operations that launch several kernels on a device; the numbers are estimates."""
 STEPS = ("advance", "emit", "take", "codec")
 
 
@@ -55,7 +55,7 @@ class Nodes:
     bytes: int = 0
     flops: int = 0
     float32_flops: int = 0
-    """Products of float32, which tensor cores do not support."""
+    """Operations of float32 products, which tensor cores do not support."""
 
     @property
     def count(self) -> int:
@@ -92,10 +92,10 @@ class _Counting(TorchDispatchMode):
 
 
 def _summed(kind: Any, args: Any) -> int:
-    """How many products one number of the result is the sum of."""
+    """The number of products that are summed for one number of the result."""
     if kind is aten.convolution:
         return int(args[1][0].numel())
-    added = kind in (aten.addmm, aten.baddbmm)  # the first argument is what is added
+    added = kind in (aten.addmm, aten.baddbmm)  # the first argument is added to the product
     return int(args[1 if added else 0].shape[-1])
 
 
@@ -164,7 +164,7 @@ def steps(model: Model, batch: int, context: int = 500) -> dict[str, Nodes]:
     }
     with torch.inference_mode():
         for name, run in runs.items():
-            with counting(context):  # what is computed once
+            with counting(context):  # values that are computed only once
                 run(slots, None)
             with counting(context) as nodes:
                 run(slots, None)

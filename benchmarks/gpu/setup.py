@@ -21,7 +21,7 @@ def run(bench: Bench) -> None:
 
 
 def describe(device: torch.device) -> dict[str, str | int]:
-    """Device, processor, versions and date; a package that is missing is named as such."""
+    """Device, processor, versions and date; missing packages are listed as missing."""
     found: dict[str, str | int] = {
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "device": "cpu",

@@ -33,7 +33,7 @@ FIRST = 64
 WARM_FRAMES = 5
 RESOLUTION = 16
 OUT_OF_MEMORY = "out_of_memory"
-"""As the engine's `Stats` name it."""
+"""The name of the phase in the engine's `Stats`."""
 
 
 def run(bench: Bench) -> None:

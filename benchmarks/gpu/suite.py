@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 class Suite:
-    """The parent: starts the sections, collects what they write.  Imports no torch."""
+    """The parent process: starts the sections and collects their results.  Imports no torch."""
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         self._arguments = arguments
@@ -159,7 +159,7 @@ def _section(arguments: argparse.Namespace) -> int:
     from benchmarks.gpu.bench import FULL, SMOKE, Bench, log, one_line
     from vox_serve.engine.device import prepare
 
-    torch.set_num_threads(1)  # what the host computes is tiny: threads would wait for each other
+    torch.set_num_threads(1)  # the host computes little, and threads would wait for each other
     section = next(each for each in SECTIONS if each.name == arguments.section)
     scale = SMOKE if arguments.smoke else FULL
     bench = Bench(scale, arguments.scratch, arguments.result, arguments.budget)

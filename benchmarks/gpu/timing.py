@@ -41,7 +41,7 @@ class Marks:
 
 
 def spread(seconds: Sequence[float]) -> dict[str, float]:
-    """Median, least and most, in milliseconds."""
+    """Median, minimum and maximum, in milliseconds."""
     return {
         name: round(1000 * of(seconds), 4)
         for name, of in (("median", median), ("least", min), ("most", max))

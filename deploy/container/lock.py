@@ -1,4 +1,4 @@
-"""What the container holds: versions, hashes and licences, in files that pip reads.
+"""Writes the container's packages to files for pip: versions, hashes and licences.
 
 `python -m deploy.container.lock` asks pip what it would install today, on this platform and Python,
 which must be the container's (Linux on x86_64, Python 3.11).
@@ -26,17 +26,17 @@ PROJECTS = [
 ]
 BUILD = ["hatchling"]
 READ = {"snac": "MIT", "cuda-toolkit": "none stated: it holds no files, only requirements"}
-"""Licences that stand only in the distribution's LICENSE file, read there."""
+"""Licences that are stated only in the distribution's LICENSE file."""
 WHEELS = {"av": "BSD-3-Clause; its wheel holds FFmpeg with x264 and x265: GPL-2.0-or-later"}
-"""Licences of wheels that hold more than the project they are built from."""
+"""Licences of wheels that contain more than the project that they are built from."""
 HEADER = "# Made by: python -m deploy.container.lock\n"
 CUDA = ("cuda-", "nvidia-", "torch", "triton")
-"""How the names begin of what differs between the targets: torch, and what only its CUDA build
-needs."""
+"""Prefixes of the packages that differ between the targets: torch, and the requirements of its
+CUDA build."""
 
 
 def resolve(*requirements: str) -> list[dict[str, Any]]:
-    """What pip would install into an empty environment."""
+    """The packages that pip would install into an empty environment."""
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--dry-run"]
     command += ["--ignore-installed", "--report", "-", *requirements]
     done = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE)
@@ -56,7 +56,7 @@ def name(package: Mapping[str, Any]) -> str:
 
 
 def licence(about: Mapping[str, Any]) -> str:
-    """As the package itself states it: an SPDX expression, else classifiers, else free text."""
+    """The licence in the metadata: an SPDX expression, else classifiers, else free text."""
     if about["name"] in WHEELS:
         return WHEELS[about["name"]]
     if about.get("license_expression"):

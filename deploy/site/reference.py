@@ -1,4 +1,4 @@
-"""What pages of the site take out of the code: flags, routes, the example programs.
+"""Macros for the site's pages that read flags, routes and example programs from the code.
 
 The site's builder calls `define_env`; the pages call the macros by name.
 """
@@ -54,13 +54,13 @@ def flag(field: attrs.Attribute[Any]) -> tuple[str, str, str]:
 
 
 def program(name: str) -> str:
-    """One of examples/."""
+    """The code of one of examples/."""
     path = Path("examples", f"{name}.py")
     return f'```python title="{path}"\n{path.read_text()}```\n'
 
 
 def openapi() -> Json:
-    """The document that `GET /openapi.json` answers with."""
+    """The document that `GET /openapi.json` returns."""
     engines = Engines([EngineConfig()], ServerConfig(), load_plugins(), in_thread=True)
     found: Json = json.loads(create_app(engines).dependencies["document"].dependency().content)
     return found

@@ -22,7 +22,7 @@ STEP_BYTES = 24 * 2**20
 
 
 def choose(name: str) -> torch.device:
-    """The device that a setting means; a CUDA device always has an index.
+    """The device that a setting names; a CUDA device always has an index.
 
     Raises:
         ConfigError: there is no such device.
@@ -54,7 +54,7 @@ def prepare(device: torch.device) -> None:
     # takes half a second, in which every stream is silent.
     torch.backends.cuda.enable_cudnn_sdp(False)
     _require_compiler()
-    torch.cuda.set_device(device)  # streams, events and kernels are made on the current one
+    torch.cuda.set_device(device)  # streams, events and kernels use the current device
 
 
 def require_room(model: Model, slots: int) -> None:
@@ -62,7 +62,7 @@ def require_room(model: Model, slots: int) -> None:
     free = free_bytes(model.device)
     if free is None:
         return
-    # A CPU needs far less besides.
+    # A CPU needs far less of it.
     reserved = RESERVED_BYTES if model.device.type == "cuda" else 0
     each = slot_bytes(model)
     fit = max(0, int((free - reserved) // each))
@@ -123,5 +123,5 @@ def _require_compiler() -> None:
 
 
 def gb(count: int) -> str:
-    """A number of bytes for a message."""
+    """Format a number of bytes for a message."""
     return f"{count / 1e9:.3g} GB"

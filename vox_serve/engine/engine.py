@@ -1,4 +1,4 @@
-"""The engine: add, abort, step.  Plain and synchronous; the worker loop is around it.
+"""The engine: add, abort, step.  Plain and synchronous; the worker's loop calls it.
 
 A step does three things: schedule, run, postprocess.
 """
@@ -265,7 +265,7 @@ class Engine:
                 self._events.append(Audio(sequence.id, sounded))
 
     def _finish(self, sequence: Sequence, reason: FinishReason) -> None:
-        """Free the slot, remember what was said, and report the end."""
+        """Free the slot, remember the turn, and report the end."""
         more = sequence.more and reason is not FinishReason.CANCELLED
         self._remember(sequence, reason, sequence.id if more else None)
         rest = sequence.pacing.rest() if sequence.pacing is not None else b""

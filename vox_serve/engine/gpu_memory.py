@@ -17,7 +17,7 @@ class GPUMemory:
         self._looked = -LOOK_SECONDS
 
     def look(self) -> tuple[int, int] | None:
-        """Bytes in use, by any process, and bytes free; None if the last look was just now."""
+        """Bytes used by all processes, and bytes free; None if read less than a second ago."""
         if self._device.type != "cuda" or time.monotonic() - self._looked < LOOK_SECONDS:
             return None
         self._looked = time.monotonic()

@@ -61,10 +61,10 @@ def number_formats(config: EngineConfig, kind: str) -> tuple[str, str | None]:
     """The number format of the computation, and that of linear layers' weights (None: the same).
 
     Args:
-        kind: of device, `cpu` or `cuda`.
+        kind: the type of device, `cpu` or `cuda`.
 
     Raises:
-        ConfigError: the two settings do not go together on this device.
+        ConfigError: the two settings cannot be combined on this device.
     """
     cpu = kind == "cpu"
     if config.quantize == "none":
@@ -81,7 +81,7 @@ def number_formats(config: EngineConfig, kind: str) -> tuple[str, str | None]:
 
 
 def _keep_freed_memory() -> None:
-    """Have glibc keep the memory of one step's tensors for the next step.
+    """Make glibc keep the memory of one step's tensors for the next step.
 
     By default it returns blocks of over about 100 KiB to the kernel and gets them back zeroed,
     page by page, in every step: nearly half the time of a codec step over eight rows.  Blocks

@@ -7,7 +7,7 @@ client benefits from while it still has sound to play.
 from __future__ import annotations
 
 FRAMES = (1, 1, 2, 4, 8)
-"""Of the first, second ... pacing; the last stays."""
+"""How many frames the first, second ... piece has; later pieces have the last number."""
 
 
 class Pacing:

@@ -69,14 +69,14 @@ class PrefixCache:
         return kv.fill(slot, best.keys[:, :length], best.values[:, :length])
 
     def keep(self, inputs: Inputs, slot: int, kv: SlotKVCache) -> None:
-        """Cache what `slot` holds for these rows.  Replaces cached prefixes of this prefix."""
+        """Cache the slot's keys and values of these rows, in place of shorter prefixes of them."""
         length = _rows(inputs)
         if length == 0 or length * kv.position_bytes > self.max_bytes:
             return
         rest = []
         for prefix in self._prefixes:
             common = shared_rows(prefix.inputs, inputs)
-            if common == length:  # it is cached already, as part of a longer one
+            if common == length:  # already cached as part of a longer one
                 return
             if common < len(prefix):
                 rest.append(prefix)

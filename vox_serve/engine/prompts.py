@@ -129,7 +129,7 @@ class Prompts:
         context: Rows[Segment],
         parameters: Parameters | None = None,
     ) -> Prompt:
-        """The model's prompt; without `parameters`, by the defaults.
+        """Build the model's prompt; without `parameters`, with the defaults.
 
         Raises:
             UnspeakableText: the model cannot speak the text, or the prompt does not fit.

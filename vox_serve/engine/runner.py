@@ -1,6 +1,6 @@
 """Runs a model over a batch of slots: prefill, advance, emit, codec step.
 
-All that a step needs of a slot is in device tensors with a row per slot: hidden state,
+A step's whole state of a slot is in device tensors with a row per slot: hidden state,
 codes, cache length, sampling state, results.  So a step depends only on slot numbers, and can be a
 CUDA graph.  (Constants are written with `fill_`, because an assignment copies them from the host,
 which a graph cannot capture.)  The runner moves data between host and device; it decides nothing.
@@ -86,7 +86,7 @@ class ModelRunner:
         self._sound_step = step(self._sound, self._side)
         self._collected = SlotNumbers(device)
         self.frames_behind = 1 if captured else 0
-        """Steps until the host reads a frame: 0 on a CPU, 1 on a GPU, which meanwhile goes on."""
+        """Steps until the host reads a frame: 0 on a CPU, 1 on a GPU, which computes meanwhile."""
 
     def assign(self, sequence: Sequence) -> None:
         """Prepare the sequence's slot: parameters, and a prompt at position 0."""
@@ -177,7 +177,7 @@ class ModelRunner:
     def emit(self, sequences: Rows[Sequence]) -> None:
         """Pick each slot's next frame of codes.  If it raises, it may be run again."""
         slots = [s.slot for s in sequences]
-        self._side.join_mark()  # the codec has copied what is overwritten here
+        self._side.join_mark()  # the codec must have copied what is overwritten here
         self._emit_step(slots)
         with self._side.beside():
             self._take_step(slots)
@@ -245,7 +245,7 @@ class ModelRunner:
         return sequence.launched % span == span - 1
 
     def _reach(self, lengths: Iterable[int]) -> None:
-        """How many positions attention reads: all of them in a captured step."""
+        """The number of positions that attention reads: all of them in a captured step."""
         if self.frames_behind or self.deterministic:
             self.kv.extent = self.kv.max_positions
             return

@@ -7,8 +7,8 @@ affect another.
 
 Noise: SplitMix64 (Steele, Lea, Flood, "Fast splittable pseudorandom number generators",
 OOPSLA 2014), used as a counter-based generator: a key is mixed from (seed, frame, codebook),
-and token t gets the key's output number t.  Normal noise for latents comes the same way, from
-keys of its own, by the inverse of the normal distribution.
+and token t gets the key's output number t.  Normal noise for latents is made in the same
+way, with different keys, by the inverse of the normal distribution.
 """
 
 from __future__ import annotations
@@ -251,7 +251,7 @@ class RowSampler:
         kept = torch.where(ordered < kth, -torch.inf, ordered)
         share = kept.softmax(dim=-1)
         before = share.cumsum(dim=-1) - share
-        # At 1 nothing is cut, even where the running sum reaches 1 early by rounding.
+        # A top-p of 1 removes nothing, even if the rounded running sum reaches 1 early.
         inside = (before < self._row("top_p")) | (self._row("top_p") >= 1)
         nucleus = inside.sum(dim=-1, keepdim=True).clamp(min=1)
         pth = kept.gather(-1, torch.minimum(nucleus, k) - 1)

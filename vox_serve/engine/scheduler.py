@@ -109,7 +109,7 @@ class Scheduler:
         sequence.finish_reason = reason
 
     def _may_start(self, sequence: Sequence) -> bool:
-        """Is there a slot that is not reserved for another?"""
+        """Whether there is a slot that is not reserved for another sequence."""
         others = len(self._kept) - (sequence.id in self._kept)
         return len(self._free_slots) > others
 

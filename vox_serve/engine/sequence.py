@@ -49,7 +49,7 @@ class Sequence:
     more: bool = False
     """Another sequence with this id follows."""
     turn: Turn | None = None
-    """What to remember; None outside a conversation."""
+    """The turn to remember; None outside a conversation."""
     slot: int = -1
     restored: int = 0
     """Positions of the prompt taken from the prefix cache."""
@@ -72,7 +72,7 @@ class Sequence:
 
     @property
     def ready(self) -> bool:
-        """Has the whole prompt been run?"""
+        """Whether the whole prompt has been run."""
         return self.prefilled == len(self.prompt)
 
     @property

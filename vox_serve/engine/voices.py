@@ -12,7 +12,7 @@ from vox_serve.voice import Segment, Voice
 
 
 class Voices:
-    """Args: the model's voices, the encoder for voices' segments, and what builds a prompt."""
+    """Args: the model's voices, the encoder of segments, and a function that builds a prompt."""
 
     def __init__(
         self,

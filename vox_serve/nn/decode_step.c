@@ -30,9 +30,9 @@ typedef struct {
 } Layer;
 
 typedef struct {
-    int64_t layers, heads, kv_heads, head_dim, turns; /* turns: rows of the RoPE tables */
+    int64_t layers, heads, kv_heads, head_dim, rope_rows; /* rope_rows: of the RoPE tables */
     float eps;
-    const float *cos, *sin, *norm; /* [turns, head_dim] twice, [hidden] */
+    const float *cos, *sin, *norm; /* [rope_rows, head_dim] twice, [hidden] */
     const Layer *layer;
 } Stack;
 
@@ -134,7 +134,8 @@ static void rotate(float *x, const float *cos, const float *sin, int64_t size) {
     }
 }
 
-/* The query heads of a group over `length` positions.  Keys and values are read in order, once.  `scores` has room for `group` rows of `room`. */
+/* The query heads of a group over `length` positions.  Keys and values are read in order, once.
+ * `scores` has room for `group` rows of `room`. */
 static void attend(const float *q, const float *keys, const float *values, int64_t length,
                    int64_t stride, int64_t group, int64_t size, float *scores, int64_t room,
                    float *out) {
@@ -171,11 +172,11 @@ static void attend(const float *q, const float *keys, const float *values, int64
 static void attention(const Stack *s, float *qkv, const Cache *cache, int64_t slot,
                       int64_t position, int64_t capacity, float *scores, float *out) {
     int64_t size = s->head_dim, stride = s->kv_heads * size, group = s->heads / s->kv_heads;
-    int64_t turn = position < s->turns ? position : s->turns - 1;
+    int64_t rope_row = position < s->rope_rows ? position : s->rope_rows - 1;
     /* Padding rows may point past the end. */
     position = position < capacity ? position : capacity - 1;
     for (int64_t head = 0; head < s->heads + s->kv_heads; head++)
-        rotate(qkv + head * size, s->cos + turn * size, s->sin + turn * size, size);
+        rotate(qkv + head * size, s->cos + rope_row * size, s->sin + rope_row * size, size);
     float *keys = cache->keys + slot * capacity * stride;
     float *values = cache->values + slot * capacity * stride;
     const float *k = qkv + s->heads * size;

@@ -72,7 +72,7 @@ class _Stack(ctypes.Structure):
         ("heads", ctypes.c_int64),
         ("kv_heads", ctypes.c_int64),
         ("head_dim", ctypes.c_int64),
-        ("turns", ctypes.c_int64),
+        ("rope_rows", ctypes.c_int64),
         ("eps", ctypes.c_float),
         ("cos", ctypes.c_void_p),
         ("sin", ctypes.c_void_p),
@@ -91,7 +91,7 @@ class DecodeStep(nn.Module):
         super().__init__()
         config = stack.config
         self._run = library.decode_step
-        self._held: list[torch.Tensor] = []  # C has only their addresses
+        self._held: list[torch.Tensor] = []  # because the C code has only their addresses
         self.nbytes = 0
         layers = [self._layer(layer) for layer in stack.layers]
         tables, norm = stack.tables, stack.norm.weight.detach()
@@ -213,7 +213,7 @@ def _operator() -> Callable[..., torch.Tensor]:
         "Tensor positions) -> Tensor"
     )
     library.impl("decode_step", run, "CPU")  # type: ignore[no-untyped-call]
-    _kept.append(library)  # its operators vanish with it
+    _kept.append(library)  # without it, its operators disappear
     operator: Callable[..., torch.Tensor] = torch.ops.vox_serve.decode_step.default
     return operator
 
@@ -296,7 +296,7 @@ def c_compiler() -> list[str] | None:
 
 
 def _processor() -> str:
-    """What `-march=native` depends on."""
+    """A description of the processor, on which `-march=native` depends."""
     described = Path("/proc/cpuinfo")
     if not described.is_file():
         return f"{platform.machine()} {platform.processor()}"

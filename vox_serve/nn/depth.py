@@ -1,6 +1,6 @@
 """A depth decoder: picks the codes of one frame, codebook after codebook, with a small stack.
 
-Position 0 of the stack takes what the backbone says of the frame, and position i takes the code of
+Position 0 of the stack takes the backbone's output for the frame, and position i takes the code of
 codebook i - 1; the stack's output at position i gives the code of codebook i.  (The RQ-Transformer
 of Lee et al., "Autoregressive image generation using residual quantization", 2022; used for speech
 by Moshi, CSM and Qwen3-TTS.)
@@ -65,7 +65,7 @@ def _positions(count: int, device: torch.device) -> torch.Tensor:
 def projected_codes(
     embedding: nn.Module, project: Callable[[torch.Tensor], torch.Tensor], count: int
 ) -> torch.Tensor:
-    """What a depth decoder takes for codes 0 .. count - 1, `[count, W]`, computed once.
+    """The inputs of a depth decoder for codes 0 .. count - 1, `[count, W]`, computed once.
 
     So a frame uses the projection only for its hidden state.
     """

@@ -259,7 +259,7 @@ def pack(layer: nn.Module, form: str) -> nn.Module:
     """
     device, make = _FORMS[form]
     weight = getattr(layer, "weight", None)
-    if weight is not None and weight.is_meta:  # only its size is wanted
+    if weight is not None and weight.is_meta:  # only its size is needed
         packed = isinstance(layer, Linear | Embedding) and form in META_DTYPES
         return layer.to(META_DTYPES[form]) if packed else layer
     if isinstance(layer, Embedding) and device == "cpu":
@@ -284,7 +284,7 @@ def held_bytes(module: nn.Module) -> int:
 
 
 def holds_halves() -> bool:
-    """Does this machine's CPU support float16 weights?"""
+    """Whether this machine's CPU supports float16 weights."""
     return "fbgemm" in torch.backends.quantized.supported_engines
 
 

@@ -307,7 +307,7 @@ class FrameCache:
 
     @property
     def begins(self) -> bool:
-        """Is this the first pass?"""
+        """Whether this is the first pass."""
         return self._positions.start == 0
 
     @cached_property

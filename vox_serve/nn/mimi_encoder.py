@@ -1,7 +1,7 @@
 """Mimi's encoder as a stream: sound to frames, piece by piece in bounded memory.
 
-The decoder's steps in reverse: SEANet, transformer, downsampling; the plugin's `leave` turns the
-vectors into frames.
+The decoder's steps in reverse: SEANet, transformer, downsampling; the plugin's `to_frames` turns
+the vectors into frames.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ class MimiEncoder(nn.Module):
     """`begin` a clip, then call with one piece after another.  The state is in the `Clip`."""
 
     def __init__(
-        self, c: Mapping[str, Any], leave: nn.Module, width: int, frame_latents: int, read: Read
+        self, c: Mapping[str, Any], to_frames: nn.Module, width: int, frame_latents: int, read: Read
     ) -> None:
-        """Args: as for `MimiDecoder`; `leave` turns `[F, width]` into `[K, F]`."""
+        """Args: as for `MimiDecoder`; `to_frames` turns `[F, width]` into `[K, F]`."""
         super().__init__()
         size, self._latents = c["hidden_size"], PIECE_FRAMES * frame_latents
         self.stages = encoder_stages(c, read, rows=self._latents)
         self.transformer = StreamingTransformer(c, read, "encoder_transformer.", self._latents)
         weight = read("downsample.conv.weight", width, size, 2 * frame_latents)
         self.downsample = CausalConv(weight, stride=frame_latents, rows=PIECE_FRAMES, repeat=True)
-        self.leave = leave
+        self.to_frames = to_frames
 
     def begin(self) -> Clip:
         """A new clip, in pieces of PIECE_FRAMES frames or fewer."""
@@ -62,5 +62,5 @@ class MimiEncoder(nn.Module):
         x = self.transformer(x, clip.rings, clip.slots, first)
         x = self.downsample(x, past)
         clip.past = past.after()
-        frames: torch.Tensor = self.leave(x[0])
+        frames: torch.Tensor = self.to_frames(x[0])
         return frames

@@ -73,7 +73,7 @@ class CodeTable(nn.Module):
 
 
 def code_table(c: Mapping[str, Any], num_codebooks: int, read: Read) -> torch.Tensor:
-    """What each code of each codebook adds to the latent: `[K * codebook_size, hidden_size]`."""
+    """The vector that each code adds to the latent, `[K * codebook_size, hidden_size]`."""
     tables = []
     for name, number in _parts(c, num_codebooks):
         table = torch.cat(_books(c, name, number, read))

@@ -1,7 +1,7 @@
 """Mimi's transformers as streams, with a ring of keys and values per slot and layer.
 
-What depends only on positions (RoPE's angles, the mask, where to write in the rings) is computed
-once for all layers.
+Values that depend only on positions (RoPE's angles, the mask, where to write in the rings) are
+computed once for all layers.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from vox_serve.nn.seanet import Read
 
 
 @attrs.frozen(eq=False)
-class _Moment:
-    """What all layers share in one step of T latents."""
+class _StepInputs:
+    """Values for one step of T latents that all layers share."""
 
     slots: torch.Tensor  # [B]
-    turns: torch.Tensor  # RoPE: complex [B, T, 1, 1, head_dim / 2]
+    rotations: torch.Tensor  # RoPE: complex [B, T, 1, 1, head_dim / 2]
     bias: (
         torch.Tensor
-    )  # 0 where a latent attends to a place of the ring, else -inf: [B, 1, T, capacity]
+    )  # 0 if a latent attends to an entry of the ring, else -inf: [B, 1, T, capacity]
     places: (
         torch.Tensor
     )  # index of a step's keys and values in a ring's vectors: [B * 2 * heads * T]
@@ -91,17 +91,17 @@ class StreamingLayer(nn.Module):
         return down
 
     def forward(
-        self, x: torch.Tensor, moment: _Moment, ring: torch.Tensor, batch: torch.Tensor
+        self, x: torch.Tensor, step: _StepInputs, ring: torch.Tensor, batch: torch.Tensor
     ) -> torch.Tensor:
         """`[B * T, C]` to the same; writes to the layer's `ring`, and copies rows to `batch`."""
         rows, _, heads, _, head_dim = batch.shape
         qkv = self.qkv(self.norm1(x)).view(rows, -1, 3, heads, head_dim)
         pairs = qkv[:, :, :2].view(rows, -1, 2, heads, head_dim // 2, 2)
-        torch.view_as_complex(pairs).mul_(moment.turns)
+        torch.view_as_complex(pairs).mul_(step.rotations)
         q, kv = qkv[:, :, 0].transpose(1, 2), qkv[:, :, 1:].permute(0, 2, 3, 1, 4)
-        ring.view(-1, head_dim).index_copy_(0, moment.places, kv.reshape(-1, head_dim))
-        k, v = torch.index_select(ring, 0, moment.slots, out=batch).unbind(1)
-        seen = F.scaled_dot_product_attention(q, k, v, moment.bias)
+        ring.view(-1, head_dim).index_copy_(0, step.places, kv.reshape(-1, head_dim))
+        k, v = torch.index_select(ring, 0, step.slots, out=batch).unbind(1)
+        seen = F.scaled_dot_product_attention(q, k, v, step.bias)
         return self.feed_forward(self.out(seen.transpose(1, 2).reshape(len(x), -1), x))
 
 
@@ -169,26 +169,26 @@ class StreamingTransformer(nn.Module):
         the state changes only when the caller advances `first`.
         """
         batch = rings.batch[: len(slots)]
-        moment = self._moment(rings, slots, first, x.shape[1])
+        step = self._step_inputs(rings, slots, first, x.shape[1])
         shape, x = x.shape, x.flatten(0, 1)
         for layer, ring in zip(self.layers, rings.layers, strict=True):
-            x = layer(x, moment, ring, batch)
+            x = layer(x, step, ring, batch)
         return x.view(shape)
 
-    def _moment(
+    def _step_inputs(
         self, rings: Rings, slots: torch.Tensor, first: torch.Tensor, num_latents: int
-    ) -> _Moment:
+    ) -> _StepInputs:
         capacity = rings.index.shape[0]
         positions = first[:, None] + rings.time[:num_latents]  # [B, T]
         angles = positions[..., None] * self.frequencies
-        turns = torch.complex(angles.cos(), angles.sin())[:, :, None, None]
+        rotations = torch.complex(angles.cos(), angles.sin())[:, :, None, None]
         newest = positions[:, -1:]
         age = (newest - rings.index) % capacity  # positions in a ring, [B, capacity]
-        age = age.masked_fill_(age > newest, capacity)  # places that have not been written yet
+        age = age.masked_fill_(age > newest, capacity)  # not yet written
         bias = F.embedding(age, rings.bias[:, -num_latents:]).transpose(1, 2).contiguous()
         places = slots[:, None] * rings.vectors.numel() * capacity
         places = places[..., None] + rings.vectors + (positions % capacity)[:, None]
-        return _Moment(slots, turns, bias[:, None], places.flatten())
+        return _StepInputs(slots, rotations, bias[:, None], places.flatten())
 
 
 def _head_dim(c: Mapping[str, Any]) -> int:

@@ -58,7 +58,7 @@ class RopeConfig:
         frequencies = 1.0 / (self.theta**exponent)
         if self.factor == 1.0:
             return frequencies
-        # Long waves are slowed by `factor`, short ones kept, and those in between blended.
+        # Low frequencies are divided by `factor`, high ones kept, and those in between blended.
         turns = self.original_positions * frequencies / (2 * math.pi)
         blend = (turns - self.low_freq_factor) / (self.high_freq_factor - self.low_freq_factor)
         blend = blend.clamp(0.0, 1.0)

@@ -53,7 +53,7 @@ class Past:
         return x
 
     def after(self) -> torch.Tensor:
-        """What the next step gets as `before`: `[B, width]`."""
+        """The `before` of the next step, `[B, width]`."""
         return torch.cat(self._after, dim=1)
 
 

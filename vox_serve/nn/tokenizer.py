@@ -51,7 +51,7 @@ class CheckpointTokenizer:
         return int(number)
 
     def find_special(self, key: str) -> int | None:
-        """The id of a token that `tokenizer_config.json` names, such as `unk_token`, if it does.
+        """The id of a token that `tokenizer_config.json` names, such as `unk_token`, or None.
 
         Raises:
             CheckpointError: the tokenizer does not contain the token.
@@ -62,7 +62,7 @@ class CheckpointTokenizer:
         return self.id_of(str(token["content"] if isinstance(token, dict) else token))
 
     def special(self, key: str) -> int:
-        """As `find_special`, for a token that is required.
+        """Like `find_special`, for a token that is required.
 
         Raises:
             CheckpointError: `tokenizer_config.json` does not name it, or there is no such token.

@@ -158,7 +158,7 @@ class WeightLoader:
         Raises:
             CheckpointError: a tensor is missing, or the shapes do not add up.
         """
-        if parameter.is_meta:  # only its size is wanted
+        if parameter.is_meta:  # only its size is needed
             self.check(parameter, sources)
             self.unused -= set(sources)
             return

@@ -1,7 +1,7 @@
-"""The server's side of one model: admits requests, and chooses the worker that speaks each.
+"""The server's side of one model: admits requests, and chooses a worker for each.
 
-There is one queue.  With one worker, it is the worker's own; with several, a request waits here
-until one of them has a free slot, so that it goes to the first that has.
+There is one queue.  With one worker, it is the worker's own.  With several, a request waits here
+until one of them has a free slot, and goes to the first one that has.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ class OpenRequest:
     """Its current part."""
     events: asyncio.Queue[Event] = attrs.field(factory=asyncio.Queue)
     replica: Replica | None = None
-    """Who speaks it; None while it waits here."""
+    """The worker that speaks it; None while it waits here."""
     conversation: Conversation | None = None
-    """While its turn is spoken."""
+    """Its conversation, while its turn is spoken."""
     turns: tuple[Segment, ...] | None = None
     """The conversation once this turn has ended."""
 
@@ -214,7 +214,7 @@ class WorkerClient:
         return opened.events
 
     def _choose(self, opened: OpenRequest) -> Replica | None:
-        """Who speaks a request; None if it must wait."""
+        """The replica that should speak a request; None if it must wait."""
         if len(self.replicas) == 1:
             return self.replicas[0]
         talk, request = opened.conversation, opened.request

@@ -22,7 +22,7 @@ log = logging.getLogger("vox_serve.devices")
 
 
 def with_devices(config: EngineConfig) -> EngineConfig:
-    """The configuration with the names of its devices.  Raises ConfigError as `all_devices`."""
+    """The configuration with the names of its devices.  Raises ConfigError like `all_devices`."""
     if config.device != "auto-all":
         return config
     return attrs.evolve(config, device=all_devices())

@@ -1,7 +1,7 @@
-"""What the server knows of an engine: states, and the calls that its routes make.
+"""The server's interface to an engine: its states, and the calls that routes make.
 
-`client.WorkerClient` fulfils it with one worker process.  Other implementations may run several, or
-run them on other machines; no route can tell the difference.
+`client.WorkerClient` implements it with worker processes.  Other implementations may run
+workers on other machines; routes cannot tell the difference.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ ACCEPTING = (EngineState.READY, EngineState.UNLOADED, EngineState.LOADING)
 
 
 class VoiceTaker(Protocol):
-    """A loaded engine that is to get its stored voices before it is ready."""
+    """A loaded engine that must get its stored voices before it is ready."""
 
     @property
     def model(self) -> str:
@@ -48,19 +48,19 @@ class VoiceTaker(Protocol):
         """What was loaded."""
 
     async def add_voice(self, name: str, speaker: int, segments: tuple[Segment, ...]) -> None:
-        """As `EngineClient.add_voice`."""
+        """Like `EngineClient.add_voice`."""
 
 
 class ReplicaState(Protocol):
-    """One of the workers that serve a model, as /health shows it."""
+    """One of the workers that serve a model, as shown by /health."""
 
     @property
     def number(self) -> int:
-        """Which one, from 0."""
+        """Its number, from 0."""
 
     @property
     def info(self) -> EngineInfo | None:
-        """What it loaded; None before the first time."""
+        """The loaded model; None before it was first loaded."""
 
     @property
     def stats(self) -> Stats:
@@ -83,7 +83,7 @@ class EngineClient(Protocol):
     front_end: FrontEnd
     """Normalizes a text before it is cut and spoken."""
     reader: TextReader
-    """Does so outside the event loop's process."""
+    """Does this outside the event loop's process."""
     on_change: Callable[[EngineClient], None]
     """Called when the state changes."""
     before_ready: Callable[[VoiceTaker], Awaitable[None]] | None
@@ -99,7 +99,7 @@ class EngineClient(Protocol):
 
     @property
     def info(self) -> EngineInfo | None:
-        """What was loaded, with the slots of all workers; None before the first time."""
+        """The loaded model, with the slots of all workers; None before it was first loaded."""
 
     @property
     def stats(self) -> Stats:
@@ -119,7 +119,7 @@ class EngineClient(Protocol):
 
     @property
     def accepts(self) -> bool:
-        """Are requests accepted?"""
+        """Whether requests are accepted."""
 
     @property
     def open_requests(self) -> int:
@@ -149,7 +149,7 @@ class EngineClient(Protocol):
         """Reserve a place in the queue while a request is being prepared.
 
         Raises:
-            Unavailable, QueueFull: as `check_room`.
+            Unavailable, QueueFull: like `check_room`.
         """
 
     def submit(self, request: SpeechRequest) -> asyncio.Queue[Event]:
@@ -159,8 +159,8 @@ class EngineClient(Protocol):
         speech in progress is accepted even if the queue is full or the server is draining.  A
         request for an unloaded model loads it, and waits until it is ready.
 
-        A request with `turns` belongs to a conversation that another server keeps: its `Said` comes
-        out of the queue too.
+        A request with `turns` belongs to a conversation that another server keeps; its `Said` also
+        comes out of the queue.
 
         Raises:
             Unavailable, QueueFull: as `check_room`.

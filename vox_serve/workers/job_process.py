@@ -24,9 +24,9 @@ class Raised:
     """What a job raised.
 
     Args:
-        error: to raise in the server; None if it is not one of vox_serve's.
-        kind: otherwise, what it is, without its message, which may quote the input.
-        where: otherwise, where it was raised.
+        error: the error to raise in the server; None if it is not one of vox_serve's.
+        kind: otherwise, its type, without the message, which may quote the input.
+        where: otherwise, the place where it was raised.
     """
 
     error: VoxServeError | None = None
@@ -50,7 +50,7 @@ def main(descriptor: int, server: int, memory: int) -> None:
     with Connection(descriptor) as connection:
         connection.send(None)
         nowhere = os.open(os.devnull, os.O_WRONLY)
-        for stream in (1, 2):  # libraries print there what they think of a file
+        for stream in (1, 2):  # because libraries print messages about files
             os.dup2(nowhere, stream)
         while True:
             try:

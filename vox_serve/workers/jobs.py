@@ -1,7 +1,7 @@
 """Runs functions on clients' input in other processes, with limits of time and memory.
 
-Reading a text or an audio file is work of libraries and plugins: it may hold the interpreter, hang,
-crash, print or take all memory.  In a process of its own, it only delays or ends itself.
+Libraries and plugins read texts and audio files: they may hold the interpreter lock, hang, crash,
+print or take all memory.  In a separate process, they only delay or end that process.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from vox_serve.workers.link import describe_exit
 
 MIB = 2**20
 START_SECONDS = 60.0
-"""How long a process may take to start, also on a machine that is busy."""
+"""How many seconds a process may take to start, even on a busy machine."""
 T = TypeVar("T")
 log = logging.getLogger("vox_serve.jobs")
 
@@ -42,9 +42,9 @@ class Jobs:
     One that exceeds a limit or crashes is replaced; what it prints is discarded.
 
     Args:
-        kind: of work, for messages and the names of threads.
-        processes: how many there are at most.
-        seconds: that a job may take.
+        kind: the kind of work, for messages and the names of threads.
+        processes: the most processes.
+        seconds: how long a job may take.
         memory: bytes that a process may allocate after its start (on Linux).
         waiting: how many jobs may wait; None: any number, because something else limits it.
         in_thread: run the jobs in threads of this process, without limits; for tests.
@@ -74,7 +74,7 @@ class Jobs:
         self._closed = False
 
     async def run(self, work: Callable[..., T], *args: Any) -> T:
-        """What `work(*args)` returns or raises.
+        """Run `work(*args)`; returns or raises what it does.
 
         Args:
             work: a function of a module; it, its arguments and its result can be pickled.
@@ -89,7 +89,7 @@ class Jobs:
         with self._lock:
             self._open += 1
         job = self._threads.submit(self._do, work, args)
-        job.add_done_callback(lambda _: self._ended())  # also if it is cancelled before it begins
+        job.add_done_callback(lambda _: self._ended())  # even if it is cancelled before it begins
         return await asyncio.wrap_future(job)
 
     def warm_up(self, work: Callable[..., object], *args: Any) -> None:
@@ -98,7 +98,7 @@ class Jobs:
             self._threads.submit(self._do, work, args)
 
     def close(self) -> None:
-        """End the processes, and what they are doing."""
+        """End the processes and their jobs."""
         with self._lock:
             self._closed = True
             for process in self._all:
@@ -179,7 +179,7 @@ class _Process:
             _limit_waits(ours, self._seconds)
 
     def do(self, work: Callable[..., Any], args: tuple[Any, ...]) -> Any:
-        """The result or a Raised.  Raises JobFailed; then this process is of no more use."""
+        """The result or a Raised.  Raises JobFailed; then this process cannot be used again."""
         try:
             self._connection.send((work, args))
             return self._connection.recv()

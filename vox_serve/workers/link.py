@@ -140,7 +140,7 @@ class Link:
                 self._reader.join(JOIN_SECONDS)
 
     def _write(self, connection: Connection) -> None:
-        with contextlib.suppress(OSError):  # a dead worker is noticed by the reader
+        with contextlib.suppress(OSError):  # the reader notices a dead worker
             while (message := self._outbox.get()) is not None:
                 connection.send(message)
 
@@ -151,7 +151,7 @@ class Link:
                 message = connection.recv()
             except (EOFError, OSError):
                 break
-            except Exception:  # a plugin may define errors of its own
+            except Exception:  # a plugin may define its own errors
                 log.exception("a message of the engine worker cannot be read")
                 reason = "a message of the engine worker cannot be read"
                 self.kill()
@@ -163,7 +163,7 @@ class Link:
         self._call(self._ended, reason or self._how_it_ended())
 
     def _listen(self, printed: Connection, worker: BaseProcess | threading.Thread) -> None:
-        """Log what the worker prints, until it ends; its children may have the pipe for longer."""
+        """Log what the worker prints until it ends; its children may keep the pipe open longer."""
         lines, ended = Printed(self._config.model), False
         sentinel = [worker.sentinel] if isinstance(worker, BaseProcess) else []
         with printed:
@@ -177,7 +177,7 @@ class Link:
     def _how_it_ended(self) -> str:
         """Wait until the worker, which has closed its end of the pipe, has ended.
 
-        Only this thread may: if two threads wait for a process, only one gets its exit code.
+        Only this thread may do so: if two threads wait for a process, only one gets its exit code.
         """
         worker = self._worker
         assert worker is not None
@@ -229,7 +229,7 @@ def _process_main(
 def end_with(server: int) -> None:
     """Make the kernel kill this process when the server ends, whatever this process is doing.
 
-    Only Linux can; elsewhere the worker's heartbeat notices (`worker.Heart`).
+    Only Linux can do this; elsewhere the worker's heartbeat notices it (`worker.Heart`).
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

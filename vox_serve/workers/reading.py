@@ -1,4 +1,4 @@
-"""Reads the texts and the audio that clients send, in processes of their own (see `jobs`)."""
+"""Reads the texts and the audio that clients send, in separate processes (see `jobs`)."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from vox_serve.text import FrontEnd
 from vox_serve.workers.jobs import JobFailed, Jobs
 
 TEXT_PROCESSES = 2
-"""Two, so that one long text does not delay all others."""
+"""Two processes, so that one long text does not delay all others."""
 WAITING_CLIPS = 32
 MAX_CLIP_BYTES = 64 * 2**20
 WARMING = "The **BBC** paid $2.50 for 3 kg on May 5, 2025 \N{EM DASH} caf\u00e9."
-"""Uses each of the libraries."""
+"""A text that uses each of the libraries."""
 T = TypeVar("T")
 
 
@@ -62,7 +62,7 @@ class TextReader:
             ) from error
 
     def warm_up(self) -> None:
-        """Load the libraries; otherwise the first text waits for most of a second."""
+        """Load the libraries, for which the first text would otherwise wait most of a second."""
         if not self._as_written:
             self._jobs.warm_up(_read, self._front_end, WARMING)
 
@@ -72,7 +72,7 @@ class TextReader:
         """Like `parts.in_parts`.
 
         Raises:
-            RequestError: as `parts.in_parts`, or SequenceFailed.
+            RequestError: like `parts.in_parts`, or SequenceFailed.
         """
         as_it_is = self._idle and not request.pronunciations
         if as_it_is and request.characters <= LONG_TEXT_CHARACTERS:
@@ -104,7 +104,7 @@ async def read_clip(
     """Like `audio.read_audio`, in one of the processes of `jobs`.
 
     Raises:
-        AudioUnreadable: as `read_audio`; or reading took too much time or memory, or crashed.
+        AudioUnreadable: like `read_audio`; or reading took too much time or memory, or crashed.
         QueueFull: too many clips wait.
     """
     content = await asyncio.to_thread(file.read, MAX_CLIP_BYTES + 1)

@@ -1,6 +1,7 @@
 """One of the workers that serve a model: its requests, its voices and its place in the metrics.
 
-`supervisor.Supervisor` keeps the worker alive; `client.WorkerClient` chooses who speaks what.
+`supervisor.Supervisor` keeps the worker alive; `client.WorkerClient` chooses a replica for each
+request.
 """
 
 from __future__ import annotations
@@ -41,17 +42,17 @@ from vox_serve.workers.supervisor import Supervisor
 
 log = logging.getLogger("vox_serve.client")
 WARM_VOICES = 128
-"""The most voices whose prefix is taken to be cached, as the engine caches no more."""
+"""The most voices whose prefix is assumed to be cached; the engine does not cache more."""
 WARM_SLOTS = 2
 """How many free slots a cached prefix is worth: a popular voice still spreads over all replicas."""
 
 
 class Owner(Protocol):
-    """What a replica tells the client that it belongs to."""
+    """The client that a replica belongs to, and reports to."""
 
     @property
     def state(self) -> EngineState:
-        """Of all replicas together."""
+        """The state of all replicas together."""
 
     async def prepare(self, replica: Replica) -> None:
         """Add the stored voices to a replica that has loaded."""
@@ -63,7 +64,7 @@ class Owner(Protocol):
         """Deliver an event about a request."""
 
     def in_use(self) -> bool:
-        """Is a request being prepared?"""
+        """Whether a request is being prepared."""
 
     def changed(self) -> None:
         """A replica's state or voices have changed."""
@@ -73,10 +74,10 @@ class Replica:
     """One worker.
 
     Args:
-        number: which one, from 0.
+        number: its number, from 0.
         server: time limits.
         metrics: of this replica.
-        owner: told what happens.
+        owner: the client that it reports to.
         reader: reads the texts of voices.
         make_link: makes the link to its next worker.
     """
@@ -101,7 +102,7 @@ class Replica:
         self._asked: dict[str, asyncio.Future[Done]] = {}
         """Answers that a caller waits for."""
         self._warm: dict[str, None] = {}
-        """Voices spoken here, the latest last."""
+        """Voices spoken here, in order of their last use."""
         self._reported: tuple[tuple[str, int], ...] = ()
         """The worker's own list of voices, which grows while stored ones are added again."""
 
@@ -129,12 +130,12 @@ class Replica:
 
     @property
     def accepts(self) -> bool:
-        """Can it speak, perhaps once it is loaded again?"""
+        """Whether it can speak, perhaps after loading again."""
         return self.state in ACCEPTING
 
     @property
     def free(self) -> int:
-        """Slots that no request has or is about to have; negative if requests wait in it."""
+        """Slots that are neither used nor about to be used; negative if requests wait in it."""
         slots = self.info.num_slots if self.info is not None else 0
         return slots - sum(self._speaking.values())
 
@@ -169,7 +170,7 @@ class Replica:
             self.worker.send(Forget(conversation))
 
     async def add_voice(self, name: str, speaker: int, segments: tuple[Segment, ...]) -> None:
-        """As `EngineClient.add_voice`, for this worker only."""
+        """Like `EngineClient.add_voice`, for this worker only."""
         if not self.worker.preparing:
             self._require()
         request_id = uuid.uuid4().hex
@@ -178,7 +179,7 @@ class Replica:
         self._warm.pop(name, None)
 
     async def remove_voice(self, name: str) -> bool:
-        """As `EngineClient.remove_voice`, for this worker only."""
+        """Like `EngineClient.remove_voice`, for this worker only."""
         if self.state is EngineState.UNLOADED:
             before = self.voices
             self.voices = tuple(voice for voice in before if voice[0] != name)
@@ -245,7 +246,7 @@ class Replica:
 
     def _route(self, event: Event) -> None:
         if isinstance(event, Done):
-            if event.voices is not None:  # even if no caller waits for it any more
+            if event.voices is not None:  # even if its caller no longer waits
                 self._hear_of_voices(event.voices)
             answer = self._asked.get(event.request_id)
             if answer is not None and not answer.done():

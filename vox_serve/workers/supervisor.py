@@ -35,7 +35,7 @@ log = logging.getLogger("vox_serve.client")
 
 
 class Listener(Protocol):
-    """What a supervisor tells its client, in the event loop."""
+    """The client of a supervisor; its methods are called in the event loop."""
 
     def loaded(self, info: EngineInfo) -> None:
         """The model is in memory; `prepare` is next."""
@@ -50,7 +50,7 @@ class Listener(Protocol):
         """The worker has ended, and open requests with it; `reason` is for their errors."""
 
     def in_use(self) -> bool:
-        """Must the model stay in memory?"""
+        """Whether the model must stay in memory."""
 
     def changed(self) -> None:
         """`phase` has changed."""
@@ -62,7 +62,7 @@ class Supervisor:
     Args:
         server: time limits, and what to do when a worker dies.
         metrics: records the worker's figures.
-        listener: told what happens.
+        listener: the client that it reports to.
         make_link: makes the link to the next worker.
     """
 
@@ -100,7 +100,7 @@ class Supervisor:
 
     @property
     def preparing(self) -> bool:
-        """Is the listener's `prepare` running, for requests that are still to be spoken?"""
+        """Whether the listener's `prepare` is running while requests wait for it."""
         return self._preparation is not None and bool(self._held or not self.draining)
 
     def start(self) -> None:
@@ -116,7 +116,7 @@ class Supervisor:
         self.send(message)
 
     def send(self, message: ToWorker) -> None:
-        """Send a message; one about a request is held back until stored voices are there."""
+        """Send a message; one about a request is held back until the stored voices are added."""
         if self.phase is EngineState.LOADING and isinstance(message, Add | Abort | Forget):
             self._held.append(message)
         elif self._link is not None:
@@ -210,7 +210,7 @@ class Supervisor:
                 self._unload()
 
     def _idle(self) -> bool:
-        """Has the model been idle for long enough to be unloaded?"""
+        """Whether the model has been idle for long enough to be unloaded."""
         after = self._server.unload_after
         if self.phase is not EngineState.READY or self.draining or after is None:
             return False

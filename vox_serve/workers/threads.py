@@ -12,7 +12,7 @@ VARIABLES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
 
 
 def let_threads_sleep() -> None:
-    """Have idle OpenMP threads sleep soon; call it before torch is loaded.
+    """Make idle OpenMP threads sleep soon; call it before torch is loaded.
 
     An operation shared by threads ends when the last thread has finished its part.  Threads that
     spin meanwhile keep that last one off its core as soon as anything else runs, such as the

@@ -107,7 +107,7 @@ def load_codec(config: CsmConfig, loader: WeightLoader, device: torch.device) ->
 
 
 def read_sampling(directory: Path) -> SamplingParams:
-    """Defaults from `generation_config.json`; those it lacks are Sesame's 0.9 and 50.
+    """Defaults from `generation_config.json`; missing ones are Sesame's 0.9 and 50.
 
     Raises:
         CheckpointError: the file is not a JSON object, or a value is out of range.

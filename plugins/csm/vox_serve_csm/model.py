@@ -49,13 +49,13 @@ class CsmModel(Model):
     """CSM, loaded.
 
     Args:
-        options: what it was loaded with.
+        options: the options of loading.
         config: sizes.
         network: loaded weights, on their device.
         codec: loaded Mimi.
         builder: makes prompts.
         voices: speakers with their reference clips.
-        default_sampling: applies where a request sets nothing.
+        default_sampling: applies to parameters that a request does not set.
     """
 
     takes_context = True

@@ -1,4 +1,4 @@
-"""What the plugin offers; imports no tensor library."""
+"""Declares what the plugin offers, without importing a tensor library."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def _matches(config: Mapping[str, Any]) -> bool:
 
 
 def _files(config: Mapping[str, Any]) -> Sequence[str]:
-    """Only the transformers layout; the original layout in the same repository is as large."""
+    """Only the transformers layout, because the original layout in the repository is as large."""
     prefix = "transformers" if config.get("transformers_weights") else "model"
     return ["*.json", f"{prefix}*.safetensors*", "prompts/*.wav"]
 

@@ -34,7 +34,7 @@ TRANSCRIPTS = {
 
 
 def read_voices(directory: Path, codec: EncodingCodec) -> tuple[Voice, ...]:
-    """Speakers 0 and 1.  Both get both clips as context, as in Sesame's demonstration.
+    """Speakers 0 and 1.  Both have both clips as context, as in Sesame's demonstration.
 
     In a checkpoint without `prompts/`, they have no context.
 

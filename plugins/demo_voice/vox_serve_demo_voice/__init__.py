@@ -1,1 +1,1 @@
-"""A small CSM checkpoint of the project's own; `vox_serve_csm` holds the code that runs it."""
+"""A small CSM checkpoint, trained by this project; `vox_serve_csm` runs it."""

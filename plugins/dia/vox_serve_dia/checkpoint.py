@@ -26,7 +26,7 @@ from vox_serve_dia.plugin import HUB_ID, DiaParameters, original
 
 DAC = "descript/dac_44khz"
 DEFAULTS = DiaParameters(temperature=1.8, top_k=45, top_p=0.9)
-"""Where `generation_config.json` says nothing."""
+"""Defaults for parameters that `generation_config.json` does not set."""
 Sources = dict[str, Sequence[str] | Callable[[], torch.Tensor]]
 
 
@@ -62,7 +62,7 @@ def load_network(config: DiaConfig, loader: WeightLoader, options: LoadOptions) 
 
 
 def load_codec(directory: Path, config: DiaConfig, device: torch.device) -> Dac:
-    """DAC, from `dac/` or from where the checkpoint says."""
+    """Load DAC from `dac/`, or from the source that the checkpoint names."""
     folder = directory / "dac"
     if not folder.is_dir():
         folder = fetch(dac_source(directory), ("config.json", "model*.safetensors*"))
@@ -86,7 +86,7 @@ def dac_source(directory: Path) -> str:
 
 
 def read_sampling(directory: Path) -> DiaParameters:
-    """Defaults from `generation_config.json`; those that it lacks are Nari Labs'.
+    """Defaults from `generation_config.json`; missing ones are Nari Labs'.
 
     Raises:
         CheckpointError: the file is not a JSON object, or a value is out of range.

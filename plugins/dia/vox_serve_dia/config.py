@@ -57,7 +57,7 @@ class DiaConfig:
         cross_heads, cross_kv_heads, cross_head_dim: of the decoder's attention to the text.
         text_vocab: ids of the encoder.
         vocab: ids per codebook, reserved ones included.
-        delays: by how many frames each codebook is late.
+        delays: the delay of each codebook in frames.
         end, pad, begin: reserved ids, above all codes.
     """
 
@@ -86,7 +86,7 @@ class DiaConfig:
         decoder = config.get("decoder_config") or {}
 
         def reserved(name: str, default: int) -> int:
-            # Published checkpoints have these ids beside `decoder_config`, newer ones inside it.
+            # Published checkpoints have these ids outside `decoder_config`, newer ones inside it.
             beside = config.get(name)
             return int(decoder.get(name, default) if beside is None else beside)
 

@@ -1,9 +1,9 @@
-"""DAC, the codec of Dia, as a stream of delayed frames: sound is equal to that of the whole.
+"""DAC, the codec of Dia, as a stream of delayed frames; it equals decoding all frames at once.
 
 Kumar et al., "High-Fidelity Audio Compression with Improved RVQGAN", 2023; tensors have the names
-of transformers' `DacModel`.  Its convolutions look ahead.  Here each is causal, so its output comes
-later by as much as it would look ahead, and the sound of a frame comes `lookahead` frames after it.
-What DAC pads with zeros, before the first frame and after the last, is set to zero in every layer.
+of transformers' `DacModel`.  Its convolutions look ahead.  Here each is causal, so its output is
+delayed by its lookahead, and the sound of a frame comes `lookahead` frames after it.  Positions
+that DAC pads with zeros, before the first frame and after the last, are set to zero in every layer.
 
 Everything is float32.
 """
@@ -27,7 +27,7 @@ FRAMES = 5
 DILATIONS = (1, 3, 9)
 KERNEL = 7
 ROWS = 4 * FRAMES
-"""The usual rows of a product at the rate of frames: four utterances."""
+"""The usual number of rows of a product at the frame rate: four utterances."""
 PIECE_FRAMES = 172
 """Frames of a clip that are encoded together (2 s)."""
 
@@ -35,13 +35,13 @@ PIECE_FRAMES = 172
 class Dac:
     """Implements `vox_serve.EncodingCodec`; `load`, `allocate`, then use.
 
-    A frame is a column of delayed codes, as Dia makes it: codebook k's code belongs to the frame
-    `delays[k]` earlier.  A frame whose first code is reserved has no sound: so the frames after the
-    last one come out too.
+    A frame is a column of delayed codes, as Dia generates it: the code of codebook k belongs to the
+    frame `delays[k]` earlier.  A frame whose first code is reserved has no sound, but flushes the
+    frames before it.
 
     Args:
         config: DAC's `config.json`.
-        delays: of each codebook.
+        delays: the delay of each codebook in frames.
         vocab: ids per codebook, reserved ones included.
         device: of weights and state.
 
@@ -92,7 +92,7 @@ class Dac:
 
     @property
     def behind(self) -> int:
-        """Frames after a frame until its sound comes: those of its delayed codes, and of DAC."""
+        """The delay from a frame to its sound, in frames: that of the codes plus that of DAC."""
         return self._late + self._decoder.lookahead
 
     @property
@@ -133,7 +133,7 @@ class Dac:
     def encode(self, pcm: torch.Tensor) -> torch.Tensor:
         """A clip to codes `[K, F]`, F = ceil(T / hop), not delayed; see `EncodingCodec.encode`.
 
-        In pieces, each with as much of its neighbours as its codes depend on.
+        It is encoded in pieces, each with the neighbouring samples on which its codes depend.
         """
         frames, around = -(-len(pcm) // self.hop), self._encoder.around
         pcm = pcm.to(self.device, torch.float32)
@@ -189,7 +189,7 @@ def _causal(
 
 
 class _Unit(nn.Module):
-    """A residual unit: `[B, T, C]` to the same, later by `late`."""
+    """A residual unit: `[B, T, C]` to the same, delayed by `late`."""
 
     def __init__(self, read: Read, name: str, width: int, dilation: int, rows: int) -> None:
         super().__init__()
@@ -222,10 +222,10 @@ class _Up(nn.Module):
 
 
 class _Decoder(nn.Module):
-    """Codes `[B, R, K]` to sound `[B, R * hop]`, later by `lookahead` frames.
+    """Codes `[B, R, K]` to sound `[B, R * hop]`, delayed by `lookahead` frames.
 
     Args:
-        late: frames that the codes are late already; with `lookahead`, a multiple of R.
+        late: the delay of the codes in frames; with `lookahead`, a multiple of R.
     """
 
     def __init__(self, sizes: _Sizes, read: Read, late: int) -> None:
@@ -259,7 +259,7 @@ class _Decoder(nn.Module):
         self.lookahead = -(-behind // rate)
         self.lookahead += -(late + self.lookahead) % FRAMES
         self._rest = self.lookahead * rate - behind
-        # Which frame each sample of each layer belongs to, among the last frames.
+        # The frame, among the last ones, to which each sample of each layer belongs.
         places = [
             torch.div(torch.arange(FRAMES * r) - b, r, rounding_mode="floor") + self.lookahead
             for r, b in rates
@@ -272,7 +272,7 @@ class _Decoder(nn.Module):
     def forward(
         self, codes: torch.Tensor, heard: torch.Tensor, past: Past
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Also which of the R frames whose sound this is have any, float `[B, R]`."""
+        """Also returns which of the R frames have sound, float `[B, R]`."""
         recent = past.precede(heard[:, :, None], self.lookahead)
         masks = torch.split(recent[:, self.places], self._lengths, dim=1)
         x = F.embedding(codes + self.offsets, self.table).sum(2) * heard[:, :, None]
@@ -322,7 +322,7 @@ class _Encoder(nn.Module):
         found = []
         for entry, leave, book in zip(self.entries, self.leaves, self.books, strict=True):
             latent = entry(rest)[0].t()
-            # As in DAC: the nearest of vectors of length 1.
+            # As in DAC, the nearest vector; all have length 1.
             near, unit = F.normalize(book), F.normalize(latent)
             distance = unit.square().sum(1, keepdim=True) - 2 * unit @ near.t()
             codes = (-distance + near.square().sum(1)).argmax(1)

@@ -1,4 +1,4 @@
-"""What the plugin offers; imports no tensor library."""
+"""Declares what the plugin offers, without importing a tensor library."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ MAX_CHARACTERS = 300
 
 @attrs.frozen
 class DiaParameters(SamplingParams):
-    """Those of every model of codes, and the strength of guidance."""
+    """The parameters of every model of codes, and the strength of guidance."""
 
     guidance_scale: float = parameter(
         3.0,
@@ -38,7 +38,7 @@ def _matches(config: Mapping[str, Any]) -> bool:
 
 
 def original(config: Mapping[str, Any]) -> bool:
-    """Is this the configuration of Nari Labs' own layout?"""
+    """Whether this is the configuration of Nari Labs' own layout."""
     data = config.get("data")
     return isinstance(data, dict) and "delay_pattern" in data and "model" in config
 

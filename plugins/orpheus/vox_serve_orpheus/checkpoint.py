@@ -83,7 +83,7 @@ def load_network(
     options: LoadOptions,
 ) -> OrpheusNetwork:
     """Build and fill the network, layer by layer."""
-    # A packed matrix cannot be read by rows as an embedding table, so the two are separate then.
+    # A packed matrix cannot be an embedding table, which is read by rows, so the two are separate.
     with uninitialised():
         network = OrpheusNetwork(sizes, vocab, shared=tied and not options.weights)
     head = EMBEDDING if tied else HEAD
@@ -119,7 +119,7 @@ def load_codec(directory: Path, device: torch.device) -> SlotSnac:
 
 
 def _end_ids(config: Mapping[str, Any]) -> list[int]:
-    """Ids at which transformers also ends."""
+    """The ids at which transformers ends, too."""
     named = config.get("eos_token_id")
     ids = named if isinstance(named, list) else [named]
     return [number for number in ids if isinstance(number, int)]

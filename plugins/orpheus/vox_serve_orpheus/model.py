@@ -58,7 +58,7 @@ class OrpheusModel(Model):
     """Orpheus, loaded.
 
     Args:
-        options: what it was loaded with.
+        options: the options of loading.
         network: loaded weights, on their device.
         codec: loaded SNAC.
         tokenizer: text to ids.

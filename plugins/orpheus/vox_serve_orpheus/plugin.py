@@ -1,4 +1,4 @@
-"""What the plugin offers; imports no tensor library."""
+"""Declares what the plugin offers, without importing a tensor library."""
 
 from __future__ import annotations
 

@@ -122,14 +122,14 @@ class SlotSnac:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Decode the window that ends with this frame `[B, 1, 7]`; see `Codec.step`.
 
-        Nothing is valid until the window is full: what a slot's last owner left is gone by then.
+        No sample is valid until the window is full, and so contains no frame of the last owner.
         """
         seen = self._seen[slots].masked_fill(reset, 0)
         window = torch.cat([self._recent[slots], codes], dim=1)
         seed = torch.where(reset, (codes[:, 0] * self._primes).sum(1), self._seed[slots])
         first = seen - (WINDOW - 1)
         pcm = self._decode(window, first + seed)
-        # Last, so that a step that raises has changed nothing.
+        # Last, so that a step that raises changes nothing.
         self._recent[slots] = window[:, 1:]
         self._seen[slots] = seen + 1
         self._seed[slots] = seed

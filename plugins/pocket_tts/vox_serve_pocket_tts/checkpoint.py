@@ -51,8 +51,8 @@ def load_model(options: LoadOptions) -> PocketModel:
 
 
 def encodes(directory: Path, loader: WeightLoader) -> bool:
-    """Can the checkpoint make voices from clips?  The open repository's cannot: it has the encoder
-    and the projection, but not their trained weights."""
+    """Whether the checkpoint can make voices from clips.  The open repository's cannot: it has the
+    encoder and the projection, but not their trained weights."""
     if OPEN.partition("/")[2] in str(directory.resolve()):
         return False
     return bool(loader.read("flow_lm.speaker_proj_weight").any())
@@ -153,7 +153,7 @@ def _sources(config: PocketConfig, loader: WeightLoader) -> Sources:
         "end": f"{lm}out_eos",
         "flow.entry": f"{flow}input_proj",
         "flow.condition": f"{flow}cond_embed",
-        "flow.leave": f"{flow}final_layer.linear",
+        "flow.output": f"{flow}final_layer.linear",
     }
     plain = {"norm": f"{lm}out_norm"}
     for number in range(config.flow_depth):

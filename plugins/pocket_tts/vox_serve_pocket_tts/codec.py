@@ -11,7 +11,7 @@ from vox_serve.nn.mimi_encoder import PIECE_FRAMES, MimiEncoder
 from vox_serve_pocket_tts.config import PocketConfig
 
 FADE_SECONDS = 1 / 200
-"""The sound fades in, because the decoder's first samples are a small step, heard as a click."""
+"""The sound fades in, because the decoder starts with a small step, which is audible as a click."""
 PAUSE_SECONDS, PROMPT_FADE_SECONDS, FLOOR_DB = 0.08, 0.02, 35.0
 """A voice's clip is made to end with PAUSE_SECONDS of silence, as in training.  Sound FLOOR_DB
 below the loudest 20 ms counts as silence."""
@@ -29,7 +29,7 @@ class _Entry(nn.Module):
         return projected
 
 
-class _Leave(nn.Module):
+class _ToFrames(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x.t()
 
@@ -83,13 +83,13 @@ class LatentDecoder:
 
 
 class LatentCodec(LatentDecoder):
-    """With the encoder, which makes voices from clips: implements `vox_serve.EncodingCodec`."""
+    """A codec with the encoder, which makes voices from clips: a `vox_serve.EncodingCodec`."""
 
     def load(self, loader: WeightLoader) -> None:
         super().load(loader)
         read = MimiNames(loader, self.config, self.device)
         c, config = self.config.encoder, self.config
-        self._encoder = MimiEncoder(c, _Leave(), config.voice, config.stride, read)
+        self._encoder = MimiEncoder(c, _ToFrames(), config.voice, config.stride, read)
 
     @property
     def weight_bytes(self) -> int:

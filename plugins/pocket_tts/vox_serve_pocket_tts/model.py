@@ -37,7 +37,7 @@ from vox_serve_pocket_tts.text import Encode, frames_after_end, prepared
 FIRST_FRAMES = 6
 """The end logit is ignored in the first frames: some voices cross its threshold too early."""
 HEARD = -1
-"""Stands in place of a token where the position holds a latent of the voice."""
+"""Replaces the token at positions with a latent of the voice."""
 MOST_STEPS = int(FlowParameters.ranges()["flow_steps"].high)
 
 
@@ -78,7 +78,7 @@ class FlowHead(nn.Module):
         self.norms = nn.ModuleList(nn.LayerNorm(width, 1e-6) for _ in range(depth))
         self.up = nn.ModuleList(Biased(width, width) for _ in range(depth))
         self.down = nn.ModuleList(Biased(width, width) for _ in range(depth))
-        self.leave = Biased(width, config.latent)
+        self.output = Biased(width, config.latent)
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
         """`[B, latent]` and the output of `condition`, `[B, width]`, to `[B, latent]`."""
@@ -90,7 +90,7 @@ class FlowHead(nn.Module):
             x = torch.addcmul(x, gate, self.down[number](F.silu(self.up[number](inner))))
         shift, scale = parts[3 * self.depth :]
         x = torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], eps=1e-6), 1 + scale)
-        latent: Tensor = self.leave(x)
+        latent: Tensor = self.output(x)
         return latent
 
 
@@ -127,7 +127,7 @@ class PocketNetwork(nn.Module):
             x = layer(x, rotation, kv)
         return x
 
-    def leave(self, x: Tensor) -> Tensor:
+    def head_input(self, x: Tensor) -> Tensor:
         """The backbone's output to the input of the heads, `[..., head_width]`."""
         narrow: Tensor = self.narrow(self.norm(x))
         return narrow
@@ -148,13 +148,13 @@ class PocketModel(Model):
     """Pocket TTS, loaded.  Its state per slot says how the utterance ends.
 
     Args:
-        options: what it was loaded with.
+        options: the options of loading.
         config: sizes.
         network: loaded weights, on their device.
-        codec: loaded.
+        codec: the loaded codec.
         encode: text to ids.
         given: the voices of the checkpoint, by name.
-        default_sampling: the parameters of a request that names none.
+        default_sampling: applies to parameters that a request does not set.
     """
 
     def __init__(
@@ -181,7 +181,7 @@ class PocketModel(Model):
         self._voice_begin, self._begin = config.text_tokens + 1, config.text_tokens + 2
 
     def allocate(self, num_slots: int) -> int:
-        """Rows: the frame that marked the end (-1: none), and the frames to speak from there."""
+        """Per slot: the frame that marked the end (-1: none), and the frames to speak from it."""
         self._marked = torch.full((num_slots,), -1, device=self.device)
         self._tail = torch.zeros(num_slots, dtype=torch.int64, device=self.device)
         return self._marked.nbytes + self._tail.nbytes
@@ -228,7 +228,7 @@ class PocketModel(Model):
         last = torch.arange(len(slots), device=slots.device), lengths - 1
         self._marked.index_fill_(0, slots, -1)
         self._tail[slots] = inputs["tail"][last]
-        return net.leave(x[last])
+        return net.head_input(x[last])
 
     def emit(self, hidden: Tensor, sampler: Sampler) -> tuple[Tensor, Tensor]:
         flow, kind = self.network.flow, self.config.flow_kind
@@ -245,7 +245,7 @@ class PocketModel(Model):
     def advance(self, codes: Tensor, slots: Tensor, kv: KVCache) -> Tensor:
         net, positions = self.network, kv.lengths[slots][:, None]
         x = net.latent(codes.to(self.dtype))[:, None]
-        return net.leave(net.backbone(x, positions, kv.view(slots, positions))[:, 0])
+        return net.head_input(net.backbone(x, positions, kv.view(slots, positions))[:, 0])
 
     def _integrated(self, latent: Tensor, condition: Tensor, sampler: Sampler) -> Tensor:
         """Lagrangian self-distillation (https://arxiv.org/abs/2505.18825), a few Euler steps."""
@@ -261,7 +261,7 @@ class PocketModel(Model):
         return latent
 
     def _ended(self, hidden: Tensor, sampler: Sampler) -> Tensor:
-        """Does the frame come some frames after one that marked the end?  Bool `[B]`."""
+        """Whether each frame is the last one after the end mark, bool `[B]`."""
         slots, frame = sampler.slots, sampler.frame
         logit = self.network.end(hidden)[:, 0].float()
         marks = (logit > self.config.end_threshold) & (frame >= FIRST_FRAMES)

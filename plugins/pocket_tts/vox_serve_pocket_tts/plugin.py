@@ -59,7 +59,10 @@ class FlowParameters(OneStepParameters):
     """Parameters for a flow head that may take several steps."""
 
     flow_steps: int = parameter(
-        1, Range(int, 1, 4, "steps from noise to frame; more take longer, one is what it is for")
+        1,
+        Range(
+            int, 1, 4, "steps from noise to frame; more take longer, and the model is made for one"
+        ),
     )
 
 

@@ -11,7 +11,7 @@ from vox_serve.hub import read_json
 from vox_serve_pocket_tts.config import PocketConfig
 
 FEW_WORDS = 4
-"""A text of at most so many words gets more frames at its end, and leading spaces if needed."""
+"""A text of at most this many words gets more frames at its end, and leading spaces if needed."""
 LEADING_SPACES = 8
 TAIL_OF_FEW, TAIL = 5, 3
 """Frames that are still spoken, counted from the one that marks the end."""
@@ -21,14 +21,14 @@ Encode = Callable[[str], list[int]]
 
 
 def frames_after_end(text: str, config: PocketConfig) -> int:
-    """How many frames are spoken from the one that marks the end on, including that one."""
+    """The number of frames that are spoken from the one that marks the end, including that one."""
     if config.frames_after_end is not None:
         return config.frames_after_end
     return TAIL_OF_FEW if len(text.split()) <= FEW_WORDS else TAIL
 
 
 def prepared(text: str, config: PocketConfig) -> str:
-    """The text as the reference spells it (`prepare_text_prompt`).
+    """The text in the reference's spelling (`prepare_text_prompt`).
 
     Raises:
         UnspeakableText: nothing of the text is left.
