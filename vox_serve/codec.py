@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
 @runtime_checkable
 class SlotState(Protocol):
-    """State with a row per slot, which the core has allocated and wiped."""
+    """State with a row per slot, which the core allocates and clears."""
 
     def allocate(self, num_slots: int) -> int:
         """Allocate state rows for slots 0 .. num_slots - 1, before any step; returns their bytes.
 
-        The last one is spare: it fills up batches, and what it holds means nothing.
+        The last one is the spare slot: it pads batches, and its content is ignored.
         """
         ...
 
@@ -89,15 +89,15 @@ class EncodingCodec(Codec, Protocol):
 
         Returns:
             codes or latents `[K, F]` with F = ceil(T * frames_per_step / frame_size); one more or
-            some fewer where the codec first makes a clip end well.
+            some fewer if the codec first changes how a clip ends.
         """
         ...
 
 
 @runtime_checkable
 class SpeakerCodec(EncodingCodec, Protocol):
-    """A codec that also makes a vector of who speaks in a clip, for prompts that take one."""
+    """A codec that also computes a vector of a clip's speaker, for prompts that use one."""
 
     def embed(self, pcm: torch.Tensor) -> torch.Tensor:
-        """A speaker's vector, float32 `[E]`, from a clip as `encode` takes it."""
+        """The speaker's vector of a clip `[T]`, float32 `[E]`."""
         ...

@@ -204,7 +204,8 @@ class ServerConfig:
         None, "a JSON file of words and respellings that correct their pronunciation"
     )
     strict_fields: bool = setting(
-        False, "refuse the fields of other speech servers too, which are otherwise ignored and told"
+        False,
+        "also refuse the fields of other speech servers, which are otherwise ignored and reported",
     )
     voices_dir: str | None = setting(
         None, "directory that stores registered voices; without it, they are lost on exit"

@@ -108,8 +108,8 @@ class Unhurried(logging.Handler):
             if self._dropped:
                 with self.lock or contextlib.nullcontext():  # `emit` holds it while counting
                     lost, self._dropped = self._dropped, 0
-                told = "%d log lines were dropped: nobody read them in time"
-                record = log.makeRecord(log.name, logging.WARNING, "", 0, told, (lost,), None)
+                notice = "%d log lines were dropped: nobody read them in time"
+                record = log.makeRecord(log.name, logging.WARNING, "", 0, notice, (lost,), None)
                 self._put(self.format(record))
 
     def _put(self, line: str) -> None:
@@ -130,7 +130,7 @@ class Unhurried(logging.Handler):
 
 
 class Printed:
-    """Makes log lines of what another process prints.
+    """Turns the output of another process into log lines.
 
     Args:
         model: which the process runs.

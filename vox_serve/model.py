@@ -44,14 +44,14 @@ class Prompt:
     shared: int = 0
     """Leading positions that hold the voice and the context; other texts may follow them."""
     given: tuple[torch.Tensor, torch.Tensor] | None = None
-    """Keys and values `[layers, P, H, D]` of the first P positions, which are copied and not run:
-    of a voice, for instance, that comes as such.  What `inputs` has there only tells it apart."""
+    """Keys and values `[layers, P, H, D]` of the first P positions, which are copied, not run; for
+    example those of a stored voice.  There, `inputs` only identifies them for the prefix cache."""
     unheard: int = 0
-    """Frames that an utterance has beside those of its sound, which a limit in seconds does not
-    count: of a delay, for instance."""
+    """Frames of an utterance without sound, for example of a delay; a limit in seconds does not
+    count them."""
     later: torch.Tensor | None = None
-    """int64 `[N]`: text that goes in beside the frames, a token with each, if the model takes text
-    that way (`StepwiseText`)."""
+    """int64 `[N]`: text tokens that are fed together with the frames, one with each, if the model
+    takes text that way (`StepwiseText`)."""
 
     def __len__(self) -> int:
         """T, the number of positions in the prompt."""
@@ -59,7 +59,7 @@ class Prompt:
 
     @property
     def taken(self) -> int:
-        """Positions of the prompt and of the text that goes in with the first frames."""
+        """Positions of the prompt and of the text that is fed with the first frames."""
         return len(self) + (0 if self.later is None else len(self.later))
 
     def require_room(self, max_positions: int, before: str) -> None:
@@ -97,7 +97,7 @@ class KVView(Protocol):
 
     @property
     def mask(self) -> torch.Tensor | None:
-        """bool, broadcast to `[B, 1, T, E]`: True where a query may look; None: everywhere."""
+        """bool, broadcast to `[B, 1, T, E]`: True where a query may attend; None: everywhere."""
         ...
 
     def extend(
@@ -131,14 +131,14 @@ class Model(ABC):
     on the other rows, and only the cache and state of the model's own may be written to:
     `hidden` and `codes` may be the runner's own buffers.
 
-    A model with state of its own, a row per slot, is a `SlotState` too.  `prefill` resets
-    the rows of its slots.  Each function may be run again for the same frame, if it raised for
-    another row: what it writes must come out the same (`Sampler.frame` counts the frames).
+    A model with its own state, a row per slot, is also a `SlotState`; `prefill` resets the rows
+    of its slots.  Each function may be run again for the same frame, if it raised for another
+    row, and must then write the same (`Sampler.frame` counts the frames).
 
     Shapes: B rows of the batch, K numbers per frame (the codec's), H hidden size.
 
     Args:
-        options: they give device and dtype.
+        options: device and dtype, among others.
         codec: loaded, on the same device.
     """
 
@@ -150,14 +150,14 @@ class Model(ABC):
     """Context: prompt positions plus one per frame must fit."""
     kv_layout: KVLayout = NO_CACHE
     takes_context: bool = False
-    """Does it use earlier turns?  If so, its codec encodes; if not, `prompt` gets no context,
+    """Whether it uses earlier turns.  If so, its codec encodes; if not, `prompt` gets no context,
     and its voices have segments only if clients registered them (see `EncodingCodec`)."""
     voices: Sequence[Voice] = (Voice("default", speaker=0),)
     """A request's `speaker` selects the first voice with that speaker id."""
     weight_bytes: int
     """Memory that the weights take, the codec's included."""
     default_sampling: Parameters = SamplingParams()
-    """What a request gets that names nothing; of the class that the `ModelSpec` names."""
+    """The defaults of a request's parameters, of the class that the `ModelSpec` names."""
 
     def __init__(self, options: LoadOptions, codec: Codec) -> None:
         import torch
@@ -173,12 +173,12 @@ class Model(ABC):
 
         A model that needs no more than text and voice declares `**others`.
 
-        `parameters` are the request's, of the class of `default_sampling`: a language or an
-        instruction, for instance, is part of the prompt.
+        `parameters` are the request's, of the class of `default_sampling`; for example, a
+        language or an instruction is part of the prompt.
 
-        Every segment has codes.  A prompt must begin as the one before it in a conversation
-        did, and continue with one position for each frame generated then, as `advance` fed it,
-        so that the cached part is not run again.  If it does not, only time is lost.
+        Every segment has codes.  In a conversation, a prompt should begin like the previous one,
+        and continue with one position for each frame that was generated, as `advance` fed it, so
+        that the cached part need not be run again.  Otherwise it only takes longer.
         The core refuses a prompt that does not fit `max_positions`.
 
         Raises:
@@ -220,10 +220,10 @@ class Model(ABC):
 
 @runtime_checkable
 class StepwiseText(SlotState, Protocol):
-    """A model that takes text while it speaks: one token goes in with each frame."""
+    """A model that takes text while it speaks: one token is fed with each frame."""
 
     def put_text(self, slot: int, start: int, ids: torch.Tensor) -> None:
-        """Set the tokens that go in with frames start, start + 1, ... of a slot's utterance.
+        """Set the tokens that are fed with frames start, start + 1, ... of a slot's utterance.
 
         The frames after them get padding.  Called between steps, with `Prompt.later` at the start.
         """
@@ -250,15 +250,15 @@ class ModelSpec:
         name: short and unique, e.g. `csm`.
         summary: one line for `vox-serve models`.
         hub_ids: hub repositories known to hold such checkpoints.
-        matches: does a checkpoint's `config.json` describe such a model?
+        matches: whether a checkpoint's `config.json` describes such a model.
         files: glob patterns of the files to download from the hub, or a function that makes
             them of `config.json`.
         load: builds the model.  Raises CheckpointError.
         front_end: normalizes text for its voices, in another process, so it can be pickled;
             None: the text is used as it is written.
-        parameters: what a request may set of how the model speaks.
-        languages: what it speaks, as language tags such as `en`.
-        holds: does a directory without a `config.json` hold such a checkpoint?
+        parameters: the settings of a request that change how the model speaks.
+        languages: the languages that it speaks, as tags such as `en`.
+        holds: whether a directory without a `config.json` contains such a checkpoint.
         max_characters: of one piece of text, as for a `CheckpointSpec` that names none.
         api_version: version of the plugin interface that the plugin was written for.
     """

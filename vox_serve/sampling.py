@@ -1,4 +1,4 @@
-"""Sampling parameters, and the protocol of what makes the choices in a frame.
+"""Sampling parameters, and the protocol of the sampler.
 
 Defines the range and the meaning of each parameter; the arithmetic is in
 `vox_serve.engine.sampler`.
@@ -103,7 +103,7 @@ def parameter(default: Any, allowed: Allowed, kw_only: bool = False) -> Any:
 
 @attrs.frozen
 class Parameters:
-    """What a request may set of how a model speaks, one field each.
+    """The settings of a request that change how a model speaks, one field each.
 
     Numbers reach `Model.emit`, with a value per row; `Model.prompt` sees all of them.
 
@@ -144,7 +144,7 @@ class Parameters:
         """These parameters with those that the overrides name; later ones win.
 
         Raises:
-            InvalidRequest: also if the model has no parameter of a name.
+            InvalidRequest: a value is not allowed, or the model does not have the parameter.
         """
         changes = {name: value for each in overrides for name, value in each.items()}
         unknown = changes.keys() - self.allowed().keys()
@@ -191,7 +191,7 @@ RANGES: Mapping[str, Range] = SamplingParams.ranges()
 
 
 class Sampler(Protocol):
-    """What a model is told of the rows of one batch, and what chooses for it.
+    """The rows of one batch as a model sees them, and the sampler that picks its codes.
 
     The runner passes it to `Model.emit`.  Nothing here is read by the host, and nothing
     depends on the other rows.

@@ -147,8 +147,8 @@ class _Player:
             command = [part.format(file=file) for part in self._command]
             done = subprocess.run(command, check=False, capture_output=True, text=True)
         if done.returncode:
-            told = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-            raise ConfigError(f"{self._command[0]} cannot play: {told}; give --output FILE")
+            reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+            raise ConfigError(f"{self._command[0]} cannot play: {reason}; give --output FILE")
 
     def discard(self) -> None:
         """Nothing to remove."""

@@ -1,8 +1,8 @@
 """Limits of the sizes in a checkpoint's configuration, by the names that configurations use.
 
 Every configuration passes this check when it is read, before anything is built from it.  The limits
-lie far above any known model; they keep what follows from the sizes bounded, until
-`WeightLoader.build` compares it with the weights and `engine.device` with the free memory.
+are far above any known model.  They bound all further work until `WeightLoader.build` compares the
+sizes with the weights, and `engine.device` compares them with the free memory.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ COUNTS: Mapping[str, tuple[int, int]] = {
     **dict.fromkeys(("sampling_rate", "sample_rate"), (1000, 384_000)),
     **dict.fromkeys(("codebook_eos_token_id", "eos_token_id"), (0, 2**22)),
 }  # fmt: skip
-"""The least and the most of each whole number, or of each number of a list."""
+"""The minimum and maximum of each whole number, or of each number in a list."""
 NUMBERS: Mapping[str, tuple[float, float]] = {
     **dict.fromkeys(("rms_norm_eps", "norm_eps"), (1e-12, 1.0)),
     "rope_theta": (1.0, 1e12),
@@ -92,7 +92,7 @@ def check_sizes(
 
 
 def _fields(tree: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, str, Any]]:
-    """Each field with its full and its own name; without recursion, as a file may nest deeply."""
+    """Each field with its full and its own name; not recursive, because a file may nest deeply."""
     open_tables = [(above, tree)]
     while open_tables:
         prefix, table = open_tables.pop()

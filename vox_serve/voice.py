@@ -26,7 +26,7 @@ class Segment:
     audio: npt.NDArray[np.float32] | None = None
     codes: torch.Tensor | None = None
     vector: torch.Tensor | None = None
-    """Says who speaks, float32 `[E]`; of codecs that make one (`SpeakerCodec`)."""
+    """The speaker's vector, float32 `[E]`, if the codec computes one (`SpeakerCodec`)."""
 
 
 @attrs.frozen(eq=False)

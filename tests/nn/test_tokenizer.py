@@ -16,7 +16,7 @@ IDS = {"<unk>": 0, "<begin>": 1, "a": 2, "b": 3, "<": 4, ">": 5}
 
 @pytest.fixture
 def tokenizer(tmp_path: Path) -> CheckpointTokenizer:
-    """It has one token per character, and adds `<begin>` unless told not to."""
+    """It has one token per character, and by default adds `<begin>`."""
     stored = Tokenizer(models.WordLevel(IDS, unk_token="<unk>"))
     stored.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
     stored.post_processor = processors.TemplateProcessing(

@@ -1,4 +1,4 @@
-"""Is there anything to hear?"""
+"""Decides whether audio is audible."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 WINDOW_SECONDS = 0.04
 LOUD = 0.02
-"""Root mean square of a window, where full scale is 1.  A vowel of speech that can be followed is
+"""Root mean square of a window, where full scale is 1.  A vowel of intelligible speech is
 louder; the hiss and clicks of a model that says nothing are softer."""
 
 
@@ -21,13 +21,13 @@ def loudness(samples: npt.NDArray[np.int16], sample_rate: int) -> npt.NDArray[np
 
 
 def audible_seconds(pcm: bytes, sample_rate: int) -> float:
-    """How much of 16-bit mono PCM can be heard."""
+    """The audible seconds of 16-bit mono PCM."""
     loud = loudness(np.frombuffer(pcm, "<i2"), sample_rate) >= LOUD
     return float(loud.sum() * WINDOW_SECONDS)
 
 
 class Ear:
-    """Listens to 16-bit mono samples until it hears something.
+    """Listens to 16-bit mono samples until a part of them is audible.
 
     Args:
         sample_rate: in Hz.
@@ -37,7 +37,7 @@ class Ear:
         self._sample_rate = sample_rate
         self._rest = b""
         self.heard = False
-        """Has a window of the sound so far been loud enough to be heard?"""
+        """Whether a window of the sound so far was loud enough to be audible."""
 
     def listen(self, pcm: bytes) -> None:
         if self.heard:

@@ -1,4 +1,4 @@
-"""What the client saw of each request, and what follows from it.  All times are in seconds."""
+"""The client's record of each request, and figures of it.  All times are in seconds."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from itertools import pairwise
 import attrs
 
 TOLERANCE = 0.010
-"""How late audio may be, in seconds, before a listener's player counts as run dry."""
+"""How late audio may be, in seconds, before it counts as an underrun of the player."""
 REFUSALS = (429, 503)
 """The statuses of a busy server."""
 
 
 class Outcome(Enum):
-    """What became of a request."""
+    """How a request ended."""
 
     OK = "ok"
     REFUSED = "refused"
@@ -101,7 +101,7 @@ class Recording:
 
     @property
     def viable(self) -> bool:
-        """Could it be played while it arrived: complete, and without an underrun?"""
+        """Whether it could be played while it arrived: complete, and without an underrun."""
         return self.outcome is Outcome.OK and self.worst_underrun <= TOLERANCE
 
 

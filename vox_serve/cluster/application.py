@@ -106,7 +106,7 @@ def up(path: Path, address: str, show: bool = False) -> int:
 
     Args:
         path: the configuration file.
-        address: of the cluster, as `ray.init` takes it.
+        address: the address of the cluster for `ray.init`.
         show: print Ray Serve's configuration instead.
 
     Raises:

@@ -14,8 +14,8 @@ from vox_serve.errors import ConfigError
 
 C = TypeVar("C")
 REPLACED = ("on_worker_death", "unload_after", "api_key")
-"""Settings of a server that a cluster does not take: Ray restarts and scales; a key in this file
-would be shown to everyone who sees the cluster's state."""
+"""Settings of a server that a cluster does not have: Ray restarts and scales, and a key in this
+file would be visible to everyone who can see the cluster's state."""
 
 
 @attrs.frozen
@@ -27,8 +27,8 @@ class Scale:
     Args:
         min_replicas, max_replicas: Ray adds replicas while requests wait for a slot, up to the
             second number, and removes idle ones down to the first.
-        cpus, gpus: that Ray reserves for a replica on its node.
-        resources: the same for resources that the cluster's nodes name themselves.
+        cpus, gpus: what Ray reserves for a replica on its node.
+        resources: the same for custom resources of the cluster's nodes.
     """
 
     min_replicas: int = 1
@@ -59,7 +59,7 @@ class ClusterConfig:
     """The whole configuration.  Raises ConfigError for a bad value.
 
     Args:
-        ingress: how many replicas, and what each takes, of the part that speaks HTTP.
+        ingress: the number and resources of the replicas that serve HTTP.
     """
 
     models: tuple[ModelConfig, ...]

@@ -1,4 +1,4 @@
-"""The part that speaks HTTP: the server's own application, with links to the cluster's engines."""
+"""The HTTP part of a cluster: the server's own application, with links to the engines."""
 
 from __future__ import annotations
 

@@ -39,15 +39,15 @@ from vox_serve.messages import (
 
 POLL_SECONDS = 1.0
 STATUS_SECONDS = 10.0
-"""How long the replicas' state may take.  It takes that long while a lost node is still listed."""
+"""The time limit of a query of the replicas' state, reached while a lost node is still listed."""
 MISSED_POLLS = 10
-"""How often in a row no replica may answer before the engine counts as down."""
+"""The number of queries in a row without any answer after which the engine counts as down."""
 ASK_SECONDS = 30.0
 RETRY_SECONDS = (0.2, 0.5, 1.0, 2.0, 4.0)
-"""When a request is sent again whose replica was lost before it answered at all.  A replica on a
-lost node is chosen until Ray notices."""
+"""Delays before a request is sent again if its replica was lost before it sent any event.  Ray
+chooses a replica on a lost node until it notices."""
 LOST = (RayError, RayServeException, TimeoutError)
-"""What Ray raises if a replica cannot be reached."""
+"""The errors that Ray raises if a replica cannot be reached."""
 log = logging.getLogger("vox_serve.cluster")
 
 
@@ -71,7 +71,7 @@ class ClusterLink:
         self._speaking: dict[str, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._info: EngineInfo | None = None
-        """What was reported last."""
+        """The last reported state."""
         self._voices: tuple[tuple[str, int], ...] = ()
         self._frames = 0
         """Frames of the requests that have ended since the last report."""
@@ -112,7 +112,7 @@ class ClusterLink:
             task.cancel()
 
     async def stop(self) -> None:
-        """As `kill`, and wait until the requests have ended."""
+        """Like `kill`, and wait until the requests have ended."""
         self.kill()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
@@ -151,7 +151,7 @@ class ClusterLink:
                 del self._speaking[request.id]
 
     async def _pass_on(self, request: SpeechRequest) -> None:
-        """As `_speak`, once.  Raises Unheard if the replica was lost before it sent any event."""
+        """Like `_speak`, once.  Raises Unheard if the replica was lost before it sent any event."""
         responses = self._session(request.conversation, stream=True).speak.remote(request)
         heard = ended = False
         try:
@@ -223,7 +223,7 @@ class ClusterLink:
             await asyncio.sleep(POLL_SECONDS)
 
     async def _beat(self) -> None:
-        """Be alive: whether replicas are is what `_watch` and Ray find out."""
+        """Always report a sign of life, because `_watch` and Ray check the replicas."""
         while True:
             await asyncio.sleep(POLL_SECONDS)
             if self._info is not None:

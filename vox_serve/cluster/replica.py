@@ -36,8 +36,7 @@ from vox_serve.workers.reading import read_clip
 
 log = logging.getLogger("vox_serve.replica")
 NEXT_PART_SECONDS = 10.0
-"""How long the next part of a text may take; later, or if it is spoken elsewhere, it is not
-expected any more."""
+"""How long the next part of a text is expected, which may also be spoken elsewhere."""
 
 
 @attrs.frozen
@@ -65,7 +64,7 @@ class Replica:
         self._store = None if directory is None else VoiceStore(Path(directory).expanduser())
         self._engines.prepare(self._load_voices)
         self._parts: dict[str, asyncio.TimerHandle] = {}
-        """For each request whose next part is expected, what ends it."""
+        """For each request whose next part is expected, the event that ends the wait."""
         self._started = False
         self._changed = asyncio.Event()
         self._engines.watch(lambda client: self._changed.set())
@@ -86,7 +85,7 @@ class Replica:
         await self.start()
 
     async def status(self) -> Status:
-        """What this replica is and does."""
+        """The state and figures of this replica."""
         await self.start()
         assert self._client.info is not None
         stats = self._client.stats

@@ -65,7 +65,7 @@ def capacity(site: Site, config: PlanConfig, texts: Rows[str]) -> Capacity:
 
 
 def meets(found: Figures, config: PlanConfig) -> bool:
-    """Does a run meet the target?"""
+    """Whether a run meets the target."""
     first = found.first_audio.p95
     return (
         first is not None

@@ -171,7 +171,7 @@ def as_utf8(content: bytes, content_type: str) -> bytes:
         return content.decode(encoding).removeprefix("\ufeff").encode()
     except UnicodeError as error:
         raise InvalidRequest(
-            f"the body is not {encoding}, as it is said to be ({error})"
+            f"the body is not {encoding}, the declared encoding ({error})"
         ) from error
 
 

@@ -167,7 +167,7 @@ def check_common(body: CommonFields) -> None:
         )
     check_pronunciations(body.pronunciations or {})
     for name in RANGES.keys() & (body.parameters or {}).keys():
-        raise InvalidRequest(f"parameters: {name} is a field of its own", "parameters")
+        raise InvalidRequest(f"parameters: {name} must be a field of the body", "parameters")
     if body.conversation is not None and not CONVERSATION.fullmatch(body.conversation):
         raise InvalidRequest(f"conversation must be {CONVERSATION_RULE}", "conversation")
 

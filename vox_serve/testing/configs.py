@@ -1,4 +1,4 @@
-"""Damaged configurations: whatever the file says, loading ends soon, and with one clear line."""
+"""Damaged configurations: with any of them, loading must end quickly with one clear line."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def check_damaged(
         how many were refused.
 
     Raises:
-        AssertionError: one ended in anything but a model or a VoxServeError of one line.
+        AssertionError: one gave neither a model nor a one-line VoxServeError.
     """
     refused = 0
     for number, place in enumerate(_numbers(config)):
@@ -65,7 +65,7 @@ def _with(config: Mapping[str, Any], place: tuple[str, ...], value: Any) -> Any:
 
 
 def _numbers(tree: Mapping[str, Any], above: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
-    """The places of all numbers, and of lists, which count as numbers."""
+    """The paths of all numbers, and of lists, which count as numbers."""
     for key, value in tree.items():
         if isinstance(value, Mapping):
             yield from _numbers(value, (*above, key))

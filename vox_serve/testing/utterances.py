@@ -1,4 +1,4 @@
-"""What an engine says to each request: collected, and compared."""
+"""Collects and compares an engine's results for requests."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def step(engine: Engine, spoken: dict[str, Utterance]) -> None:
 
 
 def same_codes(expected: Rows[tuple[float, ...]], got: Rows[tuple[float, ...]], what: str) -> None:
-    """Codes are the same; latents are, but for what the batch's size rounds differently."""
+    """Check that codes are equal, or latents up to rounding, which depends on the batch size."""
     assert len(got) == len(expected), f"{what}: {len(expected)} frames, or {len(got)}"
     wanted, found = torch.tensor(expected), torch.tensor(got)
     tolerance = 1e-3 if wanted.is_floating_point() else 0.0

@@ -72,8 +72,8 @@ def test_openais_route_accepts_the_same_fields(server: RunningServer) -> None:
 def test_the_requests_dictionary_takes_precedence_over_the_servers(server: RunningServer) -> None:
     own = spoken(server, text="nginx runs").content
     assert own == spoken(server, text="engine ex runs.", normalize="off").content
-    told = spoken(server, text="nginx runs", pronunciations={"nginx": "en jinx"}).content
-    assert told == spoken(server, text="en jinx runs.", normalize="off").content != own
+    own_spelling = spoken(server, text="nginx runs", pronunciations={"nginx": "en jinx"}).content
+    assert own_spelling == spoken(server, text="en jinx runs.", normalize="off").content != own
 
 
 @pytest.mark.parametrize("text", ["😀", "...", "—", "***"])

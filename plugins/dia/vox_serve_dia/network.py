@@ -26,7 +26,7 @@ from vox_serve_dia.config import DiaConfig
 
 @attrs.frozen(eq=False)
 class TextView:
-    """A `KVView` of texts that are read as a whole; nothing is kept."""
+    """A `KVView` of texts that are read in one pass; nothing is stored."""
 
     mask: torch.Tensor | None
 
@@ -41,7 +41,7 @@ class TextView:
 
 @attrs.frozen(eq=False)
 class Memory:
-    """What one batch knows of its texts: all keys and values `[layers, S, P, H, D]`, the slots
+    """The texts of one batch: all keys and values `[layers, S, P, H, D]`, the slots
     `[B]` and the last position of each text `[B]`."""
 
     keys: torch.Tensor
@@ -70,9 +70,9 @@ class CrossAttention(nn.Module):
     """Attention to the text, of the pass that has one."""
 
     textless: torch.Tensor
-    """What the other pass sees: `[heads * D]`."""
+    """The result for the pass without a text, `[heads * D]`."""
     still: tuple[torch.Tensor, torch.Tensor]
-    """Cosines and sines `[P, D]` that rotate nothing."""
+    """Cosines and sines `[P, D]` of a rotation by 0."""
 
     def __init__(self, config: DiaConfig, layer: int) -> None:
         super().__init__()
@@ -97,7 +97,7 @@ class CrossAttention(nn.Module):
         keys, values = memory.keys[self.layer], memory.values[self.layer]
         asked = queries[:, :, 0]
         if time == 1:
-            # The kernel writes a position before it reads: here what is there already.
+            # The kernel writes a position before it reads; here it writes what is already there.
             place = memory.slots, memory.last
             qkv = torch.cat([asked[:, 0], keys[place].flatten(1), values[place].flatten(1)], dim=1)
             seen = decode_attention(
@@ -174,7 +174,7 @@ class DiaNetwork(nn.Module):
         self.tables = Tables(cos, sin, signed(sin))
         shape = (config.encoder.max_position_embeddings, config.cross_head_dim)
         ones = torch.ones(shape, device=device, dtype=dtype)
-        # To the reference, no text is one that consists of zeros, all of which are encoded alike.
+        # The reference's empty text consists of zeros, all encoded to the same vector.
         nothing = torch.zeros(1, 2, dtype=torch.int64, device=device)
         encoded = self.encode(nothing, nothing == 0)[0, :1]
         for cross in self.crosses:

@@ -221,7 +221,7 @@ def test_a_bad_pickle_is_refused_in_one_line(
 ) -> None:
     (pickled / "pytorch_model.bin").write_bytes(content)
     assert convert_snac.main([str(directory), "--source", str(pickled)]) == 1
-    told = capsys.readouterr()
-    assert told.out == ""
-    assert "cannot be read as SNAC" in told.err
-    assert told.err.count("\n") == 1
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert "cannot be read as SNAC" in printed.err
+    assert printed.err.count("\n") == 1

@@ -150,9 +150,9 @@ def test_texts_that_cannot_be_spoken_are_refused(
 def test_instructions_are_refused_by_models_that_cannot_follow_them(
     make_engine: MakeEngine,
 ) -> None:
-    told = SpeechRequest("x", "hello", sampling={"instructions": "Whisper."})
+    request = SpeechRequest("x", "hello", sampling={"instructions": "Whisper."})
     with pytest.raises(RequestError, match="no parameter instructions") as refused:
-        make_engine("base").add(told)
+        make_engine("base").add(request)
     assert refused.value.param == "instructions"
 
 
