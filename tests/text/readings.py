@@ -1,4 +1,4 @@
-"""What is written and what is heard, by kind."""
+"""Written texts and how they should be read, by kind."""
 
 # ruff: noqa: E501, RUF001 - one row per line, with signs of all kinds
 

@@ -1,4 +1,4 @@
-"""The front end's order and its switch."""
+"""The order of the front end's steps, and the modes that change it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,9 @@ WRITTEN = FrontEnd()
         ("👍🏾 fine", "fine.", 1),
     ],
 )
-def test_one_odd_sign_never_costs_the_whole_text(written: str, heard: str, dropped: int) -> None:
+def test_an_odd_character_does_not_spoil_the_whole_text(
+    written: str, heard: str, dropped: int
+) -> None:
     spoken = LETTERS.read(written)
     assert spoken.text.lstrip(" .") == heard
     assert spoken.dropped == dropped
@@ -48,13 +50,13 @@ def test_a_text_of_another_script_is_refused(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["Well 😀 done", "The word 你好 means hello."])
-def test_strict_refuses_what_auto_leaves_out(text: str) -> None:
+def test_strict_refuses_what_auto_drops(text: str) -> None:
     with pytest.raises(UnspeakableText, match="which this voice cannot speak"):
         LETTERS.read(text, Normalize.STRICT)
     assert LETTERS.read("It costs $5.", Normalize.STRICT).text == "It costs five dollars."
 
 
-def test_off_leaves_the_text_but_for_the_dictionary() -> None:
+def test_off_applies_only_the_dictionary() -> None:
     written = "# Not a *heading* & 5 kg"
     assert WRITTEN.read(written, Normalize.OFF).text == written
     assert WRITTEN.read("a GIF", Normalize.OFF, {"GIF": "jif"}).text == "a jif"
@@ -62,17 +64,17 @@ def test_off_leaves_the_text_but_for_the_dictionary() -> None:
         LETTERS.read("5 kg", Normalize.OFF)
 
 
-def test_a_voice_of_written_text_keeps_what_its_model_knows() -> None:
+def test_a_voice_of_written_text_keeps_what_its_model_can_read() -> None:
     written = "The BBC said “café” & DO NOT wait ≥ 5 min."
     said = "The BBC said “café” & DO NOT wait at least five minutes."
     assert WRITTEN.read(written).text == said
 
 
-def test_pauses_are_data() -> None:
+def test_pauses_are_returned_as_numbers() -> None:
     assert LETTERS.read("One [pause 0.5s] 2").parts == (Part("One", 0.5), Part("two."))
 
 
-def test_pronunciations_go_before_all_else() -> None:
+def test_pronunciations_are_applied_first() -> None:
     assert LETTERS.read("an SQL file", pronunciations={"SQL": "sequel"}).text == "an sequel file."
 
 
@@ -86,7 +88,7 @@ KINDS = [
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_work_grows_no_faster_than_the_text(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Counted: Python's calls, and the characters that the grammars read in stretches."""
+    """Counts Python's calls, and the characters that the grammars read."""
     read: list[int] = []
     through = grammar._grammar()
     monkeypatch.setattr(
@@ -121,7 +123,7 @@ def _calls(do: Callable[[], object]) -> int:
     return count
 
 
-def test_the_libraries_are_imported_when_a_text_needs_them() -> None:
+def test_libraries_are_imported_only_when_a_text_needs_them() -> None:
     code = (
         "import sys, vox_serve.text;"
         "print([m for m in ('damga', 'spellchecker', 'ftfy', 'anyascii', 'markdown_it', 'torch')"

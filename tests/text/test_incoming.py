@@ -1,4 +1,4 @@
-"""Text that arrives in bits: sentences, and SSML documents as a whole."""
+"""Text that arrives in bits is given out in sentences, and an SSML document as a whole."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ONE, TWO = "<speak>One. Two.</speak>", "<?xml version='1.0'?><speak>A. B! C.</sp
         ("\n\nOne. Two.", ["\n\nOne.", " Two."]),
     ],
 )
-def test_a_document_is_given_whole(text: str, given: list[str], size: int) -> None:
+def test_a_document_is_given_out_whole(text: str, given: list[str], size: int) -> None:
     incoming = Incoming(1000)
     bits = [text[at : at + size] for at in range(0, len(text), size)]
     found = [sentence for bit in bits for sentence in incoming.feed(bit)]

@@ -24,11 +24,11 @@ LEXICON = Lexicon({"nginx": "engine x", "GIF": "jif", "C++": "see plus plus", "N
         ("", ""),
     ],
 )
-def test_whole_words_are_replaced_and_case_counts(written: str, spelled: str) -> None:
+def test_whole_words_are_replaced_and_case_matters(written: str, spelled: str) -> None:
     assert LEXICON.apply(written) == spelled
 
 
-def test_the_longest_entry_counts_and_a_requests_go_first() -> None:
+def test_the_longest_entry_wins_and_a_requests_entries_take_precedence() -> None:
     assert Lexicon({"new": "n", "new york": "ny"}).apply("new york new") == "ny n"
     assert LEXICON.with_more({"GIF": "ghif"}).apply("GIF nginx") == "ghif engine x"
     assert LEXICON.with_more({}) is LEXICON
@@ -42,7 +42,7 @@ def test_the_longest_entry_counts_and_a_requests_go_first() -> None:
         ({"x": "y" * 201}, "1 to 200 characters"),
     ],
 )
-def test_a_request_brings_no_more_than_is_allowed(entries: dict[str, str], says: str) -> None:
+def test_the_entries_of_a_request_are_limited(entries: dict[str, str], says: str) -> None:
     with pytest.raises(InvalidRequest, match=says) as caught:
         check_pronunciations(entries)
     assert caught.value.param == "pronunciations"

@@ -46,7 +46,7 @@ def test_markup_is_read_as_a_person_would_read_it(written: str, read: str) -> No
 
 
 @pytest.mark.parametrize("written", ["***", "---", "", "\n\n", "<!-- x -->"])
-def test_marks_alone_are_nothing(written: str) -> None:
+def test_markup_without_text_has_no_parts(written: str) -> None:
     assert plain(written).parts == []
 
 
@@ -60,7 +60,7 @@ def test_marks_alone_are_nothing(written: str) -> None:
         ("<speak>One <break/> two</speak>", 0.4),
     ],
 )
-def test_a_pause_cuts_the_text_in_two(written: str, seconds: float) -> None:
+def test_a_pause_divides_the_text_into_two_parts(written: str, seconds: float) -> None:
     assert plain(written).parts == [Part("One", seconds), Part("two.")]
 
 
@@ -88,7 +88,7 @@ def test_tags_without_effect_are_reported_by_name() -> None:
     assert plain("a <think>b</think>").ignored == {"think"}
 
 
-def test_tags_that_the_model_knows_stay() -> None:
+def test_tags_of_the_model_are_kept() -> None:
     assert plain("ha <laugh> ha", frozenset({"laugh"})).parts == [Part("ha <laugh> ha.")]
 
 

@@ -1,4 +1,4 @@
-"""What a voice that reads only letters gets to speak, by kind."""
+"""The texts that a voice of letters only is given to speak, by kind."""
 
 from __future__ import annotations
 
@@ -15,5 +15,5 @@ FRONT_END = FrontEnd(alphabet=frozenset(" !',.:;?" + string.ascii_letters))
 @pytest.mark.parametrize(
     ("written", "heard"), [row for rows in READINGS.values() for row in rows.items()]
 )
-def test_what_is_written_is_heard_as_a_person_would_read_it(written: str, heard: str) -> None:
+def test_a_text_is_read_as_a_person_would_read_it(written: str, heard: str) -> None:
     assert FRONT_END.read(written).text == heard

@@ -1,4 +1,4 @@
-"""Sentences and pieces: a table of hard cases, then what must hold for any text."""
+"""Sentences and pieces: a table of hard cases, and properties that hold for any text."""
 
 # ruff: noqa: RUF001 - punctuation of other scripts is the subject here
 # ruff: noqa: SIM905 - lists of words read best as words
@@ -99,13 +99,13 @@ def random_bits(rng, text):
         "$5.| 5 of",
     ],
 )
-def test_borders(marked):
+def test_sentences_end_at_their_borders(marked):
     wanted = [" ".join(part.split()) for part in marked.split("|")]
     assert sentences(marked.replace("|", "")) == [part for part in wanted if part]
 
 
 @pytest.mark.parametrize("text", ["", " \n\n\t"])
-def test_nothing(text):
+def test_a_text_without_characters_has_no_sentences(text):
     assert sentences(text) == pieces(text) == pieces(text, 5, 5) == []
 
 
@@ -141,7 +141,7 @@ def test_nothing(text):
         ("*** ", "\n\n", []),
     ],
 )
-def test_as_early_as_is_safe(held, bit, given):
+def test_a_sentence_is_given_out_as_early_as_is_safe(held, bit, given):
     reader = Sentences()
     reader.feed(held)
     assert reader.feed(bit) == given
@@ -154,7 +154,7 @@ def test_flush_leaves_nothing_behind():
         assert reader.flush() == []
 
 
-def test_how_text_was_split_does_not_matter():
+def test_sentences_do_not_depend_on_how_the_text_was_split():
     rng = random.Random(1)
     for _ in range(1000):
         text = random_text(rng)
@@ -164,7 +164,7 @@ def test_how_text_was_split_does_not_matter():
             assert sentences(text, random_bits(rng, text), max_characters=limit) == whole
 
 
-def test_sentences_lose_nothing_and_keep_their_limit():
+def test_sentences_lose_nothing_and_respect_their_limit():
     rng = random.Random(2)
     for _ in range(1000):
         text = random_text(rng)
@@ -183,7 +183,7 @@ def test_a_sentence_without_a_border_is_speakable():
         assert all(map(speakable, found[:-1]))
 
 
-def test_a_long_sentence_is_not_held():
+def test_a_long_sentence_is_not_held_back():
     reader = Sentences(max_characters=40)
     text = "one two, three four five; six seven eight nine ten eleven twelve"
     assert reader.feed(text[:40]) == []
@@ -194,7 +194,7 @@ def test_a_long_sentence_is_not_held():
     assert sentences("aaaaaaa b", max_characters=3) == ["aaa", "aaa", "a b"]
 
 
-def test_a_cut_keeps_what_is_known_of_the_sentence():
+def test_a_cut_does_not_forget_the_beginning_of_the_sentence():
     text = "They ate about four or five of them, approx. five. And on. they went"
     assert sentences(text, max_characters=44) == [
         "They ate about four or five of them,",
@@ -211,14 +211,14 @@ def test_a_cut_keeps_what_is_known_of_the_sentence():
     "text", ["a", "a ", "a, ", "Aa. ", "« ! ", '" ', "。", "! ", "e\u0301", "\n"]
 )
 @pytest.mark.parametrize("limit", [400, None])
-def test_work_grows_with_the_text_and_no_faster(text, limit):
-    """Counts lines, not seconds."""
+def test_work_grows_no_faster_than_the_text(text, limit):
+    """It counts executed lines, not seconds."""
     short, long = (work(text * (size // len(text)), limit) for size in (1_000, 8_000))
     assert long < 10 * short
 
 
 def work(text, limit):
-    """Lines of vox_serve.text that run, turns of generators included, for `text` bit by bit."""
+    """The number of lines of vox_serve.text that run, including generators, bit by bit."""
     lines = 0
 
     def count(frame, event, _):
@@ -289,12 +289,12 @@ def work(text, limit):
         ("Aa — — — — —\n\nGo onward", 9, None, ["Aa — —", "— — — Go", "onward"]),
     ],
 )
-def test_pieces(text, characters, words, wanted):
+def test_a_text_is_cut_into_pieces(text, characters, words, wanted):
     assert pieces(text, characters, words) == wanted
 
 
 @pytest.mark.parametrize("limit", [0, -1])
-def test_limits_below_one(limit):
+def test_limits_below_one_are_refused(limit):
     for make in (
         lambda: pieces("a", max_characters=limit),
         lambda: pieces("a", max_words=limit),
@@ -304,7 +304,7 @@ def test_limits_below_one(limit):
             make()
 
 
-def test_pieces_keep_limits_and_words():
+def test_pieces_respect_limits_and_lose_nothing():
     rng = random.Random(4)
     for _ in range(1500):
         text = random_text(rng)
@@ -328,7 +328,7 @@ def test_words_stay_whole():
         assert [word for piece in cut for word in piece.split()] == text.split()
 
 
-def test_silent_pieces_are_put_to_neighbours():
+def test_silent_pieces_are_joined_to_their_neighbours():
     rng = random.Random(6)
     for _ in range(1000):
         text = ""
@@ -338,7 +338,7 @@ def test_silent_pieces_are_put_to_neighbours():
         assert all(map(speakable, pieces(text, rng.randint(20, 60))))
 
 
-def test_a_chapter():
+def test_a_long_text_is_cut_into_even_pieces():
     rng = random.Random(7)
     words = "it was the best of times, the worst; age wisdom — foolishness Mr. Dickens 3.14".split()
     text = ""
