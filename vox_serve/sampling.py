@@ -32,7 +32,9 @@ class Range:
     @property
     def limits(self) -> str:
         """The range in words."""
-        return f"from {self.low:g} to {self.high:g}" if self.high < 1e9 else "0 or more"
+        if self.kind is int:
+            return f"from {self.low} to {self.high}"
+        return f"from {self.low:g} to {self.high:g}"
 
     def check(self, name: str, value: object) -> None:
         """Raise InvalidRequest unless `value` is a number of this kind within the range."""

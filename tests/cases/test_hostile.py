@@ -13,6 +13,7 @@ from tests.cases.conftest import Reader
 from tests.cases.hostile import BODIES, SOUNDS, sound, texts, turn
 from tests.conftest import RunningServer
 from tests.server.test_bad_requests import check_error
+from vox_serve.sampling import RANGES
 
 TEXTS = texts(300)
 REFUSALS = ("invalid_request", "unspeakable_text", "nothing_to_speak")
@@ -81,3 +82,58 @@ def test_a_hostile_message_is_answered(tone_server: RunningServer, message: str 
         except ConnectionClosed:
             pass
         assert "error" in received or websocket.close_code not in (None, 1000)
+
+
+NUMBERS = ["speaker", "max_seconds", "sample_rate", *RANGES]
+TOO_LARGE = ("1e100000000", "-1e400", "9" * 400)
+
+
+def check_number(message: str, name: str) -> None:
+    """The message names the field and its limits, which the number does exceed."""
+    assert message.startswith(f"{name} must be ")
+    assert "or more" not in message
+    assert not message.startswith("max_seconds must be more than 0") or "too large" in message
+
+
+@pytest.mark.parametrize("number", TOO_LARGE)
+@pytest.mark.parametrize("name", [*NUMBERS, "speed"])
+def test_a_number_that_no_float_can_hold_is_refused_with_its_limits(
+    tone_server: RunningServer, name: str, number: str
+) -> None:
+    if name != "speed":
+        content = f'{{"text": "5", "{name}": {number}}}'
+        answer = tone_server.http.post("/generate", content=content, headers=JSON)
+        check_number(check_error(answer, 400, name, "invalid_request"), name)
+        with connect(tone_server.url.replace("http", "ws") + "/v1/audio/stream") as websocket:
+            websocket.send(f'{{"type": "start", "{name}": {number}}}')
+            refusal = json.loads(websocket.recv())
+            assert (refusal["type"], refusal["error"]["param"]) == ("error", name)
+            check_number(refusal["error"]["message"], name)
+    if name != "speaker":
+        content = f'{{"model": "tone", "input": "5", "voice": "alloy", "{name}": {number}}}'
+        answer = tone_server.http.post("/v1/audio/speech", content=content, headers=JSON)
+        check_number(check_error(answer, 400, name, "invalid_request"), name)
+
+
+@pytest.mark.parametrize("name", [*NUMBERS, "speed"])
+def test_a_number_in_a_form_or_an_address_that_no_float_can_hold_is_refused(
+    tone_server: RunningServer, name: str
+) -> None:
+    if name != "speed":
+        form = {"text": (None, "5"), name: (None, "1e400")}
+        answer = tone_server.http.post("/generate", files=form)
+        check_error(answer, 400, name, "invalid_request")
+    if name != "speaker":
+        answer = tone_server.http.get("/v1/audio/speech", params={"input": "5", name: "1e400"})
+        check_error(answer, 400, name, "invalid_request")
+
+
+@pytest.mark.parametrize("body", ['{"context": [{"speaker": %s, "text": "a", "audio": ""}]}',
+                                  '{"parameters": {"depth": %s}}'])  # fmt: skip
+def test_a_number_inside_a_field_that_no_float_can_hold_is_refused(
+    tone_server: RunningServer, body: str
+) -> None:
+    content = body.replace("{", '{"text": "5", ', 1) % "1e400"
+    answer = tone_server.http.post("/generate", content=content, headers=JSON)
+    told = check_error(answer, 400, json.loads(body % "1").popitem()[0], "invalid_request")
+    assert "too large to be read" in told

@@ -38,6 +38,8 @@ ESCAPES = re.compile(
 # ruff: noqa: SIM905 - a list of names reads best as plain text
 BOUND = re.compile(r"Expected `[^`]*` ([<>]=? |of length |matching )|Number out of range")
 """How msgspec's messages begin when a value has the right type but is out of bounds."""
+UNREADABLE = "Number out of range"
+"""How they begin for a number that a 64-bit float cannot hold (`1e400`)."""
 
 
 class OutOfBounds(InvalidRequest):
@@ -245,7 +247,7 @@ def _with_json(fields: dict[str, Any]) -> dict[str, Any]:
         try:
             fields[name] = msgspec.json.decode(str(fields[name]))
         except msgspec.DecodeError as error:
-            raise InvalidRequest(f"{name} is not JSON: {error}", name) from error
+            raise InvalidRequest(f"{name} cannot be read as JSON: {error}", name) from error
     return fields
 
 
@@ -264,6 +266,8 @@ def invalid(
     where = path.rstrip("`").removeprefix("$.")
     name = field[1] if field else None
     limits = rule(kind, where) if where else None
+    if text.startswith(UNREADABLE):
+        limits = f"{limits or 'a number'}; the number sent is too large to be read"
     if BOUND.match(text) or (form and limits):  # in a form, every value is text
         return OutOfBounds(f"{where} must be {limits}" if limits else f"{where}: {text}", name)
     return InvalidRequest(f"{where}: {text}" if where else text, name)

@@ -182,7 +182,7 @@ def test_the_sample_is_a_file_of_ascii_characters() -> None:
         ({"text": " "}, "text must be 1 to 10000 characters, not only spaces"),
         ({"text": "\x1c\x85"}, "text must be 1 to 10000 characters, not only spaces"),
         ({"text": "5", "top_p": 2}, "top_p must be from 0.01 to 1"),
-        ({"text": "5", "seed": -1}, "seed must be 0 or more"),
+        ({"text": "5", "seed": -1}, "seed must be from 0 to 9223372036854775807"),
         ({"text": "5", "max_seconds": 0}, "max_seconds must be more than 0"),
         ({"text": "5", "speaker": 2**64}, "speaker must be from -2^63 to 2^63 - 1"),
         ({"text": "5", "conversation": "a\n"}, "conversation must be 1 to 128 letters"),
