@@ -36,7 +36,7 @@ from vox_serve.workers.reading import read_clip
 
 log = logging.getLogger("vox_serve.replica")
 NEXT_PART_SECONDS = 10.0
-"""How long the next part of a text is expected, which may also be spoken elsewhere."""
+"""How long a replica waits for the next part of a text, which another one may speak."""
 
 
 @attrs.frozen
