@@ -62,6 +62,7 @@ class GlideModel:
     hidden_size = 2
     max_positions = 60
     takes_context = False
+    takes_live_text = False
     kv_layout = KVLayout(num_layers=1, num_kv_heads=1, head_dim=2)
     voices = (Voice("plain", 0), Voice("given", 1))
     default_sampling = GlideParameters()

@@ -85,6 +85,7 @@ class ToneModel:
     hidden_size = 3
     max_positions = 200
     takes_context = True
+    takes_live_text = False
     kv_layout = KVLayout(num_layers=1, num_kv_heads=1, head_dim=4)
     voices = (Voice("hum_a", 0), Voice("hum_b", 1))
     default_sampling = SamplingParams(temperature=0.0)

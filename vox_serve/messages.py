@@ -1,9 +1,9 @@
 """The messages between the server and the engine worker.  Does not import torch.
 
-To the worker: `Add`, `Abort`, `Forget`, `AddVoice`, `RemoveVoice`, `Shutdown`.  From the worker:
-`Ready` or `LoadFailed` once; then one `StepOutput` per engine step (or when idle), with the events
-of all its sequences; and `Alive` several times a second, whatever the engine is doing.  From a
-cluster, `Changed` when its replicas do.
+To the worker: `Add`, `MoreText`, `Abort`, `Forget`, `AddVoice`, `RemoveVoice`, `Shutdown`.  From
+the worker: `Ready` or `LoadFailed` once; then one `StepOutput` per engine step (or when idle), with
+the events of all its sequences; and `Alive` several times a second, whatever the engine is doing.
+From a cluster, `Changed` when its replicas do.
 """
 
 from __future__ import annotations
@@ -55,6 +55,8 @@ class SpeechRequest:
             a place at the head of the queue is kept for a short time.
         continues: this follows a request with the same id, or audio that the client already hears,
             so it goes to the head of the queue.
+        waits: the text is not complete, and the request may wait this many seconds for more of it
+            (`MoreText`); None: the text is complete.
         normalize: how much the text front end may change.
         language: the text's language tag, which decides how dates are read; None: the model's.
         pronunciations: spellings that take precedence over the server's.
@@ -75,6 +77,7 @@ class SpeechRequest:
     pauses: tuple[float, ...] = ()
     more: bool = False
     continues: bool = False
+    waits: float | None = None
     normalize: Normalize = Normalize.AUTO
     language: str | None = None
     pronunciations: Mapping[str, str] = attrs.field(factory=dict)
@@ -90,6 +93,20 @@ class SpeechRequest:
 @attrs.frozen
 class Add:
     request: SpeechRequest
+
+
+@attrs.frozen
+class MoreText:
+    """Further text of a request that waits for it; ignored if the request has ended.
+
+    Args:
+        text: may be empty.
+        end: no more follows.
+    """
+
+    request_id: str
+    text: str
+    end: bool = False
 
 
 @attrs.frozen
@@ -212,6 +229,7 @@ class EngineInfo:
     max_words: int | None
     takes_context: bool
     takes_voices: bool
+    takes_live_text: bool
     voices: tuple[tuple[str, int], ...]
     languages: tuple[str, ...]
     sampling: Mapping[str, float | str | None]
@@ -284,5 +302,5 @@ class Alive:
     calls: tuple[tuple[int, str], ...] = ()
 
 
-ToWorker = Add | Abort | Forget | AddVoice | RemoveVoice | Shutdown
+ToWorker = Add | MoreText | Abort | Forget | AddVoice | RemoveVoice | Shutdown
 FromWorker = Ready | Changed | LoadFailed | StepOutput | Alive

@@ -41,6 +41,7 @@ class Prompt:
     """
 
     inputs: Inputs
+    """Empty if more of a growing text is needed first (`LiveText`)."""
     shared: int = 0
     """Leading positions that hold the voice and the context; other texts may follow them."""
     given: tuple[torch.Tensor, torch.Tensor] | None = None
@@ -55,7 +56,7 @@ class Prompt:
 
     def __len__(self) -> int:
         """T, the number of positions in the prompt."""
-        return len(next(iter(self.inputs.values())))
+        return len(next(iter(self.inputs.values()), ()))
 
     @property
     def taken(self) -> int:
@@ -152,6 +153,8 @@ class Model(ABC):
     takes_context: bool = False
     """Whether it uses earlier turns.  If so, its codec encodes; if not, `prompt` gets no context,
     and its voices have segments only if clients registered them (see `EncodingCodec`)."""
+    takes_live_text: bool = False
+    """Whether text may follow while it speaks; if so, it is a `LiveText`."""
     voices: Sequence[Voice] = (Voice("default", speaker=0),)
     """A request's `speaker` selects the first voice with that speaker id."""
     weight_bytes: int
@@ -226,6 +229,41 @@ class StepwiseText(SlotState, Protocol):
         """Set the tokens that are fed with frames start, start + 1, ... of a slot's utterance.
 
         The frames after them get padding.  Called between steps, with `Prompt.later` at the start.
+        """
+        ...
+
+
+@runtime_checkable
+class LiveText(StepwiseText, Protocol):
+    """A model that can begin before its text is complete (`Model.takes_live_text`).
+
+    A row waits while no token is there for its next frame.  What it speaks must not depend on how
+    the text was cut on its way here.
+    """
+
+    def tokens(self, text: str, end: bool) -> tuple[list[int], str]:
+        """The next tokens of a text, as far as no further text can change them, and the rest.
+
+        The rest comes again, in front of the text that follows.
+
+        Args:
+            text: does not begin a text with white space.
+            end: nothing follows: no rest is left, and the last token says that the text ends.
+        """
+        ...
+
+    def live_prompt(
+        self,
+        tokens: Sequence[int],
+        end: bool,
+        voice: Voice,
+        *,
+        context: Sequence[Segment],
+        parameters: Parameters,
+    ) -> Prompt:
+        """As `Model.prompt`, with the tokens of the text so far; those not in it are in `later`.
+
+        Its inputs are empty if it needs more tokens; it is asked again when there are more.
         """
         ...
 

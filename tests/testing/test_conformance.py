@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from tests.talk import TalkModel
 from tests.tone import ToneCodec, ToneModel
 from vox_serve import Prompt
 from vox_serve.testing import HostRead, ModelConformance, no_host_read
@@ -52,6 +53,21 @@ class ToneConformance(ModelConformance):
 
 class TestTone(ToneConformance):
     """Pytest collects it: a correct model passes every test."""
+
+
+class TalkConformance(ModelConformance):
+    texts = ("hello there, you", "a second, longer text to say", "and a third")
+    max_seconds = 3.0
+    model: type[TalkModel] = TalkModel
+
+    def load(self, device):
+        model = self.model()
+        model.codec = QuietCodec()
+        return model
+
+
+class TestTalk(TalkConformance):
+    """A model that takes text while it speaks."""
 
 
 # One wrong model per promise.
@@ -195,6 +211,21 @@ class SaysShortTextsInSilence(Tone):
     def __init__(self):
         super().__init__()
         self.codec = self.Codec()
+
+
+class CountsWordsInBits(TalkModel):
+    """What a character is depends on its place among those that came with it."""
+
+    def tokens(self, text, end):
+        tokens, rest = super().tokens(text, end)
+        return [token and token + place for place, token in enumerate(tokens)], rest
+
+
+def test_a_model_that_cuts_live_text_by_its_bits_fails():
+    suite = TalkConformance()
+    suite.model = CountsWordsInBits
+    with pytest.raises(AssertionError, match="whole and in bits"):
+        suite.test_live_text_in_bits_equals_the_whole_text()
 
 
 WRONG = {

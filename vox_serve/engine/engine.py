@@ -26,7 +26,9 @@ from vox_serve.engine.sequence import Sequence
 from vox_serve.errors import (
     EngineError,
     InvalidRequest,
+    RequestError,
     SequenceFailed,
+    TimedOut,
 )
 from vox_serve.messages import (
     Audio,
@@ -107,7 +109,32 @@ class Engine:
         """Queue a prepared sequence.  Raises InvalidRequest if its id is already open."""
         if sequence.id in self.scheduler:
             raise InvalidRequest(f"a request with the id {sequence.id!r} is already open", "id")
+        if sequence.live is not None:
+            sequence.live.since = self._clock()
         self.scheduler.add(sequence)
+
+    def more_text(self, request_id: str, text: str, end: bool) -> None:
+        """Add to the text of a request that waits for it; ignored if it has ended.
+
+        An error ends the request, as in a step.
+        """
+        sequence = self.scheduler.find(request_id)
+        if sequence is None or sequence.live is None or sequence.live.ended:
+            return
+        sequence.live.since = self._clock()
+        failed = run_isolated(lambda rows: self._grow(rows[0], text, end), [sequence])
+        for error in failed.values():
+            if isinstance(error, RequestError):
+                self._refuse(sequence, error.plain())
+            else:
+                self._fail(sequence, error)
+        if not failed and end and sequence.frames >= sequence.max_frames:
+            self._finish(sequence, FinishReason.LENGTH)
+
+    def _grow(self, sequence: Sequence, text: str, end: bool) -> None:
+        before = self.prompts.grow(sequence, text, end)
+        if sequence.slot >= 0:
+            self.runner.put_text(sequence, before)
 
     def abort(self, request_id: str) -> None:
         """End a request whose client left, and free its slot.  Unknown ids are ignored."""
@@ -126,6 +153,7 @@ class Engine:
         self._prefill()
         launched = self._launch(self.scheduler.speaking())
         frames = self._collect(launched)
+        self._pause()
         self._step_seconds = self._clock() - began
         return self._report(frames)
 
@@ -171,6 +199,7 @@ class Engine:
             max_words=checkpoint.max_words if checkpoint else None,
             takes_context=self.prompts.takes_context,
             takes_voices=self.prompts.takes_voices,
+            takes_live_text=self.prompts.takes_live_text,
             voices=self.prompts.voices.names,
             languages=languages,
             sampling=attrs.asdict(self.prompts.defaults),
@@ -253,7 +282,7 @@ class Engine:
             if sequence.turn is not None:
                 sequence.turn.codes.append(frame.codes)
             self._deliver(sequence, frame.pcm)
-            if sequence.frames >= sequence.max_frames:
+            if sequence.frames >= sequence.max_frames and not sequence.open:
                 self._finish(sequence, FinishReason.LENGTH)
 
     def _deliver(self, sequence: Sequence, pcm: bytes) -> None:
@@ -263,6 +292,22 @@ class Engine:
             sounded = sequence.pacing.add(pcm, self._clock(), pace)
             if sounded:
                 self._events.append(Audio(sequence.id, sounded))
+
+    def _pause(self) -> None:
+        """Send all sound of those that wait for text, and end those that have waited too long."""
+        now = self._clock()
+        for sequence in [*self.scheduler.running.values(), *self.scheduler.waiting]:
+            live = sequence.live
+            if live is None or live.request.waits is None:
+                continue
+            if not sequence.waits_for_text:
+                live.since = now
+                continue
+            if sequence.pacing is not None and (rest := sequence.pacing.rest()):
+                self._events.append(Audio(sequence.id, rest))
+            if now - live.since > live.request.waits:
+                limit = live.request.waits
+                self._refuse(sequence, TimedOut(f"no text came for {limit:g} seconds", "text"))
 
     def _finish(self, sequence: Sequence, reason: FinishReason) -> None:
         """Free the slot, remember the turn, and report the end."""
@@ -305,10 +350,15 @@ class Engine:
     def _fail(self, sequence: Sequence, error: BaseException) -> None:
         log.error("the request failed", exc_info=error, extra={"request_id": sequence.id})
         self._errors.append(_error_kind(error))
-        self.runner.clear(sequence)
+        if sequence.slot >= 0:
+            self.runner.clear(sequence)
+        self._refuse(sequence, _failure(error))
+
+    def _refuse(self, sequence: Sequence, error: RequestError) -> None:
+        """End a sequence with an error, and free its slot."""
         self.prompts.release(sequence)
         self.scheduler.finish(sequence, FinishReason.ERROR)
-        self._events.append(Failed(sequence.id, _failure(error)))
+        self._events.append(Failed(sequence.id, error))
 
     def _report(self, frames: Rows[Frame]) -> StepOutput:
         sounded = [frame for frame in frames if frame.finite and not frame.end]

@@ -18,7 +18,7 @@ from vox_serve.config import EngineConfig
 from vox_serve.conversation import Conversations
 from vox_serve.engine.calls import Calls
 from vox_serve.engine.context_encoder import ContextEncoder
-from vox_serve.engine.sequence import Sequence, Turn
+from vox_serve.engine.sequence import Live, Sequence, Turn
 from vox_serve.engine.voices import Voices
 from vox_serve.errors import (
     ConfigError,
@@ -27,7 +27,7 @@ from vox_serve.errors import (
     UnspeakableText,
 )
 from vox_serve.messages import SpeechRequest
-from vox_serve.model import CheckpointSpec, Model, Prompt
+from vox_serve.model import CheckpointSpec, LiveText, Model, Prompt
 from vox_serve.sampling import Parameters
 from vox_serve.text import likely_seconds
 from vox_serve.voice import Segment, Voice
@@ -67,6 +67,7 @@ class Prompts:
         self.conversations = Conversations(config.conversation_timeout, config.max_conversations)
         trained = checkpoint is None or checkpoint.takes_context
         self.takes_context = model.takes_context and trained
+        self.takes_live_text = model.takes_live_text
         self.takes_voices = isinstance(model.codec, EncodingCodec) and trained
         self.calls = Calls()
         """The model's calls in progress, in any thread."""
@@ -85,6 +86,8 @@ class Prompts:
         kept = self.conversations.kept_voice(request.id) if request.continues else None
         voice = kept or self.voices.choose(request.voice, request.speaker)
         sampling = self.defaults.merged(request.sampling)
+        if request.waits is not None:
+            self._require_live(request)
         if request.context or request.conversation is not None:
             self.require_context("context" if request.context else "conversation")
         for text in request.following:
@@ -110,6 +113,9 @@ class Prompts:
             conversation.voice = voice
             earlier = len(context) - len(request.context)
             turn = Turn(conversation, request.text, voice, context, earlier)
+        live = None
+        if request.waits is not None:
+            live = Live(request, voice, context, *self._tokens(request.text, end=False))
         return Sequence(
             request.id,
             prompt,
@@ -119,6 +125,7 @@ class Prompts:
             continues=request.continues,
             more=request.more,
             turn=turn,
+            live=live,
             arrival=request.arrival,
         )
 
@@ -141,6 +148,35 @@ class Prompts:
         prompt.require_room(self.model.max_positions, "context" if context else "voice")
         return prompt
 
+    def grow(self, sequence: Sequence, text: str, end: bool) -> int:
+        """Add to the text of a sequence that is open.
+
+        Returns:
+            how many tokens `Prompt.later` had before.
+
+        Raises:
+            RequestError: as `prepare`; the sequence must end.
+        """
+        live, prompt = sequence.live, sequence.prompt
+        assert live is not None
+        request = attrs.evolve(live.request, text=live.request.text + text)
+        self._check_text(request.text)
+        tokens, live.rest = self._tokens(live.rest + text, end)
+        live.tokens += tokens
+        before = 0 if prompt.later is None else len(prompt.later)
+        if not prompt.inputs:
+            prompt = self._build_live(live.tokens, end, live.voice, live.context, sequence.sampling)
+        elif tokens:
+            added = torch.tensor(tokens, dtype=torch.int64)
+            later = added if prompt.later is None else torch.cat([prompt.later, added])
+            prompt = attrs.evolve(prompt, later=later)
+            prompt.require_room(self.model.max_positions, "text")
+        sequence.max_frames = self._frame_cap(request, prompt)
+        sequence.prompt, live.request, live.ended = prompt, request, end
+        if sequence.turn is not None:
+            sequence.turn.text = request.text
+        return before
+
     def release(self, sequence: Sequence) -> None:
         """Release a prepared sequence that will not be queued."""
         if sequence.turn is not None:
@@ -155,6 +191,33 @@ class Prompts:
         """Raise UnspeakableText unless the model learns voices from clips."""
         if not self.takes_voices:
             raise UnspeakableText("this model cannot learn voices from clips", "voice")
+
+    def _require_live(self, request: SpeechRequest) -> None:
+        if not self.takes_live_text:
+            raise UnspeakableText("this model needs a text that is complete", "text")
+        if request.context or request.following:
+            raise InvalidRequest("a text that grows takes no context and no parts", "context")
+
+    def _tokens(self, text: str, end: bool) -> tuple[list[int], str]:
+        assert isinstance(self.model, LiveText)
+        with self.calls.of("prompt"):
+            return self.model.tokens(text, end)
+
+    def _build_live(
+        self,
+        tokens: Rows[int],
+        end: bool,
+        voice: Voice,
+        context: Rows[Segment],
+        sampling: Parameters,
+    ) -> Prompt:
+        assert isinstance(self.model, LiveText)
+        with self.calls.of("prompt"):
+            prompt = self.model.live_prompt(
+                tokens, end, voice, context=context, parameters=sampling
+            )
+        prompt.require_room(self.model.max_positions, "context" if context else "voice")
+        return prompt
 
     def _encoded(
         self,
@@ -183,7 +246,11 @@ class Prompts:
         context: Rows[Segment],
         sampling: Parameters,
     ) -> tuple[Prompt, int]:
-        prompt = self.build(request.text, voice, context, sampling)
+        if request.waits is None:
+            prompt = self.build(request.text, voice, context, sampling)
+        else:
+            tokens, _ = self._tokens(request.text, end=False)
+            prompt = self._build_live(tokens, False, voice, context, sampling)
         return prompt, self._frame_cap(request, prompt)
 
     def _fit(

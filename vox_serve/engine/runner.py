@@ -93,10 +93,15 @@ class ModelRunner:
         slot = sequence.slot
         self._side.join()  # the codec may still be decoding a frame of the slot's last owner
         self.sampler.assign(slot, sequence.sampling, sequence.seed)
-        if sequence.prompt.later is not None and isinstance(self.model, StepwiseText):
-            self.model.put_text(slot, 0, sequence.prompt.later)
+        self.put_text(sequence, 0)
         self.kv.lengths[slot].fill_(0)
         self.fresh[slot].fill_(True)
+
+    def put_text(self, sequence: Sequence, start: int) -> None:
+        """Give the model the text that goes in beside the frames from `start` on."""
+        later = sequence.prompt.later
+        if later is not None and isinstance(self.model, StepwiseText):
+            self.model.put_text(sequence.slot, start, later[start:])
 
     def clear(self, sequence: Sequence) -> None:
         """Clear the slot of a failed sequence, because non-finite numbers must not remain."""

@@ -50,7 +50,8 @@ class Scheduler:
 
     @property
     def has_work(self) -> bool:
-        return bool(self.running) or any(map(self._may_start, self.waiting))
+        running = any(not s.waits_for_text for s in self.running.values())
+        return running or any(map(self._may_start, self.waiting))
 
     def add(self, sequence: Sequence) -> None:
         if sequence.continues:
@@ -84,8 +85,9 @@ class Scheduler:
         return admitted
 
     def speaking(self) -> list[Sequence]:
-        """Sequences whose prompt has been run and that have frames left to begin."""
-        return [s for s in self.running.values() if s.ready and s.launched < s.max_frames]
+        """Sequences whose prompt has been run and that have a frame to begin."""
+        ready = [s for s in self.running.values() if s.ready and s.launched < s.max_frames]
+        return [s for s in ready if not s.waits_for_text]
 
     def prefilling(self) -> tuple[list[Sequence], int]:
         """Sequences whose prompts run in this step, and the most positions of each."""
@@ -109,7 +111,9 @@ class Scheduler:
         sequence.finish_reason = reason
 
     def _may_start(self, sequence: Sequence) -> bool:
-        """Whether there is a slot that is not reserved for another sequence."""
+        """Whether it has a prompt, and a slot is not reserved for another sequence."""
+        if not sequence.prompt.inputs:
+            return False
         others = len(self._kept) - (sequence.id in self._kept)
         return len(self._free_slots) > others
 

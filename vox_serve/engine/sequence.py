@@ -9,7 +9,7 @@ import attrs
 
 from vox_serve.conversation import Conversation
 from vox_serve.engine.pacing import Pacing
-from vox_serve.messages import FinishReason
+from vox_serve.messages import FinishReason, SpeechRequest
 from vox_serve.model import Prompt
 from vox_serve.sampling import Parameters
 from vox_serve.voice import Segment, Voice
@@ -36,6 +36,22 @@ class Turn:
 
 
 @attrs.define(eq=False)
+class Live:
+    """A text that grows while it is spoken."""
+
+    request: SpeechRequest
+    """With the text so far."""
+    voice: Voice
+    context: tuple[Segment, ...]
+    tokens: list[int]
+    rest: str
+    """The end of the text, whose tokens further text may change."""
+    ended: bool = False
+    since: float = 0.0
+    """When it last had text to speak, or got some."""
+
+
+@attrs.define(eq=False)
 class Sequence:
     """Prompt, sampling parameters, slot, frames so far.  Two sequences are never equal."""
 
@@ -50,6 +66,8 @@ class Sequence:
     """Another sequence with this id follows."""
     turn: Turn | None = None
     """The turn to remember; None outside a conversation."""
+    live: Live | None = None
+    """The text, if the request came before its text was complete."""
     slot: int = -1
     restored: int = 0
     """Positions of the prompt taken from the prefix cache."""
@@ -74,6 +92,23 @@ class Sequence:
     def ready(self) -> bool:
         """Whether the whole prompt has been run."""
         return self.prefilled == len(self.prompt)
+
+    @property
+    def open(self) -> bool:
+        """Whether more text may follow."""
+        return self.live is not None and not self.live.ended
+
+    @property
+    def waits_for_text(self) -> bool:
+        """Whether it must pause, because the text so far is spoken.
+
+        It pauses at the frame cap too, which grows with the text.
+        """
+        if not self.open:
+            return False
+        later = self.prompt.later
+        begun = bool(self.prompt.inputs) and self.launched < self.max_frames
+        return not begun or self.launched > (0 if later is None else len(later))
 
     @property
     def length(self) -> int:

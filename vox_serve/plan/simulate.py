@@ -256,6 +256,7 @@ class _Model:
 
     device, dtype, weight_bytes = torch.device("cpu"), torch.float32, 0
     default_sampling = SamplingParams()
+    takes_live_text = False
     voices = (Voice("any", 0),)
 
     def __init__(self, costs: Costs, seed: int) -> None:

@@ -132,6 +132,23 @@ class ModelConformance(CodecConformance):
             (resumed,) = self._speak(kept, text, conversation="c")
             same(expected, resumed, f"{text!r} from scratch and after what was kept")
 
+    def test_live_text_in_bits_equals_the_whole_text(self) -> None:
+        """It waits where it has no text, whatever joins and leaves meanwhile."""
+        if not self.load("cpu").takes_live_text:
+            return
+        for sampling in (self.greedy, {**self.drawn, "seed": 3}):
+            whole = []
+            for text in self.texts:
+                engine = self._engine()
+                spoken = record(engine)
+                engine.add(self._request("0", text, waits=60.0, sampling=sampling))
+                engine.more_text("0", "", end=True)
+                while engine.has_work:
+                    step(engine, spoken)
+                whole.append(spoken["0"])
+            for number, got in enumerate(self._speak_in_bits(sampling)):
+                same(whole[number], got, f"{self.texts[number]!r} whole and in bits")
+
     def test_the_cap_ends_with_length(self) -> None:
         engine = self._engine()
         model, codec = engine.model, engine.model.codec
@@ -289,6 +306,30 @@ class ModelConformance(CodecConformance):
         fields.setdefault("sampling", self.greedy)
         fields.setdefault("max_seconds", self.max_seconds)
         return SpeechRequest(name, text, **fields)
+
+    def _speak_in_bits(self, sampling: Mapping[str, float]) -> list[Utterance]:
+        """Speak all texts at once, each in bits of its own size, beside a whole one."""
+        engine = self._engine()
+        spoken = record(engine)
+        engine.add(self._request("beside", self.texts[-1], sampling=sampling))
+        rest = dict(enumerate(self.texts))
+        paused, round_number = False, 0
+        while rest or engine.has_work:
+            for number in [n for n in rest if n <= round_number]:
+                name, text, size = str(number), rest[number], 2 * number + 1
+                if text == self.texts[number]:
+                    request = self._request(name, text[:size], waits=60.0, sampling=sampling)
+                    engine.add(request)
+                else:
+                    engine.more_text(name, text[:size], end=not text[size:])
+                rest[number] = text[size:]
+                if not text:
+                    del rest[number]
+            step(engine, spoken)
+            paused |= any(s.waits_for_text for s in engine.scheduler.running.values())
+            round_number += 1
+        assert paused, "none of the texts had to be waited for"
+        return [spoken[str(number)] for number in range(len(self.texts))]
 
     def _speak(self, engine: Engine, *texts: str, **fields: Any) -> list[Utterance]:
         spoken = record(engine)

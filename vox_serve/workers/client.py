@@ -22,6 +22,7 @@ from vox_serve.messages import (
     Event,
     Failed,
     Finished,
+    MoreText,
     Said,
     SpeechRequest,
     Stats,
@@ -46,6 +47,8 @@ class OpenRequest:
     events: asyncio.Queue[Event] = attrs.field(factory=asyncio.Queue)
     replica: Replica | None = None
     """The worker that speaks it; None while it waits here."""
+    more: list[MoreText] = attrs.field(factory=list)
+    """Further text that came while it waited here."""
     conversation: Conversation | None = None
     """Its conversation, while its turn is spoken."""
     turns: tuple[Segment, ...] | None = None
@@ -234,11 +237,21 @@ class WorkerClient:
         if opened.conversation is not None:
             opened.conversation.home = replica.number
         replica.speak(opened.request)
+        for message in opened.more:
+            replica.more_text(message)
+        opened.more.clear()
 
     def _give_out(self) -> None:
         """Give waiting requests to replicas that have free slots."""
         while self._waiting and (replica := self._choose(self._waiting[0])) is not None:
             self._give(self._waiting.popleft(), replica)
+
+    def more_text(self, request_id: str, text: str, end: bool) -> None:
+        opened, message = self._open.get(request_id), MoreText(request_id, text, end)
+        if opened is not None and opened.replica is None:
+            opened.more.append(message)
+        elif opened is not None and opened.replica is not None:
+            opened.replica.more_text(message)
 
     def abort(self, request_id: str) -> None:
         opened = self._open.pop(request_id, None)

@@ -167,6 +167,13 @@ class EngineClient(Protocol):
             Conflict: a turn of its conversation is being spoken.
         """
 
+    def more_text(self, request_id: str, text: str, end: bool) -> None:
+        """Add to the text of a request that waits for it; ignored if the request has ended.
+
+        Args:
+            end: no more follows.
+        """
+
     def abort(self, request_id: str) -> None:
         """End a request whose client left: no more events, and its slot is freed."""
 

@@ -26,6 +26,7 @@ from vox_serve.messages import (
     Failed,
     Finished,
     Forget,
+    MoreText,
     RemoveVoice,
     SpeechRequest,
     Stats,
@@ -158,6 +159,11 @@ class Replica:
             while len(self._warm) > WARM_VOICES:
                 del self._warm[next(iter(self._warm))]
         self.worker.ask(Add(request))
+
+    def more_text(self, message: MoreText) -> None:
+        """Send further text of a request."""
+        if message.request_id in self._speaking:
+            self.worker.send(message)
 
     def abort(self, request_id: str) -> None:
         """End a request whose client left."""

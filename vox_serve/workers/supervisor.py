@@ -20,6 +20,7 @@ from vox_serve.messages import (
     Forget,
     FromWorker,
     LoadFailed,
+    MoreText,
     Ready,
     Stats,
     StepOutput,
@@ -117,7 +118,9 @@ class Supervisor:
 
     def send(self, message: ToWorker) -> None:
         """Send a message; one about a request is held back until the stored voices are added."""
-        if self.phase is EngineState.LOADING and isinstance(message, Add | Abort | Forget):
+        if self.phase is EngineState.LOADING and isinstance(
+            message, Add | MoreText | Abort | Forget
+        ):
             self._held.append(message)
         elif self._link is not None:
             self._link.send(message)

@@ -41,6 +41,7 @@ from vox_serve.messages import (
     Forget,
     FromWorker,
     LoadFailed,
+    MoreText,
     Ready,
     RemoveVoice,
     Shutdown,
@@ -175,6 +176,8 @@ class Worker:
         engine = self._engine
         if isinstance(message, Add):
             self._add(message.request)
+        elif isinstance(message, MoreText):
+            engine.more_text(message.request_id, message.text, message.end)
         elif isinstance(message, Abort):
             if message.request_id in self._preparing:  # released once it is prepared
                 self._preparing.discard(message.request_id)
@@ -189,7 +192,8 @@ class Worker:
 
     def _add(self, request: SpeechRequest) -> None:
         self._preparing.add(request.id)
-        if request.context or request.characters > LONG_TEXT_CHARACTERS:
+        long = request.context or request.characters > LONG_TEXT_CHARACTERS
+        if long and request.waits is None:  # further text must not come before the prompt
             self._pool.submit(self._run_job, partial(self._prepare_if_wanted, request))
         else:
             self._enqueue(request, self._prepare(request))

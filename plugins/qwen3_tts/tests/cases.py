@@ -24,6 +24,12 @@ class Case:
     transcript: str | None = TRANSCRIPT
     penalty: float = 1.05
     text_first: bool | None = None
+    """None: as the checkpoint's kind has it."""
+
+    @property
+    def beside(self) -> bool:
+        """Whether the text goes in beside the frames."""
+        return self.kind == "base" if self.text_first is None else not self.text_first
 
     @property
     def package_language(self) -> str:
@@ -45,4 +51,8 @@ CASES = (
     Case("cloned, long", "base", LONG * 2, "anna"),
     Case("vector", "base", LONG, "anna", transcript=None),
     Case("nobody", "base", "hello there", "any", "de"),
+    Case("beside", "custom_voice", LONG, "vivian", "en", text_first=False),
+    Case("beside, dialect", "custom_voice", "hello there", "dylan", text_first=False),
+    Case("beside, told", "custom_voice", LONG, "vivian", "zh", "Whisper.", text_first=False),
+    Case("beside, designed", "voice_design", LONG, "described", "en", "Calm.", text_first=False),
 )

@@ -71,6 +71,8 @@ def request(case: Case, frames: int, **fields: Any) -> SpeechRequest:
         sampling["instructions"] = case.instructions
     voice = case.voice if case.transcript is not None else f"{case.voice}'s vector"
     seconds = frames * 0.08
+    if case.text_first is False:
+        fields.setdefault("waits", 60.0)
     fields = {"sampling": sampling, "voice": voice, "max_seconds": seconds} | fields
     return SpeechRequest(case.name, case.text, **fields)
 
@@ -83,6 +85,8 @@ def run(engine: Engine, joining: dict[int, list[SpeechRequest]]) -> dict[str, Sp
     while joining or engine.scheduler.has_work:
         for each in joining.pop(number, []):
             engine.add(each)
+            if each.waits is not None:
+                engine.more_text(each.id, "", end=True)
         for event in engine.step().events:
             if isinstance(event, Audio):
                 spoken[event.request_id].pcm += event.pcm

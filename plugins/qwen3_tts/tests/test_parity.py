@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from random import Random
 
+import attrs
 import numpy as np
 import pytest
 import torch
@@ -21,6 +23,9 @@ from plugins.qwen3_tts.tests.checkpoints import (
 from plugins.qwen3_tts.tests.conftest import MakeEngine, Spoken, load, request, run
 from tests.checkpoint_files import read_json
 from vox_serve import SpeakerCodec
+from vox_serve.messages import Audio, Finished
+from vox_serve.testing import watch_frames
+from vox_serve_qwen3_tts.prompt import TextTokenizer
 
 CODES_OF = read_json(GOLDEN / "codes.json")
 SOUND_OF = golden_sound()
@@ -57,6 +62,60 @@ def test_requests_that_join_and_leave_equal_the_package(kind: str, make_engine: 
     spoken = run(make_engine(kind, max_batch_size=3), late)
     for case in cases:
         check(case, spoken[case.name])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_text_in_bits(kind: str, make_engine: MakeEngine) -> None:
+    """Letters that come one, two, three ... at a time give the package's frames of the whole."""
+    cases = [case for case in CASES if case.kind == kind and case.beside]
+    engine = make_engine(kind, max_batch_size=3)
+    spoken: dict[str, Spoken] = {}
+    watch_frames(engine, lambda s, frame: spoken[s.id].frames.append(list(frame.codes)))
+    rest = {case.name: case.text for case in cases}
+    paused, ended = set(), set()
+    while engine.scheduler.has_work or len(ended) < len(cases):
+        for size, case in enumerate(cases, 1):
+            bit, rest[case.name] = rest[case.name][:size], rest[case.name][size:]
+            if case.name not in spoken:
+                spoken[case.name] = Spoken()
+                engine.add(request(attrs.evolve(case, text=bit), FRAMES, waits=60.0))
+            elif case.name not in ended:
+                engine.more_text(case.name, bit, end=not rest[case.name])
+                ended |= set() if rest[case.name] else {case.name}
+        for event in engine.step().events:
+            if isinstance(event, Audio):
+                spoken[event.request_id].pcm += event.pcm
+            elif isinstance(event, Finished):
+                spoken[event.request_id].reason = event.reason.value
+        paused |= {s.id for s in engine.scheduler.running.values() if s.waits_for_text}
+    assert paused, "none had to wait for its text"
+    for case in cases:
+        check(case, spoken[case.name])
+
+
+WORDS = (
+    *("Hello", "I'm", "they'LL", "don't", "'s", "3.14", "1,234", "$5", "(a)", "--", "..."),
+    *("e\u0301", "b\u0301\u0323", "a\u0308b", "\u0301"),  # combining marks
+    *("\u4f60\u597d\uff0c\u4e16\u754c\u3002", "\u6771\u4eac", "\u1100\u1161\u11a8"),
+    *("\U0001f600\u200d\u2642", "\u0e17\u0e35\u0e48"),
+)
+SPACES = (" ", "  ", "\n", " \n ", "\n\n", "\t", "\u00a0", "", "\r\n", "\u3000")
+
+
+def test_tokens_in_bits_are_those_of_the_whole_text(checkpoints: dict[str, Path]) -> None:
+    tokenizer = TextTokenizer(checkpoints["base"], 10**6)
+    random = Random(4)
+    for _ in range(400):
+        parts = [random.choice(WORDS) + random.choice(SPACES) for _ in range(random.randint(1, 9))]
+        text = "".join(parts).strip()
+        tokens, rest, place = [], "", 0
+        while place < len(text):
+            size = random.choice((1, 1, 2, 5, 30))
+            settled, rest = tokenizer.settled(rest + text[place : place + size])
+            tokens += settled
+            place += size
+        assert [*tokens, *tokenizer.encode(rest)] == tokenizer.encode(text), repr(text)
+    assert tokenizer.settled("hello there, you")[1] == " you"
 
 
 def test_a_long_prompt_in_pieces_equals_the_package(

@@ -1,11 +1,12 @@
 """The Qwen3-TTS network: a talker over frames, a depth decoder over a frame's codebooks.
 
-Implements `vox_serve.StepwiseText`: text goes in beside the frames, one token
-per frame.
+Implements `vox_serve.LiveText`: text goes in beside the frames, one token per
+frame, and may still be coming.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from vox_serve import (
     Parameters,
     Prompt,
     Sampler,
+    Segment,
     Voice,
 )
 from vox_serve.nn import (
@@ -75,7 +77,7 @@ class QwenNetwork(nn.Module):
 
 
 class QwenModel(Model):
-    """Qwen3-TTS, loaded; implements `vox_serve.StepwiseText` too.
+    """Qwen3-TTS, loaded; implements `vox_serve.LiveText` too.
 
     Args:
         options: what it was loaded with.
@@ -85,6 +87,8 @@ class QwenModel(Model):
         builder: makes prompts.
         default_sampling: applies where a request sets nothing.
     """
+
+    takes_live_text = True
 
     def __init__(
         self,
@@ -130,10 +134,30 @@ class QwenModel(Model):
         self._later[slot, start : start + len(ids)] = ids.to(self.device)
 
     def prompt(self, text: str, voice: Voice, *, parameters: Parameters, **others: Any) -> Prompt:
+        return self._builder.build(text, *self._how(voice, parameters))
+
+    def tokens(self, text: str, end: bool) -> tuple[list[int], str]:
+        return self._builder.tokens(text, end)
+
+    def live_prompt(
+        self,
+        tokens: Sequence[int],
+        end: bool,
+        voice: Voice,
+        *,
+        parameters: Parameters,
+        **others: Any,
+    ) -> Prompt:
+        return self._builder.build_beside(tokens, end, *self._how(voice, parameters))
+
+    def _how(
+        self, voice: Voice, parameters: Parameters
+    ) -> tuple[str | None, Sequence[Segment], str, str]:
+        """Speaker, clip, language and instructions."""
         assert isinstance(parameters, QwenParameters)
         speaker = None if voice.segments or voice.name not in self.config.speakers else voice.name
         instructions = getattr(parameters, "instructions", "")
-        return self._builder.build(text, speaker, voice.segments, parameters.language, instructions)
+        return speaker, voice.segments, parameters.language, instructions
 
     def prefill(
         self,

@@ -7,6 +7,7 @@ the column of codebook 0.
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -56,12 +57,20 @@ class TextTokenizer:
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
         return ids
 
-    def turn(self, role: str, text: str) -> tuple[list[int], list[int]]:
-        """The ids of `role`, a line break and the text; those of role and break apart."""
-        head = self.encode(f"{role}\n")
-        whole = self.encode(f"{role}\n{text}")
-        assert whole[: len(head)] == head  # a text does not begin with white space
-        return head, whole[len(head) :]
+    def settled(self, text: str) -> tuple[list[int], str]:
+        """The ids that no further text can change, and the rest of the text.
+
+        What `PATTERN` finds depends on the text from there to the first character after it, and
+        for white space to the next other character.  So all is settled but the last word, with
+        white space after it, and what a combining mark at the word's beginning may change.
+        """
+        found = self._tokenizer.encode(text.rstrip(), add_special_tokens=False)
+        words, starts = found.word_ids, [start for start, _ in found.offsets]
+        for place in range(len(words) - 1, 0, -1):
+            begins = words[place] != words[place - 1]
+            if begins and not unicodedata.category(text[starts[place]]).startswith("M"):
+                return found.ids[:place], text[starts[place] :]
+        return [], text
 
 
 class PromptBuilder:
@@ -79,7 +88,7 @@ class PromptBuilder:
         language: str,
         instructions: str,
     ) -> Prompt:
-        """Build a prompt.
+        """Build the prompt of a whole text.
 
         With a clip's transcript, or if the checkpoint clones, the text goes in beside the frames;
         otherwise it comes first.  The package has the same defaults.
@@ -91,14 +100,77 @@ class PromptBuilder:
         Raises:
             UnspeakableText: nothing of the text is left.
         """
-        ids, text_ids, code_ids = self._config, self._config.text, self._config.code
-        role, said = self._tokenizer.turn("assistant", text.strip())
-        if not said:
+        tokens, _ = self.tokens(text.strip(), end=True)
+        cloned = bool(segments and segments[0].text.strip())
+        if cloned or self._config.kind == "base":
+            return self.build_beside(tokens, True, speaker, segments, language, instructions)
+        self._check(tokens, end=True)
+        rows = self._begin(speaker, segments, language, instructions)
+        shared, ids = len(rows.rows), self._config
+        for token in tokens:
+            rows.add(token, ids.code.pad)
+        rows.add(ids.text.pad, ids.code.begin)
+        return self._prompt(rows, [], shared, segments)
+
+    def build_beside(
+        self,
+        tokens: Sequence[int],
+        end: bool,
+        speaker: str | None,
+        segments: Sequence[Segment],
+        language: str,
+        instructions: str,
+    ) -> Prompt:
+        """Build the prompt of a text that goes in beside the frames.
+
+        It holds the first token, or with a clip's transcript those beside the clip's frames; if
+        there are fewer of them, it has no inputs.
+
+        Args:
+            tokens: from `tokens`; of a text that may go on unless `end`.
+            speaker, segments, language, instructions: as for `build`.
+
+        Raises:
+            UnspeakableText: nothing of the text is left.
+        """
+        self._check(tokens, end)
+        clip = segments[0] if segments and segments[0].text.strip() else None
+        heard = [] if clip is None else self._tokenizer.encode(clip.text.strip())
+        text = [*heard, *tokens]
+        if len(text) < _num_frames(clip) + 1 and not end:
+            return Prompt({})
+        rows = self._begin(speaker, segments, language, instructions)
+        shared = len(rows.rows) + len(heard)
+        if clip is None:
+            rows.add(text[0], self._config.code.begin)
+            later = text[1:]
+        else:
+            later = self._beside(rows, text, clip)
+        return self._prompt(rows, later, min(shared, len(rows.rows)), segments)
+
+    def tokens(self, text: str, end: bool) -> tuple[list[int], str]:
+        """As `vox_serve.LiveText.tokens`."""
+        if end:
+            return [*self._tokenizer.encode(text.rstrip()), self._config.text.end], ""
+        return self._tokenizer.settled(text)
+
+    def _check(self, tokens: Sequence[int], end: bool) -> None:
+        if end and len(tokens) == 1:  # only the end
             raise UnspeakableText("text contains nothing that this voice can speak", "text")
+
+    def _begin(
+        self,
+        speaker: str | None,
+        segments: Sequence[Segment],
+        language: str,
+        instructions: str,
+    ) -> _Rows:
+        """What comes before the text."""
+        ids, text_ids, code_ids = self._config, self._config.text, self._config.code
         rows = _Rows(ids.num_codebooks)
         if instructions.strip():
             self._instruct(rows, instructions.strip())
-        for token in (text_ids.turn_begin, *role):
+        for token in (text_ids.turn_begin, *self._tokenizer.encode("assistant\n")):
             rows.add(token)
         shown: list[int | None] = list(self._header(language, speaker))
         if segments:
@@ -108,28 +180,13 @@ class PromptBuilder:
             if code is None:
                 rows.vector = len(rows.rows)
             rows.add(text_ids.begin if number == len(shown) else text_ids.pad, code)
-        later: list[int] = []
-        clip = segments[0] if segments else None
-        if clip is not None and clip.text.strip():
-            _, heard = self._tokenizer.turn("assistant", clip.text.strip())
-            shared = len(rows.rows) + len(heard)
-            later = self._beside(rows, [*heard, *said, text_ids.end], clip)
-        elif ids.kind == "base":
-            shared = len(rows.rows)
-            rows.add(said[0], code_ids.begin)
-            later = [*said[1:], text_ids.end]
-        else:
-            shared = len(rows.rows)
-            for token in (*said, text_ids.end):
-                rows.add(token, code_ids.pad)
-            rows.add(text_ids.pad, code_ids.begin)
-        return self._prompt(rows, later, min(shared, len(rows.rows)), clip)
+        return rows
 
     def _instruct(self, rows: _Rows, instructions: str) -> None:
-        role, said = self._tokenizer.turn("user", instructions)
+        said = self._tokenizer.encode(f"user\n{instructions}")
         config = self._config.text
         newline = self._tokenizer.encode("\n")
-        for token in (config.turn_begin, *role, *said, config.turn_end, *newline):
+        for token in (config.turn_begin, *said, config.turn_end, *newline):
             rows.add(token)
 
     def _header(self, language: str, speaker: str | None) -> list[int]:
@@ -154,14 +211,21 @@ class PromptBuilder:
             rows.add(token, *frame)
         return text[len(frames) + 1 :]
 
-    def _prompt(self, rows: _Rows, later: list[int], shared: int, clip: Segment | None) -> Prompt:
+    def _prompt(
+        self, rows: _Rows, later: list[int], shared: int, segments: Sequence[Segment]
+    ) -> Prompt:
         inputs = {"tokens": rows.tensor()}
+        clip = segments[0] if segments else None
         if self._config.kind == "base":
             width = self._config.talker.hidden_size
             inputs["vector"] = torch.zeros(len(rows.rows), width)
             if rows.vector is not None and clip is not None and clip.vector is not None:
                 inputs["vector"][rows.vector] = clip.vector
         return Prompt(inputs, shared=shared, later=torch.tensor(later, dtype=torch.int64))
+
+
+def _num_frames(clip: Segment | None) -> int:
+    return 0 if clip is None or clip.codes is None else clip.codes.shape[1]
 
 
 class _Rows:
