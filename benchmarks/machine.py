@@ -12,8 +12,9 @@ from typing import Any
 
 import torch
 
+from benchmarks.ours import layer_bytes
 from vox_serve.nn import Linear
-from vox_serve.nn.linear import held_bytes, pack
+from vox_serve.nn.linear import pack
 
 ALL_THREADS = torch.get_num_threads()
 
@@ -57,7 +58,7 @@ def bandwidth(form: str, gigabytes: float = 0.5, repeats: int = 5) -> float:
     while held < gigabytes * 1e9:
         matrix: Any = Linear(columns, rows).to(dtype)
         matrices.append(matrix if form == "bfloat16" else pack(matrix, form))
-        held += held_bytes(matrices[-1])
+        held += layer_bytes(matrices[-1])
     x = torch.rand(1, columns, dtype=dtype)
     best = float("inf")
     for _ in range(repeats):

@@ -10,7 +10,7 @@ import torch
 
 from vox_serve.engine.engine import Engine
 from vox_serve.messages import Audio, Failed, Finished, SpeechRequest
-from vox_serve.nn import held_bytes
+from vox_serve.nn import PackedLinear, held_bytes
 from vox_serve.nn.decode_step import DecodeStep
 from vox_serve.voice import Segment
 
@@ -101,11 +101,11 @@ def bytes_per_frame(engine: Engine) -> int:
     # Projected codes are in a table.  Only the hidden state is projected in each frame, and even
     # that matrix may have been merged into another.
     projector = getattr(network, "projector", None)
-    read = sum(map(_layer_bytes, [*once, *([projector] if projector else [])]))
-    return read + passes * _layer_bytes(network.depth)
+    read = sum(map(layer_bytes, [*once, *([projector] if projector else [])]))
+    return read + passes * layer_bytes(network.depth)
 
 
-def _layer_bytes(module: Any) -> int:
-    """Of the layers' weights; not of the copy that a compiled step has of them."""
-    copies = (m for m in module.modules() if isinstance(m, DecodeStep))
+def layer_bytes(module: Any) -> int:
+    """Of the layers' weights; not of the copies for a compiled step or for many rows."""
+    copies = (m for m in module.modules() if isinstance(m, DecodeStep | PackedLinear))
     return held_bytes(module) - sum(copy.nbytes for copy in copies)

@@ -24,13 +24,15 @@ from vox_serve.plugins import load_plugins
 
 FORMS = {
     "cpu": {
-        "float16": ("float32", "float16"),
-        "bfloat16": ("bfloat16", None),
-        "int8": ("float32", "int8"),
+        "float16": ("float32", "float16", 1),
+        "float16, 4 rows": ("float32", "float16", 4),
+        "bfloat16": ("bfloat16", None, 1),
+        "int8": ("float32", "int8", 1),
     },
-    "cuda": {"bfloat16": ("bfloat16", None), "fp8": ("bfloat16", "fp8")},
+    "cuda": {"bfloat16": ("bfloat16", None, 1), "fp8": ("bfloat16", "fp8", 1)},
 }
-"""By device and name: number format of the computation, and form of linear layers' weights."""
+"""By device and name: number format of the computation, form of linear layers' weights, and the
+number of copies of a text spoken together, because that may change the products' format."""
 TEXTS = (
     TEXT,
     "your table for two is ready.",
@@ -60,7 +62,7 @@ class Recorder:
         self.logits.append(logits[0].float())
         if self._forced is None:
             return logits.argmax(dim=-1)
-        return self._forced[codebook : codebook + 1]
+        return self._forced[codebook].expand(len(logits))
 
 
 @attrs.frozen(eq=False)
@@ -78,16 +80,24 @@ def load_form(model: str, device: str, dtype: str, weights: str | None) -> Model
 
 
 @torch.inference_mode()
-def speak(model: Model, text: str, frames: int, forced: torch.Tensor | None = None) -> Spoken:
-    """Speak one text, at most this many frames; with `forced` `[F, K]`, exactly those."""
+def speak(
+    model: Model, text: str, frames: int, forced: torch.Tensor | None = None, rows: int = 1
+) -> Spoken:
+    """Speak one text, at most this many frames; with `forced` `[F, K]`, exactly those.
+
+    Args:
+        rows: speak as many copies together, and return the first.
+    """
     device = model.device
-    slots = torch.zeros(1, dtype=torch.int64, device=device)
-    kv = SlotKVCache(model.kv_layout, 1, model.max_positions, device, model.dtype)
+    slots = torch.arange(rows, device=device)
+    kv = SlotKVCache(model.kv_layout, rows, model.max_positions, device, model.dtype)
     prompt = model.prompt(text, model.voices[0], context=())
     length = len(prompt)
     kv.extent = min(length + frames, model.max_positions)
-    inputs = {name: tensor[None].to(device) for name, tensor in prompt.inputs.items()}
-    hidden = model.prefill(inputs, torch.tensor([length], device=device), slots, kv)
+    inputs = {
+        name: torch.stack([tensor] * rows).to(device) for name, tensor in prompt.inputs.items()
+    }
+    hidden = model.prefill(inputs, torch.full((rows,), length, device=device), slots, kv)
     kv.lengths[slots] = length
     codes, logits = [], []
     for number in range(frames if forced is None else len(forced)):
@@ -95,7 +105,7 @@ def speak(model: Model, text: str, frames: int, forced: torch.Tensor | None = No
         frame, end = model.emit(hidden, recorder)
         codes.append(frame[0].cpu())
         logits.append(torch.stack(recorder.logits).cpu())
-        if forced is None and bool(end):
+        if forced is None and bool(end[0]):
             break
         hidden = model.advance(frame, slots, kv)
         kv.lengths[slots] += 1
@@ -145,10 +155,10 @@ def measure(model: str, device: str, texts: Sequence[str], frames: int) -> dict[
     reference = [speak(reference_model, text, frames) for text in texts]
     del reference_model
     forms = {}
-    for name, (dtype, weights) in FORMS[torch.device(device).type].items():
+    for name, (dtype, weights, rows) in FORMS[torch.device(device).type].items():
         loaded = load_form(model, device, dtype, weights)
         spoken = [
-            speak(loaded, text, frames, said.codes)
+            speak(loaded, text, frames, said.codes, rows)
             for text, said in zip(texts, reference, strict=True)
         ]
         del loaded

@@ -59,7 +59,7 @@ class EngineConfig:
     replicas: int = setting(1, "workers on each device, behind one queue")
     dtype: str = setting(
         "auto",
-        "number format; auto: bfloat16 on a GPU, float16 weights with float32 sums on a CPU",
+        "number format; auto: bfloat16 on a GPU, float16 and bfloat16 weights on a CPU",
         DTYPES,
     )
     quantize: str = setting(

@@ -34,3 +34,8 @@ def test_a_recorder_returns_the_forced_codes_and_keeps_the_logits():
     assert forced(logits, 0).tolist() == [2]
     assert forced(logits, 1).tolist() == [0]
     assert torch.stack(forced.logits).tolist() == [[0.0, 3.0, 1.0]] * 2
+
+
+def test_copies_of_a_text_get_the_same_forced_code():
+    forced = Recorder(torch.tensor([2, 0]))
+    assert forced(torch.zeros(3, 4), 0).tolist() == [2, 2, 2]

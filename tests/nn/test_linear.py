@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from vox_serve.errors import ConfigError
+from vox_serve.nn import linear
 from vox_serve.nn.linear import (
     Embedding,
     Fp8Linear,
@@ -12,11 +13,13 @@ from vox_serve.nn.linear import (
     Linear,
     PackedLinear,
     PaddedLinear,
+    fast_bfloat16,
     held_bytes,
     holds_halves,
     pack,
 )
 
+needs_bfloat16 = pytest.mark.skipif(not fast_bfloat16(), reason="this CPU has no bfloat16 products")
 needs_fbgemm = pytest.mark.skipif(not holds_halves(), reason="this CPU's torch has no FBGEMM")
 
 
@@ -40,12 +43,44 @@ def error(layer: torch.nn.Module, plain: Linear, x: torch.Tensor) -> float:
 
 @needs_fbgemm
 @pytest.mark.parametrize("shape", [(1, 64), (5, 64), (2, 3, 64)])
-def test_float16_is_close_and_exact_for_bfloat16_weights(shape: tuple[int, ...]) -> None:
+def test_float16_is_close_and_exact_for_bfloat16_weights(
+    shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(linear, "fast_bfloat16", lambda: False)
     plain = filled(50, 64)
     x = inputs(*shape)
     assert 1e-6 < error(pack(filled(50, 64), "float16"), plain, x) < 5e-4
     plain.weight.copy_(plain.weight.bfloat16())
     assert error(HalfLinear(plain.weight), plain, x) < 1e-6
+
+
+@needs_fbgemm
+@needs_bfloat16
+@pytest.mark.parametrize("shape", [(3, 64), (1, 3, 64), (2, 3, 64)])
+def test_more_than_a_few_rows_are_multiplied_in_bfloat16(shape: tuple[int, ...]) -> None:
+    plain, held = filled(50, 64), pack(filled(50, 64), "float16")
+    assert error(held, plain, inputs(1, 2, 64)) < 5e-4
+    assert 1e-3 < error(held, plain, inputs(*shape)) < 1e-2
+
+
+@needs_fbgemm
+@needs_bfloat16
+def test_the_number_of_further_rows_does_not_change_a_row() -> None:
+    layer, x = HalfLinear(filled(192, 256).weight), inputs(70, 256)
+    for rows in (3, 4, 16, 33):
+        assert torch.equal(layer(x[:rows]), layer(x)[:rows])
+
+
+@needs_fbgemm
+@pytest.mark.parametrize("fast", [pytest.param(True, marks=needs_bfloat16), False])
+def test_a_plan_counts_what_the_layer_will_hold(
+    fast: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(linear, "fast_bfloat16", lambda: fast)
+    with torch.device("meta"):
+        planned = pack(Linear(64, 50), "float16")
+    held = pack(filled(50, 64), "float16")
+    assert held_bytes(planned) == held_bytes(held) == (4 if fast else 2) * 50 * 64
 
 
 @needs_fbgemm
@@ -111,7 +146,8 @@ def test_a_table_is_stored_in_16_bits_and_read_in_32() -> None:
 
 
 @needs_fbgemm
-def test_held_bytes_counts_what_is_packed() -> None:
+def test_held_bytes_counts_what_is_packed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear, "fast_bfloat16", lambda: False)
     stack = torch.nn.Sequential(filled(64, 32), torch.nn.LayerNorm(64))
     assert held_bytes(stack) == 4 * (64 * 32 + 2 * 64)
     stack[0] = pack(stack[0], "float16")

@@ -4,9 +4,11 @@ A decode step with a small batch mostly reads weights, so its time depends on th
 builds its network from `Linear` and `Embedding`; `WeightLoader.build` replaces them with other
 layers as it fills them.  Nothing else in the model changes.
 
-float16 on a CPU: FBGEMM's packed matrices with float32 sums.  A CPU without bfloat16 products reads
-    them faster than torch's bfloat16.  They store a checkpoint's bfloat16 weights exactly, except
-    those below 6e-5, which lose digits.
+float16 on a CPU: FBGEMM's packed matrices with float32 sums.  They store a checkpoint's bfloat16
+    weights exactly, except those below 6e-5, which lose digits.  They are read at the speed of
+    memory, but products of more than a few rows take longer than bfloat16's where the processor
+    multiplies bfloat16 (AVX512_BF16, AMX).  There a layer also holds its weights in bfloat16 for
+    these, at twice the memory.
 int8 on a CPU: symmetric, with a scale per output channel; inputs are rounded with a scale per row,
     so that a row does not depend on its neighbours (LLM.int8(), Dettmers et al. 2022, section 3,
     without its outlier columns).
@@ -26,6 +28,9 @@ from torch.nn import functional as F
 
 from vox_serve.errors import ConfigError
 from vox_serve.nn.kernels import few_rows, fp8_rows, plain_fp8_rows
+
+HALF_ROWS = 2
+"""Up to this many rows, float16 weights are multiplied faster than bfloat16 ones."""
 
 
 class Linear(nn.Linear):
@@ -80,7 +85,10 @@ class Biased(nn.Module):
 
 
 class HalfLinear(nn.Module):
-    """float16 weights, float32 sums, on a CPU."""
+    """float16 weights, float32 sums, on a CPU; for more than HALF_ROWS rows bfloat16, if faster.
+
+    A row's result depends on whether there are more rows than that, not on their number.
+    """
 
     def __init__(self, weight: torch.Tensor) -> None:
         super().__init__()
@@ -88,6 +96,7 @@ class HalfLinear(nn.Module):
         self.nbytes = 2 * weight.numel()
         self._packed = _quantized().linear_prepack_fp16(weight.float(), None)
         self._run = _quantized().linear_dynamic_fp16
+        self._many = PackedLinear(weight.bfloat16(), rows=16) if fast_bfloat16() else None
 
     @property
     def weight(self) -> torch.Tensor:
@@ -96,8 +105,11 @@ class HalfLinear(nn.Module):
         return weight
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y: torch.Tensor = self._run(x, self._packed)
-        return y
+        if self._many is None or x.numel() <= HALF_ROWS * self.in_features:
+            y: torch.Tensor = self._run(x, self._packed)
+            return y
+        many: torch.Tensor = self._many(x.reshape(-1, self.in_features).bfloat16())
+        return many.float().view(*x.shape[:-1], self.out_features)
 
 
 class Int8Linear(nn.Module):
@@ -180,7 +192,7 @@ class PaddedLinear(nn.Module):
 
 
 class PackedLinear(nn.Module):
-    """float32 `[N, in]` to `[N, out]`, for the many small products of a codec.
+    """`[N, in]` to `[N, out]` in the weights' dtype, for the many small products of a codec.
 
     On a CPU the weights are stored in oneDNN's packed order, which its products read in about half
     the time that `addmm` takes; elsewhere, or if torch lacks oneDNN, they are stored unchanged.
@@ -260,6 +272,8 @@ def pack(layer: nn.Module, form: str) -> nn.Module:
     device, make = _FORMS[form]
     weight = getattr(layer, "weight", None)
     if weight is not None and weight.is_meta:  # only its size is needed
+        if form == "float16" and isinstance(layer, Linear) and fast_bfloat16():
+            return layer.float()  # as large as both copies
         packed = isinstance(layer, Linear | Embedding) and form in META_DTYPES
         return layer.to(META_DTYPES[form]) if packed else layer
     if isinstance(layer, Embedding) and device == "cpu":
@@ -286,6 +300,12 @@ def held_bytes(module: nn.Module) -> int:
 def holds_halves() -> bool:
     """Whether this machine's CPU supports float16 weights."""
     return "fbgemm" in torch.backends.quantized.supported_engines
+
+
+def fast_bfloat16() -> bool:
+    """Does this machine's CPU have instructions for products of bfloat16?"""
+    cpu = torch.cpu
+    return _has_onednn() and (cpu._is_avx512_bf16_supported() or cpu._is_amx_tile_supported())
 
 
 def _has_onednn() -> bool:
