@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from vox_serve.engine.kv_cache import SlotKVCache
-from vox_serve.nn import FrameCache, Linear, Llama, LlamaConfig, decode_step
+from vox_serve.nn import FrameCache, Linear, Llama, LlamaConfig, compiled
 from vox_serve.testing.replay import recorded
 
 SIZES = {
@@ -22,7 +22,7 @@ SIZES = {
 }
 CPU = torch.device("cpu")
 
-pytestmark = pytest.mark.skipif(decode_step.c_compiler() is None, reason="needs a C compiler")
+pytestmark = pytest.mark.skipif(compiled.c_compiler() is None, reason="needs a C compiler")
 
 
 @pytest.fixture(params=[torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
@@ -153,9 +153,9 @@ def test_torch_runs_stacks_that_are_large_trained_or_computed_in_bfloat16():
 @pytest.fixture
 def no_library(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    decode_step._library.cache_clear()
+    compiled.library.cache_clear()
     yield tmp_path
-    decode_step._library.cache_clear()
+    compiled.library.cache_clear()
 
 
 def test_without_a_compiler_torch_runs_and_one_line_says_so(no_library, monkeypatch, caplog):
@@ -175,14 +175,14 @@ def test_a_compiler_that_fails_is_quoted(no_library, monkeypatch, caplog):
     failing.write_text("#!/bin/sh\necho no space left >&2\nexit 1\n")
     failing.chmod(0o755)
     monkeypatch.setenv("CC", str(failing))
-    assert decode_step._library() is None
+    assert compiled.library() is None
     assert "no space left" in caplog.text
 
 
 def test_it_is_compiled_once_and_kept(no_library, monkeypatch):
-    assert decode_step._library() is not None
+    assert compiled.library() is not None
     kept = list(Path(no_library).rglob("*.so"))
     assert len(kept) == 1
-    decode_step._library.cache_clear()
-    monkeypatch.setattr(decode_step.subprocess, "run", None)
-    assert decode_step._library() is not None
+    compiled.library.cache_clear()
+    monkeypatch.setattr(compiled.subprocess, "run", None)
+    assert compiled.library() is not None

@@ -4,18 +4,13 @@
  * Everything is float32, except that matrices may be bfloat16.  A row's result does not depend on
  * the other rows.  All sizes are multiples of WIDE, except the number of outputs of a matrix.
  */
-#include <math.h>
-#include <stdint.h>
-#include <string.h>
+#include "wide.h"
 
-#define WIDE 16
 #define COLUMNS 4
 #define BLOCK (COLUMNS * WIDE)
 #define TILE_ROWS 4
-typedef float wide __attribute__((vector_size(4 * WIDE)));
 typedef float half __attribute__((vector_size(2 * WIDE)));
 typedef float quarter __attribute__((vector_size(WIDE)));
-typedef int32_t wide_int __attribute__((vector_size(4 * WIDE)));
 typedef uint32_t wide_bits __attribute__((vector_size(4 * WIDE)));
 typedef uint16_t half_bits __attribute__((vector_size(2 * WIDE)));
 
@@ -40,12 +35,6 @@ typedef struct {
     float *keys, *values; /* of one layer: [slots, positions, kv_heads, head_dim] */
 } Cache;
 
-static inline wide load(const float *x) {
-    wide v;
-    memcpy(&v, x, sizeof v);
-    return v;
-}
-
 static inline wide load_bfloat16(const uint16_t *x) {
     half_bits h;
     memcpy(&h, x, sizeof h);
@@ -63,23 +52,6 @@ static inline float sum(wide v) {
     memcpy(&d, (char *)&a + sizeof c, sizeof d);
     c += d;
     return (c[0] + c[2]) + (c[1] + c[3]);
-}
-
-/* Cephes' expf: a power of two times a polynomial.  NaN stays NaN. */
-static inline wide exponential(wide x) {
-    for (int i = 0; i < WIDE; i++)
-        x[i] = x[i] > 88.0f ? 88.0f : x[i] < -87.0f ? -87.0f : x[i];
-    wide n = x * 1.44269504f + 12582912.0f; /* rounds to a whole number */
-    wide_int power = (wide_int)n;
-    n -= 12582912.0f;
-    wide r = x - n * 0.693359375f + n * 2.12194440e-4f;
-    wide p = r * 1.9875691500e-4f + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = p * r * r + r + 1.0f;
-    return p * (wide)((power << 23) + 0x3f800000);
 }
 
 /* Outputs n .. n + BLOCK - 1 of some rows.  Each caller passes a constant as `rows`, so that all sums
@@ -194,11 +166,6 @@ static void silu_mul(const float *gate, const float *up, int64_t size, float *y)
         wide v = g / (1.0f + exponential(-g)) * load(up + i);
         memcpy(y + i, &v, sizeof v);
     }
-}
-
-static void add(float *x, const float *y, int64_t size) {
-    for (int64_t i = 0; i < size; i++)
-        x[i] += y[i];
 }
 
 /* x [rows, hidden] is overwritten with the residual.  out is its last norm, [rows, hidden], or the

@@ -1,32 +1,20 @@
 """One position of each row through a small Llama stack, as one call of compiled C, on a CPU.
 
 In a small model, dispatching some 25 torch operations per layer takes several times as long as
-their arithmetic.  `decode_step.c` does all of them in one call.  The machine's C compiler builds it
-at the first start, in about a second; later starts load it from a cache.  Without a compiler, plain
-torch does the work.
+their arithmetic.  `decode_step.c` does all of them in one call; `compiled.py` builds it.
 """
 
 from __future__ import annotations
 
 import ctypes
-import hashlib
-import logging
-import os
-import platform
-import shlex
-import shutil
-import subprocess
-import tempfile
-from collections.abc import Callable, Iterable, Sequence
-from functools import cache
-from pathlib import Path
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
-from weakref import WeakValueDictionary
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from vox_serve.nn.compiled import BLOCK, WIDE, library, operator, register
 from vox_serve.nn.linear import HalfLinear, Linear
 from vox_serve.nn.residual import Rows
 
@@ -34,16 +22,11 @@ if TYPE_CHECKING:
     from vox_serve.model import KVView
     from vox_serve.nn.llama import Llama
 
-log = logging.getLogger("vox_serve.nn")
-
 MAX_WEIGHTS = 32 * 2**20
 """In a larger stack arithmetic takes most of the time, and torch divides it among the cores."""
 MAX_ROWS = 32
 """With more rows torch's matrix products are faster."""
-WIDE, BLOCK = 16, 64
-"""As in the C file: sizes are multiples of WIDE; a matrix is stored in blocks of BLOCK outputs."""
-FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
-SOURCE = Path(__file__).with_name("decode_step.c")
+SCHEMA = "int head, Tensor x, Tensor(a!)[] caches, Tensor slots, Tensor positions) -> Tensor"
 
 
 class _Matrix(ctypes.Structure):
@@ -87,10 +70,10 @@ class DecodeStep(nn.Module):
     It holds its own copy of the matrices, as bfloat16 if that loses no precision.
     """
 
-    def __init__(self, stack: Llama, heads: Iterable[nn.Module], library: ctypes.CDLL) -> None:
+    def __init__(self, stack: Llama, heads: Iterable[nn.Module], found: ctypes.CDLL) -> None:
         super().__init__()
         config = stack.config
-        self._run = library.decode_step
+        self._run = found.decode_step
         self._held: list[torch.Tensor] = []  # because the C code has only their addresses
         self.nbytes = 0
         layers = [self._layer(layer) for layer in stack.layers]
@@ -113,7 +96,7 @@ class DecodeStep(nn.Module):
         self._pointers = ctypes.c_void_p * (2 * len(layers))
         self._numbers = {head: number for number, head in enumerate(heads)}
         self._heads = [self._matrix(head) for head in heads]
-        _steps[id(self)] = self
+        self._number = register(self)
         hidden, inner = config.hidden_size, config.intermediate_size
         queries, pairs = config.num_attention_heads, config.num_key_value_heads
         attention = 2 * (queries + pairs) * config.head_dim  # including its output
@@ -136,7 +119,9 @@ class DecodeStep(nn.Module):
         places = [kv.place(layer) for layer in range(self._layers)]
         caches = [cache for place in places for cache in place[:2]]
         number = -1 if head is None else self._numbers[head]
-        out: torch.Tensor = _operator()(id(self), number, x, caches, *places[0][2:])
+        out: torch.Tensor = operator("decode_step", SCHEMA)(
+            self._number, number, x, caches, *places[0][2:]
+        )
         return out[:, None] if head is None else out
 
     def run(
@@ -196,31 +181,6 @@ class DecodeStep(nn.Module):
         return _Matrix(blocks.data_ptr(), out, inputs, short)
 
 
-_steps: WeakValueDictionary[int, DecodeStep] = WeakValueDictionary()
-"""By id, because torch's operators take numbers and tensors only."""
-
-
-@cache
-def _operator() -> Callable[..., torch.Tensor]:
-    """The step as an operator of torch, so that tools which record operations see it."""
-
-    def run(step: int, *arguments: Any) -> torch.Tensor:
-        return _steps[step].run(*arguments)
-
-    library = torch.library.Library("vox_serve", "DEF")  # type: ignore[no-untyped-call]
-    library.define(  # type: ignore[no-untyped-call]  # torch ships no types for it
-        "decode_step(int step, int head, Tensor x, Tensor(a!)[] caches, Tensor slots, "
-        "Tensor positions) -> Tensor"
-    )
-    library.impl("decode_step", run, "CPU")  # type: ignore[no-untyped-call]
-    _kept.append(library)  # without it, its operators disappear
-    operator: Callable[..., torch.Tensor] = torch.ops.vox_serve.decode_step.default
-    return operator
-
-
-_kept: list[torch.library.Library] = []
-
-
 def decode_step(stack: Llama, heads: Iterable[nn.Module] = ()) -> DecodeStep | None:
     """The stack's compiled step; None if plain torch has to do the work.
 
@@ -243,63 +203,5 @@ def decode_step(stack: Llama, heads: Iterable[nn.Module] = ()) -> DecodeStep | N
         or any(p.requires_grad for layer in layers for p in layer.parameters())
     ):
         return None
-    library = _library()
-    return None if library is None else DecodeStep(stack, heads, library)
-
-
-@cache
-def _library() -> ctypes.CDLL | None:
-    """The compiled C file, built at the first call if the user's cache does not have it."""
-    try:
-        return ctypes.CDLL(str(_compiled()))
-    except (OSError, RuntimeError, subprocess.SubprocessError) as error:
-        said = str(getattr(error, "stderr", None) or error).strip().splitlines()[-1]
-        log.warning(
-            "a small model runs at half speed because its step cannot be compiled: %s", said
-        )
-        return None
-
-
-def _compiled() -> Path:
-    """Path of the library; builds it if it is missing.
-
-    Raises:
-        OSError, RuntimeError, subprocess.SubprocessError: there is no C compiler, it failed, or
-            the cache folder cannot be written to.
-    """
-    compiler = c_compiler()
-    if compiler is None:
-        raise FileNotFoundError("no C compiler: install gcc, or set CC")
-    # Several processors, for which -march=native differs, may share the folder.
-    command = [*compiler, *FLAGS]
-    parts = [SOURCE.read_text(encoding="utf-8"), *command, _processor()]
-    name = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:24]
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vox_serve"
-    library = folder / f"decode_step-{name}.so"
-    if library.is_file():
-        return library
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder) as unfinished:
-        made = Path(unfinished) / library.name
-        run = [*command, "-o", str(made), str(SOURCE), "-lm"]
-        subprocess.run(run, check=True, capture_output=True, text=True, timeout=60)
-        made.replace(library)  # atomic: another process may be doing the same
-    return library
-
-
-def c_compiler() -> list[str] | None:
-    """The command of this machine's C compiler: `$CC`, else cc, gcc or clang."""
-    if os.environ.get("CC"):
-        return shlex.split(os.environ["CC"])
-    found = (shutil.which(name) for name in ("cc", "gcc", "clang"))
-    return next(([path] for path in found if path), None)
-
-
-def _processor() -> str:
-    """A description of the processor, on which `-march=native` depends."""
-    described = Path("/proc/cpuinfo")
-    if not described.is_file():
-        return f"{platform.machine()} {platform.processor()}"
-    lines = described.read_text(encoding="utf-8").splitlines()
-    kinds = ("model name", "flags", "Features", "CPU part")
-    return "\n".join(sorted({line for line in lines if line.startswith(kinds)}))
+    found = library()
+    return None if found is None else DecodeStep(stack, heads, found)

@@ -220,6 +220,12 @@ class PackedLinear(nn.Module):
         else:
             self.register_buffer("weight", weight)
 
+    @property
+    def plain_weight(self) -> torch.Tensor:
+        """`[out, in]`: a copy, if packed."""
+        weight: torch.Tensor = self._weight.to_dense() if self.packed else self.get_buffer("weight")
+        return weight
+
     def forward(self, x: torch.Tensor, plus: torch.Tensor | None = None) -> torch.Tensor:
         """The product plus the bias, plus `plus` `[N, out]`."""
         y: torch.Tensor

@@ -17,6 +17,7 @@ from torch import nn
 
 from vox_serve.nn.mimi_transformer import StreamingTransformer
 from vox_serve.nn.seanet import Read, decoder_stages
+from vox_serve.nn.seanet_step import seanet_step
 from vox_serve.nn.streaming import Past
 
 
@@ -61,6 +62,7 @@ class MimiDecoder(nn.Module):
         rows = 4 * frame_latents  # the usual rows of a product: four utterances
         self.transformer = StreamingTransformer(c, read, "decoder_transformer.", rows)
         self.stages = decoder_stages(c, read, rows)
+        self._stages_step = seanet_step(self.stages, frame_latents)
 
     def allocate(self, num_slots: int) -> int:
         """Allocate the state of slots 0 .. num_slots - 1; returns its bytes."""
@@ -87,8 +89,11 @@ class MimiDecoder(nn.Module):
         first = self._positions.index_select(0, slots).masked_fill(reset, 0)
         x = self.upsample(self.entry(frame)[:, None], past)
         x = self.transformer(x, self._rings, slots, first)
-        for stage in self.stages:
-            x = stage(x, past)
+        if self._stages_step is not None:
+            x = self._stages_step(x, past)
+        else:
+            for stage in self.stages:
+                x = stage(x, past)
         # Last, so that a step that raises changes nothing.
         self._rows.index_copy_(0, slots, past.after())
         self._positions.index_copy_(0, slots, first + self.frame_latents)

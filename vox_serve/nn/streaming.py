@@ -52,6 +52,19 @@ class Past:
         self._after.append(x[:, x.shape[1] - length :].flatten(1))
         return x
 
+    def take(self, width: int) -> torch.Tensor:
+        """What the next layers kept, `[B, width]`, for a function that runs them all.
+
+        It passes what they keep now to `keep`.
+        """
+        assert self._before is not None
+        start, self._start = self._start, self._start + width
+        return self._before.narrow(1, start, width)
+
+    def keep(self, after: torch.Tensor) -> None:
+        """The counterpart of `take`."""
+        self._after.append(after)
+
     def after(self) -> torch.Tensor:
         """The `before` of the next step, `[B, width]`."""
         return torch.cat(self._after, dim=1)
@@ -76,25 +89,25 @@ class _Windows(nn.Module):
         repeat: bool = False,
     ) -> None:
         super().__init__()
-        kernel, inputs, _ = weight.shape
-        self._channels, self._stride, self._dilation = channels, stride, dilation
+        kernel, self.inputs, self.outputs = weight.shape
+        self.channels, self.stride, self.dilation = channels, stride, dilation
         self._repeat = repeat
         self._span = (kernel - 1) * dilation + 1
         self._length = self._span - stride
-        self.width = self._length * inputs
+        self.width = self._length * self.inputs
         """How much the layer adds to the width of a `Past`."""
         # [out, kernel * in]
-        self._matrix = PackedLinear(weight.flatten(0, 1).t(), bias, rows)
+        self.matrix = PackedLinear(weight.flatten(0, 1).t(), bias, rows)
 
     def forward(self, x: torch.Tensor, past: Past) -> torch.Tensor:
         batch = len(x)
         if self._length:
             x = past.precede(x, self._length, self._repeat)
-        windows = x.unfold(1, self._span, self._stride)[..., :: self._dilation]
-        windows = windows.transpose(2, 3).reshape(-1, self._matrix.in_features)
+        windows = x.unfold(1, self._span, self.stride)[..., :: self.dilation]
+        windows = windows.transpose(2, 3).reshape(-1, self.matrix.in_features)
         windows = windows.contiguous()  # overlapping windows are slow to multiply
-        y: torch.Tensor = self._matrix(windows)
-        return y.view(batch, -1, self._channels)
+        y: torch.Tensor = self.matrix(windows)
+        return y.view(batch, -1, self.channels)
 
 
 class CausalConv(_Windows):

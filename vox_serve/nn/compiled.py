@@ -1,0 +1,130 @@
+"""The C files beside this module, compiled by the machine's C compiler at the first start.
+
+That takes about a second; later starts load the library from the user's cache.  In a small model,
+dispatching torch's operations takes several times as long as their arithmetic, so one call of C
+replaces many of them.  Without a compiler, plain torch does the work.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import logging
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any, Protocol
+from weakref import WeakValueDictionary
+
+import torch
+
+log = logging.getLogger("vox_serve.nn")
+
+FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
+FOLDER = Path(__file__).parent
+SOURCES = ("decode_step.c", "seanet_step.c")
+HEADERS = ("wide.h",)
+WIDE, BLOCK = 16, 64
+"""As in the C files: floats of a vector, and outputs of a block of a matrix."""
+
+
+class Step(Protocol):
+    """An object that calls the library."""
+
+    def run(self, *arguments: Any) -> torch.Tensor | tuple[torch.Tensor, ...]: ...
+
+
+_steps: WeakValueDictionary[int, Step] = WeakValueDictionary()
+"""By id, because torch's operators take numbers and tensors only."""
+_kept: list[torch.library.Library] = []
+
+
+def register(step: Step) -> int:
+    """The number by which an `operator` finds this object."""
+    _steps[id(step)] = step
+    return id(step)
+
+
+@cache
+def operator(name: str, schema: str) -> Callable[..., Any]:
+    """`run` of registered objects as an operator of torch, so that tools that record see it.
+
+    Args:
+        schema: of the arguments after the object's number, and of the result: `a, b) -> c`.
+    """
+
+    def run(step: int, *arguments: Any) -> Any:
+        return _steps[step].run(*arguments)
+
+    library = torch.library.Library("vox_serve", "FRAGMENT")  # type: ignore[no-untyped-call]
+    library.define(f"{name}(int step, {schema}")  # type: ignore[no-untyped-call]  # torch ships no types for it
+    library.impl(name, run, "CPU")  # type: ignore[no-untyped-call]
+    _kept.append(library)  # its operators vanish with it
+    found: Callable[..., Any] = getattr(torch.ops.vox_serve, name).default
+    return found
+
+
+@cache
+def library() -> ctypes.CDLL | None:
+    """The compiled C files, built at the first call if the user's cache does not have them."""
+    try:
+        return ctypes.CDLL(str(_compiled()))
+    except (OSError, RuntimeError, subprocess.SubprocessError) as error:
+        said = str(getattr(error, "stderr", None) or error).strip().splitlines()[-1]
+        log.warning(
+            "a small model runs at half speed because its step cannot be compiled: %s", said
+        )
+        return None
+
+
+def _compiled() -> Path:
+    """Path of the library; builds it if it is missing.
+
+    Raises:
+        OSError, RuntimeError, subprocess.SubprocessError: there is no C compiler, it failed, or
+            the cache folder cannot be written to.
+    """
+    compiler = c_compiler()
+    if compiler is None:
+        raise FileNotFoundError("no C compiler: install gcc, or set CC")
+    # Several processors, for which -march=native differs, may share the folder.
+    command = [*compiler, *FLAGS]
+    texts = [(FOLDER / name).read_text(encoding="utf-8") for name in (*SOURCES, *HEADERS)]
+    parts = [*texts, *command, _processor()]
+    name = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:24]
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vox_serve"
+    built = folder / f"steps-{name}.so"
+    if built.is_file():
+        return built
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as unfinished:
+        made = Path(unfinished) / built.name
+        sources = [str(FOLDER / name) for name in SOURCES]
+        run = [*command, "-o", str(made), *sources, "-lm"]
+        subprocess.run(run, check=True, capture_output=True, text=True, timeout=60)
+        made.replace(built)  # atomic: another process may be doing the same
+    return built
+
+
+def c_compiler() -> list[str] | None:
+    """The command of this machine's C compiler: `$CC`, else cc, gcc or clang."""
+    if os.environ.get("CC"):
+        return shlex.split(os.environ["CC"])
+    found = (shutil.which(name) for name in ("cc", "gcc", "clang"))
+    return next(([path] for path in found if path), None)
+
+
+def _processor() -> str:
+    """A description of the processor, on which `-march=native` depends."""
+    described = Path("/proc/cpuinfo")
+    if not described.is_file():
+        return f"{platform.machine()} {platform.processor()}"
+    lines = described.read_text(encoding="utf-8").splitlines()
+    kinds = ("model name", "flags", "Features", "CPU part")
+    return "\n".join(sorted({line for line in lines if line.startswith(kinds)}))
