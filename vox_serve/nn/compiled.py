@@ -23,15 +23,39 @@ from typing import Any, Protocol
 from weakref import WeakValueDictionary
 
 import torch
+from torch.nn import functional as F
 
 log = logging.getLogger("vox_serve.nn")
 
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
 FOLDER = Path(__file__).parent
-SOURCES = ("decode_step.c", "seanet_step.c")
+SOURCES = ("decode_step.c", "mimi_transformer_step.c", "seanet_step.c")
 HEADERS = ("wide.h",)
 WIDE, BLOCK = 16, 64
 """As in the C files: floats of a vector, and outputs of a block of a matrix."""
+
+
+class Blocks(ctypes.Structure):
+    """A matrix and its bias as `wide.h` reads them."""
+
+    _fields_ = (
+        ("weight", ctypes.c_void_p),
+        ("bias", ctypes.c_void_p),
+        ("in_", ctypes.c_int64),
+        ("out", ctypes.c_int64),
+    )
+
+
+def blocks(weight: torch.Tensor, bias: torch.Tensor | None, held: list[torch.Tensor]) -> Blocks:
+    """Of `weight` `[out, in]` and `bias` `[out]`; `held` gets the tensors, to keep them alive."""
+    out, inputs = weight.shape
+    parts = [
+        F.pad(part, (0, 0, 0, -len(part) % WIDE)).t().flatten()
+        for part in torch.split(weight.detach(), BLOCK)
+    ]
+    offsets = F.pad(weight.new_zeros(out) if bias is None else bias.detach(), (0, -out % WIDE))
+    held += [torch.cat(parts), offsets]
+    return Blocks(held[-2].data_ptr(), held[-1].data_ptr(), inputs, out)
 
 
 class Step(Protocol):

@@ -6,11 +6,7 @@
  */
 #include "wide.h"
 
-#define COLUMNS 4
-#define BLOCK (COLUMNS * WIDE)
 #define TILE_ROWS 4
-typedef float half __attribute__((vector_size(2 * WIDE)));
-typedef float quarter __attribute__((vector_size(WIDE)));
 typedef uint32_t wide_bits __attribute__((vector_size(4 * WIDE)));
 typedef uint16_t half_bits __attribute__((vector_size(2 * WIDE)));
 
@@ -41,19 +37,6 @@ static inline wide load_bfloat16(const uint16_t *x) {
     return (wide)(__builtin_convertvector(h, wide_bits) << 16);
 }
 
-/* Adds one half to the other until four numbers are left. */
-static inline float sum(wide v) {
-    half a, b;
-    memcpy(&a, &v, sizeof a);
-    memcpy(&b, (char *)&v + sizeof a, sizeof b);
-    a += b;
-    quarter c, d;
-    memcpy(&c, &a, sizeof c);
-    memcpy(&d, (char *)&a + sizeof c, sizeof d);
-    c += d;
-    return (c[0] + c[2]) + (c[1] + c[3]);
-}
-
 /* Outputs n .. n + BLOCK - 1 of some rows.  Each caller passes a constant as `rows`, so that all sums
  * stay in registers. */
 static inline __attribute__((always_inline)) void tile(const Matrix *m, int64_t n, const float *x,
@@ -74,7 +57,7 @@ static inline __attribute__((always_inline)) void tile(const Matrix *m, int64_t 
         memcpy(y + row * m->out + n, sums[row], count * sizeof(float));
 }
 
-static void product(const Matrix *m, const float *x, int64_t rows, float *y) {
+static void stored_product(const Matrix *m, const float *x, int64_t rows, float *y) {
     for (int64_t n = 0; n < m->out; n += BLOCK) {
         int64_t row = 0;
         for (; rows - row >= TILE_ROWS; row += TILE_ROWS)
@@ -82,13 +65,6 @@ static void product(const Matrix *m, const float *x, int64_t rows, float *y) {
         for (; row < rows; row++)
             tile(m, n, x + row * m->in, 1, y + row * m->out);
     }
-}
-
-static float dot(const float *a, const float *b, int64_t size) {
-    wide total = {0};
-    for (int64_t i = 0; i < size; i += WIDE)
-        total += load(a + i) * load(b + i);
-    return sum(total);
 }
 
 static void rms_norm(const float *x, const float *weight, float eps, int64_t size, float *y) {
@@ -181,25 +157,25 @@ void decode_step(const Stack *s, const Cache *caches, int64_t capacity, const in
         int64_t width = l->qkv.out, inner = l->down.in, heads = l->output.in;
         for (int64_t r = 0; r < rows; r++)
             rms_norm(x + r * hidden, l->attention_norm, s->eps, hidden, normed + r * hidden);
-        product(&l->qkv, normed, rows, big);
+        stored_product(&l->qkv, normed, rows, big);
         float *seen = big + rows * width, *scores = seen + rows * heads;
         for (int64_t r = 0; r < rows; r++)
             attention(s, big + r * width, caches + number, slots[r], positions[r] + later,
                       capacity, scores, seen + r * heads);
-        product(&l->output, seen, rows, left);
+        stored_product(&l->output, seen, rows, left);
         add(x, left, size);
         for (int64_t r = 0; r < rows; r++)
             rms_norm(x + r * hidden, l->feed_forward_norm, s->eps, hidden, normed + r * hidden);
-        product(&l->gate_up, normed, rows, big);
+        stored_product(&l->gate_up, normed, rows, big);
         float *gated = big + rows * 2 * inner;
         for (int64_t r = 0; r < rows; r++)
             silu_mul(big + r * 2 * inner, big + r * 2 * inner + inner, inner, gated + r * inner);
-        product(&l->down, gated, rows, left);
+        stored_product(&l->down, gated, rows, left);
         add(x, left, size);
     }
     float *last = head ? normed : out;
     for (int64_t r = 0; r < rows; r++)
         rms_norm(x + r * hidden, s->norm, s->eps, hidden, last + r * hidden);
     if (head)
-        product(head, normed, rows, out);
+        stored_product(head, normed, rows, out);
 }

@@ -208,7 +208,7 @@ class PackedLinear(nn.Module):
     ) -> None:
         super().__init__()
         self.bias: torch.Tensor | None
-        self.in_features = weight.shape[1]
+        self.out_features, self.in_features = weight.shape
         self.packed = weight.device.type == "cpu" and _has_onednn()
         self.nbytes = weight.nbytes if self.packed else 0
         weight = weight.detach().contiguous()

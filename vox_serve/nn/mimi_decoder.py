@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from vox_serve.nn.mimi_transformer import StreamingTransformer
+from vox_serve.nn.mimi_transformer_step import transformer_step
 from vox_serve.nn.seanet import Read, decoder_stages
 from vox_serve.nn.seanet_step import seanet_step
 from vox_serve.nn.streaming import Past
@@ -61,6 +62,7 @@ class MimiDecoder(nn.Module):
         self.upsample = _Upsample(read("upsample.conv.weight", size, 1, 2 * frame_latents))
         rows = 4 * frame_latents  # the usual rows of a product: four utterances
         self.transformer = StreamingTransformer(c, read, "decoder_transformer.", rows)
+        self._transformer_step = transformer_step(self.transformer)
         self.stages = decoder_stages(c, read, rows)
         self._stages_step = seanet_step(self.stages, frame_latents)
 
@@ -88,7 +90,7 @@ class MimiDecoder(nn.Module):
         past = Past(self._rows.index_select(0, slots.masked_fill(reset, initial)))
         first = self._positions.index_select(0, slots).masked_fill(reset, 0)
         x = self.upsample(self.entry(frame)[:, None], past)
-        x = self.transformer(x, self._rings, slots, first)
+        x = (self._transformer_step or self.transformer)(x, self._rings, slots, first)
         if self._stages_step is not None:
             x = self._stages_step(x, past)
         else:

@@ -6,14 +6,8 @@
  */
 #include "wide.h"
 
-#define COLUMNS 4
-#define BLOCK (COLUMNS * WIDE)
-#define TILE_ROWS 8
-
 typedef struct {
-    const float *weight; /* blocks of BLOCK outputs, the last one of a multiple of WIDE: [in, outputs] */
-    const float *bias;   /* [out], padded to a multiple of WIDE */
-    int64_t in, out;     /* of the matrix: a window, and all outputs of one */
+    Blocks matrix; /* a window to all outputs of one */
     int64_t channels, stride, inputs, before; /* outputs per time step; of the input: time steps
                                                  between windows, channels, time steps to keep */
     int64_t elu, adds; /* apply ELU to the input; add the input of the convolution before */
@@ -25,55 +19,6 @@ static void elu(const float *x, int64_t size, float *y) {
         for (int j = 0; j < WIDE; j++)
             v[j] = v[j] > 0.0f ? v[j] : e[j];
         memcpy(y + i, &v, sizeof v);
-    }
-}
-
-/* One block of outputs for some windows.  Each caller passes constants as `columns` and `rows`, so
- * that all sums stay in registers. */
-static inline __attribute__((always_inline)) void tile(const float *weight, const float *bias,
-                                                       int64_t in, int columns, int rows,
-                                                       const float *const *x, float *y,
-                                                       int64_t out, int64_t count) {
-    wide sums[TILE_ROWS][COLUMNS];
-    for (int row = 0; row < rows; row++)
-        for (int i = 0; i < columns; i++)
-            sums[row][i] = load(bias + i * WIDE);
-    for (int64_t k = 0; k < in; k++) {
-        wide w[COLUMNS];
-        for (int i = 0; i < columns; i++)
-            w[i] = load(weight + (k * columns + i) * WIDE);
-        for (int row = 0; row < rows; row++)
-            for (int i = 0; i < columns; i++)
-                sums[row][i] += w[i] * x[row][k];
-    }
-    for (int row = 0; row < rows; row++)
-        memcpy(y + row * out, sums[row], count * sizeof(float));
-}
-
-/* The windows of each row: `steps` of them, `hop` numbers apart; the rows are `span` apart. */
-static void product(const Conv *c, const float *x, int64_t rows, int64_t span, int64_t steps,
-                    int64_t hop, float *y) {
-    const float *weight = c->weight;
-    for (int64_t n = 0; n < c->out; n += BLOCK) {
-        int64_t count = c->out - n < BLOCK ? c->out - n : BLOCK;
-        int columns = (count + WIDE - 1) / WIDE, most = columns > 2 ? 4 : 8;
-        for (int64_t i = 0, done; i < rows * steps; i += done) {
-            int64_t left = rows * steps - i;
-            done = left >= most ? most : left >= 2 ? 2 : 1;
-            const float *windows[TILE_ROWS];
-            for (int64_t row = 0; row < done; row++)
-                windows[row] = x + (i + row) / steps * span + (i + row) % steps * hop;
-#define TILE(columns, rows)                                                                        \
-    case 10 * columns + rows:                                                                      \
-        tile(weight, c->bias + n, c->in, columns, rows, windows, y + i * c->out + n, c->out,       \
-             count);                                                                               \
-        break;
-            switch (10 * columns + done) {
-                TILE(4, 4) TILE(4, 2) TILE(4, 1) TILE(3, 4) TILE(3, 2) TILE(3, 1)
-                TILE(2, 8) TILE(2, 2) TILE(2, 1) TILE(1, 8) TILE(1, 2) TILE(1, 1)
-            }
-        }
-        weight += columns * WIDE * c->in;
     }
 }
 
@@ -101,11 +46,11 @@ void seanet_step(const Conv *convs, int64_t count, int64_t rows, int64_t time, c
         after += kept;
         int64_t steps = time / c->stride;
         float *y = n == count - 1 ? out : work + n % 3 * room;
-        product(c, windows, rows, span, steps, c->stride * c->inputs, y);
+        product(&c->matrix, windows, rows, span, steps, c->stride * c->inputs, y);
         if (c->adds)
-            add(y, earlier, rows * steps * c->out);
+            add(y, earlier, rows * steps * c->matrix.out);
         earlier = x;
         x = y;
-        time = steps * c->out / c->channels;
+        time = steps * c->matrix.out / c->channels;
     }
 }

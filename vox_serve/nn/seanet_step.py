@@ -12,9 +12,8 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
-from vox_serve.nn.compiled import BLOCK, WIDE, library, operator, register
+from vox_serve.nn.compiled import WIDE, Blocks, blocks, library, operator, register
 from vox_serve.nn.seanet import Elu, Residual
 from vox_serve.nn.streaming import CausalConv, Past, TransposedConv
 
@@ -25,10 +24,7 @@ SCHEMA = "Tensor x, Tensor before) -> (Tensor, Tensor)"
 
 class _Conv(ctypes.Structure):
     _fields_ = (
-        ("weight", ctypes.c_void_p),
-        ("bias", ctypes.c_void_p),
-        ("in_", ctypes.c_int64),
-        ("out", ctypes.c_int64),
+        ("matrix", Blocks),
         ("channels", ctypes.c_int64),
         ("stride", ctypes.c_int64),
         ("inputs", ctypes.c_int64),
@@ -101,20 +97,9 @@ class SeanetStep(nn.Module):
         return out, after
 
     def _conv(self, conv: CausalConv | TransposedConv, elu: bool, adds: bool) -> _Conv:
-        weight, bias = conv.matrix.plain_weight, conv.matrix.bias
-        out, size = weight.shape
-        blocks = [
-            F.pad(block, (0, 0, 0, -len(block) % WIDE)).t().flatten()
-            for block in torch.split(weight, BLOCK)
-        ]
-        held = torch.cat(blocks)
-        offsets = F.pad(weight.new_zeros(out) if bias is None else bias, (0, -out % WIDE))
-        self._held += [held, offsets]
+        matrix = conv.matrix
         return _Conv(
-            held.data_ptr(),
-            offsets.data_ptr(),
-            size,
-            out,
+            blocks(matrix.plain_weight, matrix.bias, self._held),
             conv.channels,
             conv.stride,
             conv.inputs,
