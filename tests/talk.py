@@ -11,12 +11,13 @@ from pathlib import Path
 import torch
 
 from tests.tone import ToneCodec
-from vox_serve import ModelSpec, Prompt, SamplingParams, UnspeakableText, Voice, hookimpl
+from vox_serve import FrontEnd, ModelSpec, Prompt, SamplingParams, UnspeakableText, Voice, hookimpl
 from vox_serve.model import NO_CACHE
 
 CHECKPOINT = Path(__file__).parent / "talk_checkpoint"
 END = 0
 CODES = 64
+MAX_CHARACTERS = 120
 
 
 class TalkModel:
@@ -47,11 +48,13 @@ class TalkModel:
         self.text[slot, start : start + len(ids)] = ids
 
     def tokens(self, text, end):
-        """A word's characters count only once the word has ended."""
+        """A word's characters count only once a space follows it."""
         if "broken" in text:
             raise RuntimeError("a bug in tokens")
-        words = text.rstrip() if end else text[: text.rfind(" ") + 1]
-        return [*map(ord, words), *([END] if end else [])], text[len(words) :] if not end else ""
+        if end:
+            return [*map(ord, text.rstrip()), END], ""
+        words = text[: max(0, text.rfind(" "))]
+        return [*map(ord, words)], text[len(words) :]
 
     def live_prompt(self, tokens, end, voice, **others):
         if end and len(tokens) == 1:
@@ -91,5 +94,7 @@ def vox_serve_models():
             lambda config: config.get("model_type") == "talk",
             lambda config: ["*.json"],
             lambda options: TalkModel(),
+            front_end=FrontEnd(language=None),
+            max_characters=MAX_CHARACTERS,
         )
     ]

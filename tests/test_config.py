@@ -44,6 +44,7 @@ BAD: list[tuple[type[Any], str, Any]] = [
     (ServerConfig, "request_timeout", math.nan),
     (ServerConfig, "read_timeout", 0.0),
     (ServerConfig, "send_timeout", 0.0),
+    (ServerConfig, "text_timeout", 0.0),
     (ServerConfig, "shutdown_timeout", -1.0),
     (ServerConfig, "stall_timeout", 0.0),
     (ServerConfig, "on_worker_death", "pray"),

@@ -41,6 +41,7 @@ VALUES: dict[str, tuple[str, Any]] = {
     "request_timeout": ("1.5", 1.5),
     "read_timeout": ("1.5", 1.5),
     "send_timeout": ("1.5", 1.5),
+    "text_timeout": ("1.5", 1.5),
     "shutdown_timeout": ("1.5", 1.5),
     "stall_timeout": ("1.5", 1.5),
     "on_worker_death": ("restart", "restart"),

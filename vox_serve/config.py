@@ -156,6 +156,9 @@ class ServerConfig:
     keep_alive_timeout: float = setting(
         130.0, "seconds that a silent connection is kept open; more than a proxy before it keeps it"
     )
+    text_timeout: float = setting(
+        10.0, "seconds after which a text that is spoken while it is written ends if no more comes"
+    )
     send_timeout: float = setting(30.0, "seconds that a client may leave its audio unread")
     shutdown_timeout: float = setting(30.0, "seconds that running requests get after SIGTERM")
     stall_timeout: float = setting(
@@ -260,7 +263,7 @@ class ServerConfig:
         _require(self.voices_dir != "", "voices_dir must not be empty")
         for name, choices in (("log_level", logs.LEVELS), ("log_format", logs.FORMATS)):
             _require(getattr(self, name) in choices, f"{name} must be one of {', '.join(choices)}")
-        for name in ("request", "read", "keep_alive", "send", "shutdown", "stall"):
+        for name in ("request", "read", "keep_alive", "text", "send", "shutdown", "stall"):
             field = f"{name}_timeout"
             _require(
                 0 < getattr(self, field) <= DAY, f"{field} must be more than 0, at most {DAY} s"

@@ -117,6 +117,10 @@ class Parts:
         self._frames = 0
         self._capped = False
 
+    def more_text(self, text: str) -> None:
+        """Count text that has been added to the first part."""
+        self._speakable = self._speakable or speakable(text)
+
     def sound(self, pcm: bytes) -> bytes:
         """The engine's audio, with the initial silence before its first piece."""
         self._ear.listen(pcm)

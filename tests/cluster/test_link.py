@@ -25,6 +25,7 @@ from vox_serve.messages import (
     Finished,
     FinishReason,
     FromWorker,
+    MoreText,
     SpeechRequest,
     StepOutput,
 )
@@ -59,6 +60,7 @@ class Handle:
     def __init__(self, *answers: list[Any]) -> None:
         self.sessions: list[str | None] = []
         self.calls: list[Responses] = []
+        self.texts: list[MoreText] = []
         self._answers = list(answers)
         self.speak = self
 
@@ -70,8 +72,14 @@ class Handle:
         self.calls.append(Responses(self._answers.pop(0)))
         return self.calls[-1]
 
-    def broadcast(self, *_: Any) -> Any:
-        raise RayActorError
+    def broadcast(self, method: str, *arguments: Any) -> Any:
+        if method != "more_text":
+            raise RayActorError
+        self.texts.append(arguments[0])
+        return self
+
+    async def results_async(self, **_: Any) -> list[Any]:
+        return []
 
 
 def events_of(messages: list[FromWorker]) -> list[Any]:
@@ -124,6 +132,21 @@ def test_a_request_fails_if_no_replica_answers():
     add = Add(SpeechRequest("one", "hello"))
     (failed,) = asyncio.run(run(handle, lambda link: link.send(add), 1))
     assert isinstance(failed.error, Unavailable)
+
+
+def test_text_that_grows_goes_to_the_replica_once_it_has_the_request():
+    taken = Done("one", True)
+    handle = Handle([taken, RayActorError()], [taken, SOUND, None])
+
+    def act(link: ClusterLink) -> None:
+        link.send(Add(SpeechRequest("one", "hello", waits=5.0)))
+        link.send(MoreText("one", " you"))
+        link.send(MoreText("one", " there", end=True))
+        link.send(MoreText("another", " unheard of"))
+
+    assert asyncio.run(run(handle, act, 2)) == [SOUND]
+    assert handle.texts[-1] == MoreText("one", " you there", end=True)
+    assert len(handle.calls) == 2
 
 
 def test_a_conversation_is_a_session():

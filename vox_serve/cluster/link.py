@@ -7,6 +7,7 @@ do not know which of the two they use.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -29,6 +30,7 @@ from vox_serve.messages import (
     Finished,
     Forget,
     FromWorker,
+    MoreText,
     Ready,
     RemoveVoice,
     SpeechRequest,
@@ -55,6 +57,27 @@ class Unheard(Exception):
     """A replica was lost before it sent an event."""
 
 
+class LiveText:
+    """Text of a request that grows, after what the request itself has."""
+
+    def __init__(self) -> None:
+        self._messages: list[MoreText] = []
+        self._came = asyncio.Event()
+
+    def add(self, message: MoreText) -> None:
+        self._messages.append(message)
+        self._came.set()
+
+    async def after(self, sent: int, request_id: str) -> tuple[MoreText, int]:
+        """Wait for text after the first messages; returns it, and how many there are then."""
+        while len(self._messages) == sent:
+            self._came.clear()
+            await self._came.wait()
+        text = "".join(message.text for message in self._messages[sent:])
+        end = self._messages[-1].end
+        return MoreText(request_id, text, end), len(self._messages)
+
+
 class ClusterLink:
     """The link to all replicas of one engine.
 
@@ -70,6 +93,8 @@ class ClusterLink:
         self._keeps_voices = keeps_voices
         self._speaking: dict[str, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._texts: dict[str, LiveText] = {}
+        """Of requests whose text grows."""
         self._info: EngineInfo | None = None
         """The last reported state."""
         self._voices: tuple[tuple[str, int], ...] = ()
@@ -89,7 +114,12 @@ class ClusterLink:
         """Pass a message to the replica, or the replicas, that it is for."""
         if isinstance(message, Add):
             request = message.request
+            if request.waits is not None:
+                self._texts[request.id] = LiveText()
             self._speaking[request.id] = self._begin(self._speak(request))
+        elif isinstance(message, MoreText):
+            if message.request_id in self._texts:
+                self._texts[message.request_id].add(message)
         elif isinstance(message, Abort):
             self._abort(message.request_id)
         elif isinstance(message, Forget):
@@ -149,13 +179,18 @@ class ClusterLink:
         finally:
             if self._speaking.get(request.id) is asyncio.current_task():
                 del self._speaking[request.id]
+            self._texts.pop(request.id, None)
 
     async def _pass_on(self, request: SpeechRequest) -> None:
         """Like `_speak`, once.  Raises Unheard if the replica was lost before it sent any event."""
         responses = self._session(request.conversation, stream=True).speak.remote(request)
         heard = ended = False
+        feeding: asyncio.Task[None] | None = None
         try:
             async for event in responses:
+                if isinstance(event, Done):  # the replica takes text; what it got is not kept
+                    feeding = self._begin(self._feed(request.id))
+                    continue
                 heard = True
                 if isinstance(event, Finished):
                     self._frames += event.frames
@@ -174,6 +209,23 @@ class ClusterLink:
                 raise Unheard from error
             if not ended:
                 self._lose(request)
+        finally:
+            if feeding is not None:
+                feeding.cancel()
+
+    async def _feed(self, request_id: str) -> None:
+        """Send the text of a request as it comes, from its beginning.
+
+        It goes to all replicas, because Ray offers no call to one that it has chosen; those that do
+        not speak the request ignore it.
+        """
+        text, sent, end = self._texts[request_id], 0, False
+        while not end:
+            message, sent = await text.after(sent, request_id)
+            end = message.end
+            response = self._handle.broadcast("more_text", message)
+            with contextlib.suppress(*LOST):
+                await response.results_async(timeout_s=ASK_SECONDS, return_exceptions=True)
 
     def _lose(self, request: SpeechRequest) -> None:
         self._report(Failed(request.id, Unavailable("the engine's replica was lost")))

@@ -24,6 +24,7 @@ from vox_serve.messages import (
     Event,
     Failed,
     Finished,
+    MoreText,
     SpeechRequest,
     Stats,
 )
@@ -107,6 +108,8 @@ class Replica:
             # Clocks of two machines differ: time in this replica's queue is measured here.
             arrived = attrs.evolve(request, arrival=time.monotonic())
             events = self._client.submit(arrived)
+            if request.waits is not None:
+                yield Done(request.id, True)  # `more_text` may come
             while not ended:
                 event = await events.get()
                 ended = isinstance(event, Failed | Finished)
@@ -119,6 +122,10 @@ class Replica:
         finally:
             if not ended:  # the client left, or the ingress's node died
                 self._client.abort(request.id)
+
+    async def more_text(self, message: MoreText) -> None:
+        """Add to the text of a request, unless another replica speaks it."""
+        self._client.more_text(message.request_id, message.text, message.end)
 
     def _expect(self, request_id: str) -> None:
         """Keep a request open for the next part of its text."""

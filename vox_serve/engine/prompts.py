@@ -81,7 +81,7 @@ class Prompts:
             RequestError: it cannot be spoken; names the field and the limit.
         """
         for text in (request.text, *request.following):
-            self._check_text(text)
+            self._check_text(text.rstrip())
         # A long text keeps the voice that it began with, even if that is removed or replaced.
         kept = self.conversations.kept_voice(request.id) if request.continues else None
         voice = kept or self.voices.choose(request.voice, request.speaker)
@@ -160,7 +160,7 @@ class Prompts:
         live, prompt = sequence.live, sequence.prompt
         assert live is not None
         request = attrs.evolve(live.request, text=live.request.text + text)
-        self._check_text(request.text)
+        self._check_text(request.text.rstrip())  # of a space at the end, more is to come
         tokens, live.rest = self._tokens(live.rest + text, end)
         live.tokens += tokens
         before = 0 if prompt.later is None else len(prompt.later)

@@ -81,6 +81,13 @@ class Account:
             "text": " ".join((request.text, *request.following)) if log_text else None,
         }
 
+    def more_text(self, text: str) -> None:
+        """Record that the request's text has grown."""
+        self.metrics.text_characters_total().inc(len(text))
+        self._asked["characters"] += len(text)
+        if self._asked["text"] is not None:
+            self._asked["text"] += text
+
     def started(self, queue_seconds: float) -> None:
         """Record that it got a slot; calls for later parts of a long text are ignored."""
         if self._phase == "queued":

@@ -60,6 +60,8 @@ class AudioStream:
         opened: OpenRequests | None = None,
     ) -> None:
         self.request = request
+        self.text = request.text
+        """What it says, with text that has been added."""
         self.account = account
         self.finished: Finished | None = None
         self._client = client
@@ -67,12 +69,25 @@ class AudioStream:
         self._most_bytes = 4 * round(PIECE_SECONDS * info.sample_rate)
         self._parts = Parts(request, info.frame_rate, info.sample_rate)
         self._rest = b""
+        self._began = account.arrival
         self._cancelled_error = False
         self._events = client.submit(request)
         self._opened = OpenRequests() if opened is None else opened
         self._name = account.owner.own(account.name)
         self._opened.add(self._name, self)
         account.admitted(request, info, client.server.log_text)
+
+    def more_text(self, text: str, end: bool = False) -> None:
+        """Add to the text of a request that waits for it.
+
+        Args:
+            end: no more follows.
+        """
+        self._client.more_text(self.request.id, text, end)
+        self._parts.more_text(text)
+        self.text += text
+        self.account.more_text(text)
+        self._began = max(self._began, time.monotonic() - self.account.audio_seconds)
 
     async def next(self) -> bytes | None:
         """The PCM available, at most two seconds of it; None after the last.
@@ -110,7 +125,7 @@ class AudioStream:
         """
         limit = self._client.server.request_timeout
         played = self.account.audio_seconds if self.account.mode == "stream" else 0.0
-        left = self.account.arrival + limit + played - time.monotonic()
+        left = self._began + limit + played - time.monotonic()
         try:
             if left <= 0:
                 raise TimeoutError

@@ -105,6 +105,13 @@ class FrontEnd:
         """Whether texts stay unchanged unless a request brings pronunciations."""
         return self.as_written and not self.lexicon
 
+    @property
+    def keeps_words(self) -> bool:
+        """Whether only markup, damage and pronunciations change a text, not what words are."""
+        return self.as_written or (
+            self.language is None and self.alphabet is None and self.finish is _unchanged
+        )
+
     def speaks(self, tag: str | None) -> bool:
         """Whether this tag is in the front end's language; None and `auto` count as such."""
         return language_of(tag or "auto") in ("auto", self.language)

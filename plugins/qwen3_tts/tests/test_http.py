@@ -10,6 +10,7 @@ import soundfile
 
 from plugins.qwen3_tts.tests.checkpoints import clip
 from tests.conftest import running_server
+from tests.server.websocket.test_session import spoken_whole
 from vox_serve.config import EngineConfig
 
 PLUGINS = ("vox_serve_qwen3_tts.plugin",)
@@ -58,6 +59,13 @@ def test_a_voice_is_cloned_from_a_clip_and_streamed_equals_whole(
         streamed = server.http.post("/generate", json=asked | {"streaming": True})
         assert whole.status_code == 200, whole.text
         assert whole.content == streamed.content
+        for voice in ("anna", "any"):  # with a clip, a prompt needs several words
+            text = "hello there, the assistant says a few words."
+            bits = [text[start : start + 3] for start in range(0, len(text), 3)]
+            whole = server.http.post("/generate", json=asked | {"text": text, "voice": voice})
+            speaker = spoken_whole(server, bits, voice=voice, seed=5, max_seconds=1.2)
+            assert speaker.events[0]["live"] is True
+            assert speaker.audio == whole.content
         assert np.abs(np.frombuffer(whole.content, "<i2")).max() > 100
         other = server.http.post("/generate", json=asked | {"voice": "any"})
         assert other.content != whole.content

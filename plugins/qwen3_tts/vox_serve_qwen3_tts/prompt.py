@@ -61,10 +61,14 @@ class TextTokenizer:
         """The ids that no further text can change, and the rest of the text.
 
         What `PATTERN` finds depends on the text from there to the first character after it, and
-        for white space to the next other character.  So all is settled but the last word, with
-        white space after it, and what a combining mark at the word's beginning may change.
+        for white space to the next other character.  So all is settled but white space at the
+        end, the last word, unless a space follows it, and what a combining mark at the beginning of
+        a word may change.
         """
-        found = self._tokenizer.encode(text.rstrip(), add_special_tokens=False)
+        seen = text.rstrip()
+        found = self._tokenizer.encode(seen, add_special_tokens=False)
+        if text[len(seen) :].startswith(" "):
+            return found.ids, text[len(seen) :]
         words, starts = found.word_ids, [start for start, _ in found.offsets]
         for place in range(len(words) - 1, 0, -1):
             begins = words[place] != words[place - 1]

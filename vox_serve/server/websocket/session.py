@@ -5,13 +5,18 @@ queue.  One loop handles messages and the end of the task, so no locks are neede
 follow a `cancelled`.  The next text goes to the engine once the previous text's audio has been
 passed to the connection, so a slow client delays only itself, and audio of only one text is
 buffered for it.
+
+If the model takes text while it speaks, the queue has words in place of sentences (`live`).  The
+task that speaks them passes on what comes meanwhile, up to the length of one text.
 """
 
 from __future__ import annotations
 
 import asyncio
+import re
 import uuid
 from collections import deque
+from collections.abc import Coroutine, Sequence
 from enum import Enum, auto
 from typing import Any
 
@@ -20,7 +25,7 @@ import attrs
 from vox_serve.audio.formats import SAMPLE_BYTES, AudioFormat
 from vox_serve.errors import Cancelled, InvalidRequest, NothingToSpeak, RequestError
 from vox_serve.messages import LONG_TEXT_CHARACTERS, EngineInfo, FinishReason, SpeechRequest
-from vox_serve.parts import PART_CHARACTERS, cut, private_conversation
+from vox_serve.parts import PART_CHARACTERS, cut, in_parts, private_conversation
 from vox_serve.server.account import Account
 from vox_serve.server.encoding import INLINE_SECONDS, Encoding
 from vox_serve.server.errors import ClientGone, GoingAway, meaning
@@ -36,7 +41,8 @@ from vox_serve.server.websocket.connection import (
     ServerEnds,
     Text,
 )
-from vox_serve.text import PARAGRAPH_SECONDS, Incoming, is_ssml, speakable
+from vox_serve.server.websocket.live import Bit, LiveWords, as_read
+from vox_serve.text import PARAGRAPH_SECONDS, Incoming, Normalize, is_ssml, speakable
 from vox_serve.workers.interface import EngineClient
 
 MAX_WAITING_CHARACTERS = 10_000
@@ -86,8 +92,19 @@ class Session:
         self._template = template
         self._audio_format = audio_format
         self._piece_bytes = round(INLINE_SECONDS * info.sample_rate) * SAMPLE_BYTES
-        self._incoming = Incoming(MAX_WAITING_CHARACTERS)
-        self._queue: deque[str | Mark] = deque()
+        front_end = client.front_end
+        changed = bool(front_end.lexicon or template.pronunciations)
+        self._live = info.takes_live_text and front_end.keeps_words and not changed
+        """Whether text is spoken while it comes, and not by the sentence."""
+        self._as_written = front_end.as_written or template.normalize is Normalize.OFF
+        self._incoming = (
+            LiveWords(MAX_WAITING_CHARACTERS, self._as_written)
+            if self._live
+            else Incoming(MAX_WAITING_CHARACTERS)
+        )
+        self._queue: deque[str | Bit | Mark] = deque()
+        self._came = asyncio.Event()
+        """Set when something is added to the queue."""
         self._waiting = 0
         """Characters in the queue; a mark counts as one."""
         self._working: asyncio.Task[bool] | None = None
@@ -101,6 +118,8 @@ class Session:
         self._segments = 0
         self._stream: AudioStream | None = None
         """The stream of the segment being spoken."""
+        self._unshown = ""
+        """Text of the segment that no event has shown."""
         self._segment: int | None = None
         """The segment's number, once its audio has begun."""
         self._bytes = 0
@@ -132,6 +151,7 @@ class Session:
                 format=self._audio_format.name,
                 sample_rate=self._audio_format.rate(self._info.sample_rate),
                 channels=1,
+                **({"live": True} if self._live else {}),
                 **({"ignored": ignored} if (ignored := self._connection.ignored) else {}),
             )
             while True:
@@ -207,28 +227,35 @@ class Session:
                 "text",
             )
 
-    async def _feed(self, text: str) -> list[str]:
-        """The sentences that this text completes; a long one would delay other sessions here."""
+    async def _feed(self, text: str) -> Sequence[str | Bit]:
+        """What this text completes; a long one would delay other sessions here."""
         if len(text) <= LONG_TEXT_CHARACTERS:
             return self._incoming.feed(text)
         return await asyncio.to_thread(self._incoming.feed, text)
 
-    def _add(self, sentences: list[str]) -> None:
-        for sentence in sentences:
+    def _add(self, items: Sequence[str | Bit]) -> None:
+        for item in items:
             # The front end may be able to read a sign by itself.
-            if speakable(sentence) or not self._client.front_end.as_written:
-                self._put(sentence)
+            spoken = isinstance(item, Bit) or speakable(item)
+            if spoken or not self._client.front_end.as_written:
+                self._put(item)
 
     def _finish(self, mark: Mark) -> None:
         self._last = mark
         self._put(mark)
 
-    def _put(self, item: str | Mark) -> None:
+    def _put(self, item: str | Bit | Mark) -> None:
         self._queue.append(item)
         self._waiting += _size(item)
+        self._came.set()
 
     def _pop(self) -> None:
         self._waiting -= _size(self._queue.popleft())
+
+    def _replace(self, head: Bit) -> None:
+        self._pop()
+        self._queue.appendleft(head)
+        self._waiting += _size(head)
 
     async def _cancel(self) -> None:
         """Stop speaking, and drop all text received so far."""
@@ -261,6 +288,13 @@ class Session:
         head = self._queue[0]
         if isinstance(head, str):
             await self._speak(self._next_text())
+            return False
+        if isinstance(head, Bit) and head.alone:
+            self._pop()
+            await self._speak(head.text)
+            return False
+        if isinstance(head, Bit):
+            await self._speak_live()
             return False
         await self._pass(head)
         self._pop()  # only now, because a `cancel` may arrive before this
@@ -295,16 +329,99 @@ class Session:
             self._pop()
         return text
 
-    async def _speak(self, text: str) -> None:
-        """Speak a text; report and skip it if it cannot be spoken."""
+    async def _speak_live(self) -> None:
+        """Speak words, and those that come meanwhile, until a segment is complete."""
+        text, more = await self._take("")
+        while more and not speakable(text):
+            following, more = await self._take(text)
+            text += following
+        if speakable(text):
+            await self._speak(text, live=True, more=more)
+
+    async def _pass_on(self, stream: AudioStream, text: str, more: bool) -> None:
+        """Pass on the words that come while a segment, which began with `text`, is spoken."""
+        while more:
+            following, more = await self._take(text)
+            text += following
+            if following:
+                stream.more_text(following)
+                self._unshown += following
+        stream.more_text("", end=True)
+
+    async def _take(self, text: str) -> tuple[str, bool]:
+        """The next words of a segment after its `text`, and whether more may follow.
+
+        A segment ends where an utterance or a paragraph does, where text needs a request of its
+        own, at the end of a sentence if it is more than half full, and when it is full.  So
+        it depends only on the text, unless none comes for too long.
+        """
+        while await self._something_came():
+            head = self._queue[0]
+            if not isinstance(head, Bit) or head.alone:
+                break
+            space = head.text[: len(head.text) - len(head.text.lstrip())]
+            if text and "\n\n" in space:
+                break
+            if head.unread:
+                read = await as_read(head, self._client.reader, self._template, self._info)
+                self._replace(read)
+                continue
+            words = self._fitting(text, head)
+            if len(words) < len(head.text):
+                rest = head.text[len(words) :]
+                self._replace(attrs.evolve(head, text=rest, alone=not text + words))
+                return self._spaced(text, words), False
+            self._pop()
+            more = not head.ends or self._fits(2 * (text + words))
+            return self._spaced(text, words), more
+        return "", False
+
+    def _spaced(self, text: str, words: str) -> str:
+        """The words with one space between them and `text`, if there is any white space."""
+        if self._as_written or not text or not words:
+            return words
+        apart = words[0].isspace() and not text[-1].isspace()
+        return " " * apart + words.lstrip()
+
+    async def _something_came(self) -> bool:
+        """Wait until the queue has something; False if nothing comes in time."""
+        if not self._queue:
+            self._came.clear()
+            try:
+                async with asyncio.timeout(self._client.server.text_timeout):
+                    await self._came.wait()
+            except TimeoutError:
+                return False
+        return True
+
+    def _fitting(self, text: str, bit: Bit) -> str:
+        """The words of the bit that fit into a segment after `text`."""
+        words = ""
+        for word in re.findall(r"\s*\S+", bit.text):
+            if not self._fits(text + words + word):
+                break
+            words += word
+        return words if len(words) < len(bit.text.rstrip()) else bit.text
+
+    def _fits(self, text: str) -> bool:
+        return len(text) <= PART_CHARACTERS and len(cut(text, self._info)) == 1
+
+    async def _speak(self, text: str, live: bool = False, more: bool = False) -> None:
+        """Speak a text; report and skip it if it cannot be spoken.
+
+        Args:
+            live: speak it while more of it comes.
+            more: there may be more.
+        """
         segment = self._segments
-        shown = " ".join(text.split())
         self._segments += 1
+        self._unshown = text
         try:
-            stream = self._stream = await self._submit(text, f"{self.id}~{segment}")
+            stream = self._stream = await self._submit(text, f"{self.id}~{segment}", live)
             self._continues = True
             try:
-                await self._send_all(stream, segment, shown)
+                sending = self._send_all(stream, segment)
+                await (_beside(sending, self._pass_on(stream, text, more)) if live else sending)
                 stream.close(None)
             finally:
                 stream.close(ClientGone())
@@ -313,11 +430,12 @@ class Session:
         except RequestError as error:
             if not meaning(error).session_goes_on:
                 raise
-            await self._connection.send_error(error, fatal=False, segment=segment, text=shown)
+            text = " ".join((text if self._stream is None else self._stream.text).split())
+            await self._connection.send_error(error, fatal=False, segment=segment, text=text)
         finally:
             self._stream = self._segment = None
 
-    async def _submit(self, text: str, request_id: str) -> AudioStream:
+    async def _submit(self, text: str, request_id: str, live: bool) -> AudioStream:
         account = Account(request_id, self._client.metrics, "stream", owner=self._owner)
         request = attrs.evolve(
             self._template,
@@ -327,21 +445,34 @@ class Session:
             arrival=account.arrival,
         )
         try:
-            lead = PARAGRAPH_SECONDS if self._continues and text.startswith("\n\n") else 0.0
-            speech = await self._client.reader.split(request, self._info, lead)
+            space = text[: len(text) - len(text.lstrip())]
+            lead = PARAGRAPH_SECONDS if self._continues and "\n\n" in space else 0.0
+            if live:
+                limit = 2 * self._client.server.text_timeout  # this session ends it before
+                speech = in_parts(
+                    attrs.evolve(request, text=text.lstrip(), waits=limit), self._info, lead=lead
+                )
+            else:
+                speech = await self._client.reader.split(request, self._info, lead)
             return AudioStream(self._client, self._info, speech, account)
         except RequestError as error:
             account.end(error)
             raise
 
-    async def _send_all(self, stream: AudioStream, segment: int, text: str) -> None:
+    async def _show(self, stream: AudioStream, segment: int) -> None:
+        """Send a `segment` event with the text of the audio that follows, if it is new."""
+        text, self._unshown = " ".join(self._unshown.split()), ""
+        dropped = {"dropped": stream.request.dropped} if stream.request.dropped else {}
+        if text:
+            await self._connection.send_event(
+                "segment", segment=segment, text=text, start_seconds=self._seconds, **dropped
+            )
+
+    async def _send_all(self, stream: AudioStream, segment: int) -> None:
         """Send a `segment` event with the text, then the segment's audio."""
         pcm = await stream.next()
         self._segment = segment
-        dropped = {"dropped": stream.request.dropped} if stream.request.dropped else {}
-        await self._connection.send_event(
-            "segment", segment=segment, text=text, start_seconds=self._seconds, **dropped
-        )
+        await self._show(stream, segment)
         if self._encoding is None:
             self._encoding = Encoding(self._audio_format, self._info.sample_rate)
         while pcm is not None:
@@ -354,12 +485,28 @@ class Session:
                 self._bytes += len(piece)
                 await asyncio.sleep(0)  # let other tasks run: the awaits above may not have yielded
             pcm = await stream.next()
+            await self._show(stream, segment)
         if stream.finished is not None and stream.finished.reason is not FinishReason.STOP:
             self._reason = stream.finished.reason
 
 
-def _size(item: str | Mark) -> int:
-    return len(item) if isinstance(item, str) else 1
+def _size(item: str | Bit | Mark) -> int:
+    if isinstance(item, Mark):
+        return 1
+    return len(item if isinstance(item, str) else item.text)
+
+
+async def _beside(work: Coroutine[Any, Any, None], other: Coroutine[Any, Any, None]) -> None:
+    """Await `work`, with `other` beside it, which may fail but need not end."""
+    tasks = [asyncio.ensure_future(work), asyncio.ensure_future(other)]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+        await tasks[0]
+    finally:
+        for task in tasks:
+            await _cancel_and_wait(task)
 
 
 async def _cancel_and_wait(task: asyncio.Future[Any]) -> None:
