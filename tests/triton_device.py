@@ -46,10 +46,10 @@ INTERPRETER_WARNINGS = [
 needs_triton = pytest.mark.skipif(not HAS_TRITON, reason="Triton is not installed; Linux has it")
 
 
-def run_interpreted(file: str) -> None:
-    """Run the tests of `file` that are marked `on_device` in Triton's interpreter."""
+def run_interpreted(*files: str) -> None:
+    """Run the tests of `files` that are marked `on_device` in Triton's interpreter."""
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "pytest", file, "-k", "interpreted", "-q", "--durations=5"]
+    command = [sys.executable, "-m", "pytest", *files, "-k", "interpreted", "-q", "--durations=5"]
     run = subprocess.run(
         [*command, "--noconftest", "-p", "no:cacheprovider"],
         env=environment,

@@ -144,6 +144,8 @@ def _kernel_bytes(name: str, tensor: torch.Tensor, given: dict[str, Any], contex
     if name in ("keys_ptr", "values_ptr"):  # [slots, positions, heads, dim]
         read = min(context, tensor.shape[1])
         return rows * read * tensor.shape[2] * tensor.shape[3] * item
+    if name == "ring_ptr":  # [slots, 2, heads, positions, dim]
+        return rows * tensor[0].numel() * item
     if name in ("cos_ptr", "sin_ptr"):
         return rows * tensor.shape[1] * item
     if name == "x_ptr" and given.get("gathers"):

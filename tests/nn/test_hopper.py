@@ -30,6 +30,7 @@ REGISTERS = {
     "_pair_attention": 48,
     "_pick": 128,
     "_pick_wide": 64,
+    "_ring_attention": 160,
     "_rms_norm": 40,
     "_silu_mul": 40,
 }

@@ -56,7 +56,7 @@ def noise(*shape: int, dtype: torch.dtype, device: torch.device, seed: int = 0) 
 @pytest.mark.skipif(INTERPRETED, reason="this is the process that it starts")
 @pytest.mark.timeout(300)
 def test_the_tests_pass_in_the_interpreter():
-    run_interpreted("tests/nn/test_kernels.py")
+    run_interpreted("tests/nn/test_kernels.py", "tests/nn/test_triton_ring.py")
 
 
 @on_device

@@ -24,6 +24,8 @@ DEVICES = ("cuda",)
 """Device types on which kernels run; tests add others."""
 HEAD_DIMS = (32, 64, 128)
 """Head sizes that the attention kernel supports; the plain version supports any."""
+RING_LATENTS = 2
+"""A codec's attention kernel holds a step's latents in registers, at most this many of a row."""
 MAX_CODES = 8192
 """The widest row of logits that fits one block of the sampling kernel; another kernel handles
 wider ones."""

@@ -121,8 +121,10 @@ class Int8Linear(nn.Module):
         scale = weight.abs().amax(1).clamp(min=1e-12) / 127
         zeros = torch.zeros(len(weight), dtype=torch.int64)
         with warnings.catch_warnings():
-            # torch 2.13 deprecates quantised tensors.  They are only on their way
-            # into the packed matrix here, and there is no other way into it yet.
+            # torch 2.13 deprecates quantised tensors.  This one only lives until FBGEMM has packed
+            # it, and FBGEMM takes no other.  oneDNN's `qlinear_pointwise` takes plain int8, but
+            # it prepares each call anew: one row and 1024 x 3072 weights take 0.21 ms, here 0.13;
+            # four rows 0.22 (0.15), 16 rows 0.35 (0.32), on two Zen 4 cores with torch 2.14.
             warnings.filterwarnings("ignore", message="torch.quantize_per")
             held = torch.quantize_per_channel(weight, scale, zeros, 0, torch.qint8)
         self.nbytes = weight.numel() + scale.nbytes

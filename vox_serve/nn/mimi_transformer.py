@@ -14,22 +14,32 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from vox_serve.nn.kernels import HEAD_DIMS, RING_LATENTS, use_triton
 from vox_serve.nn.linear import PackedLinear
 from vox_serve.nn.seanet import Read
 
 
 @attrs.frozen(eq=False)
-class _StepInputs:
-    """Values for one step of T latents that all layers share."""
+class _RingInputs:
+    """What the plain version needs to write to the rings and to read them."""
 
-    slots: torch.Tensor  # [B]
-    rotations: torch.Tensor  # RoPE: complex [B, T, 1, 1, head_dim / 2]
     bias: (
         torch.Tensor
     )  # 0 if a latent attends to an entry of the ring, else -inf: [B, 1, T, capacity]
     places: (
         torch.Tensor
     )  # index of a step's keys and values in a ring's vectors: [B * 2 * heads * T]
+
+
+@attrs.frozen(eq=False)
+class _StepInputs:
+    """What all layers share in one step of T latents."""
+
+    slots: torch.Tensor  # [B]
+    first: torch.Tensor  # position of the first latent: [B]
+    window: int
+    rotations: torch.Tensor  # RoPE: complex [B, T, 1, 1, head_dim / 2]
+    ring: _RingInputs | None  # None: the kernel needs none
 
 
 @attrs.frozen(eq=False)
@@ -94,15 +104,34 @@ class StreamingLayer(nn.Module):
         self, x: torch.Tensor, step: _StepInputs, ring: torch.Tensor, batch: torch.Tensor
     ) -> torch.Tensor:
         """`[B * T, C]` to the same; writes to the layer's `ring`, and copies rows to `batch`."""
-        rows, _, heads, _, head_dim = batch.shape
-        qkv = self.qkv(self.norm1(x)).view(rows, -1, 3, heads, head_dim)
-        pairs = qkv[:, :, :2].view(rows, -1, 2, heads, head_dim // 2, 2)
-        torch.view_as_complex(pairs).mul_(step.rotations)
-        q, kv = qkv[:, :, 0].transpose(1, 2), qkv[:, :, 1:].permute(0, 2, 3, 1, 4)
-        ring.view(-1, head_dim).index_copy_(0, step.places, kv.reshape(-1, head_dim))
-        k, v = torch.index_select(ring, 0, step.slots, out=batch).unbind(1)
-        seen = F.scaled_dot_product_attention(q, k, v, step.bias)
-        return self.feed_forward(self.out(seen.transpose(1, 2).reshape(len(x), -1), x))
+        qkv = self.qkv(self.norm1(x))
+        if step.ring is None:
+            from vox_serve.nn.triton_ring import ring_attention
+
+            seen = ring_attention(qkv, step.rotations, ring, step.slots, step.first, step.window)
+        else:
+            seen = _attend(qkv, step.rotations, ring, step.slots, step.ring, batch)
+        return self.feed_forward(self.out(seen, x))
+
+
+def _attend(
+    qkv: torch.Tensor,
+    rotations: torch.Tensor,
+    ring: torch.Tensor,
+    slots: torch.Tensor,
+    inputs: _RingInputs,
+    batch: torch.Tensor,
+) -> torch.Tensor:
+    """As `vox_serve.nn.triton_ring.ring_attention`; copies rows of the ring to `batch`."""
+    rows, _, heads, _, head_dim = batch.shape
+    qkv = qkv.view(rows, -1, 3, heads, head_dim)
+    pairs = qkv[:, :, :2].view(rows, -1, 2, heads, head_dim // 2, 2)
+    torch.view_as_complex(pairs).mul_(rotations)
+    q, kv = qkv[:, :, 0].transpose(1, 2), qkv[:, :, 1:].permute(0, 2, 3, 1, 4)
+    ring.view(-1, head_dim).index_copy_(0, inputs.places, kv.reshape(-1, head_dim))
+    k, v = torch.index_select(ring, 0, slots, out=batch).unbind(1)
+    seen = F.scaled_dot_product_attention(q, k, v, inputs.bias)
+    return seen.transpose(1, 2).reshape(-1, heads * head_dim)
 
 
 class StreamingTransformer(nn.Module):
@@ -182,13 +211,16 @@ class StreamingTransformer(nn.Module):
         positions = first[:, None] + rings.time[:num_latents]  # [B, T]
         angles = positions[..., None] * self.frequencies
         rotations = torch.complex(angles.cos(), angles.sin())[:, :, None, None]
+        if use_triton(angles) and num_latents <= RING_LATENTS and self.head_dim in HEAD_DIMS:
+            return _StepInputs(slots, first, self.window, rotations, None)
         newest = positions[:, -1:]
         age = (newest - rings.index) % capacity  # positions in a ring, [B, capacity]
         age = age.masked_fill_(age > newest, capacity)  # not yet written
         bias = F.embedding(age, rings.bias[:, -num_latents:]).transpose(1, 2).contiguous()
         places = slots[:, None] * rings.vectors.numel() * capacity
         places = places[..., None] + rings.vectors + (positions % capacity)[:, None]
-        return _StepInputs(slots, rotations, bias[:, None], places.flatten())
+        ring = _RingInputs(bias[:, None], places.flatten())
+        return _StepInputs(slots, first, self.window, rotations, ring)
 
 
 def _head_dim(c: Mapping[str, Any]) -> int:
