@@ -179,6 +179,22 @@ def test_a_voice_prefers_the_replica_that_has_its_prefix() -> None:
     asyncio.run(asyncio.wait_for(main(), 20))
 
 
+def test_a_voice_is_listed_though_no_replica_that_has_it_is_loaded() -> None:
+    async def main() -> None:
+        async with running() as client:
+            first, second = client.replicas
+            first.worker._unload()
+            await client.add_voice("ann", 0, ())
+            second.worker._unload()
+            assert client.state is EngineState.UNLOADED
+            for replica in (first, second):
+                assert ("ann", 0) in replica.voices
+            assert await client.remove_voice("ann")
+            assert all(("ann", 0) not in replica.voices for replica in (first, second))
+
+    asyncio.run(asyncio.wait_for(main(), 20))
+
+
 @pytest.mark.parametrize("restart", [True, False])
 def test_a_replica_that_dies_fails_only_its_own_requests(restart: bool) -> None:
     async def main() -> None:

@@ -292,6 +292,9 @@ class WorkerClient:
                 added.append(replica)
         if lost is not None and not added:
             raise lost
+        for replica in self.replicas:
+            if replica not in added:
+                replica.expect_voice(name, speaker)
 
     async def remove_voice(self, name: str) -> bool:
         self.admit()

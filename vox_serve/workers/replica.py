@@ -201,6 +201,10 @@ class Replica:
         await self._done(request_id, AddVoice(request_id, name, speaker, segments))
         self._warm.pop(name, None)
 
+    def expect_voice(self, name: str, speaker: int) -> None:
+        """List a voice that the others have; this worker gets it when it is loaded again."""
+        self.voices = (*(voice for voice in self.voices if voice[0] != name), (name, speaker))
+
     async def remove_voice(self, name: str) -> bool:
         """Like `EngineClient.remove_voice`, for this worker only."""
         if self.state is EngineState.UNLOADED:
