@@ -9,7 +9,7 @@ EXTRAS ?= dev
 # Arguments for a target's command: make serve ARGS="--port 9000 --model DIR"
 ARGS ?=
 
-.PHONY: help setup check test test-slow test-reliability test-cluster test-oldest serve site bench bench-gpu dist lock dashboard page voice voice-eval clean
+.PHONY: help setup check test test-slow test-reliability test-replicas test-cluster test-oldest serve site bench bench-gpu dist lock dashboard page voice voice-eval clean
 
 help:
 	@echo "make serve    install the runtime and serve on port 8000 (ARGS=... for flags)"
@@ -19,6 +19,7 @@ help:
 	@echo "make site     build the documentation as web pages, into build/site"
 	@echo "make test-slow  tests that take minutes (full-size model; about 8 GB of memory)"
 	@echo "make test-reliability  the promises of docs/operations.md, with their figures (ten minutes)"
+	@echo "make test-replicas  the server's tests, its promises and the conformance kit, with two replicas"
 	@echo "make test-cluster  a cluster of Ray on this machine (installs ray, 490 MB; some minutes)"
 	@echo "make test-oldest  the tests with the oldest supported dependencies, in $(OLDEST)"
 	@echo "make voice    retrain the demo voice (SIZE=cpu or gpu, WORK=folder; takes hours)"
@@ -67,6 +68,12 @@ test-slow: $(VENV)/.dev
 
 # Tests the promises of docs/operations.md, and prints their figures.
 test-reliability: $(VENV)/.dev
+	$(BIN)/pytest -m reliability tests/reliability $(ARGS)
+
+# Tests that mean a single worker are skipped.  The promises have times, so they run one by one.
+test-replicas: export TONE_REPLICAS = 2
+test-replicas: $(VENV)/.dev
+	$(BIN)/pytest -n auto -m "not slow" tests/server tests/testing tests/test_launch.py tests/test_metrics.py $(ARGS)
 	$(BIN)/pytest -m reliability tests/reliability $(ARGS)
 
 $(VENV)/.ray: $(VENV)/.dev

@@ -1,4 +1,4 @@
-"""docs/performance.png: seconds per frame by batch, and the split of our frame."""
+"""Pictures of the documentation: performance.png and replicas.png."""
 
 from __future__ import annotations
 
@@ -15,13 +15,49 @@ SPLIT = {"advance": "tab:blue", "emit": "tab:orange", "codec": "tab:green"}
 
 
 def draw(found: Mapping[str, Any], path: Path) -> None:
-    """Draw a row of two charts for each setting; the file's extension selects the format."""
+    """Draw the seconds per frame by batch and the split of our frame, a row for each setting.
+
+    The file's extension selects the format.
+    """
     results = found["results"]
     figure = Figure(figsize=(11, 3.8 * len(results)), layout="constrained")
     rows = figure.subplots(len(results), 2, squeeze=False)
     for (name, result), (by_batch, split) in zip(results.items(), rows, strict=True):
         _by_batch(by_batch, result, SETTINGS[name])
         _split(split, result)
+    _write(figure, found, path)
+
+
+def draw_replicas(found: Mapping[str, Any], path: Path) -> None:
+    """Draw first audio and real-time factor at each rate, a bar for each number of replicas."""
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    first, factor = figure.subplots(1, 2)
+    rates = sorted({run["load"] for run in found["load"]})
+    numbers = sorted({run["replicas"] for run in found["load"]})
+    width = 0.8 / len(numbers)
+    for index, number in enumerate(numbers):
+        runs = [run for run in found["load"] if run["replicas"] == number]
+        middle = (index - (len(numbers) - 1) / 2) * width
+        where = [rates.index(run["load"]) + middle for run in runs]
+        style = {"width": width, "color": f"C{index}", "edgecolor": "white"}
+        name = f"{number} replica{'s' if number > 1 else ''}"
+        for percentile, alpha in (("p95", 0.4), ("p50", 1.0)):
+            heights = [1000 * run["first_audio"][percentile] for run in runs]
+            bars = first.bar(where, heights, alpha=alpha, label=f"{name}, {percentile}", **style)
+            first.bar_label(bars, fmt="%.0f", fontsize="small")
+        bars = factor.bar(where, [run["real_time_factor"]["p50"] for run in runs], **style)
+        factor.bar_label(bars, fmt="%.2f", fontsize="small")
+    first.set(ylabel="first audio, ms")
+    factor.set(ylabel="real-time factor, p50")
+    for axes in (first, factor):
+        axes.set_xlabel("requests/s")
+        axes.set_xticks(range(len(rates)), [f"{rate:g}" for rate in rates])
+        axes.margins(y=0.15)
+    first.legend(fontsize="small")
+    _write(figure, found, path)
+
+
+def _write(figure: Figure, found: Mapping[str, Any], path: Path) -> None:
     machine = found["machine"]
     figure.suptitle(f"{machine['processor']}, {machine['cores']} cores, {machine['date']}")
     figure.savefig(path, dpi=120)

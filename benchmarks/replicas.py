@@ -2,25 +2,33 @@
 
     python -m benchmarks.replicas                       load, then turns
     python -m benchmarks.replicas --rate 3 6 --duration 20
+    python -m benchmarks.replicas --from-json FILE --picture docs/replicas.png
 
 - Load: one and two replicas under the same open loop.  Each replica has one thread and `--slots`
   slots, and the client shares the cores.
 - Turns: a conversation whose turns go to the replica that spoke the last one, beside one whose
   turns go to the other replica each time.
 
-Prints a Markdown table for each.
+Prints a Markdown table for each; --json keeps the figures of the load, --picture draws them.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import time
+from collections.abc import Mapping
 from itertools import product
+from pathlib import Path
 from statistics import median
+from typing import Any
 
+import attrs
+
+from benchmarks import machine
+from benchmarks.picture import draw_replicas
 from benchmarks.served import open_loop, running
-from vox_serve.bench.figures import Figures
 from vox_serve.config import EngineConfig, ServerConfig
 from vox_serve.messages import Audio, Failed, Finished, SpeechRequest
 from vox_serve.metrics import Metrics
@@ -32,25 +40,30 @@ NAMES = map("".join, product("bdfgklmnprst", "aeiou", "lmnrst", "aeo"))
 TURNS = 8
 
 
-def load(rates: list[float], duration: float, slots: int) -> None:
-    """Print the figures of one and two replicas under each rate."""
-    print("| replicas | requests/s | first audio p50, p95 | real-time factor p50 | ok |")
-    print("|---|---|---|---|---|")
+def load(rates: list[float], duration: float, slots: int) -> dict[str, Any]:
+    """The figures of one and two replicas at each rate, and what they were measured on."""
+    found: dict[str, Any] = {"machine": machine.describe(), "slots": slots, "duration": duration}
+    found["load"] = runs = []
     for replicas in (1, 2):
         flags = ("--replicas", str(replicas), "--max-batch-size", str(slots))
         with running("demo", *flags) as (_, address):
-            for found in open_loop(address, rates, duration):
-                print(f"| {replicas} {_row(found)}", flush=True)
+            for run in open_loop(address, rates, duration):
+                runs.append({"replicas": replicas, **attrs.asdict(run)})
+    return found
 
 
-def _row(found: Figures) -> str:
-    first, factor = found.first_audio, found.real_time_factor
-    assert first.p50 is not None
-    assert first.p95 is not None
-    return (
-        f"| {found.load:g} | {1000 * first.p50:.0f} ms, {1000 * first.p95:.0f} ms "
-        f"| {factor.p50:.2f} | {found.ok} of {found.requests} |"
-    )
+def table(found: Mapping[str, Any]) -> str:
+    """The figures of the load as Markdown."""
+    lines = ["| replicas | requests/s | first audio p50, p95 | real-time factor p50 | answered |"]
+    lines.append("|---|---|---|---|---|")
+    for run in sorted(found["load"], key=lambda run: (run["load"], run["replicas"])):
+        first = run["first_audio"]
+        lines.append(
+            f"| {run['replicas']} | {run['load']:g} "
+            f"| {1000 * first['p50']:.0f} ms, {1000 * first['p95']:.0f} ms "
+            f"| {run['real_time_factor']['p50']:.2f} | {run['ok']} of {run['requests']} |"
+        )
+    return "\n".join(lines)
 
 
 async def turns(rounds: int) -> None:
@@ -110,10 +123,22 @@ def main() -> None:
     parser.add_argument("--duration", type=float, default=15.0)
     parser.add_argument("--slots", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--json", type=Path, help="write the figures of the load there")
+    parser.add_argument("--picture", type=Path, help="draw the figures of the load there")
+    parser.add_argument("--from-json", type=Path, help="measure nothing: take these figures")
     arguments = parser.parse_args()
-    if arguments.rate:
-        load(arguments.rate, arguments.duration, arguments.slots)
-    if arguments.rounds:
+    found = None
+    if arguments.from_json:
+        found = json.loads(arguments.from_json.read_text(encoding="utf-8"))
+    elif arguments.rate:
+        found = load(arguments.rate, arguments.duration, arguments.slots)
+    if found:
+        print(table(found), flush=True)
+        if arguments.json:
+            arguments.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        if arguments.picture:
+            draw_replicas(found, arguments.picture)
+    if arguments.rounds and not arguments.from_json:
         asyncio.run(turns(arguments.rounds))
 
 

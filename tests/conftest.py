@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -15,7 +14,7 @@ import pytest
 import uvicorn
 from litestar import Litestar
 
-from tests.launched import Launched, Start, launched
+from tests.launched import REPLICAS, Launched, Start, launched
 from tests.tone import ToneModel
 from tests.waiting import until
 from vox_serve.config import EngineConfig, ServerConfig
@@ -31,8 +30,15 @@ TONE = EngineConfig(
     model="tone",
     plugins=("tests.tone",),
     max_batch_size=4,
-    replicas=int(os.environ.get("TONE_REPLICAS", "1")),  # set to 2 to test two replicas
+    replicas=REPLICAS,
 )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        mark = item.get_closest_marker("one_replica")
+        if mark is not None and TONE.replicas > 1:
+            item.add_marker(pytest.mark.skip(reason=mark.kwargs["reason"]))
 
 
 @attrs.define

@@ -19,7 +19,9 @@ import httpx
 from tests.waiting import until
 
 ROOT = Path(__file__).parent.parent
-TONE = ["--model", "tone", "--plugins", "tests.tone"]
+REPLICAS = int(os.environ.get("TONE_REPLICAS", "1"))
+"""Workers of each tone; 2: `make test-replicas`."""
+TONE = ["--model", "tone", "--plugins", "tests.tone", "--replicas", str(REPLICAS)]
 
 
 @attrs.define
@@ -59,14 +61,17 @@ class Launched:
                     continue
         return found
 
-    def worker(self) -> int:
-        """The engine's process: the child that is not the resource tracker."""
-        (pid,) = (
+    def workers(self) -> list[int]:
+        """The engines' processes: the children that are not the resource tracker."""
+        return [
             pid
             for pid in self.processes()
             if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()
-        )
-        return pid
+        ]
+
+    def signal_workers(self, number: signal.Signals) -> None:
+        for pid in self.workers():
+            os.kill(pid, number)
 
     def stream(self, **body: object):
         return self.http.stream("POST", "/generate", json={"streaming": True, **body})

@@ -15,7 +15,7 @@ from typing import IO, Any
 import httpx
 import pytest
 
-from tests.launched import TONE, Launched, Start, launched
+from tests.launched import REPLICAS, TONE, Launched, Start, launched
 from tests.waiting import until
 from vox_serve import launch
 from vox_serve.config import ServerConfig
@@ -94,7 +94,7 @@ def test_a_second_ctrl_c_ends_at_once(start: Start) -> None:
     pieces: list[bytes] = []
     with server.stream(text="150 frames", max_seconds=12) as response:
         assert response.status_code == 200
-        os.kill(server.worker(), signal.SIGSTOP)
+        server.signal_workers(signal.SIGSTOP)
         os.killpg(server.process.pid, signal.SIGINT)
         until(lambda: "Shutting down" in server.read_log())
         os.killpg(server.process.pid, signal.SIGINT)
@@ -109,7 +109,7 @@ def test_a_killed_worker_ends_the_server(start: Start) -> None:
     with server.stream(text="150 frames", max_seconds=12) as response:
         assert response.status_code == 200
         killed = time.monotonic()
-        os.kill(server.worker(), signal.SIGKILL)
+        server.signal_workers(signal.SIGKILL)
         with pytest.raises(httpx.RemoteProtocolError):
             pieces.extend(response.iter_raw())
         assert time.monotonic() - killed < 1
@@ -126,14 +126,15 @@ def test_a_killed_worker_ends_the_server(start: Start) -> None:
 def test_a_stopped_worker_is_restarted_and_ends_with_the_server(start: Start) -> None:
     """The worker is idle when it is stopped; its successor is stopped when the server is killed."""
     server = start("--on-worker-death", "restart", "--stall-timeout", "1.5")
-    first = server.worker()
-    os.kill(first, signal.SIGSTOP)
+    first = set(server.workers())
+    server.signal_workers(signal.SIGSTOP)
     until(lambda: server.http.get("/health").status_code == 503, 5)
     (model,) = server.http.get("/health").json()["models"]
     assert model["status"] == "restarting"
     assert model["reason"] == "the engine gave no sign of life for 1.5 seconds"
     until(lambda: server.http.get("/ready").status_code == 200, 30)
-    assert server.worker() != first
+    until(lambda: len(server.workers()) == REPLICAS, 10)
+    assert first.isdisjoint(server.workers())
     others = len(server.processes())
     long = {"text": "5 " + "frames " * 200, "max_seconds": 0.5}
     assert server.http.post("/generate", json=long).status_code == 200
@@ -141,7 +142,7 @@ def test_a_stopped_worker_is_restarted_and_ends_with_the_server(start: Start) ->
     files = {"audio": ("a.wav", sound), "name": (None, "anna"), "text": (None, "hello")}
     assert server.http.post("/v1/audio/voices", files=files).status_code == 201
     assert len(server.processes()) == others + 2  # one for texts, one for audio files
-    os.kill(server.worker(), signal.SIGSTOP)
+    server.signal_workers(signal.SIGSTOP)
     server.process.kill()
     assert server.end(5) == -signal.SIGKILL
 

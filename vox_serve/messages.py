@@ -19,6 +19,9 @@ from vox_serve.errors import RequestError
 from vox_serve.text import Normalize
 from vox_serve.voice import Segment
 
+KEPT_SECONDS = 0.25
+"""How long a slot is reserved for the next part of a text.  For a client that reads, the part comes
+within milliseconds; one that does not read must not block a slot."""
 LONG_TEXT_CHARACTERS = 1000
 """Longer texts take over 5 ms to normalise and cut, so that is done in a thread."""
 

@@ -230,6 +230,27 @@ def test_a_killed_node_fails_only_its_own_requests(cluster: RayCluster, single: 
     speak_turn(cluster, single, number=1)  # including conversations of the lost node
 
 
+def test_a_replica_starts_while_requests_wait_and_goes_away_after_it(cluster: RayCluster):
+    cluster.deploy(min_replicas=1, upscale_delay=2.0, downscale_delay=4.0)
+    cluster.wait(slots=4, seconds=120)
+    began = time.monotonic()
+    few, many = [under_load(cluster, clients, {"text": "40 frames"}) for clients in (2, 8)]
+    slowly(lambda: cluster.health()["waiting"] > 0, 10)
+    cluster.wait(slots=8, seconds=120)
+    grown = time.monotonic() - began
+    slowly(lambda: cluster.health()["running"] > 4, 10)
+    found = outcomes(many)
+    began = time.monotonic()
+    cluster.wait(slots=4, seconds=120)
+    shrunk = time.monotonic() - began
+    found += outcomes(few)
+    print(f"\nscaled: {len(found)} requests of 10 clients, a second replica after {grown:.0f} s;")
+    print(f"it went {shrunk:.0f} s after 8 of them had left, while 2 were spoken to")
+    assert set(found) == {"200"}
+    cluster.deploy(min_replicas=2)
+    cluster.wait(slots=8)
+
+
 def test_first_audio_is_compared_with_the_plain_server(cluster: RayCluster, single: RunningServer):
     """It prints the figures, and asserts nothing about speed."""
     cluster.wait(slots=8)

@@ -12,64 +12,65 @@ import yaml
 
 from tests.deploy.tools import DEPLOY, passes, run, tool
 from vox_serve.cluster.application import serve_config
-from vox_serve.cluster.config import parse
+from vox_serve.cluster.config import ClusterConfig, parse
 
 MANIFEST = DEPLOY / "kuberay" / "vox-serve.yaml"
 
 
-def closed(required: tuple[str, ...] = (), **fields: Any) -> dict[str, Any]:
+TYPES = {
+    "text": {"type": "string"},
+    "number": {"type": "integer"},
+    "flag": {"type": "boolean"},
+    "params": {"type": "object", "additionalProperties": {"type": "string"}},
+    "any": {},
+}
+
+
+def closed(required: str = "", /, **fields: Any) -> dict[str, Any]:
+    """An object with these fields only: names by their type of TYPES, or a field's own schema."""
+    properties = {}
+    for name, found in fields.items():
+        properties |= dict.fromkeys(found.split(), TYPES[name]) if name in TYPES else {name: found}
     return {
         "type": "object",
-        "properties": fields,
-        "required": list(required),
+        "properties": properties,
+        "required": required.split(),
         "additionalProperties": False,
     }
 
 
-TEXT, NUMBER, FLAG, ANY = {"type": "string"}, {"type": "integer"}, {"type": "boolean"}, {}
-PARAMS = {"type": "object", "additionalProperties": TEXT}
 SCHEMA = closed(
-    ("apiVersion", "kind", "metadata", "spec"),
+    "apiVersion kind metadata spec",
     apiVersion={"const": "ray.io/v1"},
     kind={"const": "RayService"},
-    metadata=ANY,
+    any="metadata",
     spec=closed(
-        ("serveConfigV2", "rayClusterConfig"),
-        serveService=ANY,
-        upgradeStrategy=ANY,
-        serveConfigV2=TEXT,
-        excludeHeadPodFromServeSvc=FLAG,
+        "serveConfigV2 rayClusterConfig",
+        any="serveService upgradeStrategy",
+        text="serveConfigV2",
+        flag="excludeHeadPodFromServeSvc",
         rayClusterConfig=closed(
-            ("headGroupSpec",),
-            suspend=FLAG,
-            managedBy=TEXT,
-            autoscalerOptions=ANY,
-            headServiceAnnotations=PARAMS,
-            enableInTreeAutoscaling=FLAG,
-            gcsFaultToleranceOptions=ANY,
-            rayVersion=TEXT,
+            "headGroupSpec",
+            flag="suspend enableInTreeAutoscaling",
+            text="managedBy rayVersion",
+            any="autoscalerOptions gcsFaultToleranceOptions",
+            params="headServiceAnnotations",
             headGroupSpec=closed(
-                ("template",),
-                template=ANY,
-                headService=ANY,
-                enableIngress=FLAG,
-                rayStartParams=PARAMS,
+                "template",
+                any="template headService",
+                flag="enableIngress",
+                params="rayStartParams",
                 serviceType={"enum": ["ClusterIP", "NodePort", "LoadBalancer"]},
             ),
             workerGroupSpecs={
                 "type": "array",
                 "items": closed(
-                    ("groupName", "minReplicas", "maxReplicas", "template"),
-                    suspend=FLAG,
-                    groupName=TEXT,
-                    replicas=NUMBER,
-                    minReplicas=NUMBER,
-                    maxReplicas=NUMBER,
-                    idleTimeoutSeconds=NUMBER,
-                    rayStartParams=PARAMS,
-                    template=ANY,
-                    scaleStrategy=ANY,
-                    numOfHosts=NUMBER,
+                    "groupName minReplicas maxReplicas template",
+                    flag="suspend",
+                    text="groupName",
+                    number="replicas minReplicas maxReplicas idleTimeoutSeconds numOfHosts",
+                    params="rayStartParams",
+                    any="template scaleStrategy",
                 ),
             },
         ),
@@ -89,6 +90,12 @@ def cluster() -> dict[str, Any]:
 def pods() -> list[dict[str, Any]]:
     groups = [cluster()["headGroupSpec"], *cluster()["workerGroupSpecs"]]
     return [group["template"]["spec"] for group in groups]
+
+
+def deployed() -> tuple[dict[str, Any], ClusterConfig]:
+    """The configuration of Ray Serve in it, and what that says of the application."""
+    content = yaml.safe_load(documents()[0]["spec"]["serveConfigV2"])
+    return content, parse(content["applications"][0]["args"])
 
 
 def as_files(folder: Path, specs: list[dict[str, Any]]) -> list[Path]:
@@ -127,14 +134,12 @@ def test_the_schema_of_kubernetes_detects_a_mistake_in_a_pod(tmp_path: Path) -> 
 
 
 def test_it_deploys_what_the_command_prints() -> None:
-    content = yaml.safe_load(documents()[0]["spec"]["serveConfigV2"])
-    config = parse(content["applications"][0]["args"])
+    content, config = deployed()
     assert serve_config(config) == content
 
 
 def test_its_nodes_have_room_for_its_replicas() -> None:
-    content = yaml.safe_load(documents()[0]["spec"]["serveConfigV2"])
-    config = parse(content["applications"][0]["args"])
+    _, config = deployed()
     (group,) = cluster()["workerGroupSpecs"]
     cpus = group["maxReplicas"] * int(group["rayStartParams"]["num-cpus"])
     needed = sum(model.scale.max_replicas * model.scale.cpus for model in config.models)
@@ -144,5 +149,5 @@ def test_its_nodes_have_room_for_its_replicas() -> None:
 
 def test_ray_accepts_what_it_deploys() -> None:
     schema = pytest.importorskip("ray.serve.schema", reason="needs the extra `ray`")
-    content = yaml.safe_load(documents()[0]["spec"]["serveConfigV2"])
+    content, _ = deployed()
     schema.ServeDeploySchema.model_validate(content)

@@ -4,14 +4,13 @@ import pytest
 import torch
 
 from vox_serve.engine.scheduler import (
-    KEPT_SECONDS,
     PIECE_POSITIONS,
     PREFILL_BUCKET,
     PREFILL_POSITIONS,
     Scheduler,
 )
 from vox_serve.engine.sequence import Sequence, SequenceStatus
-from vox_serve.messages import FinishReason
+from vox_serve.messages import KEPT_SECONDS, FinishReason
 from vox_serve.model import Prompt
 from vox_serve.sampling import SamplingParams
 

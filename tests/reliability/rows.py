@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import AsyncExitStack
 
-from tests.launched import Launched, Start
+from tests.launched import REPLICAS, Launched, Start
 from tests.reliability.client import Answer, Connection, ask, request
 from tests.reliability.conftest import Promises, series
 
@@ -23,21 +23,23 @@ async def together(server: Launched, texts: tuple[str, ...]) -> list[Answer]:
 def a_request_that_fails(start: Start, promises: Promises) -> None:
     server = start("--max-batch-size", "4", "--log-level", "error", TONE_DELAY="0.01")
     alone = [asyncio.run(ask(server, text=text, format="pcm")).body for text in GOOD]
-    whole = 0
+    alone *= REPLICAS
+    whole, others = 0, len(alone) * len(BAD)
     for bad in BAD:
-        *good, failed = asyncio.run(together(server, (*GOOD, bad)))
+        *good, failed = asyncio.run(together(server, (*GOOD * REPLICAS, bad)))
         assert failed.cut or failed.status == 500
         whole += sum(not x.cut and x.body == pcm for x, pcm in zip(good, alone, strict=True))
-    assert whole == len(GOOD) * len(BAD), f"{whole} of {len(GOOD) * len(BAD)} others are whole"
+    assert whole == others, f"{whole} of {others} others are whole"
     name = "a request that fails"
     promises.note(name, "others in its batch with the bytes as alone", whole, whole)
     errors = series(server, "engine_errors_total")
     promises.note(name, "failures: logits not finite, an exception", len(BAD), f"{errors:g}")
     assert errors == len(BAD)
-    again = asyncio.run(together(server, (*GOOD, GOOD[0])))  # all slots, including the failed ones
-    clean = sum(x.body == pcm for x, pcm in zip(again, [*alone, alone[0]], strict=True))
-    promises.note(name, "afterwards, slots with the same bytes", 4, clean)
-    assert clean == 4
+    slots = 4 * REPLICAS  # including the failed ones
+    again = asyncio.run(together(server, (*GOOD * REPLICAS, *GOOD)[:slots]))
+    clean = sum(x.body == pcm for x, pcm in zip(again, [*alone, *alone][:slots], strict=True))
+    promises.note(name, "afterwards, slots with the same bytes", slots, clean)
+    assert clean == slots
 
 
 MINE = {

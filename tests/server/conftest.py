@@ -7,11 +7,12 @@ import math
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from urllib.parse import urlsplit
 
 import pytest
 
-from tests.conftest import RunningServer
+from tests.conftest import RunningServer, until
 from tests.tone import ToneModel
 from vox_serve.metrics import Metrics, ReplicaRow
 
@@ -62,16 +63,32 @@ def gated_server(gate: Gate, start_server: Callable[..., RunningServer]) -> Iter
     gate.open()
 
 
+@contextmanager
+def busy(server: RunningServer, slots: int) -> Iterator[None]:
+    """Requests that take this many slots until the gate opens; they end with the block."""
+    with ExitStack() as stack:
+        before = server.client.open_requests
+        for _ in range(slots):
+            stack.enter_context(post_raw(server, text="5 frames"))
+        until(lambda: server.client.open_requests == before + slots)
+        yield
+
+
 def value(server: RunningServer, name: str, **labels: str) -> float:
-    """The value of one series of /metrics.
+    """The value of one series of /metrics, or the sum over all replicas.
 
     The prefix and the labels `model` and, if the metric has it, `replica` are added.
     """
     row = vars(Metrics).get(name.removesuffix("_count").removesuffix("_sum"))
-    replica = {"replica": "0"} if isinstance(row, ReplicaRow) or name == "build_info" else {}
-    pairs = sorted({"model": "tone", **replica, **labels}.items())
-    shown = ",".join(f'{key}="{text}"' for key, text in pairs)
-    return server.metric(f"vox_serve_{name}{{{shown}}}")
+    own: list[dict[str, str]] = [{}]
+    if "replica" not in labels and (isinstance(row, ReplicaRow) or name == "build_info"):
+        own = [{"replica": str(replica.number)} for replica in server.client.replicas]
+    total = 0.0
+    for replica in own:
+        pairs = sorted({"model": "tone", **replica, **labels}.items())
+        shown = ",".join(f'{key}="{text}"' for key, text in pairs)
+        total += server.metric(f"vox_serve_{name}{{{shown}}}")
+    return total
 
 
 def post_raw(

@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from tests.conftest import TONE, RunningServer, until
-from tests.server.conftest import Gate, post_raw, read_stream, value
+from tests.server.conftest import Gate, busy, post_raw, read_stream, value
 from tests.server.test_bad_requests import check_error
 from tests.tone import ToneCodec
 from vox_serve.config import ServerConfig
@@ -77,13 +77,15 @@ def test_a_client_may_leave_while_it_is_queued(
 ) -> None:
     server = start_server(engine=attrs.evolve(TONE, max_batch_size=1))
     gate.close()
-    with post_raw(server, text="5 frames") as speaking:
-        until(lambda: server.client.open_requests == 1)
+    slots = TONE.replicas
+    with busy(server, slots - 1), post_raw(server, text="5 frames") as speaking:
+        until(lambda: server.client.open_requests == slots)
         with post_raw(server, text="5 frames", streaming=streaming):
-            until(lambda: server.client.open_requests == 2)
-        until(lambda: server.client.open_requests == 1, 1)
+            until(lambda: server.client.open_requests == slots + 1)
+        until(lambda: server.client.open_requests == slots, 1)
         gate.open()
         assert speaking.recv(15) == b"HTTP/1.1 200 OK", "the other request did not go on"
+        server.wait_idle()
     check_cancelled(server, "stream" if streaming else "whole", "queued")
 
 
@@ -209,7 +211,7 @@ def test_a_slow_reader_gets_everything(
 
 @pytest.fixture
 def small_server(gate: Gate, start_server: StartServer) -> Iterator[RunningServer]:
-    """A server with two slots and a queue of three."""
+    """A server with two slots for each replica and a queue of three."""
     yield start_server(
         engine=attrs.evolve(TONE, max_batch_size=2), server=ServerConfig(port=0, max_queue=3)
     )
@@ -219,7 +221,7 @@ def small_server(gate: Gate, start_server: StartServer) -> Iterator[RunningServe
 def test_only_requests_beyond_the_queue_are_refused(
     gate: Gate, small_server: RunningServer
 ) -> None:
-    server = small_server
+    server, fit = small_server, 2 * TONE.replicas + 3
     alone = server.http.post("/generate", json={"text": "41 frames"}).content
     gate.close()
 
@@ -227,10 +229,10 @@ def test_only_requests_beyond_the_queue_are_refused(
         body = {"text": "41 frames", "streaming": number % 2 == 0}
         return httpx.post(f"{server.url}/generate", json=body, timeout=30)
 
-    with ThreadPoolExecutor(15) as pool:
-        answers = [pool.submit(ask, number) for number in range(15)]
+    with ThreadPoolExecutor(fit + 10) as pool:
+        answers = [pool.submit(ask, number) for number in range(fit + 10)]
         until(lambda: value(server, "admission_rejections_total", reason="queue_full") == 10)
-        assert server.client.open_requests == 5
+        assert server.client.open_requests == fit
         gate.open()
         responses = [answer.result() for answer in answers]
     refused = [response for response in responses if response.status_code != 200]
@@ -249,7 +251,7 @@ def test_only_requests_beyond_the_queue_are_refused(
     assert (
         value(server, "requests_total", mode="whole", outcome="ok")
         + value(server, "requests_total", mode="stream", outcome="ok")
-        == 6
+        == fit + 1
     )
 
 
@@ -257,12 +259,13 @@ def test_a_full_queue_accepts_again_when_a_request_leaves(
     gate: Gate, small_server: RunningServer
 ) -> None:
     gate.close()
-    held = [post_raw(small_server, text="5 frames") for _ in range(5)]
-    until(lambda: small_server.client.open_requests == 5)
+    fit = 2 * TONE.replicas + 3
+    held = [post_raw(small_server, text="5 frames") for _ in range(fit)]
+    until(lambda: small_server.client.open_requests == fit)
     held.pop().close()
-    until(lambda: small_server.client.open_requests == 4)
+    until(lambda: small_server.client.open_requests == fit - 1)
     with post_raw(small_server, text="5 frames") as late:
-        until(lambda: small_server.client.open_requests == 5)
+        until(lambda: small_server.client.open_requests == fit)
         gate.open()
         assert late.recv(15) == b"HTTP/1.1 200 OK"
     for connection in held:

@@ -34,8 +34,11 @@ def two(start_server: StartServer, directory: Path) -> RunningServer:
 
 def test_all_routes_list_both_models(two: RunningServer) -> None:
     assert [m["name"] for m in two.http.get("/models").json()["models"]] == ["tone", "other"]
-    health = two.http.get("/health").json()
-    assert [(m["model"], m["slots"]) for m in health["models"]] == [("tone", 4), ("other", 2)]
+    health, n = two.http.get("/health").json(), TONE.replicas
+    assert [(m["model"], m["slots"]) for m in health["models"]] == [
+        ("tone", 4 * n),
+        ("other", 2 * n),
+    ]
     voices = two.http.get("/voices").json()["voices"]
     assert [v["model"] for v in voices] == ["tone", "tone", "other", "other"]
 
@@ -83,13 +86,14 @@ def test_each_model_has_its_own_slots_and_queue(
         server=ServerConfig(port=0, max_queue=0),
     )
     gate.close()
-    first = post_raw(server, text="5 frames", streaming=True, model="tone")
-    until(lambda: server.client.open_requests == 1)
+    slots = TONE.replicas
+    first = [post_raw(server, text="5", streaming=True, model="tone") for _ in range(slots)]
+    until(lambda: server.client.open_requests == slots)
     full = server.http.post("/generate", json={"text": "5", "model": "tone"})
     check_error(full, 429, code="queue_full")
     second = post_raw(server, text="5 frames", streaming=True, model="other")
     gate.open()
-    for connection in (first, second):
+    for connection in (*first, second):
         assert read_stream(connection)[:4] == b"RIFF"
         connection.close()
 

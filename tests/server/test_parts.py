@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 
 import attrs
@@ -133,18 +134,20 @@ def test_later_parts_go_before_waiting_requests(
 
     monkeypatch.setattr(ModelRunner, "assign", noted)
     gate.close()
-    long = post_raw(server, text=LONG, streaming=True)
-    until(lambda: server.client.open_requests == 1)
+    slots = TONE.replicas
+    long = [post_raw(server, text=LONG, streaming=True) for _ in range(slots)]
+    until(lambda: server.client.open_requests == slots)
     waiting = post_raw(server, text="3 hums", streaming=True)
-    until(lambda: server.client.open_requests == 2)
+    until(lambda: server.client.open_requests == slots + 1)
     gate.open()
-    assert len(read_stream(long)) == 44 + FRAMES * 1280
-    assert len(read_stream(waiting)) == 44 + 3 * 1280
-    long_id, waiting_id = spoken[0], spoken[-1]
-    assert spoken == [long_id] * 4 + [waiting_id]
-    assert value(server, "finished_total", reason="stop") == 2
-    long.close()
-    waiting.close()
+    for one, frames in (*((one, FRAMES) for one in long), (waiting, 3)):
+        assert len(read_stream(one)) == 44 + frames * 1280
+        one.close()
+    counts = Counter(spoken)
+    assert sorted(counts.values()) == [1] + [4] * slots
+    waiting_id = min(counts, key=counts.__getitem__)
+    assert 4 in Counter(spoken[: spoken.index(waiting_id)]).values(), "a long text had ended"
+    assert value(server, "finished_total", reason="stop") == slots + 1
 
 
 def test_a_draining_server_speaks_the_remaining_parts(
@@ -269,7 +272,7 @@ def with_cutter(server: RunningServer) -> Cutter:
 
 @pytest.fixture
 def narrow(start_server: StartServer) -> RunningServer:
-    """A server with one slot and a queue of one."""
+    """A server with one slot for each replica and a queue of one."""
     return start_server(
         engine=attrs.evolve(TONE, max_batch_size=1), server=ServerConfig(port=0, max_queue=1)
     )
@@ -297,8 +300,8 @@ def test_other_requests_go_on_while_a_long_text_is_cut(narrow: RunningServer, en
 def test_a_full_queue_is_reported_before_anything_is_cut(gate: Gate, narrow: RunningServer) -> None:
     cutter = with_cutter(narrow)
     gate.close()
-    waiting = [post_raw(narrow, text="5 frames")]
-    until(lambda: narrow.client.open_requests == 1)
+    waiting = [post_raw(narrow, text="5 frames") for _ in range(TONE.replicas)]
+    until(lambda: narrow.client.open_requests == TONE.replicas)
     waiting.append(post_raw(narrow, text=LATER))  # it keeps its place in the queue while it is cut
     assert cutter.working.wait(5)
     asked = cutter.asked

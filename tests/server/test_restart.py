@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from tests import tone
-from tests.conftest import RunningServer, until
+from tests.conftest import TONE, RunningServer, until
 from tests.server.conftest import post_raw, read_stream, value
 from tests.server.routes.test_voices import ROUTE, keeping, names, speak, upload
 from tests.server.test_bad_requests import check_error
@@ -36,13 +36,14 @@ def _deadly(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def die(server: RunningServer) -> None:
-    """Make the worker die, and wait for the next one."""
-    before = value(server, "worker_restarts_total")
+    """Make a worker die, and wait for the next one."""
+    before, up = value(server, "worker_restarts_total"), value(server, "engine_up")
     check_error(server.http.post("/generate", json={"text": "die"}), 503, code="unavailable")
     assert value(server, "worker_restarts_total") == before + 1
-    until(lambda: server.http.get("/ready").status_code == 200, 10)
+    until(lambda: value(server, "engine_up") == up, 10)
 
 
+@pytest.mark.one_replica(reason="all requests end; workers/test_replicas.py has one of two")
 @pytest.mark.usefixtures("_deadly")
 def test_open_requests_fail_at_once_and_new_ones_are_spoken(
     start_server: StartServer, monkeypatch: pytest.MonkeyPatch
@@ -116,20 +117,23 @@ def test_a_worker_that_dies_too_often_is_given_up(
 ) -> None:
     monkeypatch.setattr(life, "RESTARTS", 2)
     server = start_server(server=RESTART)
-    for _ in range(2):
-        die(server)
-    check_error(server.http.post("/generate", json={"text": "die"}), 503, code="unavailable")
+    for left in reversed(range(TONE.replicas)):
+        for _ in range(2):
+            die(server)
+        check_error(server.http.post("/generate", json={"text": "die"}), 503, code="unavailable")
+        assert value(server, "engine_up") == left
+        assert server.http.get("/health").status_code == (200 if left else 503)
     health = server.http.get("/health").json()
     assert health["status"] == "dead"
     assert health["models"][0]["reason"] == "the engine worker ended, too often"
-    assert value(server, "worker_restarts_total") == 2
+    assert value(server, "worker_restarts_total") == 2 * TONE.replicas
 
 
 def test_a_hung_encoder_is_named_and_its_worker_restarted(
     start_server: StartServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encode = tone.ToneCodec.encode
-    hangs = [True]
+    hangs = [True] * TONE.replicas
 
     def slow(self, pcm):
         if hangs.pop() if hangs else False:
@@ -141,7 +145,7 @@ def test_a_hung_encoder_is_named_and_its_worker_restarted(
     failed = upload(server)
     check_error(failed, 503, code="unavailable")
     assert "the model's encode did not return within 1 seconds" in failed.text
-    assert value(server, "engine_errors_total", kind="hang") == 1
+    assert value(server, "engine_errors_total", kind="hang") == TONE.replicas
     until(lambda: server.http.get("/ready").status_code == 200, 10)
     assert upload(server).status_code == 201
 
@@ -165,9 +169,10 @@ def test_an_idle_model_is_unloaded_and_loaded_for_the_next_request(
     until(lambda: status(server) == "unloaded", 10)
     assert server.http.get("/health").status_code == 200
     assert server.http.get("/ready").status_code == 200
-    assert value(server, "ready") == value(server, "engine_up") == 1
+    assert value(server, "ready") == 1
+    assert value(server, "engine_up") == TONE.replicas
     assert value(server, "engine_loaded") == 0
-    assert value(server, "engine_unloads_total") == 1
+    assert value(server, "engine_unloads_total") >= TONE.replicas
     assert value(server, "engine_memory_bytes", kind="slots") == 0
     assert server.http.delete("/conversations/none").status_code == 404
     assert server.http.delete(f"{ROUTE}/bert").status_code == 200
@@ -216,8 +221,9 @@ def test_requests_that_wait_for_a_load_are_limited_by_the_queue(
     monkeypatch.setattr(
         supervisor.Supervisor, "_start", lambda self, link: held.append((self, link))
     )
-    waiting = [post_raw(unloading, text="5 frames") for _ in range(4 + 64)]
-    until(lambda: unloading.client.open_requests == 68)
+    most = 4 * TONE.replicas + 64
+    waiting = [post_raw(unloading, text="5 frames") for _ in range(most)]
+    until(lambda: unloading.client.open_requests == most)
     check_error(unloading.http.post("/generate", json={"text": "5"}), 429, code="queue_full")
     assert status(unloading) == "loading"
     assert unloading.http.get("/ready").status_code == 200
@@ -225,8 +231,9 @@ def test_requests_that_wait_for_a_load_are_limited_by_the_queue(
         one.close()
     until(lambda: unloading.client.open_requests == 1)
     monkeypatch.undo()
-    ((waker, link),) = held
-    loop_start(waker, link)
+    assert len(held) == TONE.replicas
+    for waker, link in held:
+        loop_start(waker, link)
     assert waiting[0].recv(15) == b"HTTP/1.1 200 OK"
     waiting[0].close()
     unloading.wait_idle()

@@ -18,7 +18,7 @@ from vox_serve.messages import Audio, Failed, Finished, Said, SpeechRequest
 from vox_serve.metrics import Metrics
 from vox_serve.workers import life
 from vox_serve.workers.client import WorkerClient
-from vox_serve.workers.interface import EngineState
+from vox_serve.workers.interface import EngineState, VoiceTaker
 
 PAIR = attrs.evolve(TONE, replicas=2, max_batch_size=2)
 LONG = {"text": "150 frames", "max_seconds": 12}
@@ -68,6 +68,53 @@ def test_requests_spread_and_wait_in_one_queue() -> None:
                 assert isinstance((await events_of(queue))[-1], Finished)
             assert waiting[0].empty()
             assert client.open_requests == 3
+
+    asyncio.run(asyncio.wait_for(main(), 20))
+
+
+def test_it_is_ready_when_all_replicas_have_their_voices() -> None:
+    async def main() -> None:
+        client = WorkerClient(PAIR, ServerConfig(), Metrics("tone"), in_thread=True)
+        there = asyncio.Event()
+
+        async def prepare(taker: VoiceTaker) -> None:
+            if taker is client.replicas[1]:
+                await there.wait()
+
+        client.before_ready = prepare
+        await client.start()
+        while client.replicas[1].info is None or client.replicas[0].state is not EngineState.READY:
+            await asyncio.sleep(0.01)
+        assert client.state is EngineState.STARTING
+        there.set()
+        await client.wait_ready()
+        assert client.info.num_slots == 4
+        await client.stop()
+
+    asyncio.run(asyncio.wait_for(main(), 20))
+
+
+@pytest.mark.parametrize("reads", [True, False])
+def test_a_slot_is_kept_between_two_parts_of_a_text(reads: bool) -> None:
+    """What waits goes to the other replica, unless the next part does not come in time."""
+
+    async def main() -> None:
+        async with running(attrs.evolve(PAIR, max_batch_size=1)) as client:
+            part = SpeechRequest("a", "3 frames", conversation="~a", more=True)
+            events = client.submit(part)
+            other = client.submit(SpeechRequest("b", "20 frames"))
+            waiting = client.submit(SpeechRequest("c", "5 frames"))
+            (*_, said) = await events_of(events)
+            assert said.more
+            first, second = client.replicas
+            assert (first.free, second.free) == (0, 0)
+            if reads:
+                client.submit(attrs.evolve(part, text="150 frames", max_seconds=12, continues=True))
+                assert isinstance((await events_of(other))[-1], Finished)
+            assert isinstance((await events_of(waiting))[-1], Finished)
+            assert first.free == (0 if reads else 1)
+            client.abort("a")
+            assert first.free == 1
 
     asyncio.run(asyncio.wait_for(main(), 20))
 
@@ -128,6 +175,22 @@ def test_a_voice_prefers_the_replica_that_has_its_prefix() -> None:
             for name in "cde":
                 client.submit(SpeechRequest(name, voice="ann", **LONG))
             assert free_slots(client) == [7, 6] or free_slots(client) == [8, 5], free_slots(client)
+
+    asyncio.run(asyncio.wait_for(main(), 20))
+
+
+def test_a_voice_is_listed_though_no_replica_that_has_it_is_loaded() -> None:
+    async def main() -> None:
+        async with running() as client:
+            first, second = client.replicas
+            first.worker._unload()
+            await client.add_voice("ann", 0, ())
+            second.worker._unload()
+            assert client.state is EngineState.UNLOADED
+            for replica in (first, second):
+                assert ("ann", 0) in replica.voices
+            assert await client.remove_voice("ann")
+            assert all(("ann", 0) not in replica.voices for replica in (first, second))
 
     asyncio.run(asyncio.wait_for(main(), 20))
 

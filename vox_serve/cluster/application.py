@@ -69,6 +69,8 @@ def _scaling(scale: Scale, target: int) -> dict[str, Any]:
         "max_replicas": scale.max_replicas,
         "initial_replicas": scale.min_replicas,
         "target_ongoing_requests": target,
+        "upscale_delay_s": scale.upscale_delay,
+        "downscale_delay_s": scale.downscale_delay,
     }
 
 

@@ -27,12 +27,16 @@ class Scale:
     Args:
         min_replicas, max_replicas: Ray adds replicas while requests wait for a slot, up to the
             second number, and removes idle ones down to the first.
+        upscale_delay, downscale_delay: seconds for which more or fewer must have been needed
+            before Ray adds or removes replicas; it averages over the last 30 s.
         cpus, gpus: what Ray reserves for a replica on its node.
         resources: the same for custom resources of the cluster's nodes.
     """
 
     min_replicas: int = 1
     max_replicas: int = 1
+    upscale_delay: float = 30.0
+    downscale_delay: float = 600.0
     cpus: float = 1.0
     gpus: float = 0.0
     resources: Mapping[str, float] = attrs.field(factory=dict)
@@ -40,6 +44,9 @@ class Scale:
     def __attrs_post_init__(self) -> None:
         if not 1 <= self.min_replicas <= self.max_replicas <= 10_000:
             raise ConfigError("replicas must be: 1 <= min_replicas <= max_replicas <= 10000")
+        for name in ("upscale_delay", "downscale_delay"):
+            if not 0 <= getattr(self, name) <= 86_400:
+                raise ConfigError(f"{name} must be from 0 to 86400 seconds")
         if not 0 <= self.cpus <= 1024:
             raise ConfigError("cpus must be from 0 to 1024")
         if not 0 <= self.gpus <= 64:
@@ -155,7 +162,5 @@ def _mapping(content: Any, place: str, known: tuple[str, ...]) -> Mapping[str, A
 def _convert(content: Mapping[str, Any], config: type[C], place: str) -> C:
     try:
         return msgspec.convert(content, config)
-    except msgspec.ValidationError as error:
-        if isinstance(error.__cause__, ConfigError):
-            raise ConfigError(f"{place}: {error.__cause__}") from error
+    except (msgspec.ValidationError, ConfigError) as error:
         raise ConfigError(f"{place}: {error}") from error

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable
 
 from vox_serve.engine.sequence import Sequence, SequenceStatus
-from vox_serve.messages import FinishReason
+from vox_serve.messages import KEPT_SECONDS, FinishReason
 
 PREFILL_POSITIONS = 4096
 """The most prompt positions run in one step, padding included; one prompt is always allowed."""
@@ -19,9 +19,6 @@ PIECE_POSITIONS = 256
 """The same while others speak, so that a long prompt delays them only by a piece at a time."""
 PREFILL_BUCKET = 64
 """Prompts run together only if their lengths, rounded up to this, are equal: less padding."""
-KEPT_SECONDS = 0.25
-"""How long a slot is reserved for the next part of a text.  For a client that reads, the part comes
-within milliseconds; one that does not read must not block a slot."""
 
 
 class Scheduler:

@@ -142,7 +142,7 @@ class WorkerClient:
             return EngineState.DEAD  # a replica that cannot be loaded is a fault of the settings
         if self._draining:
             return EngineState.DRAINING
-        return EngineState.STARTING if EngineState.STARTING in never else self._best.state
+        return EngineState.STARTING if EngineState.STARTING in states else self._best.state
 
     @property
     def accepts(self) -> bool:
@@ -278,20 +278,23 @@ class WorkerClient:
     async def add_voice(self, name: str, speaker: int, segments: tuple[Segment, ...]) -> None:
         self.admit()
         added: list[Replica] = []
+        lost: Unavailable | None = None
         for replica in self._loaded():
             try:
                 await replica.add_voice(name, speaker, segments)
-            except Unavailable:
-                if len(self.replicas) == 1:
-                    raise  # otherwise it gets its voices when it comes back
+            except Unavailable as error:
+                lost = error  # it gets its voices when it comes back
             except BaseException:
                 for other in added:
                     await other.remove_voice(name)
                 raise
             else:
                 added.append(replica)
-        if not added:
-            raise Unavailable(f"the engine is down: {self.failure}")
+        if lost is not None and not added:
+            raise lost
+        for replica in self.replicas:
+            if replica not in added:
+                replica.expect_voice(name, speaker)
 
     async def remove_voice(self, name: str) -> bool:
         self.admit()

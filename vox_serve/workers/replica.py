@@ -17,6 +17,7 @@ import attrs
 from vox_serve.config import ServerConfig
 from vox_serve.errors import Unavailable
 from vox_serve.messages import (
+    KEPT_SECONDS,
     Abort,
     Add,
     AddVoice,
@@ -99,7 +100,10 @@ class Replica:
         self._owner = owner
         self._reader = reader
         self._speaking: dict[str, bool] = {}
-        """Requests sent and not ended; False between two parts of a text, when no slot is taken."""
+        """Requests sent and not ended; False if the next part of a text has not come in time, and
+        no slot is taken."""
+        self._kept: dict[str, asyncio.TimerHandle] = {}
+        """For each request whose next part is expected, what gives up its slot."""
         self._asked: dict[str, asyncio.Future[Done]] = {}
         """Answers that a caller waits for."""
         self._warm: dict[str, None] = {}
@@ -152,6 +156,7 @@ class Replica:
 
     def speak(self, request: SpeechRequest) -> None:
         """Send a request or its next part; events go to the owner."""
+        self._no_longer_expect(request.id)
         self._speaking[request.id] = True
         if request.voice is not None:
             self._warm.pop(request.voice, None)
@@ -167,8 +172,20 @@ class Replica:
 
     def abort(self, request_id: str) -> None:
         """End a request whose client left."""
+        self._no_longer_expect(request_id)
         self._speaking.pop(request_id, None)
         self.worker.send(Abort(request_id))
+
+    def _no_longer_expect(self, request_id: str) -> None:
+        timer = self._kept.pop(request_id, None)
+        if timer is not None:
+            timer.cancel()
+
+    def _give_up_slot(self, request_id: str) -> None:
+        """The worker no longer keeps it, so another request may have it."""
+        del self._kept[request_id]
+        self._speaking[request_id] = False
+        self._owner.stepped()
 
     def forget(self, conversation: str) -> None:
         """Free what it holds of a conversation."""
@@ -183,6 +200,10 @@ class Replica:
         segments = tuple([attrs.evolve(s, text=await self._reader.read(s.text)) for s in segments])
         await self._done(request_id, AddVoice(request_id, name, speaker, segments))
         self._warm.pop(name, None)
+
+    def expect_voice(self, name: str, speaker: int) -> None:
+        """List a voice that the others have; this worker gets it when it is loaded again."""
+        self.voices = (*(voice for voice in self.voices if voice[0] != name), (name, speaker))
 
     async def remove_voice(self, name: str) -> bool:
         """Like `EngineClient.remove_voice`, for this worker only."""
@@ -224,6 +245,8 @@ class Replica:
 
     def ended(self, reason: str) -> None:
         speaking, self._speaking = self._speaking, {}
+        for request_id in list(self._kept):
+            self._no_longer_expect(request_id)
         self._warm.clear()
         for request_id in speaking:
             self._owner.hear(Failed(request_id, Unavailable(reason)))
@@ -261,7 +284,10 @@ class Replica:
         if event.request_id not in self._speaking:  # aborted meanwhile
             return
         if isinstance(event, Finished) and event.more:
-            self._speaking[event.request_id] = False
+            loop = asyncio.get_running_loop()
+            self._kept[event.request_id] = loop.call_later(
+                KEPT_SECONDS, self._give_up_slot, event.request_id
+            )
         elif isinstance(event, Failed | Finished):
             del self._speaking[event.request_id]
         self._owner.hear(event)

@@ -359,7 +359,7 @@ def test_a_bad_alias_is_refused_before_the_start(alias: str) -> None:
 
 @pytest.fixture
 def full_server(gate: Gate, start_server: StartServer) -> Iterator[RunningServer]:
-    """One slot and no queue."""
+    """One slot for each replica, and no queue."""
     yield start_server(
         engine=attrs.evolve(TONE, max_batch_size=1), server=ServerConfig(port=0, max_queue=0)
     )
@@ -367,11 +367,15 @@ def full_server(gate: Gate, start_server: StartServer) -> Iterator[RunningServer
 
 
 def test_openais_client_retries_after_429(gate: Gate, full_server: RunningServer) -> None:
-    server = full_server
+    server, slots = full_server, TONE.replicas
     gate.close()
-    with ThreadPoolExecutor(2) as pool, client_of(server, 5) as patient, client_of(server) as hasty:
-        first = pool.submit(post, server)
-        until(lambda: server.client.open_requests == 1)
+    with (
+        ThreadPoolExecutor(slots + 1) as pool,
+        client_of(server, 5) as patient,
+        client_of(server) as hasty,
+    ):
+        speaking = [pool.submit(post, server) for _ in range(slots)]
+        until(lambda: server.client.open_requests == slots)
         with pytest.raises(openai.RateLimitError) as caught:
             hasty.audio.speech.create(**SPEECH)
         assert caught.value.response.headers["retry-after"] == "1"
@@ -379,7 +383,7 @@ def test_openais_client_retries_after_429(gate: Gate, full_server: RunningServer
         until(lambda: value(server, "admission_rejections_total", reason="queue_full") == 2)
         gate.open()
         assert waiting.result().read()
-        assert first.result().status_code == 200
+        assert all(one.result().status_code == 200 for one in speaking)
 
 
 def test_a_given_id_is_kept(tone_server: RunningServer) -> None:

@@ -60,7 +60,7 @@ def test_a_loading_server_is_alive_and_not_ready(
     loading.set()
     until(lambda: http.get("/ready").status_code == 200)
     assert http.post("/generate", json={"text": "5"}).status_code == 200
-    assert value(server, "engine_up") == 1
+    assert value(server, "engine_up") == TONE.replicas
     assert value(server, "ready") == 1
 
 
@@ -69,13 +69,12 @@ def test_a_ready_server_lists_its_models_and_voices(tone_server: RunningServer) 
     ready = http.get("/ready")
     assert (ready.status_code, ready.json()) == (200, {"status": "ready"})
     health = http.get("/health")
-    counts = {"status": "ready", "running": 0, "waiting": 0, "slots": 4}
+    counts = {"status": "ready", "running": 0, "waiting": 0}
+    replicas = [{"replica": n, **counts, "slots": 4, "device": "cpu"} for n in range(TONE.replicas)]
     assert health.status_code == 200
     assert health.json() == {
         "status": "ready",
-        "models": [
-            {"model": "tone", **counts, "replicas": [{"replica": 0, **counts, "device": "cpu"}]}
-        ],
+        "models": [{"model": "tone", **counts, "slots": 4 * TONE.replicas, "replicas": replicas}],
         "broken_plugins": {},
         "broken_voices": {},
     }
@@ -86,29 +85,31 @@ def test_a_ready_server_lists_its_models_and_voices(tone_server: RunningServer) 
     assert model["voices"] == voices
     assert model["sample_rate"] == 8000
     assert model["frame_rate"] == 12.5
-    assert model["num_slots"] == 4
+    assert model["num_slots"] == 4 * TONE.replicas
     assert model["sampling"]["temperature"] == 0
 
 
 def test_health_reports_running_and_waiting_requests(gate: Gate, start_server: StartServer) -> None:
     server = start_server(engine=attrs.evolve(TONE, max_batch_size=1))
     gate.close()
-    first = post_raw(server, text="50 frames", streaming=True)
-    until(lambda: server.client.open_requests == 1)
-    second = post_raw(server, text="5 frames", streaming=True)
-    until(lambda: server.client.open_requests == 2)
+    slots = TONE.replicas
+    speaking = [post_raw(server, text="50 frames", streaming=True) for _ in range(slots)]
+    until(lambda: server.client.open_requests == slots)
+    waiting = post_raw(server, text="5 frames", streaming=True)
+    until(lambda: server.client.open_requests == slots + 1)
 
     def one_waits() -> bool:
         gate.allow(1)  # each step reports the queue
-        return server.client.stats.waiting == 1
+        stats = server.client.stats
+        return (stats.running, stats.waiting) == (slots, 1)
 
     until(one_waits)
     (health,) = server.http.get("/health").json()["models"]
-    assert (health["running"], health["waiting"]) == (1, 1)
-    assert value(server, "requests_running") == value(server, "slots_used") == 1
+    assert (health["running"], health["waiting"]) == (slots, 1)
+    assert value(server, "requests_running") == value(server, "slots_used") == slots
     assert value(server, "requests_waiting") == 1
     gate.open()
-    for connection in (first, second):
+    for connection in (*speaking, waiting):
         assert read_stream(connection)[:4] == b"RIFF"
         connection.close()
 
@@ -121,7 +122,7 @@ def test_a_draining_server_is_alive_and_not_ready(start_server: StartServer) -> 
     assert server.http.get("/health").status_code == 200
     assert server.http.get("/models").json()["models"]
     assert value(server, "ready") == 0
-    assert value(server, "engine_up") == 1
+    assert value(server, "engine_up") == TONE.replicas
 
 
 def test_a_load_error_is_reported(
@@ -167,6 +168,8 @@ def test_a_dead_engine_is_reported_everywhere(
         gate.open()
         with pytest.raises(httpx.RemoteProtocolError):
             pieces.extend(response.iter_raw())
+    for _ in range(TONE.replicas - 1):  # each of the others ends at its first request
+        check_error(server.http.post("/generate", json={"text": "5"}), 503, code="unavailable")
     health = server.http.get("/health")
     assert health.status_code == 503
     assert health.json()["status"] == "dead"

@@ -24,7 +24,7 @@ from websockets.sync.client import ClientConnection, connect
 from tests.audio.test_formats import EXTRA_SAMPLES, decode
 from tests.conftest import TONE, RunningServer, running_server, until
 from tests.launched import launched
-from tests.server.conftest import Gate, post_raw, value
+from tests.server.conftest import Gate, busy, post_raw, value
 from tests.server.test_life import FRAME_BYTES, is_idle
 from tests.tone import CHECKPOINT, ToneCodec
 from vox_serve.config import EngineConfig, ServerConfig
@@ -396,12 +396,13 @@ def test_a_text_that_waits_for_a_slot_can_be_cancelled(
 ) -> None:
     server = start_server(engine=attrs.evolve(TONE, max_batch_size=1))
     gate.close()
-    with post_raw(server, text="5 frames"), session(server) as speaker:
+    slots = TONE.replicas
+    with busy(server, slots), session(server) as speaker:
         speaker.send("text", text="Now 9! ")
-        until(lambda: server.client.open_requests == 2)
+        until(lambda: server.client.open_requests == slots + 1)
         speaker.send("cancel")
         assert speaker.until("cancelled") == {"type": "cancelled", "segment": None, "seconds": 0}
-        assert server.client.open_requests == 1
+        assert server.client.open_requests == slots
         gate.open()
 
 
@@ -622,11 +623,11 @@ def test_a_full_queue_refuses_new_texts_but_not_later_segments(
         engine=attrs.evolve(TONE, max_batch_size=1), server=ServerConfig(port=0, max_queue=1)
     )
     gate.close()
-    with session(server) as speaker:
+    slots = TONE.replicas
+    with busy(server, slots - 1), session(server) as speaker:
         speaker.send("text", text="1 is here! And ")
-        until(lambda: server.client.open_requests == 1)
-        with post_raw(server, text="5"):
-            until(lambda: server.client.open_requests == 2)
+        until(lambda: server.client.open_requests == slots)
+        with busy(server, 1):
             with session(server) as other:
                 other.send("text", text="5! ")
                 check_fatal(other, 1013, "queue_full")
@@ -673,8 +674,7 @@ def test_after_cancel_the_queue_limit_applies_again(gate: Gate, start_server: St
         server.wait_idle()
         speaker.send("cancel")
         gate.close()
-        with post_raw(server, text="5"):
-            until(lambda: server.client.open_requests == 1)
+        with busy(server, TONE.replicas):
             speaker.send("text", text="2! ")
             check_fatal(speaker, 1013, "queue_full")
         gate.open()
