@@ -37,6 +37,11 @@ BAD: list[tuple[type[Any], str, Any]] = [
     (EngineConfig, "conversation_timeout", 0.0),
     (EngineConfig, "max_conversations", 0),
     (EngineConfig, "replicas", 0),
+    (EngineConfig, "adapter", ("",)),
+    (EngineConfig, "adapter", ("a/one", "a/two")),
+    (EngineConfig, "adapter", ("anna=a", "anna=b")),
+    (EngineConfig, "adapter", ("anna=a", "b")),
+    (EngineConfig, "adapter", tuple(f"a{n}=b" for n in range(65))),
     (ServerConfig, "port", -1),
     (ServerConfig, "port", 65536),
     (ServerConfig, "max_queue", -1),
@@ -65,6 +70,7 @@ BAD: list[tuple[type[Any], str, Any]] = [
     (ServerConfig, "allowed_hosts", ("https://example.com",)),
     (ServerConfig, "allowed_hosts", ("example.com:8000",)),
     (ServerConfig, "voices_dir", ""),
+    (ServerConfig, "postprocess", ""),
     (ServerConfig, "voice_alias", ("alloy",)),
     (ServerConfig, "log_level", "loud"),
     (ServerConfig, "log_format", "xml"),
@@ -83,7 +89,6 @@ def test_every_field_is_checked_or_is_free_text(config: type[Any]) -> None:
     """A new setting needs a check or an entry in this list."""
     free = {
         "model",
-        "adapter",
         "device",
         "plugins",
         "host",
@@ -102,6 +107,14 @@ def test_every_field_is_checked_or_is_free_text(config: type[Any]) -> None:
 def test_sampling_contains_only_given_values() -> None:
     assert EngineConfig().sampling == {}
     assert EngineConfig(temperature=0.0, seed=0).sampling == {"temperature": 0.0, "seed": 0}
+
+
+def test_adapters_with_a_name_are_served_beside_the_base() -> None:
+    named = EngineConfig(adapter=("anna=lora/a", "bert=/b/r=16"))
+    assert named.adapters == {"anna": "lora/a", "bert": "/b/r=16"}
+    assert named.merged_adapter is None
+    for directory in ("lora/a", "./r=16/a", "/loras/r=16"):
+        assert EngineConfig(adapter=(directory,)).merged_adapter == directory
 
 
 def test_configurations_are_frozen() -> None:

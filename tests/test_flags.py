@@ -9,6 +9,7 @@ import pytest
 
 from vox_serve import launch
 from vox_serve.config import EngineConfig, ServerConfig
+from vox_serve.errors import ConfigError
 from vox_serve.flags import read_flags
 from vox_serve.launch import read_engines
 
@@ -45,7 +46,7 @@ VALUES: dict[str, tuple[str, Any]] = {
     "shutdown_timeout": ("1.5", 1.5),
     "stall_timeout": ("1.5", 1.5),
     "on_worker_death": ("restart", "restart"),
-    "adapter": ("lora", "lora"),
+    "adapter": ("anna=lora", ("anna=lora",)),
     "unload_after": ("1.5", 1.5),
     "keep_alive_timeout": ("1.5", 1.5),
     "max_body_bytes": ("4096", 4096),
@@ -60,6 +61,7 @@ VALUES: dict[str, tuple[str, Any]] = {
     "ws_origin": ("https://a.example", ("https://a.example",)),
     "allowed_hosts": ("*.example.com", ("*.example.com",)),
     "voices_dir": ("voices", "voices"),
+    "postprocess": ("mark", "mark"),
     "parameter": ("noise=0.5", ("noise=0.5",)),
     "voice_alias": ("alloy=anna", ("alloy=anna",)),
     "log_level": ("debug", "debug"),
@@ -89,6 +91,12 @@ def test_defaults_are_those_of_the_classes() -> None:
 def test_several_models_share_the_other_flags() -> None:
     arguments = launch.parser("x").parse_args(["--model", "a", "--model", "b", "--top_k", "5"])
     assert read_engines(arguments) == [EngineConfig("a", top_k=5), EngineConfig("b", top_k=5)]
+
+
+def test_an_adapter_needs_a_single_model() -> None:
+    arguments = launch.parser("x").parse_args(["--model", "a", "--model", "b", "--adapter", "c"])
+    with pytest.raises(ConfigError, match="adapter: it belongs to one model"):
+        read_engines(arguments)
 
 
 def test_plugins_may_be_given_several_times() -> None:

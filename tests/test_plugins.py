@@ -12,7 +12,7 @@ from typing import Any
 import attrs
 import pytest
 
-from tests import tone
+from tests import marks, tone
 from vox_serve import CheckpointSpec, ModelSpec, hookimpl, hub
 from vox_serve.errors import CheckpointError, UnknownModel
 from vox_serve.plugins import GROUP, Plugins, load_plugins
@@ -326,3 +326,11 @@ def test_plugins_are_allowed_and_blocked_by_variables(
         monkeypatch.setenv(name, value)
     plugins = found(*(plugin(model(name, name)) for name in "abc"))
     assert [info.name for info in plugins.infos] == loaded
+
+
+def test_postprocessors_are_listed_and_have_names_of_their_own() -> None:
+    plugins = found(marks, marks)
+    assert plugins.infos[0].postprocess == ("mark", "raises", "crashes", "silent")
+    assert plugins.infos[1].error is not None
+    assert "another plugin offers a postprocess named 'mark'" in plugins.infos[1].error
+    assert plugins.postprocessor("mark").begin is marks.mark

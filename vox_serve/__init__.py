@@ -27,6 +27,7 @@ from vox_serve.model import (
     Prompt,
     StepwiseText,
 )
+from vox_serve.postprocess import Postprocessor, SoundFacts, SoundProcess
 from vox_serve.sampling import (
     Choice,
     Parameters,
@@ -59,6 +60,7 @@ __all__ = [
     "ModelSpec",
     "NotFound",
     "Parameters",
+    "Postprocessor",
     "Prompt",
     "PromptTooLong",
     "Range",
@@ -67,6 +69,8 @@ __all__ = [
     "SamplingParams",
     "Segment",
     "SlotState",
+    "SoundFacts",
+    "SoundProcess",
     "SpeakerCodec",
     "StepwiseText",
     "UnspeakableText",

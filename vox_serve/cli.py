@@ -209,7 +209,7 @@ def _plugins(arguments: argparse.Namespace) -> int:
         print(json.dumps([attrs.asdict(info) for info in infos], indent=2))
         return 0
     for info in infos:
-        offers = ", ".join([*info.models, *info.checkpoints])
+        offers = ", ".join([*info.models, *info.checkpoints, *info.postprocess])
         print(f"{info.name:<16} {info.version or '-':<10} {info.error or offers}")
     return 0
 

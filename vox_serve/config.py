@@ -19,6 +19,8 @@ DTYPES = ("auto", "bfloat16", "float32")
 QUANTIZE = ("none", "int8", "fp8")
 WORKER_DEATH = ("exit", "restart")
 DAY = 86400
+ADAPTER = re.compile(r"([A-Za-z0-9_.:-]{1,64})=(.+)", re.DOTALL)
+MAX_ADAPTERS = 64
 KEY = re.compile(r"[!-~]{1,512}")
 ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://([A-Za-z0-9_.-]+|\[[0-9A-Fa-f:]+\])(:\d{1,5})?")
 HOST = re.compile(r"(\*\.)?[A-Za-z0-9_.-]+|\[?[0-9A-Fa-f:]+\]?")
@@ -67,8 +69,10 @@ class EngineConfig:
         "8-bit weights, which change the sound: int8 on a CPU, fp8 on a GPU that supports it",
         QUANTIZE,
     )
-    adapter: str = setting(
-        "", "directory of a LoRA adapter as PEFT saves it, merged into the weights at load"
+    adapter: tuple[str, ...] = setting(
+        (),
+        "a LoRA adapter as PEFT saves it: DIRECTORY is merged into the weights at load, "
+        "NAME=DIRECTORY is served beside the base as a model of that name; the latter repeatable",
     )
     max_batch_size: int = setting(16, "slots: the most requests spoken at the same time")
     max_seconds: float = setting(90.0, "the longest audio of one request, in seconds")
@@ -114,9 +118,26 @@ class EngineConfig:
             1 <= self.max_conversations <= 10**6, "max_conversations must be from 1 to 1000000"
         )
         _require(0 <= self.threads <= 1024, "threads must be from 0 to 1024")
+        named = len(self.adapters)
+        _require(
+            all(self.adapter) and named <= MAX_ADAPTERS and len(self.adapter) in (0, 1, named),
+            f"adapter must be one DIRECTORY, or up to {MAX_ADAPTERS} times NAME=DIRECTORY with "
+            "different names",
+        )
         for name, value in self.sampling.items():
             if name in RANGES:
                 RANGES[name].check(name, value)
+
+    @property
+    def merged_adapter(self) -> str | None:
+        """The directory of the adapter that is merged."""
+        return self.adapter[0] if self.adapter and not self.adapters else None
+
+    @property
+    def adapters(self) -> dict[str, str]:
+        """The directories of the adapters beside the base, by name, in order."""
+        found = map(ADAPTER.fullmatch, self.adapter)
+        return {match[1]: match[2] for match in found if match is not None}
 
     def workers(self) -> list[EngineConfig]:
         """A configuration for each worker, with a single device; `auto-all` must be resolved."""
@@ -210,6 +231,9 @@ class ServerConfig:
         False,
         "also refuse the fields of other speech servers, which are otherwise ignored and reported",
     )
+    postprocess: str | None = setting(
+        None, "what a plugin does to all sound before it is encoded, by name, e.g. a watermark"
+    )
     voices_dir: str | None = setting(
         None, "directory that stores registered voices; without it, they are lost on exit"
     )
@@ -261,6 +285,7 @@ class ServerConfig:
                 f"allowed_hosts must be names without scheme and port, not {host!r}",
             )
         _require(self.voices_dir != "", "voices_dir must not be empty")
+        _require(self.postprocess != "", "postprocess must not be empty")
         for name, choices in (("log_level", logs.LEVELS), ("log_format", logs.FORMATS)):
             _require(getattr(self, name) in choices, f"{name} must be one of {', '.join(choices)}")
         for name in ("request", "read", "keep_alive", "text", "send", "shutdown", "stall"):

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 import pluggy
 
 from vox_serve.model import CheckpointSpec, ModelSpec
+from vox_serve.postprocess import Postprocessor
 
 hookspec = pluggy.HookspecMarker("vox_serve")
 hookimpl = pluggy.HookimplMarker("vox_serve")
@@ -30,3 +31,8 @@ def vox_serve_models() -> Sequence[ModelSpec]:  # type: ignore[empty-body]  # a 
 @hookspec
 def vox_serve_checkpoints() -> Sequence[CheckpointSpec]:  # type: ignore[empty-body]  # a specification
     """Named checkpoints: each alias can be given to --model."""
+
+
+@hookspec
+def vox_serve_postprocess() -> Sequence[Postprocessor]:  # type: ignore[empty-body]  # a specification
+    """What may be done to the sound of requests: nothing, unless --postprocess names it."""

@@ -80,7 +80,7 @@ class Server(uvicorn.Server):
         if self._engines.server.log_format == "json":
             log.info("ready", extra={"fields": {"address": self._address}})
         else:
-            print(banner(list(self._engines), self._address), flush=True)
+            print(banner(self._engines.models, self._address), flush=True)
 
     def _exit(self) -> None:
         self.should_exit = True
@@ -89,9 +89,12 @@ class Server(uvicorn.Server):
 def banner(clients: Sequence[EngineClient], address: str) -> str:
     """The text that is printed when the server is ready."""
     lines = [f"vox_serve {__version__}"]
-    infos = [client.info for client in clients if client.info is not None]
-    for client, info in zip(clients, infos, strict=True):
-        lines += [*_describe(info, client.voices), *_replicas(client), ""]
+    bases = [client for client in clients if client.base is client]
+    infos = [client.info for client in bases if client.info is not None]
+    for client, info in zip(bases, infos, strict=True):
+        adapters = ", ".join(one.model for one in clients if one.base is client is not one)
+        lines += [*_describe(info, client.voices), *_replicas(client)]
+        lines += [*([f"  adapters  {adapters}"] if adapters else []), ""]
     ready = max(info.load_seconds for info in infos)
     model = f', "model": "{infos[-1].model}"' if len(infos) > 1 else ""
     lines += [
@@ -215,7 +218,10 @@ def read_engines(arguments: argparse.Namespace) -> list[EngineConfig]:
     """A configuration for each --model.  Raises ConfigError or InvalidRequest."""
     given = {**vars(arguments), "model": None}
     common = read_flags(argparse.Namespace(**given), EngineConfig)
-    return [attrs.evolve(common, model=name) for name in arguments.model or [common.model]]
+    names = arguments.model or [common.model]
+    if common.adapter and len(names) > 1:
+        raise ConfigError("adapter: it belongs to one model; give a single --model with it")
+    return [attrs.evolve(common, model=name) for name in names]
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "python -m vox_serve.launch") -> int:

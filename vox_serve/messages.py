@@ -64,6 +64,7 @@ class SpeechRequest:
         language: the text's language tag, which decides how dates are read; None: the model's.
         pronunciations: spellings that take precedence over the server's.
         dropped: the number of characters that the front end left out.
+        adapter: name of the adapter that speaks; None: the base does.
         arrival: when the request arrived, by `time.monotonic`.
     """
 
@@ -85,6 +86,7 @@ class SpeechRequest:
     language: str | None = None
     pronunciations: Mapping[str, str] = attrs.field(factory=dict)
     dropped: int = 0
+    adapter: str | None = None
     arrival: float = attrs.field(factory=time.monotonic)
 
     @property
@@ -239,6 +241,8 @@ class EngineInfo:
     parameters: Mapping[str, Mapping[str, Any]]
     """A JSON Schema of each."""
     load_seconds: float
+    base: str | None = None
+    """The model whose weights an adapter shares; None: this is not an adapter."""
 
 
 @attrs.frozen

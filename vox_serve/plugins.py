@@ -19,8 +19,9 @@ import attrs
 import pluggy
 
 from vox_serve import hookspecs, hub
-from vox_serve.errors import PluginError, UnknownModel
+from vox_serve.errors import ConfigError, PluginError, UnknownModel
 from vox_serve.model import API_VERSION, CheckpointSpec, ModelSpec
+from vox_serve.postprocess import Postprocessor
 from vox_serve.text import FrontEnd
 
 GROUP = "vox_serve"
@@ -35,6 +36,7 @@ class PluginInfo:
     version: str | None
     models: tuple[str, ...] = ()
     checkpoints: tuple[str, ...] = ()
+    postprocess: tuple[str, ...] = ()
     error: str | None = None
 
 
@@ -77,6 +79,7 @@ class Plugins:
     infos: list[PluginInfo] = attrs.field(factory=list)
     models: dict[str, ModelSpec] = attrs.field(factory=dict)
     checkpoints: dict[str, CheckpointSpec] = attrs.field(factory=dict)
+    postprocess: dict[str, Postprocessor] = attrs.field(factory=dict)
 
     @property
     def broken(self) -> list[PluginInfo]:
@@ -99,6 +102,13 @@ class Plugins:
         if checkpoint is None and spec.max_characters is not None:
             checkpoint = CheckpointSpec(name, source, "", max_characters=spec.max_characters)
         return ResolvedModel(name, spec, source, checkpoint)
+
+    def postprocessor(self, name: str) -> Postprocessor:
+        """What `--postprocess` names.  Raises ConfigError; lists the known ones."""
+        if name not in self.postprocess:
+            known = ", ".join(self.postprocess) or "none"
+            raise ConfigError(f"postprocess {name!r} is unknown; the plugins offer: {known}")
+        return self.postprocess[name]
 
     def _checkpoint(self, name: str) -> CheckpointSpec | None:
         """The checkpoint of this alias, or the one whose files are in this directory."""
@@ -182,7 +192,7 @@ def _listed(variable: str) -> set[str]:
 
 def _load(found: Plugins, name: str, version: str | None, load: Callable[[], Any]) -> None:
     try:
-        info, models, checkpoints = _inspect(found, name, version, load())
+        info, models, checkpoints, postprocess = _inspect(found, name, version, load())
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # noqa: BLE001  # a plugin may fail in any way, SystemExit too
@@ -193,11 +203,12 @@ def _load(found: Plugins, name: str, version: str | None, load: Callable[[], Any
     found.infos.append(info)
     found.models.update({spec.name: spec for spec in models})
     found.checkpoints.update({spec.alias: spec for spec in checkpoints})
+    found.postprocess.update({one.name: one for one in postprocess})
 
 
 def _inspect(
     found: Plugins, name: str, version: str | None, module: Any
-) -> tuple[PluginInfo, list[ModelSpec], list[CheckpointSpec]]:
+) -> tuple[PluginInfo, list[ModelSpec], list[CheckpointSpec], list[Postprocessor]]:
     """Ask one plugin what it offers.
 
     Each plugin gets a separate manager, because a shared one calls the hook of all plugins at once,
@@ -209,6 +220,7 @@ def _inspect(
     manager.check_pending()
     models = [spec for specs in manager.hook.vox_serve_models() for spec in specs]
     checkpoints = [spec for specs in manager.hook.vox_serve_checkpoints() for spec in specs]
+    postprocess = [one for several in manager.hook.vox_serve_postprocess() for one in several]
     for model in models:
         if model.api_version != API_VERSION:
             raise PluginError(
@@ -221,10 +233,14 @@ def _inspect(
     for checkpoint in checkpoints:
         if checkpoint.alias in found.checkpoints:
             raise PluginError(f"another plugin offers the alias {checkpoint.alias!r}")
+    for one in postprocess:
+        if one.name in found.postprocess:
+            raise PluginError(f"another plugin offers a postprocess named {one.name!r}")
     info = PluginInfo(
         name,
         version,
         tuple(spec.name for spec in models),
         tuple(spec.alias for spec in checkpoints),
+        tuple(one.name for one in postprocess),
     )
-    return info, models, checkpoints
+    return info, models, checkpoints, postprocess

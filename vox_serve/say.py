@@ -46,6 +46,8 @@ def say(
 ) -> str:
     """Speak a request; returns a one-line summary.
 
+    The first adapter with a name speaks, if there is one.
+
     Args:
         output: a file, `-` for standard output, or None to play the audio.
         lexicon: spellings that correct the pronunciation of words.
@@ -64,6 +66,7 @@ def say(
         front_end = with_lexicon(plugins.resolve(config.model).front_end, lexicon)
         engine, info = load_engine(config, plugins)
         start = time.monotonic()
+        request = attrs.evolve(request, adapter=next(iter(config.adapters), None))
         request = in_parts(request, info, front_end)
         pcm, reason = _speak(engine, request)
         spent = time.monotonic() - start

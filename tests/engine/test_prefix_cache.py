@@ -105,3 +105,14 @@ def test_a_prefix_larger_than_the_cache_is_not_kept() -> None:
     nothing.keep(inputs(1), 0, kv)
     nothing.keep(inputs(), 0, kv)
     assert len(nothing) == 0
+
+
+def test_an_adapter_gets_only_what_it_computed_itself() -> None:
+    kv = cache_of()
+    cache = PrefixCache(1 << 20)
+    cache.keep(inputs(1, 2, 3), 0, kv, adapter=1)
+    assert cache.restore(inputs(1, 2, 3, 4), 1, kv) == 0
+    assert cache.restore(inputs(1, 2, 3, 4), 1, kv, adapter=2) == 0
+    cache.keep(inputs(1, 2, 3), 0, kv, adapter=2)
+    assert len(cache) == 2  # neither is a part of the other
+    assert cache.restore(inputs(1, 2, 3, 4), 1, kv, adapter=1) == 3

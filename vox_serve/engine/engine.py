@@ -75,7 +75,11 @@ class Engine:
         self._clock = clock
         self.scheduler = Scheduler(config.max_batch_size, config.deterministic, clock)
         self.runner = runner or ModelRunner(
-            model, config.max_batch_size, config.prefix_cache_mib * 2**20, config.deterministic
+            model,
+            config.max_batch_size,
+            config.prefix_cache_mib * 2**20,
+            config.deterministic,
+            bool(config.adapters),
         )
         self.prompts = Prompts(model, config, checkpoint)
         self._in_flight: deque[tuple[list[Sequence], FrameReader]] = deque()

@@ -15,9 +15,9 @@ from vox_serve.engine.engine import Engine
 from vox_serve.errors import ConfigError
 from vox_serve.messages import EngineInfo
 from vox_serve.model import LoadOptions, Model
-from vox_serve.nn.adapter import merging
+from vox_serve.nn.adapter import beside, merging
 from vox_serve.nn.linear import holds_halves
-from vox_serve.plugins import Plugins
+from vox_serve.plugins import Plugins, ResolvedModel
 
 SMALL_MODEL_BYTES = 128 * 2**20
 ALL_THREADS = torch.get_num_threads()
@@ -37,8 +37,7 @@ def load_engine(config: EngineConfig, plugins: Plugins) -> tuple[Engine, EngineI
     device.prepare(chosen)
     _keep_freed_memory()
     try:
-        with merging(Path(config.adapter) if config.adapter else None):
-            model = resolved.spec.load(options)
+        model = load_model(config, resolved, options)
         device.require_room(model, config.max_batch_size)
         _set_threads(config, model)
         engine = Engine(model, config, resolved.checkpoint)
@@ -55,6 +54,16 @@ def load_engine(config: EngineConfig, plugins: Plugins) -> tuple[Engine, EngineI
         ) from error
     seconds = time.monotonic() - start
     return engine, engine.info(resolved.name, resolved.spec.name, seconds, resolved.languages)
+
+
+def load_model(config: EngineConfig, resolved: ResolvedModel, options: LoadOptions) -> Model:
+    """The model with its adapters.  Raises CheckpointError, ConfigError."""
+    merged = config.merged_adapter
+    with (
+        merging(None if merged is None else Path(merged)),
+        beside([Path(directory) for directory in config.adapters.values()]),
+    ):
+        return resolved.spec.load(options)
 
 
 def number_formats(config: EngineConfig, kind: str) -> tuple[str, str | None]:

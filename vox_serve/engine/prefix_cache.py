@@ -27,6 +27,12 @@ class Prefix:
     inputs: Inputs
     keys: torch.Tensor
     values: torch.Tensor
+    adapter: int
+    """Which one computed them; 0: none."""
+
+    def shared(self, inputs: Inputs, adapter: int) -> int:
+        """The number of leading rows in common with a prompt that this adapter speaks."""
+        return shared_rows(self.inputs, inputs) if adapter == self.adapter else 0
 
     def __len__(self) -> int:
         return self.keys.shape[1]
@@ -51,14 +57,16 @@ class PrefixCache:
     def num_bytes(self) -> int:
         return sum(prefix.num_bytes for prefix in self._prefixes)
 
-    def restore(self, inputs: Inputs, slot: int, kv: SlotKVCache) -> int:
+    def restore(self, inputs: Inputs, slot: int, kv: SlotKVCache, adapter: int = 0) -> int:
         """Fill `slot` with the longest cached prefix of a prompt; returns its length.
+
+        Only what the same adapter computed is used.
 
         At least the prompt's last position is left to run, because it gives the hidden state.
         """
         best, length = None, 0
         for prefix in self._prefixes:
-            common = shared_rows(prefix.inputs, inputs)
+            common = prefix.shared(inputs, adapter)
             if common > length:
                 best, length = prefix, common
         length = min(length, _rows(inputs) - 1)
@@ -68,21 +76,21 @@ class PrefixCache:
         self._prefixes.append(best)
         return kv.fill(slot, best.keys[:, :length], best.values[:, :length])
 
-    def keep(self, inputs: Inputs, slot: int, kv: SlotKVCache) -> None:
+    def keep(self, inputs: Inputs, slot: int, kv: SlotKVCache, adapter: int = 0) -> None:
         """Cache the slot's keys and values of these rows, in place of shorter prefixes of them."""
         length = _rows(inputs)
         if length == 0 or length * kv.position_bytes > self.max_bytes:
             return
         rest = []
         for prefix in self._prefixes:
-            common = shared_rows(prefix.inputs, inputs)
+            common = prefix.shared(inputs, adapter)
             if common == length:  # already cached as part of a longer one
                 return
             if common < len(prefix):
                 rest.append(prefix)
         inputs = {name: tensor.cpu().clone() for name, tensor in inputs.items()}
         keys, values = kv.keys[:, slot, :length].clone(), kv.values[:, slot, :length].clone()
-        self._prefixes = [*rest, Prefix(inputs, keys, values)]
+        self._prefixes = [*rest, Prefix(inputs, keys, values, adapter)]
         while self.num_bytes > self.max_bytes or len(self) > MAX_PREFIXES:
             del self._prefixes[0]
 

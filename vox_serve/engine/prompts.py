@@ -23,6 +23,7 @@ from vox_serve.engine.voices import Voices
 from vox_serve.errors import (
     ConfigError,
     InvalidRequest,
+    NotFound,
     PromptTooLong,
     UnspeakableText,
 )
@@ -80,6 +81,7 @@ class Prompts:
         Raises:
             RequestError: it cannot be spoken; names the field and the limit.
         """
+        adapter = self._adapter(request)
         for text in (request.text, *request.following):
             self._check_text(text.rstrip())
         # A long text keeps the voice that it began with, even if that is removed or replaced.
@@ -124,6 +126,7 @@ class Prompts:
             cap,
             continues=request.continues,
             more=request.more,
+            adapter=adapter,
             turn=turn,
             live=live,
             arrival=request.arrival,
@@ -176,6 +179,15 @@ class Prompts:
         if sequence.turn is not None:
             sequence.turn.text = request.text
         return before
+
+    def _adapter(self, request: SpeechRequest) -> int:
+        """The number of the request's adapter, from 1; 0 if it has none.  Raises NotFound."""
+        if request.adapter is None:
+            return 0
+        names = [*self.config.adapters]
+        if request.adapter not in names:
+            raise NotFound(f"unknown adapter {request.adapter[:200]!r}", "model")
+        return names.index(request.adapter) + 1
 
     def release(self, sequence: Sequence) -> None:
         """Release a prepared sequence that will not be queued."""

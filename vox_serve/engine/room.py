@@ -19,7 +19,7 @@ import torch
 
 from vox_serve.config import EngineConfig
 from vox_serve.engine import device
-from vox_serve.engine.load import number_formats
+from vox_serve.engine.load import load_model, number_formats
 from vox_serve.errors import ConfigError
 from vox_serve.model import LoadOptions
 from vox_serve.plugins import load_plugins
@@ -78,7 +78,8 @@ def _require(place: torch.device, needs: Sequence[Need]) -> None:
 def _need(worker: EngineConfig) -> Need:
     resolved = load_plugins(worker.plugins).resolve(worker.model)
     dtype, weights = number_formats(worker, device.choose(worker.device).type)
-    model = resolved.spec.load(LoadOptions(resolved.directory(), "meta", dtype, weights))
+    options = LoadOptions(resolved.directory(), "meta", dtype, weights)
+    model = load_model(worker, resolved, options)
     return Need(resolved.name, model.weight_bytes, worker.max_batch_size, device.slot_bytes(model))
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Sequence as Rows
+from contextlib import AbstractContextManager
 
 import torch
 
@@ -31,6 +32,7 @@ from vox_serve.engine.scheduler import PREFILL_BUCKET
 from vox_serve.engine.sequence import Sequence
 from vox_serve.errors import EngineError
 from vox_serve.model import Model, StepwiseText
+from vox_serve.nn.adapter import rows_with
 
 log = logging.getLogger("vox_serve.runner")
 EXTENT_STEP = 64
@@ -38,13 +40,24 @@ EXTENT_STEP = 64
 
 
 class ModelRunner:
-    """Args: model, number of slots S, bytes for cached prefixes, whether all batches have one size.
+    """Runs one model.
 
     There is one row more than slots: the spare, which pads batches and whose results are ignored.
+
+    Args:
+        num_slots: S.
+        prefix_bytes: for cached prefixes.
+        deterministic: all batches have one size.
+        adapted: the model has adapters beside its weights (`vox_serve.nn.adapter`).
     """
 
     def __init__(
-        self, model: Model, num_slots: int, prefix_bytes: int = 0, deterministic: bool = False
+        self,
+        model: Model,
+        num_slots: int,
+        prefix_bytes: int = 0,
+        deterministic: bool = False,
+        adapted: bool = False,
     ) -> None:
         self.model = model
         self.num_slots = num_slots
@@ -65,6 +78,9 @@ class ModelRunner:
         """Results to copy to the host: the frame, end, finite, reserved codes."""
         self.pending = zeros(numbers, width, span)
         self.fresh = zeros(torch.bool).fill_(True)
+        self._adapters = zeros(torch.int64) if adapted else None
+        self._adapter_of = [0] * rows
+        """The same numbers on the host."""
         self.pcm = zeros(torch.int16, codec.frame_size)
         self.sound = zeros(torch.int64, 2)
         """For each row of `pcm`: valid samples, finite."""
@@ -93,6 +109,9 @@ class ModelRunner:
         slot = sequence.slot
         self._side.join()  # the codec may still be decoding a frame of the slot's last owner
         self.sampler.assign(slot, sequence.sampling, sequence.seed)
+        if self._adapters is not None:
+            self._adapters[slot].fill_(sequence.adapter)
+            self._adapter_of[slot] = sequence.adapter
         self.put_text(sequence, 0)
         self.kv.lengths[slot].fill_(0)
         self.fresh[slot].fill_(True)
@@ -126,7 +145,7 @@ class ModelRunner:
     def restore(self, sequence: Sequence) -> None:
         """Copy the prompt's cached prefix, and keys and values given with it, to the slot."""
         prompt, slot = sequence.prompt, sequence.slot
-        sequence.restored = self.prefixes.restore(prompt.inputs, slot, self.kv)
+        sequence.restored = self.prefixes.restore(prompt.inputs, slot, self.kv, sequence.adapter)
         sequence.prefilled = sequence.restored
         if prompt.given is not None:
             sequence.prefilled = max(sequence.restored, self.kv.fill(slot, *prompt.given))
@@ -155,7 +174,8 @@ class ModelRunner:
             )
             for name in sequences[0].prompt.inputs
         }
-        self.hidden[slots] = self.model.prefill(inputs, lengths, slots, self.kv)
+        with self._adapting(slots, numbers):
+            self.hidden[slots] = self.model.prefill(inputs, lengths, slots, self.kv)
         self.kv.lengths[slots] += lengths
         for sequence, end in zip(sequences, ends, strict=True):
             sequence.prefilled = end
@@ -168,7 +188,7 @@ class ModelRunner:
         """
         try:
             inputs = {name: tensor[:length] for name, tensor in inputs.items()}
-            self.prefixes.keep(inputs, sequence.slot, self.kv)
+            self.prefixes.keep(inputs, sequence.slot, self.kv, sequence.adapter)
         except Exception:
             log.exception("the prompt could not be cached", extra={"request_id": sequence.id})
 
@@ -209,7 +229,8 @@ class ModelRunner:
         self.kv.span = _side_by_side(numbers)
         rows = slots if self.kv.span is None else self.kv.span
         codes = self.picked[rows][:, : self.model.codec.frame_width]
-        self.hidden[rows] = self.model.advance(codes, slots, self.kv)
+        with self._adapting(slots, numbers):
+            self.hidden[rows] = self.model.advance(codes, slots, self.kv)
         self.kv.lengths.index_add_(0, slots, self._ones[: len(slots)])
         self.kv.lengths[self.num_slots].zero_()  # the spare row must not grow
 
@@ -217,12 +238,20 @@ class ModelRunner:
         sampler = self.sampler.rows(numbers, slots)
         span = _side_by_side(numbers)
         rows = slots if span is None else span
-        codes, end = self.model.emit(self.hidden[rows], sampler)
+        with self._adapting(slots, numbers):
+            codes, end = self.model.emit(self.hidden[rows], sampler)
         finite = sampler.finite
         if codes.is_floating_point():
             finite = finite & codes.isfinite().all(1)
         facts = [sampler.picked[:, None], end[:, None], finite[:, None]]
         self.picked[rows] = torch.cat([codes, *facts], 1)
+
+    def _adapting(
+        self, slots: torch.Tensor, numbers: Rows[int] | None
+    ) -> AbstractContextManager[None]:
+        """Run the model inside with the adapters of these slots."""
+        unused = numbers is not None and not any(self._adapter_of[n] for n in numbers)
+        return rows_with(None if self._adapters is None or unused else self._adapters[slots])
 
     def _take(self, slots: torch.Tensor, numbers: Rows[int] | None) -> None:
         picked, codec = self.picked[slots], self.model.codec

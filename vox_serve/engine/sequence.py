@@ -64,6 +64,8 @@ class Sequence:
     """Goes to the head of the queue."""
     more: bool = False
     """Another sequence with this id follows."""
+    adapter: int = 0
+    """The adapter that speaks, from 1; 0: none."""
     turn: Turn | None = None
     """The turn to remember; None outside a conversation."""
     live: Live | None = None

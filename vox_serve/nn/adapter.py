@@ -1,12 +1,22 @@
 """Adapters as the library PEFT saves them: low-rank changes of a checkpoint's weights.
 
-LoRA (Hu et al., 2021): a matrix W becomes W + scale * B @ A.  The change is made as the weights are
-read, so a merged model is as fast as its base, and a plugin needs no code for it.
+LoRA (Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", 2021): a matrix W becomes
+W + scale * B @ A.  A plugin needs no code for it.  There are two ways:
+
+`merging`: one adapter is added to the weights as they are read, so the model is as fast as its
+base.
+
+`beside`: several share the base's weights, and each row of a batch chooses one, or none.  A changed
+layer holds the rows of all A, one below the other, and the columns of all B beside each other.  It
+computes all of A's products and sets those of other adapters than the row's to zero before B.  So
+two products serve any mixture of adapters, for one position and for a prompt, with static shapes;
+they take time in proportion to the sum of the ranks.  (S-LoRA, Sheng et al. 2023, and Punica, Chen
+et al. 2023, gather each row's A and B instead, which pays for hundreds of adapters.)
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from math import sqrt
@@ -16,6 +26,8 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from torch import nn
+from torch.nn import functional as F
 
 from vox_serve.errors import CheckpointError
 from vox_serve.hub import read_json
@@ -24,6 +36,8 @@ PREFIX = "base_model.model."
 PARTS = (".lora_A.weight", ".lora_B.weight")
 MOST = 2**20
 """Of rank and alpha."""
+ALIGNED = 16
+"""The ranks of a layer are padded to a multiple of this: the products are faster."""
 UNSUPPORTED = ("use_dora", "fan_in_fan_out", "lora_bias", "rank_pattern", "alpha_pattern")
 
 
@@ -62,31 +76,65 @@ class Adapter:
         Raises:
             CheckpointError: the shapes do not fit.
         """
-        a, b = (self._changes.pop(name.removesuffix(".weight") + part, None) for part in PARTS)
-        whole = self._changes.pop(name, None)  # `modules_to_save`
+        pair, whole = self._pair(name), self._changes.pop(name, None)  # `modules_to_save`
         if whole is not None:
             changed = whole
-        elif a is not None and b is not None and b.ndim == a.ndim == 2 and b.shape[1] == len(a):
-            changed = b.float() @ a.float() * self._scale
-        elif a is None and b is None:
-            return tensor
+        elif pair is not None:
+            changed = pair[1] @ pair[0]
         else:
-            raise CheckpointError(f"{self._directory}: the two parts of {name} do not fit")
-        if changed.shape != tensor.shape:
-            raise CheckpointError(
-                f"{self._directory}: the change of {name} has shape {list(changed.shape)}, but the "
-                f"checkpoint's tensor has {list(tensor.shape)}"
-            )
+            return tensor
+        self._require(name, changed.shape, tensor.shape)
         result: torch.Tensor = changed if whole is not None else tensor.float() + changed
         return result.to(tensor.dtype)
+
+    def factors(self, name: str, shape: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """A `[r, in]` and scaled B `[out, r]` of a tensor of this shape; None: it is unchanged.
+
+        Raises:
+            CheckpointError: the shapes do not fit.
+        """
+        pair = self._pair(name)
+        if pair is None:
+            return None
+        self._require(name, (len(pair[1]), pair[0].shape[1]), shape)
+        return pair if all(map(torch.any, pair)) else None
+
+    def _pair(self, name: str) -> tuple[torch.Tensor, torch.Tensor] | None:
+        a, b = (self._changes.pop(name.removesuffix(".weight") + part, None) for part in PARTS)
+        if a is None and b is None:
+            return None
+        if a is None or b is None or not a.ndim == b.ndim == 2 or b.shape[1] != len(a):
+            raise CheckpointError(f"{self._directory}: the two parts of {name} do not fit")
+        return a.float(), b.float() * self._scale
+
+    def _require(self, name: str, found: Sequence[int], shape: Sequence[int]) -> None:
+        if tuple(found) != tuple(shape):
+            raise CheckpointError(
+                f"{self._directory}: the change of {name} has shape {list(found)}, but the "
+                f"checkpoint's tensor has {list(shape)}"
+            )
 
     def finish(self) -> None:
         """Raise CheckpointError if a change has not been merged."""
         if self._changes:
-            first = min(self._changes)
             raise CheckpointError(
                 f"{self._directory}: {len(self._changes)} tensors do not belong to this model, the "
-                f"first is {first}"
+                f"first is {min(self._changes)}"
+            )
+
+    def finish_beside(self) -> None:
+        """Raise CheckpointError if a change has not been taken, unless it changes nothing."""
+        left = {
+            name
+            for name, tensor in self._changes.items()
+            # A codec without gradients, for instance, keeps the zeros that PEFT begins with.
+            if not name.endswith(PARTS) or (name.endswith(PARTS[1]) and torch.any(tensor))
+        }
+        if left:
+            raise CheckpointError(
+                f"{self._directory}: changes {min(left)}, which is not a linear layer of its own "
+                f"in this model, so it cannot be served beside others ({len(left)} such tensors); "
+                f"serve it alone: --adapter {self._directory}"
             )
 
 
@@ -128,3 +176,157 @@ def merged(name: str, tensor: torch.Tensor) -> torch.Tensor:
     """A tensor with the change of the adapter that is being merged, if there is one."""
     adapter = _merged.get()
     return tensor if adapter is None else adapter.merge(name, tensor)
+
+
+class Adapted(nn.Module):
+    """A linear layer with the changes of several adapters; see the module.
+
+    Args:
+        base: the layer, in any form.
+        name: of its tensor, for messages.
+        down: `[K, in]`, K the sum of the ranks.
+        up: `[out, K]`.
+        owners: int64 `[K]`, the number of the adapter that each rank belongs to.
+    """
+
+    down: torch.Tensor
+    up: torch.Tensor
+
+    def __init__(
+        self,
+        base: nn.Module,
+        name: str,
+        down: torch.Tensor,
+        up: torch.Tensor,
+        owners: torch.Tensor,
+    ) -> None:
+        super().__init__()
+        self.base = base
+        self._name = name
+        self._owners = owners  # shared with the layers that have the same
+        self.register_buffer("down", down)
+        self.register_buffer("up", up)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """`[B, ..., in]` to `[B, ..., out]`.  Raises CheckpointError outside of `rows_with`."""
+        y: torch.Tensor = self.base(x)
+        rows = _rows.get()
+        if rows is None:
+            return y
+        if rows is _NOT_SPEAKING:
+            raise CheckpointError(
+                f"an adapter changes {self._name}, which this model computes with while it loads, "
+                "so it cannot be served beside others; serve it alone: --adapter DIRECTORY"
+            )
+        mine = rows.mask(self._owners).view(-1, *[1] * (x.ndim - 2), len(self.down))
+        low = F.linear(x, self.down)
+        return y + F.linear(torch.where(mine, low, 0.0), self.up)
+
+
+class _Rows:
+    """The adapters `[B]` of the rows of a batch."""
+
+    def __init__(self, numbers: torch.Tensor) -> None:
+        self._numbers = numbers
+        self._masks: dict[int, torch.Tensor] = {}
+
+    def mask(self, owners: torch.Tensor) -> torch.Tensor:
+        """Which ranks are those of the row's adapter, `[B, K]`."""
+        found = self._masks.get(id(owners))
+        if found is None:
+            found = self._masks[id(owners)] = self._numbers[:, None] == owners
+        return found
+
+
+_NOT_SPEAKING = _Rows(torch.empty(0))
+_rows: ContextVar[_Rows | None] = ContextVar("rows", default=_NOT_SPEAKING)
+
+
+@contextmanager
+def rows_with(numbers: torch.Tensor | None) -> Iterator[None]:
+    """Run the model inside for a batch whose rows have these adapters.
+
+    Args:
+        numbers: int64 `[B]`, from 1; 0: none.  None: no row has one.
+    """
+    before = _rows.set(None if numbers is None else _Rows(numbers))
+    try:
+        yield
+    finally:
+        _rows.reset(before)
+
+
+class _Beside:
+    """Adapters that are being loaded beside each other."""
+
+    def __init__(self, adapters: Sequence[Adapter]) -> None:
+        self._adapters = adapters
+        self._owners: dict[tuple[int, ...], torch.Tensor] = {}
+
+    def wrap(
+        self, layer: nn.Module, shapes: Mapping[str, Sequence[int]], like: torch.Tensor
+    ) -> nn.Module:
+        """The layer with the changes of the tensors that are stacked in its weight."""
+        out, start = sum(shape[0] for shape in shapes.values()), 0
+        owners: list[int] = []
+        downs: list[torch.Tensor] = []
+        ups: list[torch.Tensor] = []
+        for name, shape in shapes.items():
+            for number, adapter in enumerate(self._adapters, start=1):
+                found = adapter.factors(name, shape)
+                if found is None:
+                    continue
+                down, up = found
+                downs.append(down)
+                ups.append(F.pad(up, (0, 0, start, out - start - shape[0])))
+                owners += [number] * len(down)
+            start += shape[0]
+        if not owners:
+            return layer
+        spare = -len(owners) % ALIGNED
+        down = F.pad(torch.cat(downs), (0, 0, 0, spare)).to(like)
+        up = F.pad(torch.cat(ups, 1), (0, spare)).to(like)
+        key = (*owners, *[-1] * spare)
+        if key not in self._owners:
+            self._owners[key] = torch.tensor(key, device=like.device)
+        return Adapted(layer, next(iter(shapes)), down, up, self._owners[key])
+
+
+_beside: ContextVar[_Beside | None] = ContextVar("beside", default=None)
+
+
+@contextmanager
+def beside(directories: Sequence[Path]) -> Iterator[None]:
+    """Add these adapters, numbered from 1, to the layers that `WeightLoader` builds in this block.
+
+    Raises:
+        CheckpointError: also at the end, if a change has not been taken.
+    """
+    adapters = [Adapter(directory) for directory in directories]
+    before = _beside.set(_Beside(adapters) if adapters else None)
+    try:
+        yield
+    finally:
+        _beside.reset(before)
+    for adapter in adapters:
+        adapter.finish_beside()
+
+
+def adapted(
+    layer: nn.Module,
+    sources: Sequence[str],
+    shape: Callable[[str], Sequence[int]],
+    like: torch.Tensor,
+) -> nn.Module:
+    """A linear layer with the adapters that are loaded beside each other, if they change it.
+
+    Args:
+        layer: in any form.
+        sources: the tensors that are stacked in its weight, in order.
+        shape: of a tensor.
+        like: has the device and the number format of the computation.
+    """
+    found = _beside.get()
+    if found is None:
+        return layer
+    return found.wrap(layer, {name: shape(name) for name in sources}, like)

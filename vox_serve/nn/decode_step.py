@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from vox_serve.nn.adapter import Adapted
 from vox_serve.nn.compiled import BLOCK, WIDE, library, operator, register
 from vox_serve.nn.linear import HalfLinear, Linear
 from vox_serve.nn.residual import Rows
@@ -191,10 +192,12 @@ def decode_step(stack: Llama, heads: Iterable[nn.Module] = ()) -> DecodeStep | N
     heads = list(heads)
     layers = [*stack.layers.modules(), *heads]
     linear = [layer for layer in layers if isinstance(layer, Linear | HalfLinear)]
+    adapted = any(isinstance(layer, Adapted) for layer in layers)
     sizes = (config.hidden_size, config.intermediate_size, config.head_dim)
     if (
         cos.device.type != "cpu"
         or config.head_norms
+        or adapted
         or cos.dtype is not torch.float32
         or len(linear)
         != 4 * config.num_hidden_layers + len(heads)  # some weights are stored in another form

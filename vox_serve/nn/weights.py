@@ -17,8 +17,8 @@ from torch import nn
 from tqdm import tqdm
 
 from vox_serve.errors import CheckpointError
-from vox_serve.nn.adapter import merged
-from vox_serve.nn.linear import pack
+from vox_serve.nn.adapter import adapted, merged
+from vox_serve.nn.linear import Linear, pack
 
 
 class WeightFiles:
@@ -214,6 +214,7 @@ class WeightLoader:
             source = sources[name]
             if not callable(source):
                 self.check(parameter, source)
+        like = torch.empty(0, device=device, dtype=dtype)
         # Names, not layers: the loop must not keep a replaced layer in memory.
         names = [n for n, m in network.named_modules() if list(m.parameters(recurse=False))]
         # disable=None: a bar on a terminal, nothing in a log.
@@ -229,8 +230,12 @@ class WeightLoader:
                     parameter.copy_(made)
                 else:
                     self.fill(parameter, source)
+            source = sources[f"{name}.weight"] if isinstance(layer, Linear) else ()
             if form and name:
-                network.set_submodule(name, pack(layer, form))
+                layer = pack(layer, form)
+                network.set_submodule(name, layer)
+            if name and source and not callable(source):
+                network.set_submodule(name, adapted(layer, source, self._files.shape, like))
 
     def finish(self) -> None:
         """Raise CheckpointError if there are unused tensors."""

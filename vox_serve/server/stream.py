@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import TypeVar
 
 from litestar.types import Receive
@@ -24,10 +25,12 @@ from vox_serve.messages import (
     Started,
 )
 from vox_serve.parts import Parts, private_conversation
+from vox_serve.postprocess import SoundFacts
 from vox_serve.server.account import Account
 from vox_serve.server.errors import ClientGone
 from vox_serve.server.requests import OpenRequests
 from vox_serve.workers.interface import EngineClient
+from vox_serve.workers.sound import ProcessedSound
 
 PIECE_SECONDS = 1.0
 """About how much audio is sent at once; a client must read each piece within the send timeout."""
@@ -70,6 +73,11 @@ class AudioStream:
         self._parts = Parts(request, info.frame_rate, info.sample_rate)
         self._rest = b""
         self._began = account.arrival
+        self._processed: ProcessedSound | None = None
+        if client.postprocessing is not None:
+            rate, voice = info.sample_rate, request.voice
+            facts = SoundFacts(rate, info.model, account.name, request.speaker, voice)
+            self._processed = client.postprocessing.begin(facts)
         self._cancelled_error = False
         self._events = client.submit(request)
         self._opened = OpenRequests() if opened is None else opened
@@ -95,27 +103,43 @@ class AudioStream:
         Raises:
             RequestError: the engine failed, or the request took too long.
         """
-        if self._cancelled_error:
-            raise _cancelled_error()
-        pcm = bytearray(self._rest)
         try:
-            while self.finished is None and (not pcm or self._more_fits(len(pcm))):
-                pcm += self._handle(await self._event())
+            pcm = await self._generated()
+            if self._processed is not None:
+                pcm = await self._postprocessed(self._processed, pcm)
+            if self._cancelled_error:
+                raise _cancelled_error()
         except RequestError as error:
             self.close(error)
             raise
+        if pcm is not None:
+            self.account.heard(len(pcm))
+        return pcm
+
+    async def _postprocessed(self, sound: ProcessedSound, pcm: bytes | None) -> bytes | None:
+        """What is ready after these samples, and as many more as it takes."""
+        while True:
+            ready = await self._in_time(partial(sound.process, pcm))
+            if ready != b"":
+                return ready
+            pcm = await self._generated()
+
+    async def _generated(self) -> bytes | None:
+        """What the engine has made, and silences; None after the last."""
+        if self._cancelled_error:
+            raise _cancelled_error()
+        pcm = bytearray(self._rest)
+        while self.finished is None and (not pcm or self._more_fits(len(pcm))):
+            pcm += self._handle(await self._in_time(self._events.get))
         self._rest = bytes(pcm[self._most_bytes :])
         del pcm[self._most_bytes :]
-        if not pcm:
-            return None
-        self.account.heard(len(pcm))
-        return bytes(pcm)
+        return bytes(pcm) or None
 
     def _more_fits(self, count: int) -> bool:
         return count < self._piece_bytes and not self._events.empty()
 
-    async def _event(self) -> Event:
-        """The engine's next event.
+    async def _in_time(self, work: Callable[[], Awaitable[T]]) -> T:
+        """Await `work()` until the request's deadline.
 
         A stream's deadline grows with the audio already received, so that a client may read in
         real time.
@@ -130,7 +154,7 @@ class AudioStream:
             if left <= 0:
                 raise TimeoutError
             async with asyncio.timeout(left):
-                return await self._events.get()
+                return await work()
         except TimeoutError:
             raise TimedOut(f"the request took longer than {limit:g} seconds") from None
 

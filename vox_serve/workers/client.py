@@ -36,6 +36,7 @@ from vox_serve.workers.jobs import Jobs
 from vox_serve.workers.link import AnyLink, Link
 from vox_serve.workers.reading import TextReader, text_jobs
 from vox_serve.workers.replica import Replica
+from vox_serve.workers.sound import Postprocessing
 
 
 @attrs.define(eq=False)
@@ -64,6 +65,7 @@ class WorkerClient:
         metrics: records the figures.
         front_end: normalizes a text before it is cut and spoken.
         texts: where it does so; None: processes of this engine only.
+        postprocessing: what is done to all sound.
         in_thread: run the workers in threads of this process; for tests.
         link: makes the link to an engine; None starts workers of its own.
     """
@@ -76,6 +78,7 @@ class WorkerClient:
         *,
         front_end: FrontEnd = AS_WRITTEN,
         texts: Jobs | None = None,
+        postprocessing: Postprocessing | None = None,
         in_thread: bool = False,
         link: Callable[[], AnyLink] | None = None,
     ) -> None:
@@ -84,6 +87,7 @@ class WorkerClient:
         self.metrics = metrics
         self.front_end = front_end
         self.reader = TextReader(front_end, texts or text_jobs(in_thread))
+        self.postprocessing = postprocessing
         self.on_change: Callable[[EngineClient], None] = lambda client: None
         self.before_ready: Callable[[VoiceTaker], Awaitable[None]] | None = None
         links: list[Callable[[], AnyLink]] = (
@@ -104,6 +108,10 @@ class WorkerClient:
     @property
     def model(self) -> str:
         return self.metrics.model
+
+    @property
+    def base(self) -> EngineClient:
+        return self
 
     @property
     def _best(self) -> Replica:
@@ -227,7 +235,7 @@ class WorkerClient:
         if home in free:
             return home
         if free:
-            return max(free, key=lambda replica: replica.merit(request.voice))
+            return max(free, key=lambda replica: replica.merit(request))
         if request.continues and able:  # it goes to the head of that replica's own queue
             return home if home in able else max(able, key=lambda replica: replica.free)
         return None

@@ -15,11 +15,13 @@ from vox_serve.metrics import Metrics, Registry
 from vox_serve.plugins import Plugins
 from vox_serve.sampling import RANGES, Allowed
 from vox_serve.text import Lexicon, read_lexicon, with_lexicon
+from vox_serve.workers.adapter import AdapterClient
 from vox_serve.workers.client import WorkerClient
 from vox_serve.workers.devices import with_devices
 from vox_serve.workers.interface import EngineClient, EngineState, VoiceTaker
 from vox_serve.workers.link import AnyLink
 from vox_serve.workers.reading import audio_jobs, text_jobs
+from vox_serve.workers.sound import Postprocessing
 
 
 class Engines:
@@ -34,7 +36,7 @@ class Engines:
 
     Raises:
         UnknownModel, CheckpointError: a model's name cannot be resolved.
-        ConfigError: two models would have the same name.
+        ConfigError: two models would have the same name, or no plugin has the postprocess.
     """
 
     def __init__(
@@ -53,27 +55,36 @@ class Engines:
         self.own_parameters: dict[str, Allowed] = {}
         """Sampling parameters that only some of the models have."""
         self._clients: dict[str, EngineClient] = {}
+        """By the names that requests use, those of adapters included."""
         self.texts, self.clips = text_jobs(in_thread), audio_jobs(in_thread)
         """Where texts and audio files are read."""
+        self._postprocessing = None
+        if server.postprocess is not None:
+            what = plugins.postprocessor(server.postprocess)
+            self._postprocessing = Postprocessing(what, in_thread)
         lexicon = read_lexicon(Path(server.lexicon)) if server.lexicon else Lexicon()
         for config in configs:
             resolved = plugins.resolve(config.model)
             name, front_end = resolved.name, resolved.front_end
             allowed = resolved.spec.parameters.allowed()
             self.own_parameters |= {n: a for n, a in allowed.items() if n not in RANGES}
-            if name in self._clients:
-                raise ConfigError(f"two models would have the name {name!r}: {config.model} is one")
-            metrics = Metrics(name, self.registry)
-            self._clients[name] = WorkerClient(
+            client = WorkerClient(
                 with_devices(config),
                 server,
-                metrics,
+                Metrics(name, self.registry),
                 front_end=with_lexicon(front_end, lexicon),
                 texts=self.texts,
+                postprocessing=self._postprocessing,
                 in_thread=in_thread,
                 link=partial(link, config) if link is not None else None,
             )
-        (only, *others) = self._clients.values()
+            served: list[EngineClient] = [client]
+            served += [AdapterClient(name, client) for name in config.adapters]
+            for one in served:
+                if one.model in self._clients:
+                    raise ConfigError(f"two models would have the name {one.model!r}")
+                self._clients[one.model] = one
+        (only, *others) = self
         self.metrics = only.metrics if not others else Metrics("", self.registry)
         """Metrics for events that belong to no engine; with one engine, its own."""
         self.registry.watch_process(self.metrics.model, "server", os.getpid())
@@ -81,19 +92,26 @@ class Engines:
             self.metrics.plugin_errors_total.labels(self.metrics.model, broken.name).inc()
 
     def __iter__(self) -> Iterator[EngineClient]:
-        return iter(self._clients.values())
+        return (client for client in self._clients.values() if client.base is client)
+
+    @property
+    def models(self) -> list[EngineClient]:
+        """All that requests can choose: the engines, and their adapters."""
+        return list(self._clients.values())
 
     @property
     def loaded(self) -> list[EngineClient]:
-        """The engines whose model is loaded."""
-        return [client for client in self if client.info is not None]
+        """All that requests can choose, and that are loaded."""
+        return [client for client in self.models if client.info is not None]
 
     def choose(self, model: str | None) -> EngineClient:
         """The engine of a request: by the model's name, or by its kind if only one has it.
 
+        None is the only engine, without an adapter.
+
         Raises:
             NotFound: no model has this name, or several have this kind.
-            InvalidRequest: `model` is None, and there are several.
+            InvalidRequest: `model` is None, and there are several engines.
         """
         if model in self._clients:
             return self._clients[model]
@@ -129,6 +147,8 @@ class Engines:
         for client in self:
             await client.start()
             client.reader.warm_up()
+        if self._postprocessing is not None:
+            self._postprocessing.warm_up()
 
     def drain(self) -> None:
         """Accept no more requests; open ones continue."""
@@ -140,3 +160,5 @@ class Engines:
         await asyncio.gather(*(client.stop() for client in self))
         self.texts.close()
         self.clips.close()
+        if self._postprocessing is not None:
+            self._postprocessing.close()

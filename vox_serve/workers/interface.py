@@ -1,7 +1,8 @@
 """The server's interface to an engine: its states, and the calls that routes make.
 
 `client.WorkerClient` implements it with worker processes.  Other implementations may run
-workers on other machines; routes cannot tell the difference.
+workers on other machines; routes cannot tell the difference.  `adapter.AdapterClient` is a view of
+another client.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from vox_serve.metrics import Metrics
 from vox_serve.text import FrontEnd
 from vox_serve.voice import Segment
 from vox_serve.workers.reading import TextReader
+from vox_serve.workers.sound import Postprocessing
 
 
 class EngineState(Enum):
@@ -84,6 +86,8 @@ class EngineClient(Protocol):
     """Normalizes a text before it is cut and spoken."""
     reader: TextReader
     """Does this outside the event loop's process."""
+    postprocessing: Postprocessing | None
+    """What is done to all sound before it is encoded."""
     on_change: Callable[[EngineClient], None]
     """Called when the state changes."""
     before_ready: Callable[[VoiceTaker], Awaitable[None]] | None
@@ -92,6 +96,10 @@ class EngineClient(Protocol):
     @property
     def model(self) -> str:
         """The name by which requests choose it."""
+
+    @property
+    def base(self) -> EngineClient:
+        """Whose engine, voices and conversations it uses: itself, or an adapter's base."""
 
     @property
     def replicas(self) -> Sequence[ReplicaState]:

@@ -106,8 +106,8 @@ class Replica:
         """For each request whose next part is expected, what gives up its slot."""
         self._asked: dict[str, asyncio.Future[Done]] = {}
         """Answers that a caller waits for."""
-        self._warm: dict[str, None] = {}
-        """Voices spoken here, in order of their last use."""
+        self._warm: dict[tuple[str | None, str | None], None] = {}
+        """Voices, with their adapters, spoken here, in order of their last use."""
         self._reported: tuple[tuple[str, int], ...] = ()
         """The worker's own list of voices, which grows while stored ones are added again."""
 
@@ -149,9 +149,9 @@ class Replica:
         """Voices being added or removed."""
         return len(self._asked)
 
-    def merit(self, voice: str | None) -> tuple[bool, int]:
+    def merit(self, request: SpeechRequest) -> tuple[bool, int]:
         """How well it suits a request; the greatest is best."""
-        warm = WARM_SLOTS if voice in self._warm else 0
+        warm = WARM_SLOTS if (request.voice, request.adapter) in self._warm else 0
         return self.state is EngineState.READY, self.free + warm
 
     def speak(self, request: SpeechRequest) -> None:
@@ -159,8 +159,9 @@ class Replica:
         self._no_longer_expect(request.id)
         self._speaking[request.id] = True
         if request.voice is not None:
-            self._warm.pop(request.voice, None)
-            self._warm[request.voice] = None
+            warm = request.voice, request.adapter
+            self._warm.pop(warm, None)
+            self._warm[warm] = None
             while len(self._warm) > WARM_VOICES:
                 del self._warm[next(iter(self._warm))]
         self.worker.ask(Add(request))
@@ -199,7 +200,7 @@ class Replica:
         request_id = uuid.uuid4().hex
         segments = tuple([attrs.evolve(s, text=await self._reader.read(s.text)) for s in segments])
         await self._done(request_id, AddVoice(request_id, name, speaker, segments))
-        self._warm.pop(name, None)
+        self._warm = {warm: None for warm in self._warm if warm[0] != name}
 
     def expect_voice(self, name: str, speaker: int) -> None:
         """List a voice that the others have; this worker gets it when it is loaded again."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import soundfile
 import torch
 import transformers
 from huggingface_hub.utils import filter_repo_objects
+from transformers import CsmForConditionalGeneration
 
 from plugins.csm.tests.checkpoints import (
     HEAD,
@@ -25,10 +27,19 @@ from plugins.csm.tests.checkpoints import (
     text_ids,
     to_hub_layout,
     write_checkpoint,
+    write_tokenizer,
 )
-from plugins.csm.tests.conftest import Checkpoint, MakeEngine, load, spoken_alone
+from plugins.csm.tests.conftest import (
+    Checkpoint,
+    MakeEngine,
+    load,
+    record,
+    request,
+    spoken_alone,
+)
 from tests.checkpoint_files import change_json, change_tensors, read_json, read_tensors, write_json
-from vox_serve import CheckpointError, SamplingParams, Segment
+from tests.conftest import run_engine
+from vox_serve import CheckpointError, NotFound, SamplingParams, Segment
 from vox_serve_csm.config import CsmConfig
 from vox_serve_csm.plugin import vox_serve_models
 from vox_serve_csm.voices import TRANSCRIPTS
@@ -166,6 +177,34 @@ def test_reference_clips_are_the_voices(directory: Path) -> None:
 def codes_of(segment: Segment) -> torch.Tensor:
     assert segment.codes is not None
     return segment.codes
+
+
+@pytest.mark.parametrize(
+    ("dtype", "shard"), [(torch.float32, "50GB"), (torch.bfloat16, "60KB"), (torch.float16, "60KB")]
+)
+def test_a_full_fine_tune_with_ten_speakers(
+    checkpoint: Checkpoint, make_engine: MakeEngine, tmp_path: Path, dtype: Any, shard: str
+) -> None:
+    """As a training script saves it; transformers judges what it says, from the same files."""
+    model = copy.deepcopy(checkpoint.reference)
+    with torch.no_grad():
+        for layer in model.backbone_model.layers:
+            layer.mlp.up_proj.weight.mul_(1.5)
+    model.config.speakers = [f"reader_{number}" for number in range(10)]
+    model.to(dtype).save_pretrained(tmp_path, max_shard_size=shard)
+    write_tokenizer(tmp_path)
+    assert (len([*tmp_path.glob("*.safetensors")]) > 3) == (shard != "50GB")
+    tuned = CsmForConditionalGeneration.from_pretrained(tmp_path, dtype=torch.float32).eval()
+    engine = make_engine(tmp_path)
+    frames = record(engine)
+    for voice in ("reader_7", None):
+        engine.add(request(f"{voice}", "hi", 8, voice=voice, speaker=9))
+    run_engine(engine)
+    for name, speaker in (("reader_7", 7), ("None", 9)):
+        assert frames[name] == reference_frames(tuned, text_ids("hi", speaker), 8)
+    assert frames["None"] != reference_frames(checkpoint.reference, text_ids("hi", 9), 8)
+    with pytest.raises(NotFound, match="speaker 10"):
+        engine.add(request("x", "hi", 5, speaker=10))
 
 
 def test_without_clips_there_is_a_voice_per_speaker(directory: Path) -> None:
@@ -317,6 +356,16 @@ def short_depth_decoder(directory: Path) -> None:
     change_json(
         directory / "config.json", depth_decoder_config=depth | {"max_position_embeddings": 7}
     )
+
+
+@damage("speakers must be a list of 1 to 1000 different names")
+def speakers_with_the_same_name(directory: Path) -> None:
+    change_json(directory / "config.json", speakers=["anna", "anna"])
+
+
+@damage("speakers must be a list of 1 to 1000 different names")
+def a_number_of_speakers(directory: Path) -> None:
+    change_json(directory / "config.json", speakers=10)
 
 
 @damage(r"tokenizer\.json: this file is missing; download")

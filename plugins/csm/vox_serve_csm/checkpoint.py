@@ -51,7 +51,7 @@ def load_model(options: LoadOptions) -> CsmModel:
         network,
         codec,
         builder,
-        read_voices(directory, codec),
+        read_voices(directory, codec, config.speakers),
         read_sampling(directory),
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +11,8 @@ import attrs
 from vox_serve import CheckpointError
 from vox_serve.nn import LlamaConfig
 
+MAX_SPEAKERS = 1000
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 ROPE_THETA = 500_000.0
 BACKBONE_DEFAULTS: Mapping[str, Any] = {
     "hidden_size": 2048,
@@ -42,6 +45,7 @@ class CsmConfig:
         text_vocab: ids of the text tokenizer.
         end_code: a frame that consists only of this code ends the utterance.
         codec: the Mimi configuration, unchanged.
+        speakers: names of the speakers that a fine-tune was trained with, by id; empty: Sesame's.
     """
 
     backbone: LlamaConfig
@@ -51,6 +55,7 @@ class CsmConfig:
     text_vocab: int
     end_code: int
     codec: Mapping[str, Any]
+    speakers: tuple[str, ...] = ()
 
     @classmethod
     def from_json(cls, config: Mapping[str, Any]) -> CsmConfig:
@@ -70,6 +75,7 @@ class CsmConfig:
             text_vocab=int(config.get("text_vocab_size", 128256)),
             end_code=int(config.get("codebook_eos_token_id", 0)),
             codec=config.get("codec_config") or {},
+            speakers=_speakers(config.get("speakers")),
         )
         expected = {
             "num_codebooks": read.num_codebooks,
@@ -84,3 +90,16 @@ class CsmConfig:
         if read.depth.max_position_embeddings <= read.num_codebooks - 1:
             raise CheckpointError("depth_decoder_config.max_position_embeddings is too small")
         return read
+
+
+def _speakers(listed: Any) -> tuple[str, ...]:
+    if listed is None:
+        return ()
+    names = listed if isinstance(listed, list) else []
+    right = all(isinstance(name, str) and NAME.fullmatch(name) for name in names)
+    if not right or not 1 <= len(names) <= MAX_SPEAKERS or len({*names}) < len(names):
+        raise CheckpointError(
+            f"speakers must be a list of 1 to {MAX_SPEAKERS} different names, each of 1 to 64 "
+            "letters, digits, _, . or -, the first a letter or digit"
+        )
+    return tuple(names)

@@ -1,7 +1,8 @@
-"""The two conversational speakers and their reference clips."""
+"""The two conversational speakers and their reference clips, or a fine-tune's speakers."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -33,14 +34,19 @@ TRANSCRIPTS = {
 }
 
 
-def read_voices(directory: Path, codec: EncodingCodec) -> tuple[Voice, ...]:
-    """Speakers 0 and 1.  Both have both clips as context, as in Sesame's demonstration.
+def read_voices(
+    directory: Path, codec: EncodingCodec, speakers: Sequence[str] = ()
+) -> tuple[Voice, ...]:
+    """The speakers of a fine-tune, without context, by their ids; or Sesame's, 0 and 1.
 
-    In a checkpoint without `prompts/`, they have no context.
+    Both of Sesame's get both clips as context, as in Sesame's demonstration.  In a checkpoint
+    without `prompts/`, they have no context.
 
     Raises:
         CheckpointError: a clip exists but cannot be read.
     """
+    if speakers:
+        return tuple(Voice(name, number) for number, name in enumerate(speakers))
     segments = []
     for speaker, (name, transcript) in enumerate(TRANSCRIPTS.items()):
         path = directory / "prompts" / f"{name}.wav"

@@ -260,7 +260,7 @@ def _check(body: SpeechBody, speed: float) -> None:
 
 def served(engines: Engines, model: str) -> str:
     """The name of a served model; the names of OpenAI's models mean the first."""
-    names = [client.model for client in engines]
+    names = [client.model for client in engines.models]
     return names[0] if model not in names and MODELS.fullmatch(model) else model
 
 

@@ -101,7 +101,7 @@ async def add(
 ) -> replies.Voice:
     """Register a voice."""
     form = await read_voice(request, engines.server.read_timeout)
-    client = engines.choose(form.model or None)
+    client = engines.choose(form.model or None).base
     request.scope["state"]["model"] = client.model
     if not client.admit().takes_voices:
         raise UnspeakableText(f"{client.model} cannot learn voices from clips", "model")

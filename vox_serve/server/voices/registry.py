@@ -153,7 +153,7 @@ class Voices:
         """Every voice that this owner may use, or only those of one model."""
         return [
             self._known(client, name, inner, speaker)
-            for client in self._engines
+            for client in self._engines.models
             if model in (None, client.model)
             for name, inner, speaker in owner.seen(client.voices)
         ]
@@ -242,7 +242,11 @@ class Voices:
         """
         if model is not None:
             model = self._engines.choose(model).model
-        found = [voice for voice in self.listed(owner, model) if voice.name == name]
+        found = [
+            voice
+            for voice in self.listed(owner, model)
+            if voice.name == name and (model is not None or voice.client.base is voice.client)
+        ]
         if not found:
             raise _unknown(name)
         if len(found) > 1:
@@ -252,7 +256,7 @@ class Voices:
 
     def _known(self, client: EngineClient, name: str, inner: str, speaker: int) -> KnownVoice:
         found = self._registered.get(inner)
-        if found is not None and found.client is not client:
+        if found is not None and found.client is not client.base:
             found = None
         return KnownVoice(name, speaker, client, found)
 
