@@ -1,13 +1,15 @@
 """Writes English out in words: numbers, money, units, dates, addresses, signs and capitals.
 
-damga's grammars do most of the work.  This module prepares text for damga and repairs what damga
-leaves.  Each rule has an example in the tests.
+damga's grammars do most of the work, normt2s reads formulas.  This module prepares text for damga
+and repairs what damga leaves.  Each rule has an example in the tests.
 """
 
 from __future__ import annotations
 
 # ruff: noqa: RUF001 - quotation marks of all kinds
 import re
+from functools import lru_cache
+from typing import TYPE_CHECKING
 
 from vox_serve.text.capitals import capitals
 from vox_serve.text.grammar import number, read
@@ -15,15 +17,21 @@ from vox_serve.text.quantities import rewritten
 from vox_serve.text.sentences import Sentences
 from vox_serve.text.signs import without_signs
 
+if TYPE_CHECKING:
+    from normt2s import Normalizer
+
 MONTH_FIRST = ("en", "en-us", "en-ph")
 """Language tags in which 3/4/2025 means March 4."""
 _LONGEST = 400
 """Most characters passed to damga at once: it holds the interpreter lock while it works."""
+_LONGEST_FORMULA = 400
+"""normt2s takes quadratic time for nested matrices."""
 
 _AROUND = "\"'“”‘’()[]*"
 _PLAIN_WORD = re.compile(r"[A-Za-z]?[a-z]*(?:['’-][a-z]+)*[,;:]?")
 _SHORT_FORM = re.compile(
     r"[b-df-hj-np-tv-xz]+|etc|inc|dept|approx|ca|est|ext|tel|ver|mi|cf|viz|i{2,3}|iv|vi{1,3}|ix"
+    r"|[a-z]-th"
 )
 """Lower-case words that are not said as written."""
 _INITIALISM = re.compile(r"\W*(?:[^\W\d]\.)+[^\W\d]?\W*")
@@ -40,6 +48,11 @@ _OPERATORS = (
     ("!=", " ≠ "),
     ("<=", " ≤ "),
     (">=", " ≥ "),
+)
+# The lists of emoticons (emot) have not been kept since 2021, and hold `8)` and `D:`.
+_EMOTICON = re.compile(
+    r"(?<!\S)(?:[:;=][-'’^o]?[()\[\]DPpOo/\\|*3$]|<3|[>(]{0,2}[\^<>TOo;@=-][_.][\^<>TOo;@=-][)>]{0,2}"
+    r"|\\?¯\\?_\(ツ\)_/¯)(?!\S)"
 )
 _DIGITS = re.compile(r"\d[\d,.]*\d|\d")
 
@@ -59,6 +72,21 @@ def words(text: str, spells: bool, tag: str = "en") -> str:
     )
 
 
+def formula(latex: str) -> str:
+    """LaTeX, without its delimiters, in words; as it is if it is malformed or too long."""
+    latex = " ".join(latex.split())
+    if not latex or len(latex) > _LONGEST_FORMULA:
+        return latex
+    return _formulas().normalize(f"${latex}$").removeprefix("$").removesuffix("$")
+
+
+@lru_cache(1)
+def _formulas() -> Normalizer:
+    from normt2s import Normalizer
+
+    return Normalizer("en")
+
+
 def _sentences(line: str) -> list[str]:
     reader = Sentences(_LONGEST)
     return [*reader.feed(line), *reader.flush()]
@@ -69,6 +97,7 @@ def _sentence(sentence: str, spells: bool, day_first: bool) -> str:
         return sentence
     sentence = sentence.translate(_LOOSE_DIGITS)
     if spells:
+        sentence = _EMOTICON.sub("🙂", sentence)  # which the alphabet drops and counts
         for written, sign in _OPERATORS:
             sentence = sentence.replace(written, sign)
     spoken = read(rewritten(sentence, day_first))

@@ -1,7 +1,7 @@
 """The text front end: turns any text into what a voice can say, in the same steps for all voices.
 
 1. ftfy repairs transmission damage: broken encodings, terminal codes, lone surrogates
-2. markup: turns Markdown, HTML, SSML and pauses into lines and silence
+2. markup: turns Markdown, HTML, SSML, LaTeX, subtitles and pauses into lines and silence
 3. the pronunciation dictionary
 4. the language: writes numbers, money, dates, addresses, signs and capitals as words
 5. the voice's alphabet: folds, transliterates, or drops and counts
@@ -23,7 +23,8 @@ from vox_serve.text.lexicon import Lexicon
 from vox_serve.text.markup import Part
 from vox_serve.text.packing import speakable
 
-_LANGUAGES: dict[str, Callable[[str, bool, str], str]] = {"en": english.words}
+_LANGUAGES: dict[str | None, Callable[[str, bool, str], str]] = {"en": english.words}
+_FORMULAS: dict[str | None, Callable[[str], str]] = {"en": english.formula}
 
 
 _NAMES = {
@@ -140,7 +141,8 @@ class FrontEnd:
         if normalize is Normalize.OFF or text.strip() in _LONE_SIGNS:
             found = markup.Plain([Part(text)], frozenset())
         else:
-            found = markup.plain(_mended(text), self.kept_tags)
+            formula = _FORMULAS.get(self.language, str)
+            found = markup.plain(_mended(text), self.kept_tags, formula)
         parts, dropped = [], 0
         for written, pause in found.parts:
             said = lexicon.apply(written)

@@ -1,4 +1,4 @@
-"""Turns markup into text to read aloud: Markdown, HTML, SSML and `[pause 0.5s]`.
+"""Turns markup into text to read aloud: Markdown, HTML, SSML, LaTeX, subtitles, `[pause 0.5s]`.
 
 markdown-it, `html.parser` and expat parse; this module interprets.  A heading, a paragraph, a row
 and a long list item end a sentence; a short item, a cell and a short line end with a comma.
@@ -30,6 +30,10 @@ PARAGRAPH_SECONDS = 0.3
 """Silence between paragraphs and after a heading, in addition to that of a full stop."""
 
 _PAUSE = re.compile(r"\[pause (\d{1,6}(?:\.\d{1,6})?)(ms|s)\]")
+# pysubs2 keeps the names of cues, and drops what comes before the first one.
+_CUE = re.compile(r"(?m)^(?:\d+[ \t]*\r?\n)?(?:\d+:)?\d\d:\d\d[.,]\d{3} --> .*$")
+_FORMULA = re.compile(r"[\\^=+<>{}]|(?<![A-Za-z]{2})_|^\w{1,2}$")
+"""Found in `$...$` if that is a formula and not names of variables (`$HOME/bin:$PATH`)."""
 _FOOTNOTE = re.compile(r"\[\^[^\[\]\s]{1,40}\]:?")
 _CHECKBOX = re.compile(r"^\[[ xX]\] ")
 _TIME = re.compile(r"\+?(\d{0,6}(?:\.\d{1,6})?)(ms|s)")
@@ -76,11 +80,16 @@ class Plain(NamedTuple):
     ignored: frozenset[str]
 
 
-def plain(text: str, kept_tags: frozenset[str] = frozenset()) -> Plain:
+def plain(
+    text: str,
+    kept_tags: frozenset[str] = frozenset(),
+    formula: Callable[[str], str] = str,
+) -> Plain:
     """Read Markdown that may contain HTML, or SSML if the text begins with `<speak` or `<?xml`.
 
     Args:
         kept_tags: names of tags that the model knows, e.g. `laugh`; they stay in the text.
+        formula: puts LaTeX, without its delimiters, into words.
 
     Raises:
         InvalidRequest: the SSML is not well formed, or a pause is too long.
@@ -90,7 +99,7 @@ def plain(text: str, kept_tags: frozenset[str] = frozenset()) -> Plain:
     if is_ssml(text):
         _read_ssml(text.strip("\ufeff \t\r\n"), reader)
     else:
-        _read_markdown(text, reader)
+        _read_markdown(_CUE.sub("", text.removeprefix("WEBVTT")), reader, formula)
     return reader.finish()
 
 
@@ -296,10 +305,14 @@ def _read_ssml(text: str, reader: _Reader) -> None:
 @lru_cache(1)
 def _markdown() -> MarkdownIt:
     from markdown_it import MarkdownIt
+    from mdit_py_plugins.dollarmath import dollarmath_plugin
+    from mdit_py_plugins.texmath import texmath_plugin
 
     # Most people do not mean indented text as code, or `[Note]: this` as a link's address.
     # Blocks of HTML are read tag by tag, like inline HTML.
     rules = MarkdownIt("commonmark").enable(["table", "strikethrough"])
+    rules.use(dollarmath_plugin, allow_space=False, allow_digits=False, double_inline=True)
+    rules.use(texmath_plugin, delimiters="brackets")
     return rules.disable(["code", "reference", "html_block"])
 
 
@@ -321,7 +334,7 @@ class _Tag(HTMLParser):
         self._reader.end_tag(tag)
 
 
-def _read_markdown(text: str, reader: _Reader) -> None:
+def _read_markdown(text: str, reader: _Reader, formula: Callable[[str], str]) -> None:
     begins_item = False
     for token in _markdown().parse(_FOOTNOTE.sub("", text)):
         if token.type == "inline":
@@ -329,7 +342,10 @@ def _read_markdown(text: str, reader: _Reader) -> None:
             if begins_item and inline:
                 inline[0].content = _CHECKBOX.sub("", inline[0].content)
             begins_item = False
-            _read_inline(inline, reader)
+            _read_inline(inline, reader, formula)
+        elif token.type in _MATH_BLOCKS:
+            reader.text(formula(token.content))
+            reader.end_paragraph()
         elif token.type in ("fence", "code_block"):
             for line in token.content.splitlines():
                 reader.text(line)
@@ -356,13 +372,20 @@ _AT_CLOSE: dict[str, Callable[[_Reader], None]] = {
 }
 
 
-def _read_inline(tokens: list[Token], reader: _Reader) -> None:
+_MATH_BLOCKS = ("math_block", "math_block_label", "math_block_eqno")
+_MATH = ("math_inline", "math_inline_double")
+
+
+def _read_inline(tokens: list[Token], reader: _Reader, formula: Callable[[str], str]) -> None:
     lines = _lines(tokens)
     listed = len(lines) > 1 and all(len(line.split()) <= 3 for line in lines)
     number = 0
     for token in tokens:
         if token.type in ("text", "code_inline", "image"):
             reader.text(token.content)
+        elif token.type in _MATH:
+            found = _FORMULA.search(token.content)
+            reader.text(formula(token.content) if found else f"${token.content}$")
         elif token.type == "html_inline":
             tag = _Tag(reader)
             tag.feed(token.content)

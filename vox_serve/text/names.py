@@ -1,174 +1,33 @@
-"""Names of units, money, days and abbreviations that damga's grammars do not read."""
+"""Abbreviations, days and months that damga's grammars do not read."""
 
 from __future__ import annotations
 
-UNITS = {  # units that damga does not read
-    "m/s²": "meters per second squared",
-    "yr": "years",
-    "yrs": "years",
-    "mo": "months",
-    "mos": "months",
-    "wk": "weeks",
-    "wks": "weeks",
-    "bps": "bits per second",
-    "kg/m²": "kilograms per square meter",
-    "cu ft": "cubic feet",
-    "sq km": "square kilometers",
-    "mmHg": "millimeters of mercury",
-    "mg/dL": "milligrams per deciliter",
-    "mg/kg": "milligrams per kilogram",
-    "mmol/L": "millimoles per liter",
-    "kg/m³": "kilograms per cubic meter",
-    "W/m²": "watts per square meter",
-    "L/100 km": "liters per hundred kilometers",
-    "mpg": "miles per gallon",
-    "fl oz": "fluid ounces",
-    "sq ft": "square feet",
-    "sq m": "square meters",
-    "sq mi": "square miles",
-    "cc": "cubic centimeters",
-    "Nm": "newton meters",
-    "mol": "moles",
-    "lm": "lumens",
-    "kn": "knots",
-    "KB": "kilobytes",
-    "KiB": "kibibytes",
-    "MiB": "mebibytes",
-    "GiB": "gibibytes",
-    "TiB": "tebibytes",
-    "Mb": "megabits",
-    "Gb": "gigabits",
-    "GB/s": "gigabytes per second",
-    "MB/s": "megabytes per second",
-    "Mbit/s": "megabits per second",
-    "Gbit/s": "gigabits per second",
-    "kbit/s": "kilobits per second",
-    "kbps": "kilobits per second",
-    "µm": "micrometers",
-    "µg": "micrograms",
-    "µs": "microseconds",
-    "µl": "microliters",
-    "nm": "nanometers",
-    "mW": "milliwatts",
-    "mA": "milliamps",
-    "mAh": "milliamp hours",
-    "mV": "millivolts",
-    "kV": "kilovolts",
-    "Ω": "ohms",
-    "kΩ": "kilohms",
-    "L": "liters",
-    "dB": "decibels",
-    "Pa": "pascals",
-    "hPa": "hectopascals",
-    "kPa": "kilopascals",
-    "psi": "pounds per square inch",
-    "rpm": "revolutions per minute",
-    "bpm": "beats per minute",
-    "fps": "frames per second",
-    "dpi": "dots per inch",
-    "ppm": "parts per million",
-    "px": "pixels",
-    "kcal": "kilocalories",
-    "cal": "calories",
-    "kJ": "kilojoules",
-    "J": "joules",
-    "tsp": "teaspoons",
-    "tbsp": "tablespoons",
-    "gal": "gallons",
-    "qt": "quarts",
-    "yd": "yards",
-    "°C": "degrees Celsius",
-    "°F": "degrees Fahrenheit",
-}
-ABBREVIATIONS = {  # before a name or a number; those that damga does not read
-    "Ave": "Avenue",
-    "Ft": "Fort",
-    "ca": "circa",
-    "est": "established",
-    "Gen": "General",
-    "Sgt": "Sergeant",
-    "Capt": "Captain",
-    "Lt": "Lieutenant",
-    "Col": "Colonel",
-    "Rev": "Reverend",
-    "Gov": "Governor",
-    "Sen": "Senator",
-    "Rep": "Representative",
-    "Fig": "Figure",
-    "fig": "figure",
-    "Vol": "Volume",
-    "vol": "volume",
-    "Ch": "Chapter",
-    "ch": "chapter",
-    "Sec": "Section",
-    "sec": "section",
-    "Eq": "Equation",
-    "Apt": "Apartment",
-    "ext": "extension",
-    "Ext": "Extension",
-    "tel": "telephone",
-    "Tel": "Telephone",
-    "ver": "version",
-    "Ver": "Version",
-    "pp": "pages",
-    "p": "page",
-}
-RARE_MONEY = "₤₺₽₴₦₱฿₫₪₡₲₵₸₮₭₿"
-MONEY = {"$": "dollar", "€": "euro", "£": "pound", "₹": "rupee"}
-DOLLARS = {
-    "A": "Australian",
-    "C": "Canadian",
-    "HK": "Hong Kong",
-    "NZ": "New Zealand",
-    "S": "Singapore",
-}
-SCALES = {"bn": "billion", "B": "billion", "mn": "million", "M": "million", "T": "trillion"}
-TIMES = {"h": "hour", "m": "minute", "s": "second"}
-WITHOUT_DOT = {
-    "vs": "versus",
-    "etc": "et cetera",
-    "Ltd": "Limited",
-    "Inc": "Incorporated",
-    "Blvd": "Boulevard",
-    "Dept": "Department",
-    "dept": "department",
-    "c/o": "care of",
-    "b/c": "because",
-    "cf": "compare",
-    "viz": "namely",
-    "Corp": "Corporation",
-    "Esq": "Esquire",
-    "WWI": "World War I",
-    "WWII": "World War II",
-    "approx": "approximately",
-}
-DAYS = {
-    "Mon": "Monday",
-    "Tue": "Tuesday",
+import calendar
+
+
+def _table(text: str) -> dict[str, str]:
+    return dict(pair.split("=") for pair in text.replace("\n", " ").split("; "))
+
+
+# abbr2words knows three in four of these, but also reads `The cat sat.` as Saturday.
+DOTTED = _table(
+    "Ave=Avenue; Ft=Fort; ca=circa; est=established; Gen=General; Sgt=Sergeant; Capt=Captain;"
+    " Lt=Lieutenant; Col=Colonel; Rev=Reverend; Gov=Governor; Sen=Senator; Rep=Representative;"
+    " Fig=Figure; fig=figure; Vol=Volume; vol=volume; Ch=Chapter; ch=chapter; Sec=Section;"
+    " sec=section; Eq=Equation; Apt=Apartment; ext=extension; Ext=Extension; tel=telephone;"
+    " Tel=Telephone; ver=version; Ver=Version; pp=pages; p=page; no=number"
+)
+"""With a full stop, before a name or a number."""
+BARE = _table(
+    "vs=versus; etc=et cetera; Ltd=Limited; Inc=Incorporated; Blvd=Boulevard; Dept=Department;"
+    " dept=department; c/o=care of; b/c=because; w/o=without; cf=compare; viz=namely;"
+    " Corp=Corporation; Esq=Esquire; WWI=World War I; WWII=World War II; approx=approximately;"
+    " Ph.D=PhD; I.e=That is; E.g=For example"
+)
+"""With or without a full stop."""
+DAYS = dict(zip(calendar.day_abbr, calendar.day_name, strict=True)) | {
     "Tues": "Tuesday",
-    "Wed": "Wednesday",
-    "Thu": "Thursday",
     "Thurs": "Thursday",
-    "Fri": "Friday",
-    "Sat": "Saturday",
-    "Sun": "Sunday",
 }
-MONTHS = {
-    "Jan": "January",
-    "Feb": "February",
-    "Mar": "March",
-    "Apr": "April",
-    "May": "May",
-    "Jun": "June",
-    "Jul": "July",
-    "Aug": "August",
-    "Sep": "September",
-    "Oct": "October",
-    "Nov": "November",
-    "Dec": "December",
-}
-MONTH = "|".join(MONTHS)
-SPANNED = DAYS | MONTHS
-LONE_UNITS = "km/h|km|cm|mm|kg|mg|ml|lbs|mph|kWh|[kMG]Hz"
-"""These always mean units, even without a number."""
+MONTHS = dict(zip(calendar.month_abbr[1:], calendar.month_name[1:], strict=True))
 POINTS = {"N": "north", "S": "south", "E": "east", "W": "west"}

@@ -65,6 +65,8 @@ def _named(match: re.Match[str]) -> str:
     lower = word.lower()
     if sound := _sound(lower):
         return sound + mark + rest
+    if rest == "th" and lower in _NAMES:
+        return f"{_NAMES[lower]}th"
     if rest not in ("", "s") or (len(word) > 1 and set(lower) & set("aeiouy")):
         return match[0]
     return " ".join(_NAMES[letter] for letter in lower) + mark + rest
