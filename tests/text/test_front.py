@@ -83,6 +83,8 @@ KINDS = [
     "*", "`", "<b>", "<", "&amp;", "a\n", "- a\n", "|a", "π", "é", "😀", "'", "#", "a@b.co ",
     "http://a.b/c ", "[pause 0s]", "- ", "--", "+1 555 ", "½", "\x1b[31m", "\ud83d", "U.S.", "2^2",
     "A$5 ", "1.5M ", "0x1", "fe:", "a1-", "1h ", "call 5", "H2S", "5\" ", "[^", "x42 ", "1 000 ",
+    "$x$", "$a", "\\(a\\)", "$\\frac{1}{2}$ ", "5 kWh/d ", "5/", "^_^ ", "i-th ", "SEK 5 ",
+    "0171 123456 ", "1\n00:00:01,000 --> 00:00:04,000\na\n",
 ]  # fmt: skip
 
 
@@ -126,8 +128,8 @@ def _calls(do: Callable[[], object]) -> int:
 def test_libraries_are_imported_only_when_a_text_needs_them() -> None:
     code = (
         "import sys, vox_serve.text;"
-        "print([m for m in ('damga', 'spellchecker', 'ftfy', 'anyascii', 'markdown_it', 'torch')"
-        " if m in sys.modules])"
+        "print([m for m in ('damga', 'spellchecker', 'ftfy', 'anyascii', 'markdown_it', 'torch',"
+        " 'pint', 'phonenumbers', 'babel', 'normt2s') if m in sys.modules])"
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == "[]"

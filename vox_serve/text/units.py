@@ -60,14 +60,16 @@ def name(symbol: str, single: bool = False, adjective: bool = False) -> str:
         return _numbered(_OTHERWISE[symbol], single)
     symbol = symbol.replace("sq.", "sq")
     first, *others = symbol.split("/")
-    above = _product(first, single)
     if others:
+        below = [_product(other.strip("()"), True) for other in others]
+        above = _product(first, single)
         if not above and first.isalpha() and len(first) > 2:
             above = first  # words/min
-        below = [_product(other.strip("()"), True) for other in others]
         return " per ".join([above, *below]) if above and all(below) else ""
     known = symbol in _LONE or symbol.startswith("sq ") or (adjective and symbol in _SHORT)
-    return above if known or (len(symbol) > 1 and set(symbol) & set("µ²³·⋅")) else ""
+    if not known and (len(symbol) == 1 or not set(symbol) & set("µ²³·⋅")):
+        return ""
+    return _product(symbol, single)
 
 
 def _product(symbols: str, single: bool) -> str:

@@ -24,7 +24,10 @@ TEXT_PROCESSES = 2
 """Two processes, so that one long text does not delay all others."""
 WAITING_CLIPS = 32
 MAX_CLIP_BYTES = 64 * 2**20
-WARMING = "The **BBC** paid $2.50 for 3 kg on May 5, 2025 \N{EM DASH} caf\u00e9."
+WARMING = (
+    "The **BBC** paid $2.50 and SEK 30 for 3 kg/day on May 5, 2025 \N{EM DASH} caf\u00e9."
+    " Call 555-867-5309 about $x^2$."
+)
 """A text that uses each of the libraries."""
 T = TypeVar("T")
 
