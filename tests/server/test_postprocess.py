@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import re
 import sys
@@ -14,9 +13,9 @@ import attrs
 import httpx
 import numpy as np
 import pytest
-import soundfile
 from websockets.sync.client import connect
 
+from tests.audio.test_formats import decode
 from tests.conftest import TONE, RunningServer, running_server
 from tests.marks import marked
 from vox_serve.config import ServerConfig
@@ -42,7 +41,7 @@ def generate(server: RunningServer, **fields: Any) -> httpx.Response:
 
 
 def heard(response: httpx.Response) -> np.ndarray:
-    return soundfile.read(io.BytesIO(response.content), dtype="float32")[0]
+    return (decode(response.content)[0] / 32767).astype(np.float32)
 
 
 @pytest.mark.parametrize("format", ["wav", "flac"])
