@@ -294,6 +294,5 @@ print("loaded:", *sorted({"torch", "transformers", "tqdm"} & set(sys.modules)))
 def test_plugins_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["plugins", "--json"]) == 0
     listed = json.loads(capsys.readouterr().out)
-    assert all(
-        set(info) == {"name", "version", "models", "checkpoints", "error"} for info in listed
-    )
+    fields = {"name", "version", "models", "checkpoints", "postprocess", "error"}
+    assert all(set(info) == fields for info in listed)

@@ -9,6 +9,7 @@ from playwright.sync_api import Page, expect
 from tests.conftest import RunningServer
 from tests.page.conftest import energetic, silent
 from tests.server.conftest import value
+from tests.waiting import until
 
 Opened = Callable[..., Page]
 TURNS = ["5 frames are mine", "4 are mine", "3 frames are enough", "5 frames then"]
@@ -42,10 +43,10 @@ def test_four_turns_are_one_conversation_that_can_be_played_and_forgotten(
         page.get_by_role("button", name=f"Stop turn {number}").click()
     page.evaluate("heard.length = 0")
     page.get_by_role("button", name="Play all").click()
-    expect(page.get_by_role("button", name="Stop turn 4")).to_be_visible()
+    played = "heard.reduce((sum, one) => sum + one.samples.length, 0)"
+    until(lambda: page.evaluate(played) >= (5 + 4 + 3 + 5) * 640)
     expect(page.get_by_role("button", name="Play turn 4")).to_be_visible()
-    played = page.evaluate("heard.reduce((sum, one) => sum + one.samples.length, 0)")
-    assert played == (5 + 4 + 3 + 5) * 640
+    assert page.evaluate(played) == (5 + 4 + 3 + 5) * 640
     for name, header in (("wav", 44), ("pcm", 0)):
         page.get_by_label("Format of turn 2").select_option(name)
         with page.expect_download() as event:
