@@ -97,7 +97,7 @@ def _sentence(sentence: str, spells: bool, day_first: bool) -> str:
         return sentence
     sentence = sentence.translate(_LOOSE_DIGITS)
     if spells:
-        sentence = _EMOTICON.sub("🙂", sentence)  # which the alphabet drops and counts
+        sentence = _EMOTICON.sub("", sentence)
         for written, sign in _OPERATORS:
             sentence = sentence.replace(written, sign)
     spoken = read(rewritten(sentence, day_first))
