@@ -77,7 +77,8 @@ def formula(latex: str) -> str:
     latex = " ".join(latex.split())
     if not latex or len(latex) > _LONGEST_FORMULA:
         return latex
-    return _formulas().normalize(f"${latex}$").removeprefix("$").removesuffix("$")
+    said: str = _formulas().normalize(f"${latex}$")
+    return said.removeprefix("$").removesuffix("$")
 
 
 @lru_cache(1)
