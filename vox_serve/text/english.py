@@ -77,7 +77,8 @@ def formula(latex: str) -> str:
     latex = " ".join(latex.split())
     if not latex or len(latex) > _LONGEST_FORMULA:
         return latex
-    return _formulas().normalize(f"${latex}$").removeprefix("$").removesuffix("$")
+    said: str = _formulas().normalize(f"${latex}$")
+    return said.removeprefix("$").removesuffix("$")
 
 
 @lru_cache(1)
@@ -97,7 +98,7 @@ def _sentence(sentence: str, spells: bool, day_first: bool) -> str:
         return sentence
     sentence = sentence.translate(_LOOSE_DIGITS)
     if spells:
-        sentence = _EMOTICON.sub("🙂", sentence)  # which the alphabet drops and counts
+        sentence = _EMOTICON.sub("", sentence)
         for written, sign in _OPERATORS:
             sentence = sentence.replace(written, sign)
     spoken = read(rewritten(sentence, day_first))

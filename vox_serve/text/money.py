@@ -14,7 +14,7 @@ _SCALES = {
 }  # fmt: skip
 _CODES = (
     "AUD BRL CAD CHF CNY CZK DKK EUR GBP HKD HUF IDR ILS INR JPY KRW MXN NOK NZD PLN RUB SEK SGD"
-    " THB TRY TWD UAH USD VND ZAR".split()
+    " THB TWD UAH USD VND ZAR".split()
 )
 """Others also mean something else before a number: `PHP 8`, `COP 28`."""
 _SHORT_NAMES = {

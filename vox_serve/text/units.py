@@ -5,7 +5,7 @@ from __future__ import annotations
 # ruff: noqa: SIM905 - lists of symbols read best as plain text
 import re
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
     from pint import UnitRegistry
@@ -83,7 +83,8 @@ def _product(symbols: str, single: bool) -> str:
         found = _registry().parse_units(squared.replace("⋅", "·"))
     except Exception:  # noqa: BLE001 - pint raises errors of any kind for what is not a unit
         return ""
-    said = [_power(unit, power) for unit, power in dict(found._units).items()]
+    powers = cast("dict[str, float]", dict(found._units))
+    said = [_power(unit, power) for unit, power in powers.items()]
     return _numbered(" ".join(said), single) if all(said) else ""
 
 
@@ -107,7 +108,7 @@ def _numbered(said: str, single: bool) -> str:
 
 
 @lru_cache(1)
-def _registry() -> UnitRegistry:
+def _registry() -> UnitRegistry[Any]:
     from pint import UnitRegistry
 
     return UnitRegistry()
