@@ -24,8 +24,9 @@ class Clock:
         return self.now
 
 
-def talker(slots: int = 4, **fields) -> Engine:
-    return Engine(TalkModel(), EngineConfig(model="talk", max_batch_size=slots), **fields)
+def talker(slots: int = 4, deterministic: bool = False, **fields) -> Engine:
+    config = EngineConfig(model="talk", max_batch_size=slots, deterministic=deterministic)
+    return Engine(TalkModel(), config, **fields)
 
 
 def live(name: str, text: str, **fields) -> SpeechRequest:
@@ -72,8 +73,9 @@ def test_a_sequence_without_text_pauses_and_its_sound_is_sent():
     assert engine.stats.running == 0
 
 
-def test_the_batch_goes_on_while_one_waits():
-    engine, spoken = talker(), {}
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_the_batch_goes_on_while_one_waits(deterministic):
+    engine, spoken = talker(deterministic=deterministic), {}  # True: all batches have one size
     engine.add(live("a", "one two"))
     engine.add(SpeechRequest("b", TEXT))
     drain(engine, spoken)
