@@ -19,6 +19,7 @@ from websockets.sync.client import connect
 
 from tests.cluster.conftest import RayCluster, slowly
 from tests.conftest import TONE, RunningServer, running_server
+from tests.talk import CHECKPOINT
 from vox_serve.config import EngineConfig
 
 pytestmark = [
@@ -266,6 +267,30 @@ def test_first_audio_is_compared_with_the_plain_server(cluster: RayCluster, sing
         p50, p95 = statistics.median(found), statistics.quantiles(found, n=20)[-1]
         print(f"\nfirst audio, {name}: p50 {p50:.0f} ms, p95 {p95:.0f} ms", end="")
     print()
+
+
+def test_live_text_reaches_the_replica_that_speaks_it(cluster: RayCluster):
+    """This test must be the last but one, because it replaces the tone."""
+    model = str(CHECKPOINT.resolve())
+    cluster.deploy(model=model, plugins=["tests.talk"])
+    slowly(lambda: cluster.http.get("/models").json()["models"][0]["kind"] == "talk", 60)
+    cluster.wait(slots=8)
+    engine = EngineConfig(model, max_batch_size=4, plugins=("tests.talk",))
+    text = "Words come one by one. They are spoken (as they come)."
+    with running_server(engine) as single:
+        whole = single.http.post("/generate", json={"text": text, "format": "pcm"}).content
+    for _ in range(4):
+        address = cluster.url.replace("http://", "ws://") + "/v1/audio/stream"
+        with connect(address) as socket:
+            socket.send(json.dumps({"type": "start"}))
+            assert json.loads(socket.recv())["live"] is True
+            for word in text.split(" "):
+                socket.send(json.dumps({"type": "text", "text": f"{word} "}))
+                time.sleep(0.02)
+            socket.send(json.dumps({"type": "end"}))
+            heard = b"".join(message for message in socket if isinstance(message, bytes))
+        assert heard == whole
+    cluster.wait_idle()
 
 
 def test_the_demo_voice_equals_that_of_the_single_server(cluster: RayCluster):
