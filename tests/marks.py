@@ -14,7 +14,7 @@ from typing import Any
 import attrs
 import numpy as np
 
-from vox_serve import Postprocessor, SoundFacts, hookimpl
+from vox_serve import Postprocessor, SoundFacts, SoundProcess, hookimpl
 
 BLOCK = 480
 LOUDNESS = 0.004
@@ -116,5 +116,6 @@ def _nan() -> np.ndarray:
 
 @hookimpl
 def vox_serve_postprocess() -> Sequence[Postprocessor]:
+    made: list[tuple[str, Callable[[SoundFacts], SoundProcess]]]
     made = [("mark", mark), ("raises", raises), ("crashes", crashes), ("silent", silent)]
     return [Postprocessor(name, "for tests", begin) for name, begin in made]

@@ -66,7 +66,7 @@ def test_streamed_sound_is_that_of_the_whole(server: RunningServer) -> None:
     many = "30 frames. " * 60  # spoken in parts
     sounds = [heard(generate(server, text=many, streaming=live)) for live in (False, True)]
     assert marked(sounds[0], KEY)
-    assert np.array_equal(*sounds)
+    assert np.array_equal(sounds[0], sounds[1])
 
 
 def test_each_segment_of_a_websocket_is_marked_from_its_beginning(server: RunningServer) -> None:

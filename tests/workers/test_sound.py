@@ -54,12 +54,13 @@ def test_the_state_goes_from_process_to_process_and_a_crash_costs_one_request() 
     made, broken = processing(marks.mark, False), processing(marks.crashes, False)
 
     async def both() -> list[Any]:
-        return await asyncio.gather(
+        said: list[Any] = await asyncio.gather(
             whole(made, [100, 2000]),
             whole(made, [500, 3000]),
             whole(broken, [100, 2000, 3000]),
             return_exceptions=True,
         )
+        return said
 
     try:
         one, other, crashed = asyncio.run(both())
