@@ -133,3 +133,10 @@ def test_libraries_are_imported_only_when_a_text_needs_them() -> None:
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == "[]"
+
+
+def test_full_width_signs_are_kept_for_a_model_that_reads_chinese() -> None:
+    chinese = "\u4f60\u597d\uff0c\u4e16\u754c\uff01"
+    assert FrontEnd(language=None).read(chinese).text == chinese
+    said = FrontEnd(language="en").read("\uff28ello\uff01 and \uff11\uff12\uff13").text
+    assert said == "Hello! and one hundred and twenty three."

@@ -142,7 +142,8 @@ class FrontEnd:
             found = markup.Plain([Part(text)], frozenset())
         else:
             formula = _FORMULAS.get(self.language, str)
-            found = markup.plain(_mended(text), self.kept_tags, formula)
+            mended = _mended(text, self.language is not None)
+            found = markup.plain(mended, self.kept_tags, formula)
         parts, dropped = [], 0
         for written, pause in found.parts:
             said = lexicon.apply(written)
@@ -179,11 +180,15 @@ AS_WRITTEN = with_lexicon(None, Lexicon())
 """For voices that declare no front end: only a request's pronunciations change a text."""
 
 
-def _mended(text: str) -> str:
-    """Repair damage from programs that handled the text."""
+def _mended(text: str, narrow: bool) -> str:
+    """Repair damage from programs that handled the text.
+
+    Args:
+        narrow: also write full-width signs as ASCII.  Chinese and Japanese are written with them.
+    """
     if text.isascii() and text.isprintable():
         return text
     import ftfy
 
     # The markup parser decodes entities, as it knows where they count; the voice handles quotes.
-    return ftfy.fix_text(text, unescape_html=False, uncurl_quotes=False)
+    return ftfy.fix_text(text, unescape_html=False, uncurl_quotes=False, fix_character_width=narrow)
