@@ -130,7 +130,7 @@ def ask(adapter: str | None, text: str, frames: int = FRAMES, **fields: Any) -> 
     return request(f"{adapter}: {text}", text, frames, adapter=adapter, **fields)
 
 
-@pytest.mark.parametrize("deterministic", [False, True])
+@pytest.mark.parametrize("deterministic", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_adapters_in_one_batch_speak_as_their_merged_references(
     checkpoint: Checkpoint, adapters: Beside, deterministic: bool
 ) -> None:
@@ -213,11 +213,9 @@ def test_an_adapter_of_the_projector_is_refused_beside_others(
 ) -> None:
     """CSM computes the depth decoder's inputs with it once, at load."""
     changed = copy.deepcopy(checkpoint.reference)
-    write_adapter(tmp_path / "x", changed, targets=(*TARGETS, "inputs_embeds_projector"))
+    write_adapter(tmp_path / "x", changed, targets=("q_proj", "inputs_embeds_projector"))
     with pytest.raises(CheckpointError, match=r"inputs_embeds_projector\.weight, which this model"):
         engine_with(checkpoint, f"x={tmp_path / 'x'}")
-    expected = reference_frames(changed, text_ids("hello"), FRAMES)
-    assert spoken(checkpoint, tmp_path / "x") == expected
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # between peft and transformers

@@ -180,7 +180,12 @@ def codes_of(segment: Segment) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(
-    ("dtype", "shard"), [(torch.float32, "50GB"), (torch.bfloat16, "60KB"), (torch.float16, "60KB")]
+    ("dtype", "shard"),
+    [
+        pytest.param(torch.float32, "50GB", marks=pytest.mark.slow),
+        (torch.bfloat16, "60KB"),
+        pytest.param(torch.float16, "60KB", marks=pytest.mark.slow),
+    ],
 )
 def test_a_full_fine_tune_with_ten_speakers(
     checkpoint: Checkpoint, make_engine: MakeEngine, tmp_path: Path, dtype: Any, shard: str

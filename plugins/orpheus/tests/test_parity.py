@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from plugins.csm.tests.test_adapter import write_adapter
 from plugins.orpheus.tests.checkpoints import (
     CODES,
     END_SPEECH,
@@ -25,13 +27,17 @@ from plugins.orpheus.tests.conftest import (
     TOKENS,
     Checkpoint,
     MakeEngine,
+    load,
     record,
     request,
     spoken_alone,
 )
 from tests.checkpoint_files import change_json, change_tensors, read_tensors
 from tests.conftest import Spoken, collect, run_engine
+from vox_serve.config import EngineConfig
+from vox_serve.engine.engine import Engine
 from vox_serve.messages import Finished, FinishReason
+from vox_serve.nn.adapter import beside
 
 TEXTS = ("hello there", "a", "how are you today?", "it's 10 o'clock.", "Nein, größer!")
 
@@ -198,3 +204,31 @@ def test_tied_heads_and_plain_rope_equal_the_reference(
     copy = read_tensors(tmp_path / "model.safetensors")["model.embed_tokens.weight"]
     change_tensors(tmp_path / "model.safetensors", {HEAD: copy})
     assert spoken_alone(make_engine(tmp_path), "hello", voice="leo", tokens=40)[0] == expected
+
+
+def test_adapters_beside_one_base_speak_as_merged_references(
+    checkpoint: Checkpoint, references: Mapping[str, list[int]], tmp_path: Path
+) -> None:
+    """The plugin has no code for them; CSM's tests have more."""
+    text, tokens = TEXTS[0], 30
+    expected = {"none": references[text][:tokens]}
+    for seed, name in enumerate(("anna", "bert"), start=1):
+        merged = copy.deepcopy(checkpoint.model)
+        write_adapter(tmp_path / name, merged, rank=2 * seed)
+        expected[name] = reference_tokens(merged, text_ids(text), tokens)
+    directories = [tmp_path / name for name in ("anna", "bert")]
+    config = EngineConfig(
+        str(checkpoint.directory),
+        max_batch_size=3,
+        adapter=tuple(f"{directory.name}={directory}" for directory in directories),
+    )
+    with beside(directories):
+        model = load(checkpoint.directory)
+    engine = Engine(model, config)
+    said = record(engine)
+    for name in expected:
+        adapter = None if name == "none" else name
+        engine.add(request(name, text, tokens, adapter=adapter))
+    run_engine(engine)
+    assert said == expected
+    assert len({tuple(tokens) for tokens in expected.values()}) == 3
