@@ -17,7 +17,8 @@ from typing import Any
 
 import torch
 
-from plugins.qwen3_tts.tests.checkpoints import tokenizer_ids, write_json, write_settings
+from plugins.qwen3_tts.tests.checkpoints import tokenizer_ids, write_settings
+from tests.checkpoint_files import write_json
 
 TEXT = "The past is just a story we tell ourselves."
 FRAME_SAMPLES, FRAME_SECONDS = 1920, 0.08
