@@ -9,7 +9,7 @@ import subprocess
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.conftest import RunningServer, until
+from tests.conftest import TONE, RunningServer, until
 from tests.server.conftest import value
 from vox_serve import __version__
 from vox_serve.config import EngineConfig, ServerConfig
@@ -162,7 +162,7 @@ def used(tone_server: RunningServer) -> RunningServer:
         ("engine_step_seconds_count", {"phase": "emit"}, 22),
         ("engine_step_seconds_count", {"phase": "advance"}, 19),
         ("engine_step_seconds_count", {"phase": "codec"}, 22),
-        ("slots", {}, 4),
+        ("slots", {}, 4 * TONE.replicas),
         ("engine_errors_total", {"kind": "exception"}, 1),
         ("admission_rejections_total", {"reason": "too_long"}, 1),
         ("http_responses_total", {"route": "/generate", "code": "200"}, 3),
@@ -190,8 +190,11 @@ def test_the_last_step_is_fresh_while_idle(used: RunningServer) -> None:
     until(lambda: value(used, name) > before, 2)
 
 
-def test_there_are_at_most_300_series(used: RunningServer) -> None:
-    assert len(series(used.http.get("/metrics").text)) <= 300
+def test_there_are_at_most_300_series_and_100_for_each_further_replica(
+    used: RunningServer,
+) -> None:
+    most = 200 + 100 * len(used.client.replicas)
+    assert len(series(used.http.get("/metrics").text)) <= most
 
 
 def test_the_exposition_is_prometheus_text(used: RunningServer) -> None:
