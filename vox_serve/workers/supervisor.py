@@ -35,6 +35,13 @@ from vox_serve.workers.link import AnyLink
 log = logging.getLogger("vox_serve.client")
 
 
+def _request_of(message: ToWorker) -> str | None:
+    """The id of the request that a message is about."""
+    if isinstance(message, Add):
+        return message.request.id
+    return message.request_id if isinstance(message, MoreText) else None
+
+
 class Listener(Protocol):
     """The client of a supervisor; its methods are called in the event loop."""
 
@@ -118,9 +125,9 @@ class Supervisor:
 
     def send(self, message: ToWorker) -> None:
         """Send a message; one about a request is held back until the stored voices are added."""
-        if self.phase is EngineState.LOADING and isinstance(
-            message, Add | MoreText | Abort | Forget
-        ):
+        if self.phase is EngineState.LOADING and isinstance(message, Abort):
+            self._held = [held for held in self._held if _request_of(held) != message.request_id]
+        elif self.phase is EngineState.LOADING and isinstance(message, Add | MoreText | Forget):
             self._held.append(message)
         elif self._link is not None:
             self._link.send(message)
