@@ -119,12 +119,13 @@ class WorkerClient:
 
     @property
     def info(self) -> EngineInfo | None:
-        """What was loaded, with the slots of all replicas that can speak."""
+        """What was loaded, with slots and memory of all replicas that can speak."""
         info = self._best.info
         if info is None or len(self.replicas) == 1:
             return info
         able = [r.info for r in self.replicas if r.accepts and r.info is not None] or [info]
-        return attrs.evolve(info, num_slots=sum(found.num_slots for found in able))
+        sums = ("num_slots", "weight_bytes", "cache_bytes")
+        return attrs.evolve(info, **{n: sum(getattr(each, n) for each in able) for n in sums})
 
     @property
     def stats(self) -> Stats:

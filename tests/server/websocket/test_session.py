@@ -31,7 +31,7 @@ from vox_serve.config import EngineConfig, ServerConfig
 from vox_serve.errors import Unavailable
 from vox_serve.messages import SpeechRequest
 from vox_serve.server.websocket.connection import MAX_MESSAGE_BYTES
-from vox_serve.server.websocket.session import MAX_WAITING_CHARACTERS, Session
+from vox_serve.server.websocket.text_queue import MAX_WAITING_CHARACTERS, TextQueue
 from vox_serve.text import FrontEnd
 from vox_serve.workers.client import WorkerClient
 from vox_serve.workers.reading import TextReader, text_jobs
@@ -581,10 +581,10 @@ def test_a_failed_segment_is_skipped(start_server: StartServer, word: str, code:
 def test_a_bug_is_reported_without_its_text(
     tone_server: RunningServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def bug(self: Session) -> str:
+    def bug(self: TextQueue) -> str:
         raise RuntimeError("secret")
 
-    monkeypatch.setattr(Session, "_next_text", bug)
+    monkeypatch.setattr(TextQueue, "next_text", bug)
     with session(tone_server) as speaker:
         speaker.send("text", text="5! ")
         assert "secret" not in check_fatal(speaker, 1011, "internal_error")

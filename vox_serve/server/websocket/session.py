@@ -13,11 +13,8 @@ task that speaks them passes on what comes meanwhile, up to the length of one te
 from __future__ import annotations
 
 import asyncio
-import re
 import uuid
-from collections import deque
 from collections.abc import Coroutine, Sequence
-from enum import Enum, auto
 from typing import Any
 
 import attrs
@@ -25,7 +22,7 @@ import attrs
 from vox_serve.audio.formats import SAMPLE_BYTES, AudioFormat
 from vox_serve.errors import Cancelled, InvalidRequest, NothingToSpeak, RequestError
 from vox_serve.messages import LONG_TEXT_CHARACTERS, EngineInfo, FinishReason, SpeechRequest
-from vox_serve.parts import PART_CHARACTERS, cut, in_parts, private_conversation
+from vox_serve.parts import in_parts, private_conversation
 from vox_serve.server.account import Account
 from vox_serve.server.encoding import INLINE_SECONDS, Encoding
 from vox_serve.server.errors import ClientGone, GoingAway, meaning
@@ -41,20 +38,10 @@ from vox_serve.server.websocket.connection import (
     ServerEnds,
     Text,
 )
-from vox_serve.server.websocket.live import Bit, LiveWords, as_read
-from vox_serve.text import PARAGRAPH_SECONDS, Incoming, Normalize, is_ssml, speakable
+from vox_serve.server.websocket.live import Bit, LiveWords
+from vox_serve.server.websocket.text_queue import MAX_WAITING_CHARACTERS, Mark, TextQueue
+from vox_serve.text import PARAGRAPH_SECONDS, Incoming, speakable
 from vox_serve.workers.interface import EngineClient
-
-MAX_WAITING_CHARACTERS = 10_000
-"""Limit on text that waits to be spoken; each `flush` counts as one character."""
-
-
-class Mark(Enum):
-    """A queue entry that is not a sentence."""
-
-    FLUSH = auto()
-    END = auto()  # the client ends the session
-    SHUTDOWN = auto()  # the server shuts down
 
 
 class Session:
@@ -92,21 +79,16 @@ class Session:
         self._template = template
         self._audio_format = audio_format
         self._piece_bytes = round(INLINE_SECONDS * info.sample_rate) * SAMPLE_BYTES
+        self._queue = TextQueue(client, info, template)
         front_end = client.front_end
         changed = bool(front_end.lexicon or template.pronunciations)
         self._live = info.takes_live_text and front_end.keeps_words and not changed
         """Whether text is spoken while it comes, and not by the sentence."""
-        self._as_written = front_end.as_written or template.normalize is Normalize.OFF
         self._incoming = (
-            LiveWords(MAX_WAITING_CHARACTERS, self._as_written)
+            LiveWords(MAX_WAITING_CHARACTERS, self._queue.as_written)
             if self._live
             else Incoming(MAX_WAITING_CHARACTERS)
         )
-        self._queue: deque[str | Bit | Mark] = deque()
-        self._came = asyncio.Event()
-        """Set when something is added to the queue."""
-        self._waiting = 0
-        """Characters in the queue; a mark counts as one."""
         self._working: asyncio.Task[bool] | None = None
         self._encoding: Encoding | None = None
         """Encodes the current utterance; None before its first audio."""
@@ -207,25 +189,17 @@ class Session:
         elif self._last is Mark.END:
             raise InvalidRequest("only cancel may follow end", "type")
         elif isinstance(message, Text):
-            self._check_room(len(message.text))
+            self._queue.check_room(len(message.text))
             self._add(await self._feed(message.text))
         elif isinstance(message, Flush):
-            self._check_room(1)
+            self._queue.check_room(1)
             self._add(self._incoming.flush())
-            self._put(Mark.FLUSH)
+            self._queue.put(Mark.FLUSH)
         elif isinstance(message, End):
             self._add(self._incoming.flush())
             self._finish(Mark.END)
         else:
             raise InvalidRequest("the session has already started", "type")
-
-    def _check_room(self, characters: int) -> None:
-        if self._waiting + characters > MAX_WAITING_CHARACTERS:
-            raise InvalidRequest(
-                f"{self._waiting} characters are waiting to be spoken; {characters} more would "
-                f"exceed the limit of {MAX_WAITING_CHARACTERS}",
-                "text",
-            )
 
     async def _feed(self, text: str) -> Sequence[str | Bit]:
         """What this text completes; a long one would delay other sessions here."""
@@ -238,24 +212,11 @@ class Session:
             # The front end may be able to read a sign by itself.
             spoken = isinstance(item, Bit) or speakable(item)
             if spoken or not self._client.front_end.as_written:
-                self._put(item)
+                self._queue.put(item)
 
     def _finish(self, mark: Mark) -> None:
         self._last = mark
-        self._put(mark)
-
-    def _put(self, item: str | Bit | Mark) -> None:
-        self._queue.append(item)
-        self._waiting += _size(item)
-        self._came.set()
-
-    def _pop(self) -> None:
-        self._waiting -= _size(self._queue.popleft())
-
-    def _replace(self, head: Bit) -> None:
-        self._pop()
-        self._queue.appendleft(head)
-        self._waiting += _size(head)
+        self._queue.put(mark)
 
     async def _cancel(self) -> None:
         """Stop speaking, and drop all text received so far."""
@@ -265,9 +226,9 @@ class Session:
         await self._stop_speaking()
         self._incoming.flush()
         while self._queue:
-            self._pop()
+            self._queue.pop()
         if self._last is not None:
-            self._put(self._last)
+            self._queue.put(self._last)
         await self._connection.send_event("cancelled", segment=segment, seconds=self._seconds)
 
     async def _stop_speaking(self) -> None:
@@ -285,19 +246,19 @@ class Session:
 
     async def _work(self) -> bool:
         """Work on the head of the queue; True if the session is over."""
-        head = self._queue[0]
+        head = self._queue.head
         if isinstance(head, str):
-            await self._speak(self._next_text())
+            await self._speak(self._queue.next_text())
             return False
         if isinstance(head, Bit) and head.alone:
-            self._pop()
+            self._queue.pop()
             await self._speak(head.text)
             return False
         if isinstance(head, Bit):
             await self._speak_live()
             return False
         await self._pass(head)
-        self._pop()  # only now, because a `cancel` may arrive before this
+        self._queue.pop()  # only now, because a `cancel` may arrive before this
         return head is Mark.END
 
     async def _pass(self, mark: Mark) -> None:
@@ -315,25 +276,11 @@ class Session:
         else:
             raise GoingAway("the server is shutting down")
 
-    def _next_text(self) -> str:
-        """Take the next text from the queue: as many sentences as fit together, at least one."""
-        text = ""
-        while self._queue and isinstance(head := self._queue[0], str):
-            # The lengths first: cutting a very long sentence would delay other sessions.
-            together = len(text) + len(head)
-            if text and (is_ssml(text) or is_ssml(head)):
-                break
-            if text and (together > PART_CHARACTERS or len(cut(text + head, self._info)) > 1):
-                break
-            text += head
-            self._pop()
-        return text
-
     async def _speak_live(self) -> None:
         """Speak words, and those that come meanwhile, until a segment is complete."""
-        text, more = await self._take("")
+        text, more = await self._queue.take("")
         while more and not speakable(text):
-            following, more = await self._take(text)
+            following, more = await self._queue.take(text)
             text += following
         if speakable(text):
             await self._speak(text, live=True, more=more)
@@ -341,70 +288,12 @@ class Session:
     async def _pass_on(self, stream: AudioStream, text: str, more: bool) -> None:
         """Pass on the words that come while a segment, which began with `text`, is spoken."""
         while more:
-            following, more = await self._take(text)
+            following, more = await self._queue.take(text)
             text += following
             if following:
                 stream.more_text(following)
                 self._unshown += following
         stream.more_text("", end=True)
-
-    async def _take(self, text: str) -> tuple[str, bool]:
-        """The next words of a segment after its `text`, and whether more may follow.
-
-        A segment ends where an utterance or a paragraph does, where text needs a request of its
-        own, at the end of a sentence if it is more than half full, and when it is full.  So
-        it depends only on the text, unless none comes for too long.
-        """
-        while await self._something_came():
-            head = self._queue[0]
-            if not isinstance(head, Bit) or head.alone:
-                break
-            space = head.text[: len(head.text) - len(head.text.lstrip())]
-            if text and "\n\n" in space:
-                break
-            if head.unread:
-                read = await as_read(head, self._client.reader, self._template, self._info)
-                self._replace(read)
-                continue
-            words = self._fitting(text, head)
-            if len(words) < len(head.text):
-                rest = head.text[len(words) :]
-                self._replace(attrs.evolve(head, text=rest, alone=not text + words))
-                return self._spaced(text, words), False
-            self._pop()
-            more = not head.ends or self._fits(2 * (text + words))
-            return self._spaced(text, words), more
-        return "", False
-
-    def _spaced(self, text: str, words: str) -> str:
-        """The words with one space between them and `text`, if there is any white space."""
-        if self._as_written or not text or not words:
-            return words
-        apart = words[0].isspace() and not text[-1].isspace()
-        return " " * apart + words.lstrip()
-
-    async def _something_came(self) -> bool:
-        """Wait until the queue has something; False if nothing comes in time."""
-        if not self._queue:
-            self._came.clear()
-            try:
-                async with asyncio.timeout(self._client.server.text_timeout):
-                    await self._came.wait()
-            except TimeoutError:
-                return False
-        return True
-
-    def _fitting(self, text: str, bit: Bit) -> str:
-        """The words of the bit that fit into a segment after `text`."""
-        words = ""
-        for word in re.findall(r"\s*\S+", bit.text):
-            if not self._fits(text + words + word):
-                break
-            words += word
-        return words if len(words) < len(bit.text.rstrip()) else bit.text
-
-    def _fits(self, text: str) -> bool:
-        return len(text) <= PART_CHARACTERS and len(cut(text, self._info)) == 1
 
     async def _speak(self, text: str, live: bool = False, more: bool = False) -> None:
         """Speak a text; report and skip it if it cannot be spoken.
@@ -488,12 +377,6 @@ class Session:
             await self._show(stream, segment)
         if stream.finished is not None and stream.finished.reason is not FinishReason.STOP:
             self._reason = stream.finished.reason
-
-
-def _size(item: str | Bit | Mark) -> int:
-    if isinstance(item, Mark):
-        return 1
-    return len(item if isinstance(item, str) else item.text)
 
 
 async def _beside(work: Coroutine[Any, Any, None], other: Coroutine[Any, Any, None]) -> None:
