@@ -142,7 +142,7 @@ def main() -> None:
     plugins = load_plugins(["vox_serve_dia.plugin"], points=[])
     for form in asked.forms:
         settings = EngineConfig(
-            str(asked.checkpoint), "cpu", form, max_batch_size=max(asked.batches)
+            str(asked.checkpoint), "cpu", dtype=form, max_batch_size=max(asked.batches)
         )
         engine, _ = load_engine(settings, plugins)
         torch.set_num_threads(asked.threads)

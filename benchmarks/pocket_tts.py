@@ -112,7 +112,7 @@ def main() -> None:
     plugins = load_plugins(["vox_serve_pocket_tts.plugin"], points=[])
     for form in asked.forms:
         most = max(asked.batches)
-        settings = EngineConfig(str(directory), "cpu", form, max_batch_size=most)
+        settings = EngineConfig(str(directory), "cpu", dtype=form, max_batch_size=most)
         engine, _ = load_engine(settings, plugins)
         for threads in asked.threads:
             for batch in asked.batches:

@@ -64,7 +64,7 @@ def ours(directory: Path, batches: list[int], frames: int) -> None:
 
     plugins = load_plugins(["vox_serve_qwen3_tts.plugin"], points=[])
     for form in ("float32", "auto"):
-        config = EngineConfig(str(directory), "cpu", form, max_batch_size=max(batches))
+        config = EngineConfig(str(directory), "cpu", dtype=form, max_batch_size=max(batches))
         engine, _ = load_engine(config, plugins)
         for batch in batches:
             start, samples = time.perf_counter(), 0

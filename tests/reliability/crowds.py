@@ -72,7 +72,7 @@ async def leave(server: Launched, seed: int) -> None:
 
 def a_client_leaves(start: Start, promises: Promises) -> None:
     server = start(
-        "--max-batch-size", "32", "--max-queue", "300", "--log-level", "warning",
+        "--max-batch-size", f"{32 // REPLICAS}", "--max-queue", "300", "--log-level", "warning",
         TONE_DELAY="0.005",
     )  # fmt: skip
     asyncio.run(leave(server, 0))

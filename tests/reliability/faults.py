@@ -151,8 +151,8 @@ def ignores_deterministic() -> None:
 
     init = ModelRunner.__init__
 
-    def plain(self, model, num_slots, prefix_bytes=0, deterministic=False) -> None:
-        init(self, model, num_slots, prefix_bytes)
+    def plain(self, model, num_slots, prefix_bytes=0, deterministic=False, *others) -> None:
+        init(self, model, num_slots, prefix_bytes, False, *others)
         step = model.codec.step
 
         def rounded(codes, slots, reset):
