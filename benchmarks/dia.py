@@ -1,11 +1,11 @@
-"""Dia beside transformers on a CPU: the same full-size random checkpoint, in one run.
+"""Dia compared with transformers on a CPU: the same full-size random checkpoint, in one run.
 
     python -m benchmarks.dia [--batches 1 4 16] [--rounds 3]
 
 Both speak the same text greedily with the same guidance, for the same number of frames, and decode
-their sound.  Random weights never end by themselves.  The checkpoint's limits (512 frames, 256
-bytes) are lower than the published one's, so that 16 slots fit in memory; no other size is.
-Prints a table.
+the codes to audio.  With random weights, an utterance never ends before the limit.  The
+checkpoint's limits (512 frames, 256 bytes) are lower than the published one's, so that 16 slots
+fit in memory; all other sizes are equal.  Prints a table.
 """
 
 from __future__ import annotations
@@ -45,21 +45,21 @@ FULL_SIZE = Path.home() / ".cache/vox_serve/dia-random"
 
 
 def write_full_size(directory: Path) -> None:
-    """A checkpoint of Dia 1.6B's sizes in bfloat16, with DAC beside it."""
+    """A checkpoint of Dia 1.6B's sizes in bfloat16, and DAC."""
     torch.manual_seed(0)
     config = DiaConfig()
     config.encoder_config.max_position_embeddings = 256
     config.decoder_config.max_position_embeddings = 512
     model = DiaForConditionalGeneration(config).to(torch.bfloat16)
     books = model.logits_dense.weight.data.view(len(config.delay_pattern), -1, 2048)
-    books[0, config.decoder_config.eos_token_id] = 0  # never the likeliest of random ones
+    books[0, config.decoder_config.eos_token_id] = 0  # with random weights, never the most likely
     model.save_pretrained(directory)
     (directory / "generation_config.json").unlink(missing_ok=True)
     DacModel(DacConfig(**DAC)).save_pretrained(directory / "dac")
 
 
 class Reference:
-    """transformers in one number format; DAC in float32, as ours."""
+    """transformers in one number format; DAC in float32, like ours."""
 
     def __init__(self, directory: Path, dtype: torch.dtype) -> None:
         self._model = DiaForConditionalGeneration.from_pretrained(directory, dtype=dtype).eval()
@@ -108,7 +108,7 @@ def ours(engine: Engine, batch: int, frames: int) -> float:
 
 
 def report(name: str, run: Callable[[], float], rounds: int) -> None:
-    """Print the median of some rounds, after one that warms up."""
+    """Print the median of some rounds, after one warm-up round."""
     run()
     each = sorted(run() for _ in range(rounds))
     frame = statistics.median(each)

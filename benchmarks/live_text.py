@@ -1,9 +1,9 @@
-"""How soon a text is heard that a language model writes: word by word, or by the sentence.
+"""Latency of speech for text from a language model, sent word by word or by the sentence.
 
     python -m benchmarks.live_text http://127.0.0.1:8000 [--rate 20] [--runs 5]
 
-Sends the words of a text at a fixed rate over the WebSocket of a running server, once as they are
-and once with a pronunciation that no word has, with which every model is spoken by the sentence.
+Sends the words of a text at a fixed rate over the WebSocket of a running server, once as live text
+and once with a pronunciation that matches no word, which makes every model speak whole sentences.
 Prints the time from the first word to the first audio, and how late later audio was for a
 listener who plays without a buffer.
 """

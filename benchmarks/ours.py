@@ -106,6 +106,6 @@ def bytes_per_frame(engine: Engine) -> int:
 
 
 def layer_bytes(module: Any) -> int:
-    """Of the layers' weights; not of the copies for a compiled step or for many rows."""
+    """Bytes of the layers' weights, without the copies for a compiled step or for many rows."""
     copies = (m for m in module.modules() if isinstance(m, DecodeStep | PackedLinear))
     return held_bytes(module) - sum(copy.nbytes for copy in copies)

@@ -1,4 +1,4 @@
-"""Pictures of the documentation: performance.png and replicas.png."""
+"""Draws the documentation's pictures: performance.png and replicas.png."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SPLIT = {"advance": "tab:blue", "emit": "tab:orange", "codec": "tab:green"}
 
 
 def draw(found: Mapping[str, Any], path: Path) -> None:
-    """Draw the seconds per frame by batch and the split of our frame, a row for each setting.
+    """Draw the seconds per frame by batch size and the parts of our frame, one row per setting.
 
     The file's extension selects the format.
     """
@@ -29,7 +29,7 @@ def draw(found: Mapping[str, Any], path: Path) -> None:
 
 
 def draw_replicas(found: Mapping[str, Any], path: Path) -> None:
-    """Draw first audio and real-time factor at each rate, a bar for each number of replicas."""
+    """Draw first audio and real-time factor at each rate, one bar per number of replicas."""
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     first, factor = figure.subplots(1, 2)
     rates = sorted({run["load"] for run in found["load"]})

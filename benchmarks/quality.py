@@ -83,10 +83,10 @@ def load_form(model: str, device: str, dtype: str, weights: str | None) -> Model
 def speak(
     model: Model, text: str, frames: int, forced: torch.Tensor | None = None, rows: int = 1
 ) -> Spoken:
-    """Speak one text, at most this many frames; with `forced` `[F, K]`, exactly those.
+    """Speak one text for at most `frames` frames; if `forced` `[F, K]` is given, speak those.
 
     Args:
-        rows: speak as many copies together, and return the first.
+        rows: speak this many copies in one batch, and return the first.
     """
     device = model.device
     slots = torch.arange(rows, device=device)

@@ -41,7 +41,7 @@ TURNS = 8
 
 
 def load(rates: list[float], duration: float, slots: int) -> dict[str, Any]:
-    """The figures of one and two replicas at each rate, and what they were measured on."""
+    """The figures of one and two replicas at each rate, and the machine they were measured on."""
     found: dict[str, Any] = {"machine": machine.describe(), "slots": slots, "duration": duration}
     found["load"] = runs = []
     for replicas in (1, 2):
@@ -53,7 +53,7 @@ def load(rates: list[float], duration: float, slots: int) -> dict[str, Any]:
 
 
 def table(found: Mapping[str, Any]) -> str:
-    """The figures of the load as Markdown."""
+    """The figures of the load test as Markdown."""
     lines = ["| replicas | requests/s | first audio p50, p95 | real-time factor p50 | answered |"]
     lines.append("|---|---|---|---|---|")
     for run in sorted(found["load"], key=lambda run: (run["load"], run["replicas"])):

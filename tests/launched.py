@@ -62,7 +62,7 @@ class Launched:
         return found
 
     def workers(self) -> list[int]:
-        """The engines' processes: the children that are not the resource tracker."""
+        """The engines' processes: all child processes except the resource tracker."""
         return [
             pid
             for pid in self.processes()

@@ -1,6 +1,6 @@
 """A plugin that marks sound inaudibly, and postprocessors that fail; `marked` finds the mark.
 
-The mark is noise that a key makes, some 50 dB below full scale, in blocks of 480 samples.  An
+The mark is noise generated from a key, about 50 dB below full scale, in blocks of 480 samples.  An
 unmarked recording does not correlate with it.
 """
 
@@ -27,7 +27,7 @@ def noise(key: str, block: int) -> np.ndarray:
 
 @attrs.define
 class Mark:
-    """Holds the samples of an unfinished block back, so it has a rest at the end."""
+    """Holds back the samples of an incomplete block, so samples remain at the end."""
 
     key: str
     block: int = 0
@@ -54,11 +54,11 @@ class Mark:
 
 
 def marked(sound: np.ndarray, key: str) -> bool:
-    """Does the mark of this key lie on a recording from its beginning?"""
+    """Whether a recording has this key's mark, starting at its first sample."""
     blocks = len(sound) // BLOCK
     expected = np.concatenate([noise(key, block) for block in range(blocks)])
     heard = sound[: len(expected)]
-    # Speech changes little from sample to sample, and the mark does.
+    # Speech changes little from sample to sample, but the mark changes a lot.
     share = np.dot(np.diff(heard), np.diff(expected)) / np.dot(np.diff(expected), np.diff(expected))
     return bool(0.7 < share < 1.3)
 
@@ -69,7 +69,7 @@ def mark(facts: SoundFacts) -> Mark:
 
 @attrs.define
 class Fails:
-    """Passes two pieces on, then does what fails."""
+    """Passes on two pieces, then fails."""
 
     fail: Callable[[], Any]
     pieces: int = 0

@@ -1,7 +1,7 @@
 """A model that takes text while it speaks: each character is a frame.
 
-What a frame sounds like depends on its character, on the frame before and on the seed, so a
-character that comes too late or at another frame is heard, and so is every one after it.
+A frame's audio depends on its character, the previous frame and the seed, so a character that
+comes too late or at another frame changes the audio from there on.
 """
 
 from __future__ import annotations

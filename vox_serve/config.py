@@ -135,7 +135,7 @@ class EngineConfig:
 
     @property
     def adapters(self) -> dict[str, str]:
-        """The directories of the adapters beside the base, by name, in order."""
+        """The directories of the adapters served with the base, by name, in order."""
         found = map(ADAPTER.fullmatch, self.adapter)
         return {match[1]: match[2] for match in found if match is not None}
 

@@ -35,4 +35,4 @@ def vox_serve_checkpoints() -> Sequence[CheckpointSpec]:  # type: ignore[empty-b
 
 @hookspec
 def vox_serve_postprocess() -> Sequence[Postprocessor]:  # type: ignore[empty-body]  # a specification
-    """What may be done to the sound of requests: nothing, unless --postprocess names it."""
+    """Processing that the plugin offers for requests' audio; --postprocess NAME turns it on."""

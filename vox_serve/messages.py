@@ -64,7 +64,7 @@ class SpeechRequest:
         language: the text's language tag, which decides how dates are read; None: the model's.
         pronunciations: spellings that take precedence over the server's.
         dropped: the number of characters that the front end left out.
-        adapter: name of the adapter that speaks; None: the base does.
+        adapter: name of the adapter that speaks; None: the base speaks.
         arrival: when the request arrived, by `time.monotonic`.
     """
 

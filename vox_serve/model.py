@@ -237,18 +237,18 @@ class StepwiseText(SlotState, Protocol):
 class LiveText(StepwiseText, Protocol):
     """A model that can begin before its text is complete (`Model.takes_live_text`).
 
-    A row waits while no token is there for its next frame.  What it speaks must not depend on how
-    the text was cut on its way here.
+    A row waits while it has no token for its next frame.  Its codes must not depend on how the
+    text was cut into messages.
     """
 
     def tokens(self, text: str, end: bool) -> tuple[list[int], str]:
-        """The next tokens of a text, as far as no further text can change them, and the rest.
+        """The next tokens that no further text can change, and the rest of the text.
 
-        The rest comes again, in front of the text that follows.
+        The rest is passed again, before the text that follows.
 
         Args:
-            text: does not begin a text with white space.
-            end: nothing follows: no rest is left, and the last token says that the text ends.
+            text: at the beginning of an utterance, has no leading white space.
+            end: no text follows, so the rest is empty and the last token marks the end.
         """
         ...
 
@@ -261,9 +261,9 @@ class LiveText(StepwiseText, Protocol):
         context: Sequence[Segment],
         parameters: Parameters,
     ) -> Prompt:
-        """As `Model.prompt`, with the tokens of the text so far; those not in it are in `later`.
+        """Like `Model.prompt`, for the tokens so far; tokens not in the prompt are in `later`.
 
-        Its inputs are empty if it needs more tokens; it is asked again when there are more.
+        Its inputs are empty if it needs more tokens; the core calls again when there are more.
         """
         ...
 

@@ -104,7 +104,7 @@ class Plugins:
         return ResolvedModel(name, spec, source, checkpoint)
 
     def postprocessor(self, name: str) -> Postprocessor:
-        """What `--postprocess` names.  Raises ConfigError; lists the known ones."""
+        """The postprocessor with this name.  Raises ConfigError, which lists the known ones."""
         if name not in self.postprocess:
             known = ", ".join(self.postprocess) or "none"
             raise ConfigError(f"postprocess {name!r} is unknown; the plugins offer: {known}")

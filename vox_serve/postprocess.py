@@ -1,4 +1,4 @@
-"""What a plugin may do to the sound of requests before it is encoded: a watermark, for example."""
+"""Plugins' processing of audio before it is encoded, for example a watermark."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 @attrs.frozen
 class SoundFacts:
-    """What is known of a request whose sound begins.
+    """Facts about a request whose audio begins.
 
     Args:
         sample_rate: of the sound, in Hz.
-        model: by its name in `GET /models`.
-        request_id: that the client sees.
-        speaker: id; counts if there is no voice.
-        voice: by name; None if the request chose a speaker.
+        model: the name in `GET /models`.
+        request_id: the id that the client sees.
+        speaker: id; used only if `voice` is None.
+        voice: name; None if the request chose a speaker.
     """
 
     sample_rate: int
@@ -41,22 +41,22 @@ class SoundProcess(Protocol):
     """
 
     def process(self, sound: Sound) -> Sound:
-        """The next samples `[N]`, of any number; returns those that are ready, perhaps none."""
+        """Process any number of samples `[N]`; returns those that are ready, perhaps none."""
         ...
 
     def finish(self) -> Sound:
-        """The rest, after the last samples of the request."""
+        """Return the remaining samples `[N]`, after the last samples of the request."""
         ...
 
 
 @attrs.frozen
 class Postprocessor:
-    """Something that can be done to sound.
+    """A way to process audio.
 
     Args:
-        name: what the user gives to `--postprocess`.
-        summary: one line.
-        begin: makes the state of a request.  It is a function of a module, and runs in another
+        name: the value of `--postprocess`.
+        summary: a one-line description.
+        begin: creates the state of a request.  It is a module-level function and runs in another
             process: import large libraries inside it, not in the plugin's module.
     """
 

@@ -46,7 +46,7 @@ def say(
 ) -> str:
     """Speak a request; returns a one-line summary.
 
-    The first adapter with a name speaks, if there is one.
+    If there are named adapters, the first one speaks.
 
     Args:
         output: a file, `-` for standard output, or None to play the audio.

@@ -1,4 +1,4 @@
-"""The page shows the figures of one and two replicas that are stored."""
+"""The documentation shows the stored figures of one and two replicas."""
 
 from __future__ import annotations
 

@@ -89,7 +89,7 @@ TOO_LARGE = ("1e100000000", "-1e400", "9" * 400)
 
 
 def check_number(message: str, name: str) -> None:
-    """The message names the field and its limits, which the number does exceed."""
+    """The message names the field and its limits, and the number is outside those limits."""
     assert message.startswith(f"{name} must be ")
     assert "or more" not in message
     assert not message.startswith("max_seconds must be more than 0") or "too large" in message

@@ -79,7 +79,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayCluster]:
     pytest.importorskip("ray", reason="needs the extra `ray`")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        # How often Ray's routers report the open requests, by which it scales; usually 10 s.
+        # How often Ray's routers report open requests, on which scaling depends; default: 10 s.
         patch.setenv("RAY_SERVE_HANDLE_AUTOSCALING_METRIC_PUSH_INTERVAL_S", "1")
         patch.setenv("TONE_DELAY", str(DELAY))
         patch.setenv("TONE_HEARS", "1")

@@ -270,7 +270,7 @@ def test_first_audio_is_compared_with_the_plain_server(cluster: RayCluster, sing
 
 
 def test_live_text_reaches_the_replica_that_speaks_it(cluster: RayCluster):
-    """This test must be the last but one, because it replaces the tone."""
+    """This test must be the second to last, because it replaces the tone model."""
     model = str(CHECKPOINT.resolve())
     cluster.deploy(model=model, plugins=["tests.talk"])
     slowly(lambda: cluster.http.get("/models").json()["models"][0]["kind"] == "talk", 60)

@@ -27,7 +27,7 @@ TYPES = {
 
 
 def closed(required: str = "", /, **fields: Any) -> dict[str, Any]:
-    """An object with these fields only: names by their type of TYPES, or a field's own schema."""
+    """A schema of an object with only these fields: names by type in TYPES, or a field's schema."""
     properties = {}
     for name, found in fields.items():
         properties |= dict.fromkeys(found.split(), TYPES[name]) if name in TYPES else {name: found}
@@ -93,7 +93,7 @@ def pods() -> list[dict[str, Any]]:
 
 
 def deployed() -> tuple[dict[str, Any], ClusterConfig]:
-    """The configuration of Ray Serve in it, and what that says of the application."""
+    """The Ray Serve configuration in it, and that configuration's application."""
     content = yaml.safe_load(documents()[0]["spec"]["serveConfigV2"])
     return content, parse(content["applications"][0]["args"])
 

@@ -1,4 +1,4 @@
-"""Text that comes while it is spoken: waiting for it, its limits, and the ways to end."""
+"""Text that arrives while it is spoken: waiting, limits, and how a request ends."""
 
 from __future__ import annotations
 

@@ -114,5 +114,5 @@ def test_an_adapter_gets_only_what_it_computed_itself() -> None:
     assert cache.restore(inputs(1, 2, 3, 4), 1, kv) == 0
     assert cache.restore(inputs(1, 2, 3, 4), 1, kv, adapter=2) == 0
     cache.keep(inputs(1, 2, 3), 0, kv, adapter=2)
-    assert len(cache) == 2  # neither is a part of the other
+    assert len(cache) == 2  # neither is a prefix of the other
     assert cache.restore(inputs(1, 2, 3, 4), 1, kv, adapter=1) == 3

@@ -73,7 +73,7 @@ STACKED = {"layer.weight": ["q.weight", "k.weight"]}
 
 
 def network(tmp_path, adapters, form=None):
-    """A layer of two stacked tensors `[2, 3]`, with adapters beside it; and its plain weight."""
+    """A layer of two stacked tensors `[2, 3]`, with adapters; and its plain weight."""
     stored = {"q.weight": torch.ones(2, 3), "k.weight": torch.full((2, 3), 2.0)}
     save_file(stored, tmp_path / "stacked.safetensors")
     loader = WeightLoader(WeightFiles(tmp_path / "stacked.safetensors"))

@@ -35,7 +35,7 @@ def made(**sizes):
 
 
 def spoken(run, rings, latents, slots):
-    """The outputs of frames `[F, B, 2, C]`, one after another."""
+    """The outputs of frames `[F, B, 2, C]`, run one after another."""
     first = torch.zeros(len(slots), dtype=torch.int64)
     return torch.stack([run(x, rings, slots, first + 2 * n) for n, x in enumerate(latents)])
 

@@ -44,7 +44,7 @@ def plain(stages, x, past):
 
 
 def spoken(run, latents, width):
-    """The sound of frames `[F, B, T, C]`, one after another, and the state at the end."""
+    """The audio of frames `[F, B, T, C]`, run one after another, and the final state."""
     state, sound = torch.zeros(latents.shape[1], width), []
     for frame in latents:
         past = Past(state)

@@ -46,7 +46,7 @@ class Steps:
     def __call__(
         self, qkv: torch.Tensor, slots: torch.Tensor, first: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Of `qkv` `[B * T, 3 * heads * D]`: the kernel's result and the plain one."""
+        """The kernel's and the plain version's result for `qkv` `[B * T, 3 * heads * D]`."""
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(mimi_transformer, "use_triton", lambda x: False)
             step = self.stack._step_inputs(self.theirs, slots, first, self.time)
@@ -81,7 +81,7 @@ def test_a_stream_beyond_its_window_equals_the_plain_version(device: torch.devic
 def test_a_row_depends_on_no_other_and_on_nothing_that_it_does_not_see(device: torch.device):
     steps, alone = Steps(device, 2), Steps(device, 2)
     steps.ours.layers[0][1] = torch.nan  # another slot
-    steps.ours.layers[0][2, :, :, 9:] = torch.nan  # an earlier utterance of this one
+    steps.ours.layers[0][2, :, :, 9:] = torch.nan  # an earlier utterance in this slot
     past = noise(2, HEADS, 9, HEAD_DIM, device=device, seed=5)
     for each in (steps, alone):
         each.ours.layers[0][2, :, :, :9] = past

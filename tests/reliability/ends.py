@@ -68,7 +68,7 @@ def sigterm(start: Start, promises: Promises) -> None:
 
 
 async def signalled(server: Launched, number: signal.Signals, limit: float) -> tuple[float, float]:
-    """Signal all workers in a stream; seconds until the stream is cut and /health is 503."""
+    """Signal all workers in a stream; returns seconds until it is cut and /health is 503."""
     async with Connection(server) as client:
         client.send(request(**LONG))
         answer = await client.head()

@@ -46,7 +46,7 @@ class Load(threading.Thread):
 
 
 def kill_and_wait(server: Launched) -> tuple[float, float]:
-    """Kill the workers; seconds until `/health` reports it and until all accept requests again."""
+    """Kill the workers; returns seconds until `/health` reports it and until all are ready."""
     killed = time.monotonic()
     server.signal_workers(signal.SIGKILL)
     until(lambda: server.http.get("/health").status_code == 503, 1)

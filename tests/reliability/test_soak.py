@@ -68,7 +68,7 @@ async def load(url: str, count: int, seed: int, talk: bool = False) -> None:
 def soak(
     server: Launched, requests: int, warm_up: int = WARM_UP, talk: bool = False
 ) -> tuple[dict[str, Held], dict[str, Held]]:
-    """Each worker gets as many requests."""
+    """All workers get the same number of requests."""
     url = str(server.http.base_url)
     asyncio.run(load(url, REPLICAS * warm_up, 0, talk))
     before = settled(server)

@@ -65,7 +65,7 @@ def gated_server(gate: Gate, start_server: Callable[..., RunningServer]) -> Iter
 
 @contextmanager
 def busy(server: RunningServer, slots: int) -> Iterator[None]:
-    """Requests that take this many slots until the gate opens; they end with the block."""
+    """Requests that occupy this many slots until the gate opens; they end when the block exits."""
     with ExitStack() as stack:
         before = server.client.open_requests
         for _ in range(slots):

@@ -1,4 +1,4 @@
-"""Postprocessing of the sound of requests: off by default, on by its name."""
+"""Postprocessing of requests' audio: off by default, turned on by name."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_each_segment_of_a_websocket_is_marked_from_its_beginning(server: Runnin
 
 
 def test_what_fails_ends_its_request_with_an_error() -> None:
-    """After two pieces: a short request does not come so far, and goes on."""
+    """The postprocessor fails after two pieces; a short request ends before that and succeeds."""
     says = "postprocess returned samples that are not finite"
     with running_server(MARKED, ServerConfig(port=0, postprocess="silent")) as server:
         long, short = (server.http.post("/generate", json={"text": t}) for t in ("90", "2"))
@@ -103,7 +103,7 @@ def test_an_unknown_name_is_refused_at_the_start() -> None:
 def test_the_plugin_of_the_guide_marks_sound(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tone_server: RunningServer
 ) -> None:
-    """Its first listing; the second needs a network from Sony's hub."""
+    """Only the page's first listing runs; the second needs a network from Sony's hub."""
     text = (Path(__file__).parents[2] / "docs/how-to/watermark.md").read_text()
     listing, other = re.findall(r"^```python.*?\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
     compile(other, "silentcipher", "exec")

@@ -214,7 +214,7 @@ class SaysShortTextsInSilence(Tone):
 
 
 class CountsWordsInBits(TalkModel):
-    """What a character is depends on its place among those that came with it."""
+    """A character's token depends on its position in the piece of text that it came with."""
 
     def tokens(self, text, end):
         tokens, rest = super().tokens(text, end)

@@ -1,6 +1,6 @@
-"""The promises of the kit that a server passes on, kept by two workers behind one queue.
+"""The kit's promises that also apply to a server, tested with two workers behind one queue.
 
-The others are about the model's own calls, or need an engine that is stepped by hand.
+The others are about the model's own calls, or need an engine that a test steps itself.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class TwoWorkers(ToneConformance):
 
 
 def spoken(events: list[Any]) -> Utterance:
-    """A client gets no codes, so the samples stand for them."""
+    """A client gets no codes, so the test compares samples."""
     pcm = b"".join(event.pcm for event in events if isinstance(event, Audio))
     last = events[-1]
     end = last.error.code if isinstance(last, Failed) else last.reason.value

@@ -96,7 +96,7 @@ def test_it_is_ready_when_all_replicas_have_their_voices() -> None:
 
 @pytest.mark.parametrize("reads", [True, False])
 def test_a_slot_is_kept_between_two_parts_of_a_text(reads: bool) -> None:
-    """What waits goes to the other replica, unless the next part does not come in time."""
+    """A waiting request goes to the other replica, unless the next part comes too late."""
 
     async def main() -> None:
         async with running(attrs.evolve(PAIR, max_batch_size=1)) as client:

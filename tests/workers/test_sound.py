@@ -1,4 +1,4 @@
-"""Postprocessing in processes of its own: state goes with the sound, and failures stay alone."""
+"""Postprocessing in separate processes: state travels with the sound; failures are isolated."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def processing(begin: Callable[..., Any], in_thread: bool = True) -> Postprocess
 
 
 async def whole(made: Postprocessing, cuts: list[int]) -> np.ndarray:
-    """What becomes of SOUND that comes in pieces."""
+    """The postprocessed SOUND, sent in pieces."""
     one = made.begin(FACTS)
     ready: list[bytes | None] = []
     for piece in np.split(SOUND, cuts):
@@ -50,7 +50,7 @@ def test_the_result_does_not_depend_on_the_pieces() -> None:
 
 
 def test_the_state_goes_from_process_to_process_and_a_crash_costs_one_request() -> None:
-    """Real processes, two at a time: one request crashes its process while another goes on."""
+    """Real processes, two at a time: one request crashes its process while another continues."""
     made, broken = processing(marks.mark, False), processing(marks.crashes, False)
 
     async def both() -> list[Any]:

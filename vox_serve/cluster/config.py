@@ -27,8 +27,8 @@ class Scale:
     Args:
         min_replicas, max_replicas: Ray adds replicas while requests wait for a slot, up to the
             second number, and removes idle ones down to the first.
-        upscale_delay, downscale_delay: seconds for which more or fewer must have been needed
-            before Ray adds or removes replicas; it averages over the last 30 s.
+        upscale_delay, downscale_delay: seconds for which the load must call for more or fewer
+            replicas before Ray adds or removes them; Ray averages the load over the last 30 s.
         cpus, gpus: what Ray reserves for a replica on its node.
         resources: the same for custom resources of the cluster's nodes.
     """

@@ -58,7 +58,7 @@ class Unheard(Exception):
 
 
 class LiveText:
-    """Text of a request that grows, after what the request itself has."""
+    """Further text of a request, after the text in the request itself."""
 
     def __init__(self) -> None:
         self._messages: list[MoreText] = []
@@ -69,7 +69,7 @@ class LiveText:
         self._came.set()
 
     async def after(self, sent: int, request_id: str) -> tuple[MoreText, int]:
-        """Wait for text after the first messages; returns it, and how many there are then."""
+        """Wait for messages after the first `sent`; returns their text and the new count."""
         while len(self._messages) == sent:
             self._came.clear()
             await self._came.wait()
@@ -188,7 +188,7 @@ class ClusterLink:
         feeding: asyncio.Task[None] | None = None
         try:
             async for event in responses:
-                if isinstance(event, Done):  # the replica takes text; what it got is not kept
+                if isinstance(event, Done):  # the replica takes text; text that it has is not kept
                     feeding = self._begin(self._feed(request.id))
                     continue
                 heard = True
@@ -214,10 +214,10 @@ class ClusterLink:
                 feeding.cancel()
 
     async def _feed(self, request_id: str) -> None:
-        """Send the text of a request as it comes, from its beginning.
+        """Send a request's text as it arrives, from the beginning.
 
-        It goes to all replicas, because Ray offers no call to one that it has chosen; those that do
-        not speak the request ignore it.
+        It goes to all replicas, because Ray cannot call a specific one; replicas that do not
+        speak the request ignore it.
         """
         text, sent, end = self._texts[request_id], 0, False
         while not end:

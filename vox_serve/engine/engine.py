@@ -298,7 +298,7 @@ class Engine:
                 self._events.append(Audio(sequence.id, sounded))
 
     def _pause(self) -> None:
-        """Send all sound of those that wait for text, and end those that have waited too long."""
+        """Send all audio of sequences that wait for text; end those that have waited too long."""
         now = self._clock()
         for sequence in [*self.scheduler.running.values(), *self.scheduler.waiting]:
             live = sequence.live

@@ -31,7 +31,7 @@ class Prefix:
     """Which one computed them; 0: none."""
 
     def shared(self, inputs: Inputs, adapter: int) -> int:
-        """The number of leading rows in common with a prompt that this adapter speaks."""
+        """The number of leading rows in common with a prompt for this adapter."""
         return shared_rows(self.inputs, inputs) if adapter == self.adapter else 0
 
     def __len__(self) -> int:

@@ -152,10 +152,10 @@ class Prompts:
         return prompt
 
     def grow(self, sequence: Sequence, text: str, end: bool) -> int:
-        """Add to the text of a sequence that is open.
+        """Add to the text of an open sequence.
 
         Returns:
-            how many tokens `Prompt.later` had before.
+            the number of tokens that `Prompt.later` had before.
 
         Raises:
             RequestError: as `prepare`; the sequence must end.
@@ -163,7 +163,7 @@ class Prompts:
         live, prompt = sequence.live, sequence.prompt
         assert live is not None
         request = attrs.evolve(live.request, text=live.request.text + text)
-        self._check_text(request.text.rstrip())  # of a space at the end, more is to come
+        self._check_text(request.text.rstrip())  # more text follows a space at the end
         tokens, live.rest = self._tokens(live.rest + text, end)
         live.tokens += tokens
         before = 0 if prompt.later is None else len(prompt.later)

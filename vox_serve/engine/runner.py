@@ -42,13 +42,13 @@ EXTENT_STEP = 64
 class ModelRunner:
     """Runs one model.
 
-    There is one row more than slots: the spare, which pads batches and whose results are ignored.
+    There is one more row than slots: the spare, which pads batches; its results are ignored.
 
     Args:
         num_slots: S.
         prefix_bytes: for cached prefixes.
         deterministic: all batches have one size.
-        adapted: the model has adapters beside its weights (`vox_serve.nn.adapter`).
+        adapted: the model has adapters that are not merged (`vox_serve.nn.adapter`).
     """
 
     def __init__(
@@ -117,7 +117,7 @@ class ModelRunner:
         self.fresh[slot].fill_(True)
 
     def put_text(self, sequence: Sequence, start: int) -> None:
-        """Give the model the text that goes in beside the frames from `start` on."""
+        """Give the model the text tokens for the frames from `start` on."""
         later = sequence.prompt.later
         if later is not None and isinstance(self.model, StepwiseText):
             self.model.put_text(sequence.slot, start, later[start:])
@@ -249,7 +249,7 @@ class ModelRunner:
     def _adapting(
         self, slots: torch.Tensor, numbers: Rows[int] | None
     ) -> AbstractContextManager[None]:
-        """Run the model inside with the adapters of these slots."""
+        """Within the block, the model runs with the adapters of these slots."""
         unused = numbers is not None and not any(self._adapter_of[n] for n in numbers)
         return rows_with(None if self._adapters is None or unused else self._adapters[slots])
 

@@ -82,7 +82,7 @@ class Scheduler:
         return admitted
 
     def speaking(self) -> list[Sequence]:
-        """Sequences whose prompt has been run and that have a frame to begin."""
+        """Sequences whose prompt has been run and that can begin a frame."""
         ready = [s for s in self.running.values() if s.ready and s.launched < s.max_frames]
         return [s for s in ready if not s.waits_for_text]
 

@@ -104,7 +104,7 @@ class Sequence:
     def waits_for_text(self) -> bool:
         """Whether it must pause, because the text so far is spoken.
 
-        It pauses at the frame cap too, which grows with the text.
+        It also pauses at the frame cap, which grows with the text.
         """
         if not self.open:
             return False

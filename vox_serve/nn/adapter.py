@@ -1,17 +1,17 @@
-"""Adapters as the library PEFT saves them: low-rank changes of a checkpoint's weights.
+"""Adapters in the format of the PEFT library: low-rank changes of a checkpoint's weights.
 
 LoRA (Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", 2021): a matrix W becomes
-W + scale * B @ A.  A plugin needs no code for it.  There are two ways:
+W + scale * B @ A.  Plugins need no code for this.  There are two ways to use them:
 
 `merging`: one adapter is added to the weights as they are read, so the model is as fast as its
 base.
 
 `beside`: several share the base's weights, and each row of a batch chooses one, or none.  A changed
-layer holds the rows of all A, one below the other, and the columns of all B beside each other.  It
-computes all of A's products and sets those of other adapters than the row's to zero before B.  So
-two products serve any mixture of adapters, for one position and for a prompt, with static shapes;
-they take time in proportion to the sum of the ranks.  (S-LoRA, Sheng et al. 2023, and Punica, Chen
-et al. 2023, gather each row's A and B instead, which pays for hundreds of adapters.)
+layer holds all A, stacked by rows, and all B, concatenated by columns.  It computes the products
+with all of A, and before B sets those of adapters other than the row's to zero.  So two products
+serve any mixture of adapters, for one position or a prompt, with static shapes.  They take time in
+proportion to the sum of the ranks.  (S-LoRA, Sheng et al. 2023, and Punica, Chen
+et al. 2023, gather each row's A and B instead, which is worthwhile for hundreds of adapters.)
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class Adapter:
         return result.to(tensor.dtype)
 
     def factors(self, name: str, shape: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """A `[r, in]` and scaled B `[out, r]` of a tensor of this shape; None: it is unchanged.
+        """A `[r, in]` and scaled B `[out, r]` for a tensor of this shape; None if it is unchanged.
 
         Raises:
             CheckpointError: the shapes do not fit.
@@ -123,7 +123,7 @@ class Adapter:
             )
 
     def finish_beside(self) -> None:
-        """Raise CheckpointError if a change has not been taken, unless it changes nothing."""
+        """Raise CheckpointError if a change other than zeros has not been used."""
         left = {
             name
             for name, tensor in self._changes.items()
@@ -179,7 +179,7 @@ def merged(name: str, tensor: torch.Tensor) -> torch.Tensor:
 
 
 class Adapted(nn.Module):
-    """A linear layer with the changes of several adapters; see the module.
+    """A linear layer with several adapters; see the module's docstring.
 
     Args:
         base: the layer, in any form.
@@ -208,7 +208,7 @@ class Adapted(nn.Module):
         self.register_buffer("up", up)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """`[B, ..., in]` to `[B, ..., out]`.  Raises CheckpointError outside of `rows_with`."""
+        """`[B, ..., in]` to `[B, ..., out]`.  Raises CheckpointError outside `rows_with`."""
         y: torch.Tensor = self.base(x)
         rows = _rows.get()
         if rows is None:
@@ -231,7 +231,7 @@ class _Rows:
         self._masks: dict[int, torch.Tensor] = {}
 
     def mask(self, owners: torch.Tensor) -> torch.Tensor:
-        """Which ranks are those of the row's adapter, `[B, K]`."""
+        """Mask `[B, K]` of the ranks that belong to each row's adapter."""
         found = self._masks.get(id(owners))
         if found is None:
             found = self._masks[id(owners)] = self._numbers[:, None] == owners
@@ -244,10 +244,10 @@ _rows: ContextVar[_Rows | None] = ContextVar("rows", default=_NOT_SPEAKING)
 
 @contextmanager
 def rows_with(numbers: torch.Tensor | None) -> Iterator[None]:
-    """Run the model inside for a batch whose rows have these adapters.
+    """Within the block, the model runs a batch whose rows have these adapters.
 
     Args:
-        numbers: int64 `[B]`, from 1; 0: none.  None: no row has one.
+        numbers: int64 `[B]`, from 1; 0: the row has no adapter.  None: no row has one.
     """
     before = _rows.set(None if numbers is None else _Rows(numbers))
     try:
@@ -257,7 +257,7 @@ def rows_with(numbers: torch.Tensor | None) -> Iterator[None]:
 
 
 class _Beside:
-    """Adapters that are being loaded beside each other."""
+    """Adapters that are being loaded for the same base."""
 
     def __init__(self, adapters: Sequence[Adapter]) -> None:
         self._adapters = adapters
@@ -300,7 +300,7 @@ def beside(directories: Sequence[Path]) -> Iterator[None]:
     """Add these adapters, numbered from 1, to the layers that `WeightLoader` builds in this block.
 
     Raises:
-        CheckpointError: also at the end, if a change has not been taken.
+        CheckpointError: an adapter does not fit; also at the end, if a change was not used.
     """
     adapters = [Adapter(directory) for directory in directories]
     before = _beside.set(_Beside(adapters) if adapters else None)
@@ -318,7 +318,7 @@ def adapted(
     shape: Callable[[str], Sequence[int]],
     like: torch.Tensor,
 ) -> nn.Module:
-    """A linear layer with the adapters that are loaded beside each other, if they change it.
+    """The layer, with the adapters of the enclosing `beside` if they change it.
 
     Args:
         layer: in any form.

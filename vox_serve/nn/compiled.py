@@ -47,7 +47,7 @@ class Blocks(ctypes.Structure):
 
 
 def blocks(weight: torch.Tensor, bias: torch.Tensor | None, held: list[torch.Tensor]) -> Blocks:
-    """Of `weight` `[out, in]` and `bias` `[out]`; `held` gets the tensors, to keep them alive."""
+    """Convert `weight` `[out, in]` and `bias` `[out]`; `held` keeps the tensors alive."""
     out, inputs = weight.shape
     parts = [
         F.pad(part, (0, 0, 0, -len(part) % WIDE)).t().flatten()
@@ -70,14 +70,14 @@ _kept: list[torch.library.Library] = []
 
 
 def register(step: Step) -> int:
-    """The number by which an `operator` finds this object."""
+    """The number that an `operator` uses to find this object."""
     _steps[id(step)] = step
     return id(step)
 
 
 @cache
 def operator(name: str, schema: str) -> Callable[..., Any]:
-    """`run` of registered objects as an operator of torch, so that tools that record see it.
+    """Make `run` of registered objects a torch operator, so that recording tools see it.
 
     Args:
         schema: of the arguments after the object's number, and of the result: `a, b) -> c`.
@@ -89,7 +89,7 @@ def operator(name: str, schema: str) -> Callable[..., Any]:
     library = torch.library.Library("vox_serve", "FRAGMENT")  # type: ignore[no-untyped-call]
     library.define(f"{name}(int step, {schema}")  # type: ignore[no-untyped-call]  # torch ships no types for it
     library.impl(name, run, "CPU")  # type: ignore[no-untyped-call]
-    _kept.append(library)  # its operators vanish with it
+    _kept.append(library)  # deleting it would remove its operators
     found: Callable[..., Any] = getattr(torch.ops.vox_serve, name).default
     return found
 

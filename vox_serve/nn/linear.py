@@ -6,9 +6,9 @@ layers as it fills them.  Nothing else in the model changes.
 
 float16 on a CPU: FBGEMM's packed matrices with float32 sums.  They store a checkpoint's bfloat16
     weights exactly, except those below 6e-5, which lose digits.  They are read at the speed of
-    memory, but products of more than a few rows take longer than bfloat16's where the processor
-    multiplies bfloat16 (AVX512_BF16, AMX).  There a layer also holds its weights in bfloat16 for
-    these, at twice the memory.
+    memory.  If the CPU multiplies bfloat16 (AVX512_BF16, AMX), products of more than a few rows
+    are faster in bfloat16, so a layer also holds its weights in bfloat16 for these products, which
+    doubles the memory.
 int8 on a CPU: symmetric, with a scale per output channel; inputs are rounded with a scale per row,
     so that a row does not depend on its neighbours (LLM.int8(), Dettmers et al. 2022, section 3,
     without its outlier columns).
@@ -87,7 +87,7 @@ class Biased(nn.Module):
 class HalfLinear(nn.Module):
     """float16 weights, float32 sums, on a CPU; for more than HALF_ROWS rows bfloat16, if faster.
 
-    A row's result depends on whether there are more rows than that, not on their number.
+    A row's result depends on whether there are more than HALF_ROWS rows, but not on how many.
     """
 
     def __init__(self, weight: torch.Tensor) -> None:
@@ -122,9 +122,10 @@ class Int8Linear(nn.Module):
         zeros = torch.zeros(len(weight), dtype=torch.int64)
         with warnings.catch_warnings():
             # torch 2.13 deprecates quantised tensors.  This one only lives until FBGEMM has packed
-            # it, and FBGEMM takes no other.  oneDNN's `qlinear_pointwise` takes plain int8, but
-            # it prepares each call anew: one row and 1024 x 3072 weights take 0.21 ms, here 0.13;
-            # four rows 0.22 (0.15), 16 rows 0.35 (0.32), on two Zen 4 cores with torch 2.14.
+            # it, and FBGEMM accepts no other form.  oneDNN's `qlinear_pointwise` takes plain int8,
+            # but it repeats its setup at each call: one row and 1024 x 3072 weights take 0.21 ms,
+            # here 0.13; four rows 0.22 (0.15), 16 rows 0.35 (0.32), on two Zen 4 cores with torch
+            # 2.14.
             warnings.filterwarnings("ignore", message="torch.quantize_per")
             held = torch.quantize_per_channel(weight, scale, zeros, 0, torch.qint8)
         self.nbytes = weight.numel() + scale.nbytes
@@ -224,7 +225,7 @@ class PackedLinear(nn.Module):
 
     @property
     def plain_weight(self) -> torch.Tensor:
-        """`[out, in]`: a copy, if packed."""
+        """The weights `[out, in]`; a copy if they are packed."""
         weight: torch.Tensor = self._weight.to_dense() if self.packed else self.get_buffer("weight")
         return weight
 
@@ -311,7 +312,7 @@ def holds_halves() -> bool:
 
 
 def fast_bfloat16() -> bool:
-    """Does this machine's CPU have instructions for products of bfloat16?"""
+    """Whether this machine's CPU has instructions for products of bfloat16."""
     cpu = torch.cpu
     return _has_onednn() and (cpu._is_avx512_bf16_supported() or cpu._is_amx_tile_supported())
 

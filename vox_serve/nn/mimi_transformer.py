@@ -21,7 +21,7 @@ from vox_serve.nn.seanet import Read
 
 @attrs.frozen(eq=False)
 class _RingInputs:
-    """What the plain version needs to write to the rings and to read them."""
+    """Inputs with which the plain version writes and reads the rings."""
 
     bias: (
         torch.Tensor
@@ -33,7 +33,7 @@ class _RingInputs:
 
 @attrs.frozen(eq=False)
 class _StepInputs:
-    """What all layers share in one step of T latents."""
+    """Inputs that all layers share in one step of T latents."""
 
     slots: torch.Tensor  # [B]
     first: torch.Tensor  # position of the first latent: [B]
@@ -122,7 +122,7 @@ def _attend(
     inputs: _RingInputs,
     batch: torch.Tensor,
 ) -> torch.Tensor:
-    """As `vox_serve.nn.triton_ring.ring_attention`; copies rows of the ring to `batch`."""
+    """Like `vox_serve.nn.triton_ring.ring_attention`; copies rows of the ring to `batch`."""
     rows, _, heads, _, head_dim = batch.shape
     qkv = qkv.view(rows, -1, 3, heads, head_dim)
     pairs = qkv[:, :, :2].view(rows, -1, 2, heads, head_dim // 2, 2)

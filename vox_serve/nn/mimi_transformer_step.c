@@ -52,7 +52,7 @@ static void gelu(float *x, int64_t size) {
     }
 }
 
-/* Turns pairs of neighbours by position * frequency. */
+/* Rotates pairs of neighbours by position * frequency. */
 static void rotate(float *x, int64_t heads, int64_t head_dim, const float *cos, const float *sin) {
     for (int64_t head = 0; head < heads; head++, x += head_dim)
         for (int64_t i = 0; i < head_dim / 2; i++) {

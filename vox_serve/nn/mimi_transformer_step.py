@@ -79,7 +79,7 @@ class TransformerStep(nn.Module):
     def forward(
         self, x: torch.Tensor, rings: Rings, slots: torch.Tensor, first: torch.Tensor
     ) -> torch.Tensor:
-        """As `StreamingTransformer.forward`."""
+        """Like `StreamingTransformer.forward`."""
         run = operator("mimi_transformer_step", SCHEMA)
         out: torch.Tensor = run(self._number, x, rings.layers, slots, first)
         return out
@@ -121,7 +121,7 @@ class TransformerStep(nn.Module):
 
 
 def transformer_step(stack: StreamingTransformer) -> TransformerStep | None:
-    """The stack's compiled step; None if plain torch has to do the work."""
+    """The stack's compiled step; None if plain torch must be used."""
     layers: list[Any] = list(stack.layers)
     if stack.frequencies.device.type != "cpu" or stack.head_dim % WIDE:
         return None

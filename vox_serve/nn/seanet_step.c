@@ -23,7 +23,7 @@ static void elu(const float *x, int64_t size, float *y) {
 }
 
 /* x [rows, time, inputs of the first] to out [rows, time and channels of the last].  before, after:
- * [rows, width], what each convolution keeps of its input, one after the other.  `work` has room
+ * [rows, width], the input that each convolution keeps, concatenated.  `work` has room
  * for the outputs of three convolutions, `room` each, and the windows of one. */
 void seanet_step(const Conv *convs, int64_t count, int64_t rows, int64_t time, const float *x,
                  const float *before, float *after, int64_t width, float *work, int64_t room,

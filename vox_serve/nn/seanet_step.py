@@ -40,8 +40,8 @@ class SeanetStep(nn.Module):
     It holds its own copy of the weights.
 
     Args:
-        convs: in their order, and whether each applies ELU to its input, and whether it adds the
-            input of the convolution before it.
+        convs: the convolutions in order; for each, whether it applies ELU to its input, and whether
+            it adds the input of the previous convolution.
         time: time steps of a frame.
     """
 
@@ -110,7 +110,7 @@ class SeanetStep(nn.Module):
 
 
 def seanet_step(stages: Iterable[nn.Module], time: int) -> SeanetStep | None:
-    """The stages' compiled step for `time` latents; None if plain torch has to do the work."""
+    """The stages' compiled step for `time` latents; None if plain torch must be used."""
     convs = _flat(stages)
     if convs is None or sum(c.matrix.in_features * c.outputs for c, _, _ in convs) > MAX_WEIGHTS:
         return None
@@ -126,7 +126,7 @@ def seanet_step(stages: Iterable[nn.Module], time: int) -> SeanetStep | None:
 
 
 def _flat(stages: Iterable[nn.Module]) -> list[tuple[Any, bool, bool]] | None:
-    """The convolutions in order; None if there is one that the C code does not know."""
+    """The convolutions in order; None if the C code does not support one of them."""
     convs: list[tuple[Any, bool, bool]] = []
     elu = False
     for stage in stages:

@@ -53,9 +53,9 @@ class Past:
         return x
 
     def take(self, width: int) -> torch.Tensor:
-        """What the next layers kept, `[B, width]`, for a function that runs them all.
+        """The state `[B, width]` of the next layers, for a function that runs all of them.
 
-        It passes what they keep now to `keep`.
+        That function passes the new state to `keep`.
         """
         assert self._before is not None
         start, self._start = self._start, self._start + width

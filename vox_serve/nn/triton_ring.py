@@ -45,7 +45,7 @@ def _ring_attention(
     block: tl.constexpr,
     overlaps: tl.constexpr,
 ):
-    """The latents of one step of one row, one head."""
+    """Attention for the latents of one step, one row and one head."""
     start(overlaps)
     row = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1)
@@ -69,7 +69,7 @@ def _ring_attention(
     tl.store(key_ring + written, keys, mask=here)
     tl.store(value_ring + written, values, mask=here)
 
-    # These latents attend to each other from registers, so nothing just written is read.
+    # These latents attend to each other from registers, so the kernel reads no new entries.
     own = tl.sum(queries[:, None, :] * keys[None, :, :], axis=2) * scale
     earlier = (steps[None, :] <= steps[:, None]) & (steps < time)[None, :]
     own = tl.where(earlier, own, float("-inf"))
@@ -81,7 +81,7 @@ def _ring_attention(
     for begin in range(0, capacity, block):
         places = begin + tl.arange(0, block)
         position = newest - (newest - places + capacity) % capacity
-        # What no latent sees may be another utterance's, or not finite: it is not read.
+        # Values that no latent sees may be another utterance's or not finite, so they are not read.
         near = (places < capacity) & (position >= 0) & (position > first - window)
         rows = places[:, None] * head_dim + dims[None]
         old_keys = tl.load(key_ring + rows, mask=near[:, None], other=0.0)

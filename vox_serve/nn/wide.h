@@ -1,4 +1,4 @@
-/* Vectors of 16 floats, and products of float32 matrices, for the C files beside it. */
+/* Vectors of 16 floats, and products of float32 matrices, for the C files in this folder. */
 #include <math.h>
 #include <stdint.h>
 #include <string.h>

@@ -117,7 +117,7 @@ class AudioStream:
         return pcm
 
     async def _postprocessed(self, sound: ProcessedSound, pcm: bytes | None) -> bytes | None:
-        """What is ready after these samples, and as many more as it takes."""
+        """Postprocess samples, and further ones until some output is ready."""
         while True:
             ready = await self._in_time(partial(sound.process, pcm))
             if ready != b"":
@@ -125,7 +125,7 @@ class AudioStream:
             pcm = await self._generated()
 
     async def _generated(self) -> bytes | None:
-        """What the engine has made, and silences; None after the last."""
+        """The next samples from the engine, or silence; None after the last."""
         if self._cancelled_error:
             raise _cancelled_error()
         pcm = bytearray(self._rest)

@@ -133,7 +133,7 @@ class ModelConformance(CodecConformance):
             same(expected, resumed, f"{text!r} from scratch and after what was kept")
 
     def test_live_text_in_bits_equals_the_whole_text(self) -> None:
-        """It waits where it has no text, whatever joins and leaves meanwhile."""
+        """A sequence waits for text while other sequences start and end."""
         if not self.load("cpu").takes_live_text:
             return
         for sampling in (self.greedy, {**self.drawn, "seed": 3}):
@@ -307,7 +307,7 @@ class ModelConformance(CodecConformance):
         return SpeechRequest(name, text, **fields)
 
     def _speak_in_bits(self, sampling: Mapping[str, float]) -> list[Utterance]:
-        """Speak all texts at once, each in bits of its own size, beside a whole one."""
+        """Speak all texts at once, each in pieces of a different size, with one complete text."""
         engine = self._engine()
         spoken = record(engine)
         engine.add(self._request("beside", self.texts[-1], sampling=sampling))

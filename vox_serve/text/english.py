@@ -1,7 +1,7 @@
 """Writes English out in words: numbers, money, units, dates, addresses, signs and capitals.
 
-damga's grammars do most of the work, normt2s reads formulas.  This module prepares text for damga
-and repairs what damga leaves.  Each rule has an example in the tests.
+damga's grammars do most of the work, and normt2s reads formulas.  This module prepares text for
+damga and repairs its output.  Each rule has an example in the tests.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ _OPERATORS = (
     ("<=", " ≤ "),
     (">=", " ≥ "),
 )
-# The lists of emoticons (emot) have not been kept since 2021, and hold `8)` and `D:`.
+# emot's list of emoticons has not been updated since 2021, and contains `8)` and `D:`.
 _EMOTICON = re.compile(
     r"(?<!\S)(?:[:;=][-'’^o]?[()\[\]DPpOo/\\|*3$]|<3|[>(]{0,2}[\^<>TOo;@=-][_.][\^<>TOo;@=-][)>]{0,2}"
     r"|\\?¯\\?_\(ツ\)_/¯)(?!\S)"
@@ -73,7 +73,7 @@ def words(text: str, spells: bool, tag: str = "en") -> str:
 
 
 def formula(latex: str) -> str:
-    """LaTeX, without its delimiters, in words; as it is if it is malformed or too long."""
+    """LaTeX, without its delimiters, in words; unchanged if it is malformed or too long."""
     latex = " ".join(latex.split())
     if not latex or len(latex) > _LONGEST_FORMULA:
         return latex

@@ -108,7 +108,7 @@ class FrontEnd:
 
     @property
     def keeps_words(self) -> bool:
-        """Whether only markup, damage and pronunciations change a text, not what words are."""
+        """Whether only markup, repairs and pronunciations change a text, not its words."""
         return self.as_written or (
             self.language is None and self.alphabet is None and self.finish is _unchanged
         )

@@ -1,4 +1,4 @@
-"""Cuts text that arrives in bits into what can be spoken by itself."""
+"""Cuts text that arrives in pieces into parts that can be spoken separately."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ _SPANS = re.compile(rf"([$€£₹]{NUMBER} ?(?:{_SCALE})?)[-–](?=[$€£₹])
 
 
 def with_money(text: str) -> str:
-    """Name the currencies that damga does not know; put those that it does where it finds them."""
+    """Name currencies that damga does not know; move those it knows to where it finds them."""
     return _MONEY.sub(_named, _SPAN.sub(r"\2 to \1", _SPANS.sub(r"\1 to ", text)))
 
 

@@ -1,7 +1,7 @@
-"""Rewrites what damga's grammars do not read into forms that they do.
+"""Rewrites text that damga's grammars cannot read into forms that they can.
 
-Libraries find and name telephone numbers, money and units.  The rules here have none: each is for
-one way of writing that no library reads or all read wrongly, and has an example in the tests.
+Libraries find and name telephone numbers, money and units.  The rules here use no library: each is
+for a notation that libraries do not read or read wrongly, and has an example in the tests.
 """
 
 from __future__ import annotations
@@ -169,7 +169,7 @@ def _rule(pattern: str, replacement: str | Callable[[re.Match[str]], str]) -> _S
 
 _STEPS: tuple[_Step, ...] = (
     _rule(r"\d{16,}", lambda m: spelled(m[0])),  # too long to be said as a number
-    _rule(r"\b[a-z]{2,8}(?:\+[a-z]{2,8})?://(?:[^\s/@]+@)?", ""),  # nor a password
+    _rule(r"\b[a-z]{2,8}(?:\+[a-z]{2,8})?://(?:[^\s/@]+@)?", ""),  # and without a password
     _rule(
         r"(?<![\d-])\d{4}-\d\d-\d\d[T ]\d\d:\d\d"
         r"(?::\d\d(?:\.\d{1,9})?)?(?:Z|[+-]\d\d:?\d\d)?(?![\d:-])",
@@ -181,11 +181,11 @@ _STEPS: tuple[_Step, ...] = (
     _rule(r"(?<![\w.])\d{1,3}(?:\.\d{1,3}){3}(?![\w-]|\.\d)", _address),
     _rule(r"(?<=\w)@(?=\d)|[~#](?=\d)|(?<!\S)\.(?=[A-Za-z])|(?<=[\w/])\?(?=\w+=)"
           r"|(?<=/\d)%|(?<=\d)[×✕](?=\d)", lambda m: _SIGNS[m[0]]),
-    # Numbers of cards, books and post offices.
+    # Card numbers, ISBNs and postal codes.
     _rule(r"(?<![\d-])(?:\d{4}(?:[ -]\d{4}){2,6}(?:[ -]\d{1,3})?|\d{5}-\d{4}"
           r"|\d{1,9}(?:-\d{1,9}){3,5})(?![\d-])", lambda m: dialled(m[0])),
     _rule(r"(?<![\d/])9/11(?![\d/])", "nine eleven"),
-    # Ranges that are not of plain numbers.
+    # Ranges of other things than plain numbers.
     _rule(r"\b([A-Z])–(?=[A-Z]\b)", r"\1 to "),
     _rule(r"\b([IVXL]{2,})[-–]([IVXL]{2,})\b", lambda m: f"{roman(m[1])} to {roman(m[2])}"),
     _rule(rf"\b({_any(_SPANNED)})\.?[-–]({_any(_SPANNED)})\b\.?",

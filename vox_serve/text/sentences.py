@@ -116,7 +116,7 @@ def pieces(text: str, max_characters: int | None = None, max_words: int | None =
 
 
 class Sentences:
-    """Turns text that arrives in bits into whole sentences, as early as is safe.
+    """Turns text that arrives in pieces into complete sentences, as early as is safe.
 
     Words are separated by single spaces.  Punctuation by itself waits for the words after it, so
     each sentence has something to speak, with two exceptions: what `flush` returns (`...` at the

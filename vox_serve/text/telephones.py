@@ -60,7 +60,7 @@ def _found(text: str) -> Iterator[PhoneNumberMatch]:
 
 
 def _is_meant(found: PhoneNumberMatch, before: str, country: str) -> bool:
-    """Whether this is a telephone number, and not another one of the same length."""
+    """Whether this is a telephone number, not another number of the same length."""
     written = found.raw_string
     groups = [len(group) for group in re.findall(r"\d+", written)]
     if sum(groups) < _LEAST_DIGITS or written.count("/") > 1 or _PART.search(before):

@@ -1,4 +1,4 @@
-"""Puts units of measure into words.  pint takes them apart: it knows all prefixes and quotients."""
+"""Puts units of measure into words.  pint parses them; it knows all prefixes and quotients."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 if TYPE_CHECKING:
     from pint import UnitRegistry
 
-_OTHERWISE = dict(  # what pint does not know or calls something else
+_OTHERWISE = dict(  # units that pint does not know or gives another name
     pair.split(" = ")
     for pair in """bpm = beats per minute, bps = bits per second, cu ft = cubic feet,
     dpi = dots per inch, fl oz = fluid ounces, fps = frames per second, Gb = gigabits,
@@ -97,7 +97,7 @@ def _power(unit: str, power: float) -> str:
 
 
 def _numbered(said: str, single: bool) -> str:
-    """In the singular or the plural, whichever `said` is."""
+    """In the singular or the plural, as `said` is."""
     tail = _TAIL.search(said)
     end = tail.start() if tail else len(said)
     head, space, word = said[:end].rpartition(" ")

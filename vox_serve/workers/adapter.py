@@ -1,4 +1,4 @@
-"""An adapter that is served beside its base, as a model of its own name.
+"""An adapter that is served together with its base, as a model with its own name.
 
 It is a view of the base's client: slots, queue, voices and conversations are the base's, so
 requests of all adapters run in the same batches.
@@ -21,8 +21,8 @@ class AdapterClient:
     """An `interface.EngineClient` whose requests are spoken with an adapter.
 
     Args:
-        name: by which requests choose it.
-        base: the client of the model that it changes.
+        name: the name that requests use.
+        base: the client of the base model.
     """
 
     def __init__(self, name: str, base: EngineClient) -> None:
@@ -78,13 +78,13 @@ class AdapterClient:
         return self._base.open_requests
 
     async def start(self) -> None:
-        """The base is started by itself."""
+        """Do nothing: the server starts the base."""
 
     def drain(self) -> None:
-        """The base is drained by itself."""
+        """Do nothing: the server drains the base."""
 
     async def stop(self) -> None:
-        """The base is ended by itself."""
+        """Do nothing: the server stops the base."""
 
     def admit(self) -> EngineInfo:
         return _of(self._base.admit(), self._name)

@@ -65,7 +65,7 @@ class WorkerClient:
         metrics: records the figures.
         front_end: normalizes a text before it is cut and spoken.
         texts: where it does so; None: processes of this engine only.
-        postprocessing: what is done to all sound.
+        postprocessing: applied to all audio; None: none.
         in_thread: run the workers in threads of this process; for tests.
         link: makes the link to an engine; None starts workers of its own.
     """
@@ -119,7 +119,7 @@ class WorkerClient:
 
     @property
     def info(self) -> EngineInfo | None:
-        """What was loaded, with slots and memory of all replicas that can speak."""
+        """The loaded model, with the slots and memory of all replicas that can speak."""
         info = self._best.info
         if info is None or len(self.replicas) == 1:
             return info

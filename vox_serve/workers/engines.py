@@ -36,7 +36,7 @@ class Engines:
 
     Raises:
         UnknownModel, CheckpointError: a model's name cannot be resolved.
-        ConfigError: two models would have the same name, or no plugin has the postprocess.
+        ConfigError: two models would have the same name, or no plugin has this postprocessor.
     """
 
     def __init__(
@@ -96,18 +96,18 @@ class Engines:
 
     @property
     def models(self) -> list[EngineClient]:
-        """All that requests can choose: the engines, and their adapters."""
+        """All models that requests can choose: the engines and their adapters."""
         return list(self._clients.values())
 
     @property
     def loaded(self) -> list[EngineClient]:
-        """All that requests can choose, and that are loaded."""
+        """All loaded models that requests can choose."""
         return [client for client in self.models if client.info is not None]
 
     def choose(self, model: str | None) -> EngineClient:
         """The engine of a request: by the model's name, or by its kind if only one has it.
 
-        None is the only engine, without an adapter.
+        `None` selects the only engine, without an adapter.
 
         Raises:
             NotFound: no model has this name, or several have this kind.

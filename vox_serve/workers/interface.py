@@ -99,7 +99,7 @@ class EngineClient(Protocol):
 
     @property
     def base(self) -> EngineClient:
-        """Whose engine, voices and conversations it uses: itself, or an adapter's base."""
+        """The client that owns engine, voices and conversations: itself, or an adapter's base."""
 
     @property
     def replicas(self) -> Sequence[ReplicaState]:

@@ -183,7 +183,7 @@ class Replica:
             timer.cancel()
 
     def _give_up_slot(self, request_id: str) -> None:
-        """The worker no longer keeps it, so another request may have it."""
+        """Give up a slot that the worker no longer keeps, so that another request may have it."""
         del self._kept[request_id]
         self._speaking[request_id] = False
         self._owner.stepped()
@@ -203,7 +203,7 @@ class Replica:
         self._warm = {warm: None for warm in self._warm if warm[0] != name}
 
     def expect_voice(self, name: str, speaker: int) -> None:
-        """List a voice that the others have; this worker gets it when it is loaded again."""
+        """List a voice that other replicas have; this worker gets it when it is loaded again."""
         self.voices = (*(voice for voice in self.voices if voice[0] != name), (name, speaker))
 
     async def remove_voice(self, name: str) -> bool:

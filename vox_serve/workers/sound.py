@@ -1,7 +1,7 @@
-"""Postprocesses the sound of requests, in processes of their own (see `jobs`).
+"""Postprocesses requests' audio in separate processes (see `jobs`).
 
-The state of a request goes to and fro with its pieces, so any process can do any piece, and a
-process that hangs or crashes costs only the request that it works for.
+A request's state is sent and returned with each piece, so any process can handle any piece, and a
+process that hangs or crashes ends only the request that it works for.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ WARMING = SoundFacts(sample_rate=24000, model="", request_id="", speaker=0, voic
 
 
 class Postprocessing:
-    """What `--postprocess` names, and the processes that do it.
+    """The postprocessor that `--postprocess` names, and the processes that run it.
 
     Args:
-        what: to do.
-        in_thread: do it in threads of this process; for tests.
+        what: the postprocessor.
+        in_thread: run it in threads of this process; for tests.
 
     Raises:
         PluginError: it cannot be sent to another process.
@@ -47,7 +47,7 @@ class Postprocessing:
             ) from error
 
     def warm_up(self) -> None:
-        """Start the processes and load what they need; otherwise the first request waits."""
+        """Start the processes and load the postprocessor, so the first request does not wait."""
         self._jobs.warm_up(_step, self._begin, WARMING, None, b"", True)
 
     def close(self) -> None:
@@ -78,9 +78,9 @@ class ProcessedSound:
         self._ended = False
 
     async def process(self, pcm: bytes | None) -> bytes | None:
-        """The next signed 16-bit samples; returns those that are ready, perhaps none.
+        """Process signed 16-bit samples; returns those that are ready, perhaps none.
 
-        None is the end: it returns the rest, and None when it is called again.
+        `None` marks the end: it returns the rest, and None when it is called again.
 
         Raises:
             RequestError: the plugin failed.

@@ -106,7 +106,7 @@ TEXTS = ("hello", "how are you today?", "no")
 
 @attrs.frozen
 class Beside:
-    """Adapters beside one base: flags, and what each merged reference says to each of TEXTS."""
+    """Adapters on one base: their flags, and each merged reference's output for each of TEXTS."""
 
     flags: tuple[str, ...]
     references: dict[str | None, dict[str, Frames]]
@@ -134,7 +134,7 @@ def ask(adapter: str | None, text: str, frames: int = FRAMES, **fields: Any) -> 
 def test_adapters_in_one_batch_speak_as_their_merged_references(
     checkpoint: Checkpoint, adapters: Beside, deterministic: bool
 ) -> None:
-    """Nine requests in three slots: with either adapter and with none, joining and leaving."""
+    """Nine requests in three slots, with either adapter or none; they join and leave the batch."""
     engine = engine_with(checkpoint, *adapters.flags, deterministic=deterministic)
     frames = record(engine)
     mixed: set[frozenset[int]] = set()
@@ -222,7 +222,7 @@ def test_an_adapter_of_the_projector_is_refused_beside_others(
 def test_what_peft_trains_is_served_beside_others(
     checkpoint: Checkpoint, adapters: Beside, tmp_path: Path
 ) -> None:
-    """Every layer of these names, Mimi's included: a step of training changes all but those."""
+    """All layers with these names, including Mimi's, which a training step does not change."""
     peft = pytest.importorskip("peft")
     torch.manual_seed(7)
     config = peft.LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=["q_proj", "down_proj"])
@@ -280,7 +280,7 @@ def test_adapters_are_models_of_the_server(checkpoint: Checkpoint, adapters: Bes
         clip = ("anna.wav", answer.content)
         form = {"name": "new", "text": "no", "model": "anna"}
         added = http.post("/v1/audio/voices", data=form, files={"audio": clip})
-        assert added.json()["model"] == base  # adapters share the voices of the base
+        assert added.json()["model"] == base  # adapters share the base's voices
         for name in ("anna", base):
             assert (
                 http.post("/generate", json=body | {"model": name, "voice": "new"}).status_code

@@ -190,7 +190,7 @@ def codes_of(segment: Segment) -> torch.Tensor:
 def test_a_full_fine_tune_with_ten_speakers(
     checkpoint: Checkpoint, make_engine: MakeEngine, tmp_path: Path, dtype: Any, shard: str
 ) -> None:
-    """As a training script saves it; transformers judges what it says, from the same files."""
+    """A fine-tune as a training script saves it speaks as in transformers, from the same files."""
     model = copy.deepcopy(checkpoint.reference)
     with torch.no_grad():
         for layer in model.backbone_model.layers:

@@ -45,7 +45,7 @@ class CsmConfig:
         text_vocab: ids of the text tokenizer.
         end_code: a frame that consists only of this code ends the utterance.
         codec: the Mimi configuration, unchanged.
-        speakers: names of the speakers that a fine-tune was trained with, by id; empty: Sesame's.
+        speakers: names of a fine-tune's speakers, in the order of their ids; empty: Sesame's.
     """
 
     backbone: LlamaConfig

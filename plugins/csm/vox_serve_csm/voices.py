@@ -37,7 +37,7 @@ TRANSCRIPTS = {
 def read_voices(
     directory: Path, codec: EncodingCodec, speakers: Sequence[str] = ()
 ) -> tuple[Voice, ...]:
-    """The speakers of a fine-tune, without context, by their ids; or Sesame's, 0 and 1.
+    """A fine-tune's speakers by id, without context clips; or Sesame's, 0 and 1.
 
     Both of Sesame's get both clips as context, as in Sesame's demonstration.  In a checkpoint
     without `prompts/`, they have no context.

@@ -209,7 +209,7 @@ def test_tied_heads_and_plain_rope_equal_the_reference(
 def test_adapters_beside_one_base_speak_as_merged_references(
     checkpoint: Checkpoint, references: Mapping[str, list[int]], tmp_path: Path
 ) -> None:
-    """The plugin has no code for them; CSM's tests have more."""
+    """The plugin has no code for adapters; CSM's tests cover them further."""
     text, tokens = TEXTS[0], 30
     expected = {"none": references[text][:tokens]}
     for seed, name in enumerate(("anna", "bert"), start=1):

@@ -261,7 +261,7 @@ class PocketModel(Model):
         return latent
 
     def _ended(self, hidden: Tensor, sampler: Sampler) -> Tensor:
-        """Whether the utterance ends here, some frames after its mark; bool `[B]`."""
+        """Whether the utterance ends here, a few frames after its end mark; bool `[B]`."""
         slots, frame = sampler.slots, sampler.frame
         logit = self.network.end(hidden)[:, 0].float()
         marks = (logit > self.config.end_threshold) & (frame >= FIRST_FRAMES)

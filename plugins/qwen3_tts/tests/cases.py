@@ -28,7 +28,7 @@ class Case:
 
     @property
     def beside(self) -> bool:
-        """Whether the text goes in beside the frames."""
+        """Whether each frame takes one token of the text."""
         return self.kind == "base" if self.text_first is None else not self.text_first
 
     @property

@@ -66,7 +66,7 @@ def test_requests_that_join_and_leave_equal_the_package(kind: str, make_engine: 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_text_in_bits(kind: str, make_engine: MakeEngine) -> None:
-    """Letters that come one, two, three ... at a time give the package's frames of the whole."""
+    """Text sent one, two, three ... letters at a time gives the package's frames."""
     cases = [case for case in CASES if case.kind == kind and case.beside]
     engine = make_engine(kind, max_batch_size=3)
     spoken: dict[str, Spoken] = {}

@@ -1,7 +1,7 @@
 """The Qwen3-TTS network: a talker over frames, a depth decoder over a frame's codebooks.
 
-Implements `vox_serve.LiveText`: text goes in beside the frames, one token per
-frame, and may still be coming.
+Implements `vox_serve.LiveText`: each frame takes one token of text, and the text may be
+incomplete when speech begins.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class QwenNetwork(nn.Module):
 
 
 class QwenModel(Model):
-    """Qwen3-TTS, loaded; implements `vox_serve.LiveText` too.
+    """A loaded Qwen3-TTS model; also implements `vox_serve.LiveText`.
 
     Args:
         options: what it was loaded with.

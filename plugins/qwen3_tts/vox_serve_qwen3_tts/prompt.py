@@ -60,10 +60,10 @@ class TextTokenizer:
     def settled(self, text: str) -> tuple[list[int], str]:
         """The ids that no further text can change, and the rest of the text.
 
-        What `PATTERN` finds depends on the text from there to the first character after it, and
-        for white space to the next other character.  So all is settled but white space at the
-        end, the last word, unless a space follows it, and what a combining mark at the beginning of
-        a word may change.
+        A match of `PATTERN` depends on its own text and the next character, or for white space on
+        the text up to the next other character.  So further text can change only white space at
+        the end, the last word if no space follows it, and text that a combining mark at the
+        beginning of a word may change.
         """
         seen = text.rstrip()
         found = self._tokenizer.encode(seen, add_special_tokens=False)
@@ -92,7 +92,7 @@ class PromptBuilder:
         language: str,
         instructions: str,
     ) -> Prompt:
-        """Build the prompt of a whole text.
+        """Build the prompt of a complete text.
 
         With a clip's transcript, or if the checkpoint clones, the text goes in beside the frames;
         otherwise it comes first.  The package has the same defaults.
@@ -125,13 +125,13 @@ class PromptBuilder:
         language: str,
         instructions: str,
     ) -> Prompt:
-        """Build the prompt of a text that goes in beside the frames.
+        """Build the prompt of a text of which each frame takes one token.
 
-        It holds the first token, or with a clip's transcript those beside the clip's frames; if
-        there are fewer of them, it has no inputs.
+        It holds the first token or, with a clip's transcript, the tokens that the clip's frames
+        take.  If there are not enough tokens yet, it has no inputs.
 
         Args:
-            tokens: from `tokens`; of a text that may go on unless `end`.
+            tokens: from `tokens`; the text may continue unless `end` is true.
             speaker, segments, language, instructions: as for `build`.
 
         Raises:
@@ -153,13 +153,13 @@ class PromptBuilder:
         return self._prompt(rows, later, min(shared, len(rows.rows)), segments)
 
     def tokens(self, text: str, end: bool) -> tuple[list[int], str]:
-        """As `vox_serve.LiveText.tokens`."""
+        """Like `vox_serve.LiveText.tokens`."""
         if end:
             return [*self._tokenizer.encode(text.rstrip()), self._config.text.end], ""
         return self._tokenizer.settled(text)
 
     def _check(self, tokens: Sequence[int], end: bool) -> None:
-        if end and len(tokens) == 1:  # only the end
+        if end and len(tokens) == 1:  # only the end mark
             raise UnspeakableText("text contains nothing that this voice can speak", "text")
 
     def _begin(

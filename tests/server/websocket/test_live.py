@@ -1,4 +1,4 @@
-"""Text that a model speaks while it is written: words in, audio out, and what ends a segment."""
+"""Text that a model speaks while it is written: words, audio, and where segments end."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def server() -> Iterator[RunningServer]:
 
 
 def texts(speaker: Speaker) -> dict[int, str]:
-    """What each segment speaks, by its number."""
+    """The text of each segment, by number."""
     found: dict[int, str] = {}
     for event in speaker.events:
         if event["type"] == "segment":
@@ -160,7 +160,7 @@ def test_one_that_does_not_go_on_in_time_ends_and_frees_its_slot(start_server: S
         assert speaker.close() == (1000, "done")
     assert texts(speaker) == {0: "Words come", 1: "again."}
     expected = said(server, "Words come", normalize="off") + said(server, "again.")
-    assert speaker.audio == expected  # a full stop is for the end of a sentence
+    assert speaker.audio == expected  # a full stop is added only at the end of a sentence
 
 
 def test_cancelling_one_that_waits_frees_its_slot(server: RunningServer):

@@ -1,4 +1,4 @@
-"""Words of a live text: what is passed on at once, and what waits for the end of its sentence."""
+"""Words of a live text: which are passed on at once, and which wait for the sentence to end."""
 
 from __future__ import annotations
 

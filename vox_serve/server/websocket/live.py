@@ -1,7 +1,7 @@
-"""Cuts text that arrives in bits into words, for a model that takes text while it speaks.
+"""Cuts text that arrives in pieces into words, for a model that takes text while it speaks.
 
 A word is passed on as soon as white space follows it.  A word that may be markup may depend on the
-words after it, so from there on, the rest of the sentence is passed on as one.
+words after it, so from there on, the rest of the sentence is passed on in one piece.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ class Bit:
     """A stretch of text, with the white space around it.
 
     Args:
-        text: empty if it is only known now that a sentence has ended.
+        text: empty if the piece only reports that a sentence has ended.
         ends: a sentence ends here.
         unread: the front end has yet to read it.
-        inline: other text precedes it in its line.
+        inline: other text precedes it on its line.
         alone: it needs a request of its own.
     """
 
@@ -46,10 +46,10 @@ class Bit:
 
 
 class LiveWords:
-    """Takes text in bits, and returns it in words.
+    """Takes text in pieces and returns words.
 
     Args:
-        longest: the most characters of an SSML document.
+        longest: the maximum length of an SSML document, in characters.
         as_written: no front end changes the text.
     """
 
@@ -78,7 +78,7 @@ class LiveWords:
         return bits
 
     def _complete(self, sentence: str) -> Bit:
-        """The rest of a sentence that is complete."""
+        """The rest of a complete sentence."""
         end = max(self._given, _reach(self._text, sentence))
         rest, inline = self._text[self._given : end], self._inline()
         whole = self._given == 0
@@ -93,7 +93,7 @@ class LiveWords:
         return Bit(rest, ends=True, unread=not plain or bool(marked), inline=inline)
 
     def _begun(self) -> list[Bit]:
-        """The words that can be spoken of a sentence that is not complete."""
+        """The words of an incomplete sentence that can already be spoken."""
         start = self._given
         if start == 0:
             start = len(self._text) - len(self._text.lstrip())
@@ -120,7 +120,7 @@ class LiveWords:
 
 
 def _reach(text: str, sentence: str) -> int:
-    """Where a sentence ends in the text that it begins; only white space differs."""
+    """The index where `sentence`, the beginning of `text` except for white space, ends in it."""
     left = len("".join(sentence.split()))
     for place, character in enumerate(text):
         left -= not character.isspace()
@@ -130,7 +130,7 @@ def _reach(text: str, sentence: str) -> int:
 
 
 async def as_read(bit: Bit, reader: TextReader, template: SpeechRequest, info: EngineInfo) -> Bit:
-    """The bit as the front end reads it in its place, between other words of its line.
+    """The bit as the front end reads it in context, between the other words on its line.
 
     It becomes `alone` if it has pauses, is too long, or cannot be read.
     """

@@ -6,8 +6,8 @@ follow a `cancelled`.  The next text goes to the engine once the previous text's
 passed to the connection, so a slow client delays only itself, and audio of only one text is
 buffered for it.
 
-If the model takes text while it speaks, the queue has words in place of sentences (`live`).  The
-task that speaks them passes on what comes meanwhile, up to the length of one text.
+If the model takes text while it speaks, the queue holds words instead of sentences (`live`).  The
+task that speaks them passes on later words too, up to the length of one text.
 """
 
 from __future__ import annotations
@@ -202,7 +202,7 @@ class Session:
             raise InvalidRequest("the session has already started", "type")
 
     async def _feed(self, text: str) -> Sequence[str | Bit]:
-        """What this text completes; a long one would delay other sessions here."""
+        """The pieces that this text completes; long text is cut in a thread, off the event loop."""
         if len(text) <= LONG_TEXT_CHARACTERS:
             return self._incoming.feed(text)
         return await asyncio.to_thread(self._incoming.feed, text)
@@ -277,7 +277,7 @@ class Session:
             raise GoingAway("the server is shutting down")
 
     async def _speak_live(self) -> None:
-        """Speak words, and those that come meanwhile, until a segment is complete."""
+        """Speak words, and those that arrive meanwhile, until a segment is complete."""
         text, more = await self._queue.take("")
         while more and not speakable(text):
             following, more = await self._queue.take(text)
@@ -286,7 +286,7 @@ class Session:
             await self._speak(text, live=True, more=more)
 
     async def _pass_on(self, stream: AudioStream, text: str, more: bool) -> None:
-        """Pass on the words that come while a segment, which began with `text`, is spoken."""
+        """Pass on words that arrive while a segment, which began with `text`, is spoken."""
         while more:
             following, more = await self._queue.take(text)
             text += following
@@ -300,7 +300,7 @@ class Session:
 
         Args:
             live: speak it while more of it comes.
-            more: there may be more.
+            more: more text may follow.
         """
         segment = self._segments
         self._segments += 1
@@ -380,7 +380,7 @@ class Session:
 
 
 async def _beside(work: Coroutine[Any, Any, None], other: Coroutine[Any, Any, None]) -> None:
-    """Await `work`, with `other` beside it, which may fail but need not end."""
+    """Await `work` while `other` runs; `other` may fail but need not end."""
     tasks = [asyncio.ensure_future(work), asyncio.ensure_future(other)]
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)

@@ -1,4 +1,4 @@
-"""What a session has still to speak, and how much of it goes into one text."""
+"""The queue of text that a session has yet to speak, and its division into requests."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class TextQueue:
     Args:
         client: the engine.
         info: the model that the engine has loaded.
-        template: the request of each text, without its text.
+        template: the request for each text, without the text.
     """
 
     def __init__(self, client: EngineClient, info: EngineInfo, template: SpeechRequest) -> None:
@@ -79,7 +79,7 @@ class TextQueue:
         self._waiting += _size(head)
 
     def next_text(self) -> str:
-        """Take the next text from the queue: as many sentences as fit together, at least one."""
+        """Take the next text from the queue: as many sentences as fit, but at least one."""
         text = ""
         while self._items and isinstance(head := self._items[0], str):
             # The lengths first: cutting a very long sentence would delay other sessions.
@@ -95,9 +95,9 @@ class TextQueue:
     async def take(self, text: str) -> tuple[str, bool]:
         """The next words of a segment after its `text`, and whether more may follow.
 
-        A segment ends where an utterance or a paragraph does, where text needs a request of its
-        own, at the end of a sentence if it is more than half full, and when it is full.  So
-        it depends only on the text, unless none comes for too long.
+        A segment ends at the end of an utterance or paragraph, where text needs its own request,
+        at the end of a sentence if the segment is more than half full, and when it is full.  So
+        it depends only on the text, unless no text arrives for too long.
         """
         while await self._something_came():
             head = self._items[0]
@@ -128,7 +128,7 @@ class TextQueue:
         return " " * apart + words.lstrip()
 
     async def _something_came(self) -> bool:
-        """Wait until the queue has something; False if nothing comes in time."""
+        """Wait until the queue has an entry; False if none arrives in time."""
         if not self._items:
             self._came.clear()
             try:
