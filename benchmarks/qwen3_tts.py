@@ -9,6 +9,7 @@ there.  Both speak the same text greedily.  Prints milliseconds per frame and te
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import subprocess
 import time
@@ -55,7 +56,7 @@ def reference(directory: Path, batch: int, frames: int) -> float:
     return (time.perf_counter() - start) / sum(len(wav) / FRAME_SAMPLES for wav in wavs)
 
 
-def ours(directory: Path, batches: list[int], frames: int) -> None:
+def ours(directory: Path, batches: list[int], frames: int, forms: list[str]) -> None:
     """Print seconds per frame and text of this server's engine."""
     from vox_serve.config import EngineConfig
     from vox_serve.engine.load import load_engine
@@ -63,7 +64,7 @@ def ours(directory: Path, batches: list[int], frames: int) -> None:
     from vox_serve.plugins import load_plugins
 
     plugins = load_plugins(["vox_serve_qwen3_tts.plugin"], points=[])
-    for form in ("float32", "auto"):
+    for form in forms:
         config = EngineConfig(str(directory), "cpu", dtype=form, max_batch_size=max(batches))
         engine, _ = load_engine(config, plugins)
         for batch in batches:
@@ -77,6 +78,8 @@ def ours(directory: Path, batches: list[int], frames: int) -> None:
                 samples += sum(len(e.pcm) // 2 for e in events if isinstance(e, Audio))
             each = (time.perf_counter() - start) / (samples / FRAME_SAMPLES)
             report(f"vox_serve {form}, batch {batch}", each)
+        del engine  # the next one needs its memory
+        gc.collect()
 
 
 def report(name: str, each: float) -> None:
@@ -92,6 +95,7 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=20, help="of each text")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--checkpoint", type=Path, default=FULL_SIZE, help="where it is or goes")
+    parser.add_argument("--forms", nargs="+", default=["float32", "auto"], help="of our weights")
     parser.add_argument("--as-reference", action="store_true", help=argparse.SUPPRESS)
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
@@ -107,7 +111,7 @@ def main() -> None:
         made = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
         for batch, each in zip(asked.batches, json.loads(made.splitlines()[-1]), strict=True):
             report(f"qwen-tts 0.1.1, batch {batch}", each)
-    ours(asked.checkpoint, asked.batches, asked.frames)
+    ours(asked.checkpoint, asked.batches, asked.frames, asked.forms)
 
 
 if __name__ == "__main__":
