@@ -73,7 +73,7 @@ async def leave(server: Launched, seed: int) -> None:
 def a_client_leaves(start: Start, promises: Promises) -> None:
     server = start(
         "--max-batch-size", f"{32 // REPLICAS}", "--max-queue", "300", "--log-level", "warning",
-        TONE_DELAY="0.005",
+        TONE_DELAY="0.02",
     )  # fmt: skip
     asyncio.run(leave(server, 0))
     left = time.monotonic()
