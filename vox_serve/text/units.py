@@ -28,8 +28,7 @@ _LONE = frozenset(
 )
 """Units after a number.  pint knows more, and some of them are words: `5 pm`, `3 rd`, `1 in`."""
 _SHORT = frozenset("m g l L s h d t V A W N J K Ω".split())
-"""The other letters are no units, even in a quotient.  Most need one, or an article (`a 5 m wall`).
-"""
+"""Letters that are units in a quotient or after an article (`a 5 m wall`); others are not."""
 _PLURALS = {"foot": "feet", "inch": "inches"} | {
     same: same for same in ("hertz", "siemens", "lux", "horsepower")
 }

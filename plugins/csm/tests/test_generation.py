@@ -75,7 +75,7 @@ def test_a_frame_of_zeros_ends_the_utterance_without_sound(with_silent_heads) ->
 
 @pytest.mark.parametrize("silent", [{0}, set(range(CODEBOOKS - 1)), set(range(1, CODEBOOKS))])
 def test_fewer_zeros_do_not_end_the_utterance(with_silent_heads, silent: set[int]) -> None:
-    """Neither the first code alone, nor all but the last one, at which transformers would stop."""
+    """Speech goes on if only some codes are 0; transformers stops if all but the last are."""
     end, pcm, frames = finish(with_silent_heads(silent))
     assert all(frame[book] == 0 for frame in frames for book in silent)
     assert all(any(frame) for frame in frames)
