@@ -1,10 +1,10 @@
-"""Estimates milliseconds per frame on an NVIDIA H200 from what the steps launch, without a device.
+"""Estimates milliseconds per frame, and to the first audio, on an NVIDIA H200, without a device.
 
     python -m benchmarks.gpu.estimate
 
 The estimate helps to judge a change before a GPU is available.  A node costs its launch, and a step
-its bytes or its products, whichever takes longer.  The three columns of the model are the likely
-value, and the best and worst plausible ones.
+its bytes or its products, whichever takes longer.  The figures are the likely value, and the best
+and worst plausible ones.
 """
 
 from __future__ import annotations
@@ -16,11 +16,14 @@ from collections.abc import Sequence
 import attrs
 
 from benchmarks.gpu.full_size import csm, orpheus
-from benchmarks.gpu.nodes import Nodes, steps
+from benchmarks.gpu.nodes import Nodes, prompt, steps
 from benchmarks.gpu.report import FRAME_TARGETS
 
 BATCHES = (1, 16, 64, 256, 800)
 TARGETS = {"csm, bfloat16": {**FRAME_TARGETS, 800: 80.0}}
+FIRST_AUDIO_GOALS = {"csm, bfloat16": "8"}
+PROMPT = 64
+"""Positions of a short text; the voice's are cached."""
 ATTENTION = ("_decode_attention", "_ring_attention")
 
 
@@ -89,6 +92,35 @@ def row(name: str, batch: int, of: dict[str, Nodes]) -> list[str]:
     ]
 
 
+EAGER_MICROSECONDS = 8.0
+"""What the host takes to launch one operation outside a graph: 6 to 10 by published traces."""
+HOST_MICROSECONDS = 400.0
+"""Admission, the copy of a cached voice, and the way back to the caller; an estimate."""
+
+
+def first_audio(prefill: Nodes, of: dict[str, Nodes], costs: Costs, captured: bool) -> float:
+    """Microseconds from a request with a cached voice to its first frame of sound."""
+    ran = costs.of(prefill)
+    if not captured:
+        ran = max(ran, prefill.count * EAGER_MICROSECONDS)
+    return HOST_MICROSECONDS + ran + sum(costs.of(of[name]) for name in ("emit", "take", "codec"))
+
+
+def first_audio_row(name: str, prefill: Nodes, of: dict[str, Nodes], goal: str) -> list[str]:
+    """One line of the second table."""
+    cells = []
+    for captured in (False, True):
+        likely, best, worst = (
+            first_audio(prefill, of, costs, captured) / 1000 for costs in (LIKELY, BEST, WORST)
+        )
+        cells.append(f"{likely:.1f} ({best:.1f} to {worst:.1f})")
+    return [name, str(prefill.count), f"{LIKELY.of(prefill) / 1000:.2f}", *cells, goal]
+
+
+FIRST_AUDIO_HEADS = (
+    *("model", "nodes of a prompt of 64 positions", "its graph, ms"),
+    *("first audio without the graph, ms", "with it, ms", "goal"),
+)
 HEADS = (
     *("model", "batch", "nodes: advance + emit + take + codec", "GB: frame + codec"),
     *("advance", "emit", "take", "codec", "frame, ms", "goal"),
@@ -102,18 +134,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--context", type=int, default=500, help="positions of each row (500)")
     arguments = parser.parse_args(argv)
     models = {
-        "csm, bfloat16": csm,
-        "csm, fp8": lambda: csm(fp8=True),
-        "orpheus, bfloat16": orpheus,
+        "csm, bfloat16": csm(),
+        "csm, fp8": csm(fp8=True),
+        "orpheus, bfloat16": orpheus(),
     }
-    print("| " + " | ".join(HEADS) + " |")
-    print("|" + "---|" * len(HEADS))
-    for name, make in models.items():
-        model = make()
+    print(_line(HEADS), "|" + "---|" * len(HEADS), sep="\n")
+    alone = {}
+    for name, model in models.items():
         for batch in arguments.batches:
-            line = row(name, batch, steps(model, batch, arguments.context))
-            print("| " + " | ".join(line) + " |", flush=True)
+            of = steps(model, batch, arguments.context)
+            print(_line(row(name, batch, of)), flush=True)
+        alone[name] = steps(model, 1, arguments.context)
+    print("", _line(FIRST_AUDIO_HEADS), "|" + "---|" * len(FIRST_AUDIO_HEADS), sep="\n")
+    for name, model in models.items():
+        columns = () if name.startswith("orpheus") else (model.num_codebooks + 1,)
+        prefill = prompt(model, {"tokens": columns}, PROMPT)
+        print(_line(first_audio_row(name, prefill, alone[name], FIRST_AUDIO_GOALS.get(name, ""))))
     return 0
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
 
 
 if __name__ == "__main__":

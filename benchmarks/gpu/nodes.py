@@ -7,7 +7,7 @@ would be captured, and all operations and all launches of Triton kernels are cou
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
@@ -172,3 +172,25 @@ def steps(model: Model, batch: int, context: int = 500) -> dict[str, Nodes]:
                 run(slots, None)
             found[name] = nodes
     return found
+
+
+def prompt(model: Model, widths: Mapping[str, tuple[int, ...]], length: int) -> Nodes:
+    """What a prompt that runs alone launches, as captured.
+
+    Args:
+        widths: shapes of a position's inputs.
+        length: positions, padding included.
+    """
+    runner = ModelRunner(model, 1)
+    runner.kv.extent = model.max_positions
+    place = torch.zeros(1, dtype=torch.int64, device=model.device)
+    inputs = {
+        name: torch.zeros(1, length, *width, dtype=torch.int64, device=model.device)
+        for name, width in widths.items()
+    }
+    with torch.inference_mode():
+        with counting(length):  # values that are computed only once
+            runner._prompt(inputs, place, place, None)
+        with counting(length) as nodes:
+            runner._prompt(inputs, place, place, None)
+    return nodes

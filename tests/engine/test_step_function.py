@@ -3,13 +3,16 @@
 import gc
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
-from vox_serve.engine.cuda_graph import StepFunction, Stream, bucket_sizes
+from vox_serve.engine.cuda_graph import PromptFunction, StepFunction, Stream, bucket_sizes
 from vox_serve.engine.runner import run_isolated
 from vox_serve.errors import EngineError
+from vox_serve.testing.replay import recorded
 
 CPU = torch.device("cpu")
 IDLE = 9
@@ -117,6 +120,75 @@ def test_a_failed_capture_ends_the_engine(monkeypatch: pytest.MonkeyPatch) -> No
     assert gc.isenabled()
 
 
+class Prompts:
+    """A sum of each prompt's numbers, by slot; counts runs on the host."""
+
+    def __init__(self) -> None:
+        self.sums = torch.zeros(IDLE + 1)
+        self.runs: list[tuple[int, ...]] = []
+
+    def run(self, inputs: Any, lengths: torch.Tensor, slots: torch.Tensor, numbers: object) -> None:
+        tokens = inputs["tokens"]
+        self.runs.append(tuple(tokens.shape))
+        kept = torch.arange(tokens.shape[1]) < lengths[:, None]
+        self.sums.index_copy_(0, slots, (tokens * kept).sum(1).float())
+
+
+class Recorder:
+    """In place of a stream: its graphs repeat a function's operations, as a CUDA graph does."""
+
+    def capture(self, run: Any) -> Any:
+        return SimpleNamespace(replay=recorded(lambda: run() or ()))
+
+
+def tokens(*rows: list[int], size: int) -> dict[str, torch.Tensor]:
+    return {"tokens": torch.tensor([[*row, *[0] * (size - len(row))] for row in rows]).float()}
+
+
+@pytest.fixture
+def captured_prompts() -> tuple[PromptFunction, Prompts]:
+    prompts, stream = Prompts(), Recorder()
+    step = PromptFunction(prompts.run, IDLE, CPU, stream)  # type: ignore[arg-type]  # a test double
+    step.warm_up({"tokens": torch.ones(3)}, [4, 8])
+    assert prompts.runs == [(1, 8), (1, 4)], "the largest first: its memory serves the others"
+    prompts.runs.clear()
+    return step, prompts
+
+
+def test_a_short_prompt_replays_the_graph_of_its_length(captured_prompts):
+    step, prompts = captured_prompts
+    step(tokens([1, 2], size=4), [2], [3])
+    step(tokens([1, 2, 3, 4, 5], size=8), [5], [0])
+    step(tokens([7], size=4), [1], [3])
+    assert prompts.runs == [], "the function did not run on the host"
+    assert prompts.sums[:IDLE].tolist() == [15, 0, 0, 7, 0, 0, 0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("inputs", "lengths", "slots"),
+    [
+        (tokens([1] * 12, size=12), [12], [3]),
+        (tokens([1, 2], [3, 4], size=4), [2, 2], [1, 2]),
+        (tokens([1, 2], size=4) | {"voice": torch.zeros(1, 4)}, [2], [1]),
+        ({"tokens": torch.ones(1, 4, dtype=torch.int64)}, [2], [1]),
+    ],
+    ids=["longer", "two", "another input", "another type"],
+)
+def test_other_prompts_run_without_a_graph(captured_prompts, inputs, lengths, slots):
+    step, prompts = captured_prompts
+    step(inputs, lengths, slots)
+    assert prompts.runs == [tuple(inputs["tokens"].shape)]
+    kept = [row[:n].sum().item() for row, n in zip(inputs["tokens"], lengths, strict=True)]
+    assert prompts.sums[slots].tolist() == kept
+
+
+def test_without_a_stream_nothing_is_captured() -> None:
+    prompts = Prompts()
+    step = PromptFunction(prompts.run, IDLE, CPU, None)
+    step.warm_up({"tokens": torch.ones(3)}, [4, 8])
+    assert prompts.runs == []
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device to capture on")
 def test_a_replayed_step_does_the_same_as_its_function() -> None:
@@ -132,3 +204,20 @@ def test_a_replayed_step_does_the_same_as_its_function() -> None:
     for _ in range(3):
         step([1, 3, 5])
     assert rows[:IDLE].tolist() == [0, 6, 0, 12, 0, 18, 0, 0, 0]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device to capture on")
+def test_a_replayed_prompt_does_the_same_as_its_function() -> None:
+    device = torch.device("cuda")
+    sums = torch.zeros(IDLE + 1, device=device)
+
+    def run(inputs: Any, lengths: torch.Tensor, slots: torch.Tensor, numbers: object) -> None:
+        kept = torch.arange(inputs["tokens"].shape[1], device=device) < lengths[:, None]
+        sums.index_copy_(0, slots, (inputs["tokens"] * kept).sum(1))
+
+    step = PromptFunction(run, IDLE, device, Stream(device, main=True))
+    step.warm_up({"tokens": torch.ones(3)}, [4, 8])
+    for size, slot in ((4, 3), (8, 0), (4, 5)):
+        step(tokens(list(range(size)), size=size), [size - 1], [slot])
+    assert sums[:IDLE].tolist() == [21, 0, 0, 3, 0, 3, 0, 0, 0]

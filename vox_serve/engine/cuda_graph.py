@@ -1,22 +1,24 @@
-"""A step function over slots: called plainly on a CPU, captured and replayed on CUDA.
+"""Step functions and prompts over slots: called plainly on a CPU, captured and replayed on CUDA.
 
 The function is the same in both cases.  A graph has a fixed batch size, so batches are padded to
-one of a few sizes (buckets) with the spare slot.
+one of a few sizes (buckets) with the spare slot.  Prompts are captured alone, at a few lengths.
 """
 
 from __future__ import annotations
 
 import gc
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 
 from vox_serve.errors import EngineError
+from vox_serve.model import Inputs
 
 Step = Callable[[torch.Tensor, Sequence[int] | None], None]
+PromptStep = Callable[[Inputs, torch.Tensor, torch.Tensor, Sequence[int] | None], None]
 
 
 def bucket_sizes(num_slots: int, device: torch.device, deterministic: bool) -> list[int]:
@@ -35,9 +37,12 @@ def bucket_sizes(num_slots: int, device: torch.device, deterministic: bool) -> l
 
 def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     """Copy a host tensor to the device, without waiting for the device."""
-    if device.type != "cuda":
-        return tensor.to(device)
-    return tensor.pin_memory().to(device, non_blocking=True)
+    return _sendable(tensor, device).to(device, non_blocking=True)
+
+
+def _sendable(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A host tensor in memory from which a device copies in the background."""
+    return tensor.pin_memory() if device.type == "cuda" else tensor
 
 
 class SlotNumbers:
@@ -199,7 +204,73 @@ class _Graph:
 
     def replay(self, numbers: tuple[int, ...]) -> None:
         if numbers != self._numbers:
-            sent = torch.tensor(numbers).pin_memory()
+            sent = _sendable(torch.tensor(numbers), self._slots.device)
             self._slots.copy_(sent, non_blocking=True)
             self._numbers = numbers
+        self._graph.replay()
+
+
+class PromptFunction:
+    """A function that runs prompts, and returns nothing.
+
+    A short prompt's launches take longer than its arithmetic, so on CUDA a prompt that runs alone
+    replays a graph, if one was captured for its padded length and the shapes of its inputs.  All
+    others run without a graph.
+
+    Args:
+        run: takes the prompts' inputs `[B, T, ...]`, their lengths `[B]` and their slots `[B]` on
+            the device, and the slots on the host; during a capture the latter are None.
+        idle: the spare slot.
+        stream: where it runs; None: no CUDA graphs.
+    """
+
+    def __init__(
+        self, run: PromptStep, idle: int, device: torch.device, stream: Stream | None
+    ) -> None:
+        self._run = run
+        self._idle = idle
+        self._device = device
+        self._stream = stream
+        self._graphs: dict[Any, _PromptGraph] = {}
+
+    def __call__(self, inputs: Inputs, lengths: Sequence[int], numbers: Sequence[int]) -> None:
+        """Run prompts: their inputs `[B, T, ...]` on the host, their lengths and slots."""
+        graph = self._graphs.get(_shapes(inputs))
+        if graph is not None:
+            graph.replay(inputs, lengths[0], numbers[0])
+            return
+        sent = {name: to_device(rows, self._device) for name, rows in inputs.items()}
+        sizes, slots = (to_device(torch.tensor(x), self._device) for x in (lengths, numbers))
+        self._run(sent, sizes, slots, numbers)
+
+    def warm_up(self, prompt: Inputs, sizes: Iterable[int]) -> None:
+        """Capture prompts with inputs like these `[P, ...]`, at each of these lengths T."""
+        for size in sorted(sizes, reverse=True) if self._stream is not None else ():
+            assert self._stream is not None
+            rows = {name: x.new_zeros(1, size, *x.shape[1:]) for name, x in prompt.items()}
+            graph = _PromptGraph(self._run, rows, self._idle, self._device, self._stream)
+            self._graphs[_shapes(rows)] = graph
+
+
+def _shapes(inputs: Inputs) -> tuple[tuple[str, torch.Size, torch.dtype], ...]:
+    return tuple((name, rows.shape, rows.dtype) for name, rows in sorted(inputs.items()))
+
+
+class _PromptGraph:
+    """The graph of one prompt, captured with the spare slot, and its inputs on the device."""
+
+    def __init__(
+        self, run: PromptStep, rows: Inputs, idle: int, device: torch.device, stream: Stream
+    ) -> None:
+        self._inputs = {name: x.to(device) for name, x in rows.items()}
+        size = next(iter(rows.values())).shape[1]
+        # Length and slot in one tensor, so that one copy sends both.
+        self._place = torch.tensor([size, idle], device=device)
+        length, slot = self._place[:1], self._place[1:]
+        self._graph = stream.capture(lambda: run(self._inputs, length, slot, None))
+
+    def replay(self, rows: Inputs, length: int, slot: int) -> None:
+        place = self._place, torch.tensor([length, slot])
+        for mine, theirs in (place, *((self._inputs[name], rows[name]) for name in rows)):
+            mine.copy_(_sendable(theirs, mine.device), non_blocking=True)
         self._graph.replay()

@@ -163,10 +163,10 @@ class Engine:
 
     def warm_up(self) -> None:
         """Run two codec steps, so that everything is allocated before the first request."""
-        self.runner.warm_up()
         prompt = self.model.prompt(
             "a", self.model.voices[0], context=(), parameters=self.prompts.defaults
         )
+        self.runner.warm_up(prompt.inputs)
         frames = 2 * self.model.codec.frames_per_step
         self.scheduler.add(
             Sequence("warm-up", prompt, self.prompts.defaults, seed=0, max_frames=frames)

@@ -16,22 +16,22 @@ from contextlib import AbstractContextManager
 import torch
 
 from vox_serve.engine.cuda_graph import (
+    PromptFunction,
     SlotNumbers,
     Step,
     StepFunction,
     Stream,
     bucket_sizes,
-    to_device,
 )
 from vox_serve.engine.device import slot_states
 from vox_serve.engine.frames import FrameReader, frame_dtype
 from vox_serve.engine.kv_cache import SlotKVCache
 from vox_serve.engine.prefix_cache import PrefixCache
 from vox_serve.engine.sampler import SlotSampler
-from vox_serve.engine.scheduler import PREFILL_BUCKET
+from vox_serve.engine.scheduler import PIECE_POSITIONS, PREFILL_BUCKET
 from vox_serve.engine.sequence import Sequence
 from vox_serve.errors import EngineError
-from vox_serve.model import Model, StepwiseText
+from vox_serve.model import Inputs, Model, StepwiseText
 from vox_serve.nn.adapter import rows_with
 
 log = logging.getLogger("vox_serve.runner")
@@ -96,6 +96,9 @@ class ModelRunner:
         def step(run: Step, stream: Stream) -> StepFunction:
             return StepFunction(run, sizes, num_slots, device, stream if captured else None)
 
+        self._prompt_step = PromptFunction(
+            self._prompt, num_slots, device, self._main if captured else None
+        )
         self._advance_step = step(self._advance, self._main)
         self._emit_step = step(self._emit, self._main)
         self._take_step = step(self._take, self._side)
@@ -131,9 +134,11 @@ class ModelRunner:
             state.clear(sequence.slot)
 
     @torch.inference_mode()
-    def warm_up(self) -> None:
-        """Capture the CUDA graphs."""
+    def warm_up(self, prompt: Inputs) -> None:
+        """Capture the CUDA graphs; those of prompts for inputs like these, `[P, ...]`."""
         self.kv.extent = self.kv.max_positions
+        lengths = range(PREFILL_BUCKET, PIECE_POSITIONS + 1, PREFILL_BUCKET)
+        self._prompt_step.warm_up(prompt, lengths)
         self._advance_step.warm_up()
         self._emit_step.warm_up()
         with self._side.beside():
@@ -157,26 +162,17 @@ class ModelRunner:
 
         Each slot then has the hidden state of the last position that was run.
         """
-        device = self.model.device
         ends = [min(len(s.prompt), s.prefilled + most) for s in sequences]
         pieces = [range(s.prefilled, end) for s, end in zip(sequences, ends, strict=True)]
-        numbers = [s.slot for s in sequences]
-        slots = to_device(torch.tensor(numbers), device)
-        lengths = to_device(torch.tensor(list(map(len, pieces))), device)
         self._reach(ends)
-        self.kv.span = _side_by_side(numbers)
         size = max(map(len, pieces))
-        if device.type == "cuda":  # few shapes matter more here than a few extra positions
+        if self.frames_behind:  # on a GPU, few shapes matter more than a few extra positions
             size = -(-size // PREFILL_BUCKET) * PREFILL_BUCKET
         inputs = {
-            name: to_device(
-                _padded([s.prompt.inputs[name] for s in sequences], pieces, size), device
-            )
+            name: _padded([s.prompt.inputs[name] for s in sequences], pieces, size)
             for name in sequences[0].prompt.inputs
         }
-        with self._adapting(slots, numbers):
-            self.hidden[slots] = self.model.prefill(inputs, lengths, slots, self.kv)
-        self.kv.lengths[slots] += lengths
+        self._prompt_step(inputs, [len(piece) for piece in pieces], [s.slot for s in sequences])
         for sequence, end in zip(sequences, ends, strict=True):
             sequence.prefilled = end
 
@@ -224,6 +220,19 @@ class ModelRunner:
             slots = self._collected([s.slot for s in sequences])
             rows = [self.taken[slots], self.sound[slots]]
             return FrameReader(torch.cat(rows, 1), self.pcm[slots] if any(due) else None, due)
+
+    def _prompt(
+        self,
+        inputs: Inputs,
+        lengths: torch.Tensor,
+        slots: torch.Tensor,
+        numbers: Rows[int] | None,
+    ) -> None:
+        self.kv.span = _side_by_side(numbers)
+        with self._adapting(slots, numbers):
+            self.hidden[slots] = self.model.prefill(inputs, lengths, slots, self.kv)
+        self.kv.lengths.index_add_(0, slots, lengths)
+        self.kv.lengths[self.num_slots].zero_()
 
     def _advance(self, slots: torch.Tensor, numbers: Rows[int] | None) -> None:
         self.kv.span = _side_by_side(numbers)

@@ -283,6 +283,7 @@ class ModelConformance(CodecConformance):
             engine.add(self._request(str(number), text, sampling=sampling))
         engine.step()
         model, runner = engine.model, engine.runner
+        self._replayed_prompt_equals_eager(engine, capture)
         numbers = list(range(len(self.texts)))
         slots = torch.tensor(numbers, device=device)
         hidden = runner.hidden[slots]
@@ -296,6 +297,21 @@ class ModelConformance(CodecConformance):
         (wanted,) = (model.advance(codes, slots, runner.kv),)
         torch.testing.assert_close(advance()[0], wanted, atol=1e-4, rtol=1e-3)
         self.replayed_codec(device, capture)
+
+    def _replayed_prompt_equals_eager(
+        self, engine: Engine, capture: Callable[[Step], Step]
+    ) -> None:
+        """One prompt, in a slot that no sequence uses."""
+        model, runner = engine.model, engine.runner
+        prompt = engine.prompts.build(self.texts[0], model.voices[0], ())
+        inputs = {name: rows[None].to(model.device) for name, rows in prompt.inputs.items()}
+        slot = torch.tensor([len(self.texts)], device=model.device)
+        lengths = torch.tensor([len(prompt)], device=model.device)
+        span, runner.kv.span, runner.kv.extent = runner.kv.span, None, runner.kv.max_positions
+        prefill = capture(lambda: (model.prefill(inputs, lengths, slot, runner.kv),))
+        (wanted,) = (model.prefill(inputs, lengths, slot, runner.kv),)
+        torch.testing.assert_close(prefill()[0], wanted, atol=1e-4, rtol=1e-3)
+        runner.kv.span = span
 
     def _engine(self, slots: int = 4, device: str = "cpu", **settings: Any) -> Engine:
         config = EngineConfig(model="conformance", max_batch_size=slots, **settings)

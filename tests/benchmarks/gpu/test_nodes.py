@@ -11,7 +11,7 @@ if not HAS_TRITON:
     pytest.skip("Triton is not installed; Linux has it", allow_module_level=True)
 
 from benchmarks.gpu import estimate, full_size
-from benchmarks.gpu.nodes import Nodes, counting, steps
+from benchmarks.gpu.nodes import Nodes, counting, prompt, steps
 
 BUDGET = {
     ("csm", 1): {"advance": 105, "emit": 693, "take": 17, "codec": 164},
@@ -39,6 +39,12 @@ def models():
 def test_a_frame_has_the_recorded_number_of_nodes(name: str, batch: int, models):
     found = {step: nodes.count for step, nodes in steps(models[name], batch).items()}
     assert found == BUDGET[name, batch], "if it has fewer now, update BUDGET"
+
+
+@pytest.mark.parametrize(("name", "widths", "budget"), [("csm", (33,), 347), ("orpheus", (), 577)])
+def test_a_prompt_has_the_recorded_number_of_nodes(name, widths, budget, models):
+    found = [prompt(models[name], {"tokens": widths}, length).count for length in (64, 256)]
+    assert found == [budget, budget]
 
 
 def test_fp8_adds_no_nodes_for_a_few_rows(models):
@@ -77,5 +83,17 @@ def test_the_estimate_adds_up(capsys: pytest.CaptureFixture[str]):
     assert estimate.BEST.of(nodes) < estimate.LIKELY.of(nodes) < estimate.WORST.of(nodes)
     assert estimate.main(["--batches", "1"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 5
+    assert len(lines) == 5 + 1 + 5
     assert lines[2].startswith("| csm, bfloat16 | 1 | 105 + 693 + 17 + 164 |")
+    assert lines[8].startswith("| csm, bfloat16 | 347 |")
+
+
+def test_a_captured_prompt_costs_its_graph_and_others_their_launches():
+    prefill, frame = Nodes(), Nodes()
+    prefill.launches["add"] = 100
+    of = {"emit": frame, "take": frame, "codec": frame}
+    captured, plain = (
+        estimate.first_audio(prefill, of, estimate.LIKELY, captured) for captured in (True, False)
+    )
+    assert captured == pytest.approx(estimate.HOST_MICROSECONDS + 100 * 2.3)
+    assert plain == pytest.approx(estimate.HOST_MICROSECONDS + 100 * 8)
