@@ -14,8 +14,9 @@ import pytest
 import torch
 
 from plugins.demo_voice.training import spectra
+from plugins.demo_voice.training.codec import heard_loss
 from plugins.demo_voice.training.codec_model import CodecModel, scaled_pitch
-from plugins.demo_voice.training.config import RECIPES
+from plugins.demo_voice.training.config import FRAME_SIZE, RECIPES
 from plugins.demo_voice.training.corpus import Corpus, pitch_count
 from plugins.demo_voice.training.csm_json import csm_json
 from plugins.demo_voice.training.export import (
@@ -195,6 +196,43 @@ def test_the_loss_detects_harmonics_that_mel_bands_merge(monkeypatch: pytest.Mon
     fine = float(spectral_loss(one, other))
     monkeypatch.setattr(spectra, "FINE_WINDOWS", ())
     assert fine > 2 * float(spectral_loss(one, other))
+
+
+@pytest.fixture(scope="module")
+def tiny_codec() -> CodecModel:
+    torch.manual_seed(0)
+    model = CodecModel(RECIPES["tiny"].codec)
+    model.freeze_encoder()
+    return model.eval()
+
+
+def test_what_the_encoder_hears_ignores_unknown_frames_and_teaches_only_the_sound(
+    tiny_codec: CodecModel,
+) -> None:
+    target = torch.randn(2, 6 * FRAME_SIZE) * 0.1
+    made = (target + 0.05 * torch.randn_like(target)).requires_grad_()
+    known = torch.ones_like(target)
+    least = heard_loss(tiny_codec, target, target, known).item()  # the entropy of the voicing
+    loss = heard_loss(tiny_codec, made, target, known)
+    loss.backward()
+    assert loss.item() > least + 0.1
+    assert made.grad is not None
+    assert made.grad.abs().sum() > 0
+    assert all(p.grad is None for p in tiny_codec.mimi.encoder.parameters())
+    known[:, 3 * FRAME_SIZE :] = 0
+    silenced = (target * known, made.detach() * known)
+    tail = torch.cat([silenced[1][:, : 3 * FRAME_SIZE], target[:, 3 * FRAME_SIZE :]], 1)
+    losses = [heard_loss(tiny_codec, x, silenced[0], known).item() for x in (silenced[1], tail)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4), "the encoder is causal"
+
+
+def test_hastened_encoding_gives_the_same_codes() -> None:
+    torch.manual_seed(1)
+    model = CodecModel(RECIPES["tiny"].codec).eval()
+    sound = torch.randn(1, 12 * FRAME_SIZE) * 0.1
+    before = model.encode(sound)
+    model.hasten()
+    assert torch.equal(model.encode(sound), before)
 
 
 def corpus(folder: Path) -> Corpus:

@@ -5,8 +5,9 @@ encoder   Encoder and quantiser, with no waveform decoder: small heads predict t
           noise and a limit on the latents' information replace quantisation; then the codebooks
           are initialized by k-means and learn by moving averages.
 codes     Encodes all utterances into `codes/`, which is all that the language model needs.
-decoder   The waveform decoder on the frozen codes, with spectral losses and later also
-          discriminators that learn to tell its sound from the teacher's.
+decoder   The waveform decoder on the frozen codes, with spectral losses.  Later it also has to
+          sound to the frozen encoder as the teacher does, and discriminators learn to tell its
+          sound from the teacher's.
 
 Each part saves its state and resumes from it.
 """
@@ -29,7 +30,7 @@ from plugins.demo_voice.training.codec_model import (
     scaled_pitch,
     trapezoid,
 )
-from plugins.demo_voice.training.config import FRAME_SIZE
+from plugins.demo_voice.training.config import FRAME_SIZE, PITCHES_PER_FRAME
 from plugins.demo_voice.training.corpus import IGNORED, Corpus
 from plugins.demo_voice.training.judges import Judges
 from plugins.demo_voice.training.quantise import Codebook, quantise
@@ -208,6 +209,7 @@ def make_codes(run: Run, corpus: Corpus, model: CodecModel) -> None:
     """`codes/NNNNN.pt`: int16 codes `[K, F]` of a shard's utterances, in the corpus's order."""
     load_encoder(run, model)
     model.eval()
+    model.hasten()
     for shard, numbers in enumerate(tqdm(corpus.shards, desc="codes")):
         path = run.path("codes", f"{shard:05d}.pt")
         if path.is_file():
@@ -278,17 +280,47 @@ def train_decoder(run: Run, corpus: Corpus, model: CodecModel) -> None:
     for step, batch in batches(run, given, start, config.decoder_steps, "decoder"):
         some_codes, target, known = (x.to(run.device) for x in batch)
         made, target = model.decode(some_codes) * known, target * known
-        losses = {"total": spectral_loss(made, target)}
-        losses["spectral"] = losses["total"].detach()
+        losses = {"spectral": spectral_loss(made, target)}
+        losses["total"] = losses["spectral"]
         if step >= judged_from:
             part = slice(-JUDGED_FRAMES * FRAME_SIZE, None)
             shown = made[:, part], target[:, part]
-            losses |= adversarial(judge, judge_optimizer, *shown, losses["total"])
+            losses["heard"] = heard_loss(model, *shown, known[:, part])
+            plain = losses["spectral"] + config.heard_weight * losses["heard"]
+            losses |= adversarial(judge, judge_optimizer, *shown, plain)
         factor = trapezoid(step, config.decoder_steps, fall=config.decoder_fall, cold=cold)
         follow(optimizer, losses["total"], config.learning_rate * factor)
         log.add(step, losses)
         if (step + 1) % run.recipe.save_every == 0 or step + 1 == config.decoder_steps:
             save(path, {n: h.state_dict() for n, h in holders.items()} | {"step": step + 1})
+
+
+def heard_loss(
+    model: CodecModel, made: torch.Tensor, target: torch.Tensor, known: torch.Tensor
+) -> torch.Tensor:
+    """How differently the frozen encoder hears the made sound and the target `[B, N]`.
+
+    Its latents, and what its heads read in them: pitch and phonemes, which spectra of an untrained
+    decoder's sound show only where harmonics already overlap.
+    """
+    with torch.no_grad():
+        theirs = model.heard(target)
+    ours = model.heard(made)
+    frames = known.view(len(known), -1, FRAME_SIZE).amin(2)
+    steps = frames.repeat_interleave(PITCHES_PER_FRAME, 1)
+    latents = [
+        ((ours[name] - theirs[name]).abs().mean(1) * frames).sum()
+        / (theirs[name].abs().mean(1) * frames).sum()
+        for name in ("semantic", "acoustic")
+    ]
+    voiced = theirs["voicing"].sigmoid() * steps
+    height = ((ours["height"] - theirs["height"]).abs() * voiced).sum() / voiced.sum().clamp(min=1)
+    voicing = F.binary_cross_entropy_with_logits(
+        ours["voicing"], theirs["voicing"].sigmoid(), steps
+    )
+    phones = (theirs["phones"].exp() * (theirs["phones"] - ours["phones"])).sum(1).mean(2)
+    phone = (phones * frames).sum() / frames.sum()
+    return sum(latents) + height + 0.3 * voicing + 0.3 * phone
 
 
 def adversarial(

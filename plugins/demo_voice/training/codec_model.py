@@ -49,6 +49,13 @@ class _Parts(nn.Module):
         self.quantizer = mimi.quantizer
 
 
+class _FastElu(nn.Module):
+    """`exp` takes a quarter of the time of `expm1`."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.maximum(x, x.clamp(max=0).exp_().sub_(1))
+
+
 class CodecModel(nn.Module):
     """A Mimi to train; `mimi.state_dict()` is the checkpoint once `write_back` was called."""
 
@@ -71,6 +78,20 @@ class CodecModel(nn.Module):
             nn.Conv1d(width, width, 3), nn.GELU(), nn.Conv1d(width, 2 * PITCHES_PER_FRAME, 1)
         )
         self.phone_head = nn.Conv1d(width, len(PHONES) * LABELS_PER_FRAME, 1)
+
+    def heard(self, sound: torch.Tensor) -> dict[str, torch.Tensor]:
+        """What the encoder and its heads make of sound `[B, N]`, without quantisation."""
+        semantic, acoustic = self.latents(sound)
+        s, a = self.project(semantic, acoustic)
+        height, voicing = self.predict_pitch(s + a)
+        phones = self.predict_phones(s).log_softmax(1)
+        return {
+            "semantic": semantic,
+            "acoustic": acoustic,
+            "height": height,
+            "voicing": voicing,
+            "phones": phones,
+        }
 
     def _products(self, device: torch.device) -> torch.autocast:
         """Optionally use bfloat16 products while the encoder trains; results for use are exact."""
@@ -115,6 +136,16 @@ class CodecModel(nn.Module):
         """`[B, H, F]` to logits `[B, phones, F, 4]`."""
         logits: torch.Tensor = self.phone_head(semantic)
         return logits.view(len(logits), len(PHONES), LABELS_PER_FRAME, -1).transpose(2, 3)
+
+    def hasten(self) -> None:
+        """Replace torch's ELU, which takes half of the time of encoding, for use without gradients.
+
+        The codes are the same.
+        """
+        for module in self.mimi.encoder.modules():
+            for name, child in module.named_children():
+                if isinstance(child, nn.ELU):
+                    setattr(module, name, _FastElu())
 
     @torch.no_grad()
     def encode(self, sound: torch.Tensor) -> torch.Tensor:

@@ -34,7 +34,7 @@ class DataConfig:
     """Args: sentences (1,000 are over an hour), held-out ones included, which are skipped;
     sentences of one shard; one sentence in this many is held out."""
 
-    sentences: int = 48000
+    sentences: int = 22600
     shard_sentences: int = 200
     held_out_one_in: int = 40
     seed: int = 1
@@ -50,8 +50,10 @@ class CodecConfig:
         phone_weight: of the phonemes' cross entropy relative to the mel distance.
         pitch_weight: of the pitch distance in half octaves relative to the mel distance.
         quantise_at: share of the encoder's steps after which the codebooks are made.
-        adversarial_at: share of the decoder's steps after which judges are used;
-            1 means never.
+        adversarial_at: share of the decoder's steps after which judges, and what the encoder
+            hears, are used; 1 means never.
+        heard_weight: of the differences that the encoder hears, relative to the spectral
+            distance of the waveform decoder.
         decoder_fall: the decoder's learning rate falls in this last share of its steps.
     """
 
@@ -66,16 +68,17 @@ class CodecConfig:
     codebook_dim: int = 64
     crop_frames: int = 24
     batch: int = 8
-    encoder_steps: int = 6000
-    decoder_steps: int = 12000
+    encoder_steps: int = 5200
+    decoder_steps: int = 8300
     decoder_crop_frames: int = 16
     learning_rate: float = 1e-3
     rate_nats: float = 23.0
     phone_weight: float = 1.0
     pitch_weight: float = 1.0
     quantise_at: float = 0.3
-    adversarial_at: float = 0.6
+    adversarial_at: float = 0.68
     decoder_fall: float = 0.4
+    heard_weight: float = 0.5
     judge_channels: int = 8
     seed: int = 2
 
@@ -142,10 +145,10 @@ class LmConfig:
             of the steps.
     """
 
-    backbone: Stack = Stack(layers=6, width=256, heads=4, kv_heads=2, feed_forward=1024)
+    backbone: Stack = Stack(layers=6, width=256, heads=4, kv_heads=2, feed_forward=768)
     depth: Stack = Stack(layers=2, width=192, heads=3, kv_heads=1, feed_forward=512)
     positions: int = 2048
-    steps: int = 6000
+    steps: int = 5200
     tokens: int = 2500
     muon_rate: float = 4e-3
     adam_rate: float = 2e-3
@@ -181,7 +184,7 @@ RECIPES = {
     ),
     "gpu": Recipe(
         "gpu",
-        data=DataConfig(),
+        data=DataConfig(sentences=48000),
         codec=CodecConfig(
             crop_frames=25,
             decoder_crop_frames=25,
@@ -190,7 +193,11 @@ RECIPES = {
             decoder_steps=12000,
             judge_channels=32,
         ),
-        lm=LmConfig(steps=15000, tokens=24000),
+        lm=LmConfig(
+            backbone=Stack(layers=6, width=256, heads=4, kv_heads=2, feed_forward=1024),
+            steps=15000,
+            tokens=24000,
+        ),
         save_every=500,
     ),
     "tiny": Recipe(

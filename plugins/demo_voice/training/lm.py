@@ -6,11 +6,14 @@ Matrices learn with Muon (Jordan et al. 2024, in torch), the rest with AdamW.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from plugins.demo_voice.training.codec import read_codes
 from plugins.demo_voice.training.codec_model import trapezoid
@@ -134,6 +137,18 @@ def optimizers(learner: Learner) -> dict[str, torch.optim.Optimizer]:
     return {"muon": muon, "adam": adam}
 
 
+@contextmanager
+def _half(run: Run) -> Iterator[None]:
+    """Products in bfloat16, if wanted."""
+    with ExitStack() as stack:
+        stack.enter_context(torch.autocast(run.device.type, torch.bfloat16, enabled=run.half))
+        if run.half and run.device.type == "cpu":
+            # torch's flash attention takes up to four times as long for sequences this short.
+            torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)
+            stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        yield
+
+
 @torch.no_grad()
 def validate(learner: Learner, turns: Turns, device: torch.device) -> dict[str, float]:
     """Losses on held-out turns, without blanking."""
@@ -168,7 +183,7 @@ def train(run: Run) -> None:
     validation_log = Log(run.path("lm", "validation.jsonl"), 1)
     for step, batch in batches(run, turns.batch, start, config.steps, "lm"):
         torch.manual_seed(config.seed * 7919 + step)
-        with torch.autocast(run.device.type, torch.bfloat16, enabled=run.half):
+        with _half(run):
             losses = learner(batch.to(run.device), config.frame_dropout, config.depth_share)
         learner.zero_grad(set_to_none=True)
         losses["total"].backward()
