@@ -113,7 +113,7 @@ def _speed(
         part("threads of the peers", lambda: _try_threads(setting, peers))
     columns += peers
     rates = part("how fast weights are read", _rates)
-    batches = {}
+    batches, kept = {}, list[Column]()
     for batch, frames in setting.frames.items():
         if batch not in SMALL_BATCHES:
             kept = [peer for peer in peers if batch in peer.batches]
@@ -130,11 +130,17 @@ def _speed(
             lambda b=batch, f=frames: in_turn(columns, b, f, setting.rounds(b, rounds), left_out),
         )
     columns.clear()
+    peers.clear()
+    kept.clear()
+    gc.collect()
     torch.set_num_threads(threads)
     voices = part("first audio", lambda: _first_audio(engines, rounds))
+    sizes = {form: ours.bytes_per_frame(engine) for form, engine in engines.items()}
+    engines.clear()
+    gc.collect()
     again = part("how fast weights are read, again", _rates)
     rates = {form: max(rates[form], again[form]) for form in FORMS}
-    floor = _floors(engines, batches["1"], rates)
+    floor = _floors(sizes, batches["1"], rates)
     torch.set_num_threads(threads)
     return batches, floor, voices
 
@@ -170,12 +176,11 @@ def _rates() -> dict[str, float]:
 
 
 def _floors(
-    engines: dict[str, Engine], single: dict[str, Any], rates: dict[str, float]
+    sizes: dict[str, int], single: dict[str, Any], rates: dict[str, float]
 ) -> dict[str, dict[str, float]]:
     """The time in which this machine can read the weights of a frame, in their form."""
     floors = {}
-    for form, engine in engines.items():
-        size = ours.bytes_per_frame(engine)
+    for form, size in sizes.items():
         seconds = size / rates[form]
         floors[f"vox_serve_{form}"] = {
             "bytes": size,
