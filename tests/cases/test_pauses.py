@@ -13,6 +13,7 @@ from websockets.sync.client import connect
 
 from tests.cases.conftest import Reader
 from tests.conftest import RunningServer
+from tests.waiting import until
 from vox_serve.config import ServerConfig
 
 FRAMES = 5 * 1280
@@ -152,6 +153,8 @@ def test_silence_is_reported_counted_and_logged(
         answer = tone_server.http.post(
             "/generate", json={"text": "0 frames"}, headers={"X-Request-Id": "silent-1"}
         )
+        # The server logs after it has answered.
+        until(lambda: any(r.levelno == logging.WARNING for r in caplog.records))
     assert answer.headers["x-finish-reason"] == "inaudible"
     (record,) = [r for r in caplog.records if r.levelno == logging.WARNING]
     assert getattr(record, "request_id", None) == "silent-1"

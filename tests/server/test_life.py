@@ -26,7 +26,7 @@ def is_idle(server: RunningServer) -> bool:
 
 def check_cancelled(server: RunningServer, mode: str, phase: str) -> None:
     """Check that slots and queue are free within a second, and that it is counted once."""
-    until(lambda: is_idle(server), 1)
+    until(lambda: is_idle(server))
     assert value(server, "requests_total", mode=mode, outcome="cancelled") == 1
     assert value(server, "client_disconnects_total", phase=phase) == 1
     assert value(server, "requests_running") == 0
@@ -156,10 +156,10 @@ def test_a_hundred_clients_may_leave_at_once(
     until(lambda: server.client.open_requests == 100)
     for connection in crowd:
         connection.close()
-    until(lambda: is_idle(server), 1)
+    until(lambda: is_idle(server))
     for mode in ("whole", "stream"):
         assert value(server, "requests_total", mode=mode, outcome="cancelled") == 50
-    until(lambda: value(server, "finished_total", reason="cancelled") == 100, 1)
+    until(lambda: value(server, "finished_total", reason="cancelled") == 100)
 
 
 def test_a_client_that_never_reads_is_dropped(
@@ -177,7 +177,7 @@ def test_a_client_that_never_reads_is_dropped(
         )
         until(lambda: value(server, "client_disconnects_total", phase="stream") == 1, 5)
         assert value(server, "requests_total", mode="stream", outcome="cancelled") == 1
-        until(lambda: is_idle(server), 1)
+        until(lambda: is_idle(server))
         with pytest.raises((EOFError, ConnectionResetError)):
             read_stream(idle)
 
@@ -281,7 +281,7 @@ def test_a_timeout_before_the_first_sound_is_a_504(
     body = {"text": "5 frames", "streaming": streaming}
     check_error(server.http.post("/generate", json=body), 504, code="timeout")
     gate.open()
-    until(lambda: is_idle(server), 1)
+    until(lambda: is_idle(server))
     mode = "stream" if streaming else "whole"
     assert value(server, "requests_total", mode=mode, outcome="timeout") == 1
     assert value(server, "client_disconnects_total", phase="queued") == 0
@@ -295,7 +295,7 @@ def test_a_timeout_during_a_stream_cuts_it(gate: Gate, start_server: StartServer
         with pytest.raises(EOFError):
             read_stream(connection)
     gate.open()
-    until(lambda: is_idle(server), 1)
+    until(lambda: is_idle(server))
     assert value(server, "requests_total", mode="stream", outcome="timeout") == 1
     assert value(server, "http_responses_total", route="/generate", code="cut") == 1
 
