@@ -199,6 +199,8 @@ class Model(ABC):
     ) -> torch.Tensor:
         """Run prompts through the model.
 
+        A prompt that runs alone on CUDA may be captured in a graph, like `emit` and `advance`.
+
         Args:
             inputs: the prompts' tensors, padded and stacked, `[B, T, ...]`.
             lengths: int64 `[B]`, each prompt's own length.

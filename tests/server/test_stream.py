@@ -56,3 +56,17 @@ def test_a_client_that_falls_behind_is_cut(
 ) -> None:
     with pytest.raises(TimedOut, match=r"longer than 0\.2 seconds"):
         asyncio.run(read(client, tone_engine, mode, pause))
+
+
+def test_a_request_that_the_stopping_server_cancels_is_an_error(
+    client: WorkerClient, tone_engine: Engine
+) -> None:
+    """uvicorn cancels what still runs when its timeout for stopping is over."""
+    account = Account("a", client.metrics, "whole")
+
+    async def cancelled() -> None:
+        audio = AudioStream(client, tone_engine.info("tone", "tone", 0.0), REQUEST, account)
+        audio.close(asyncio.CancelledError())
+
+    asyncio.run(cancelled())
+    assert account.outcome == "error"

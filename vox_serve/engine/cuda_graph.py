@@ -245,8 +245,9 @@ class PromptFunction:
 
     def warm_up(self, prompt: Inputs, sizes: Iterable[int]) -> None:
         """Capture prompts with inputs like these `[P, ...]`, at each of these lengths T."""
-        for size in sorted(sizes, reverse=True) if self._stream is not None else ():
-            assert self._stream is not None
+        if self._stream is None:
+            return
+        for size in sorted(sizes, reverse=True):  # the first allocates enough for the others
             rows = {name: x.new_zeros(1, size, *x.shape[1:]) for name, x in prompt.items()}
             graph = _PromptGraph(self._run, rows, self._idle, self._device, self._stream)
             self._graphs[_shapes(rows)] = graph

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import logging
+from asyncio import CancelledError
 from http import HTTPStatus
 from typing import Any
 
@@ -110,8 +111,10 @@ class Meaning:
     session_goes_on: bool = False
 
 
-MEANINGS: dict[type[Exception], Meaning] = {
+MEANINGS: dict[type[BaseException], Meaning] = {
     Exception: Meaning(500, 1011, "error"),
+    # The server stops and did not wait for the request any longer.
+    CancelledError: Meaning(503, 1001, "error", retry_after=5),
     HTTPException: Meaning(400, 1008, "invalid"),  # carries its own status
     ClientGone: Meaning(499, 1000, "cancelled"),
     RequestError: Meaning(500, 1008, "error"),
