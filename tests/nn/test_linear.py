@@ -1,10 +1,15 @@
 """Weights in other formats compute the same as plain ones, row by row."""
 
+import ctypes
+import platform
+import subprocess
+from pathlib import Path
+
 import pytest
 import torch
 
 from vox_serve.errors import ConfigError
-from vox_serve.nn import linear
+from vox_serve.nn import compiled, linear
 from vox_serve.nn.linear import (
     Embedding,
     Fp8Linear,
@@ -20,6 +25,7 @@ from vox_serve.nn.linear import (
 )
 
 needs_bfloat16 = pytest.mark.skipif(not fast_bfloat16(), reason="this CPU has no bfloat16 products")
+needs_compiler = pytest.mark.skipif(compiled.c_compiler() is None, reason="needs a C compiler")
 needs_fbgemm = pytest.mark.skipif(not holds_halves(), reason="this CPU's torch has no FBGEMM")
 
 
@@ -83,10 +89,90 @@ def test_a_plan_counts_what_the_layer_will_hold(
     assert held_bytes(planned) == held_bytes(held) == (4 if fast else 2) * 50 * 64
 
 
-@needs_fbgemm
+@needs_compiler
 @pytest.mark.parametrize("shape", [(1, 64), (5, 64), (2, 3, 64)])
 def test_int8_is_close(shape: tuple[int, ...]) -> None:
     assert 1e-3 < error(pack(filled(50, 64), "int8"), filled(50, 64), inputs(*shape)) < 0.03
+
+
+def int8_product(weight: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """The arithmetic of `Int8Linear` in torch's float64, in which the sums are exact."""
+    scale, largest = weight.abs().amax(1) / 127, x.abs().amax(1, keepdim=True)
+    rows = (weight / scale[:, None]).round().double()
+    rounded = (x * (127 / largest) + 0.5).floor().double()
+    return (rounded @ rows.t() * (largest / 127) * scale).float()
+
+
+@needs_compiler
+@pytest.mark.parametrize("rows", [1, 2, 3, 5, 6, 7, 13, 64])
+@pytest.mark.parametrize(("outputs", "width"), [(64, 64), (1, 1), (50, 70), (130, 1027)])
+def test_int8_sums_are_exact(rows: int, outputs: int, width: int) -> None:
+    weight, x = inputs(outputs, width), inputs(rows, width) * 3
+    # All products have the largest size and one sign: a 16-bit sum would overflow.
+    weight[0], x[0] = 1.0, -1.0
+    got = Int8Linear(weight)(x)
+    # An input halfway between two steps may be rounded to either.
+    step = x.abs().amax(1, keepdim=True) / 127 * weight.abs().amax(1) * 2
+    assert ((got - int8_product(weight, x)).abs() <= step).all()
+    off = (got - int8_product(weight, x)).abs() > 1e-5 * got.abs().max()
+    assert off.float().mean() < 0.05
+    assert got[0, 0].item() == pytest.approx(-width, rel=1e-6)
+
+
+@needs_compiler
+def test_neither_threads_nor_other_rows_change_an_int8_product() -> None:
+    layer, x = Int8Linear(inputs(300, 96)), inputs(9, 96)
+    found = layer(x)
+    threads = torch.get_num_threads()
+    try:
+        for count in (1, 2, 5):
+            torch.set_num_threads(count)
+            assert torch.equal(layer(x), found)
+    finally:
+        torch.set_num_threads(threads)
+    for rows in range(1, 9):
+        assert torch.equal(layer(x[:rows]), found[:rows])
+
+
+@needs_compiler
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="compiles for other x86-64 processors")
+@pytest.mark.parametrize("processor", ["x86-64-v3", "x86-64-v2"])
+def test_processors_without_vnni_compute_the_same(
+    processor: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if processor == "x86-64-v3" and not torch.cpu._is_avx2_supported():
+        pytest.skip("this CPU has no AVX2")
+    weight, x = inputs(50, 70), inputs(7, 70)
+    weight[0], x[0] = 1.0, -1.0
+    found, flags = Int8Linear(weight)(x), [f"-march={processor}", "-shared", "-fPIC"]
+    command = [*(compiled.c_compiler() or ()), *flags, "-O3", "-o", str(tmp_path / "other.so")]
+    subprocess.run([*command, str(compiled.FOLDER / "int8_product.c"), "-lm"], check=True)
+    monkeypatch.setattr(linear, "library", lambda: ctypes.CDLL(str(tmp_path / "other.so")))
+    torch.testing.assert_close(Int8Linear(weight)(x), found, rtol=0.02, atol=0.02)
+    assert Int8Linear(weight)(x)[0, 0].item() == pytest.approx(-70, rel=1e-6)
+
+
+@needs_compiler
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+def test_a_bad_number_spoils_its_own_row_of_an_int8_product(bad: float) -> None:
+    layer, x = Int8Linear(inputs(20, 64)), inputs(3, 64)
+    broken = x.clone()
+    broken[1, 7] = bad
+    got = layer(broken)
+    assert got[1].isnan().all()
+    assert torch.equal(got[[0, 2]], layer(x)[[0, 2]])
+
+
+def test_int8_needs_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear, "library", lambda: None)
+    with pytest.raises(ConfigError, match="int8 weights need a C compiler: install gcc"):
+        pack(filled(4, 4), "int8")
+
+
+@needs_compiler
+def test_torch_warns_of_nothing_deprecated(recwarn: pytest.WarningsRecorder) -> None:
+    pack(filled(50, 64), "int8")(inputs(2, 64))
+    assert not recwarn.list
 
 
 def test_fp8_is_close_without_kernels() -> None:
@@ -121,7 +207,7 @@ def test_padding_changes_nothing(shape: tuple[int, ...]) -> None:
     torch.testing.assert_close(padded(x), plain(x))
 
 
-@needs_fbgemm
+@needs_compiler
 @pytest.mark.parametrize("make", [Int8Linear, Fp8Linear])
 def test_each_row_has_its_own_scale(make: type[Int8Linear] | type[Fp8Linear]) -> None:
     layer, x = make(filled(40, 64).weight), inputs(3, 64)

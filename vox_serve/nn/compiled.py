@@ -2,7 +2,8 @@
 
 That takes about a second; later starts load the library from the user's cache.  In a small model,
 dispatching torch's operations takes several times as long as their arithmetic, so one call of C
-replaces many of them.  Without a compiler, plain torch does the work.
+replaces many of them.  Without a compiler, plain torch does this work.  Products of 8-bit matrices
+exist only in C.
 """
 
 from __future__ import annotations
@@ -28,8 +29,10 @@ from torch.nn import functional as F
 log = logging.getLogger("vox_serve.nn")
 
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
+THREADS = "-fopenmp"
+"""Some compilers lack it, Apple's for one; the C code then runs in one thread."""
 FOLDER = Path(__file__).parent
-SOURCES = ("decode_step.c", "mimi_transformer_step.c", "seanet_step.c")
+SOURCES = ("decode_step.c", "int8_product.c", "mimi_transformer_step.c", "seanet_step.c")
 HEADERS = ("wide.h",)
 WIDE, BLOCK = 16, 64
 """As in the C files: floats of a vector, and outputs of a block of a matrix."""
@@ -130,8 +133,12 @@ def _compiled() -> Path:
     with tempfile.TemporaryDirectory(dir=folder) as unfinished:
         made = Path(unfinished) / built.name
         sources = [str(FOLDER / name) for name in SOURCES]
-        run = [*command, "-o", str(made), *sources, "-lm"]
-        subprocess.run(run, check=True, capture_output=True, text=True, timeout=60)
+        for threads in ([THREADS], []):
+            run = [*command, *threads, "-o", str(made), *sources, "-lm"]
+            done = subprocess.run(run, check=False, capture_output=True, text=True, timeout=60)
+            if done.returncode == 0:
+                break
+        done.check_returncode()
         made.replace(built)  # atomic: another process may be doing the same
     return built
 

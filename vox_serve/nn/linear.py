@@ -19,7 +19,7 @@ fp8 on CUDA: e4m3 with the same two kinds of scales, on tensor cores (Micikevici
 
 from __future__ import annotations
 
-import warnings
+import ctypes
 from typing import Any, NamedTuple
 
 import torch
@@ -27,6 +27,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from vox_serve.errors import ConfigError
+from vox_serve.nn.compiled import library
 from vox_serve.nn.kernels import few_rows, fp8_rows, plain_fp8_rows
 
 HALF_ROWS = 2
@@ -113,32 +114,53 @@ class HalfLinear(nn.Module):
 
 
 class Int8Linear(nn.Module):
-    """int8 weights and inputs, float32 in and out, on a CPU."""
+    """int8 weights and inputs, float32 in and out, on a CPU, in compiled C.
+
+    Raises:
+        ConfigError: the C code cannot be compiled.
+    """
 
     def __init__(self, weight: torch.Tensor) -> None:
         super().__init__()
-        weight = weight.float()
+        found = library()
+        if found is None:
+            raise ConfigError("int8 weights need a C compiler: install gcc, or set CC")
+        self._run = found.int8_product
+        self.out_features, self.in_features = weight.shape
+        # Processors multiply four bytes at a time, and a block of outputs together.
+        block = ctypes.c_int64.in_dll(found, "int8_block").value
+        self._padded = self.in_features + -self.in_features % 4
+        weight = F.pad(
+            weight.float(), (0, self._padded - self.in_features, 0, -len(weight) % block)
+        )
         scale = weight.abs().amax(1).clamp(min=1e-12) / 127
-        zeros = torch.zeros(len(weight), dtype=torch.int64)
-        with warnings.catch_warnings():
-            # torch 2.13 deprecates quantised tensors.  This one only lives until FBGEMM has packed
-            # it, and FBGEMM accepts no other form.  oneDNN's `qlinear_pointwise` takes plain int8,
-            # but it repeats its setup at each call: one row and 1024 x 3072 weights take 0.21 ms,
-            # here 0.13; four rows 0.22 (0.15), 16 rows 0.35 (0.32), on two Zen 4 cores with torch
-            # 2.14.
-            warnings.filterwarnings("ignore", message="torch.quantize_per")
-            held = torch.quantize_per_channel(weight, scale, zeros, 0, torch.qint8)
-        self.nbytes = weight.numel() + scale.nbytes
-        self._packed = _quantized().linear_prepack(held, None)
-        self._run = _quantized().linear_with_input_q_dq_qweight_dq_output_fp32
-        # The sum of two 8-bit products overflows AVX2's 16-bit accumulator, but not VNNI's.
-        self._levels = 127 if torch.cpu._is_vnni_supported() else 63
-        self._zero = self._levels + 1
+        rows = (weight / scale[:, None]).round().to(torch.int8)
+        self._rows = rows.view(-1, block, self._padded // 4, 4).transpose(1, 2).contiguous()
+        self._scale = scale
+        # The C code adds 128 to each input byte.
+        self._offset = 128 * rows.sum(1, dtype=torch.float32)
+        self.nbytes = self._rows.nbytes + scale.nbytes + self._offset.nbytes
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        largest = torch.linalg.vector_norm(x, torch.inf, dim=-1, keepdim=True).clamp_(min=1e-12)
-        y: torch.Tensor = self._run(x / largest, 1 / self._levels, self._zero, self._packed)
-        return y.mul_(largest)
+        x = x.float().contiguous()
+        rows = x.numel() // self.in_features
+        y = x.new_empty(*x.shape[:-1], self.out_features)
+        bytes_, scales = x.new_empty(rows, self._padded, dtype=torch.uint8), x.new_empty(rows)
+        self._run(
+            ctypes.c_void_p(x.data_ptr()),
+            ctypes.c_int64(rows),
+            ctypes.c_int64(self.in_features),
+            ctypes.c_int64(self._padded),
+            ctypes.c_void_p(self._rows.data_ptr()),
+            ctypes.c_void_p(self._scale.data_ptr()),
+            ctypes.c_void_p(self._offset.data_ptr()),
+            ctypes.c_int64(self.out_features),
+            ctypes.c_void_p(bytes_.data_ptr()),
+            ctypes.c_void_p(scales.data_ptr()),
+            ctypes.c_void_p(y.data_ptr()),
+            ctypes.c_int64(torch.get_num_threads()),
+        )
+        return y
 
 
 class Fp8Linear(nn.Module):
