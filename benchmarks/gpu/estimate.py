@@ -24,7 +24,7 @@ TARGETS = {"csm, bfloat16": {**FRAME_TARGETS, 800: 80.0}}
 FIRST_AUDIO_GOALS = {"csm, bfloat16": "8"}
 PROMPT = 64
 """Positions of a short text; the voice's are cached."""
-ATTENTION = ("_decode_attention", "_ring_attention")
+ATTENTION = ("_decode_attention", "_frame_attention", "_ring_attention")
 
 
 @attrs.frozen

@@ -140,7 +140,8 @@ def counting(context: int) -> Iterator[Nodes]:
 
 
 def _kernel_bytes(name: str, tensor: torch.Tensor, given: dict[str, Any], context: int) -> int:
-    rows, item = len(given.get("slots_ptr", ())), tensor.element_size()
+    slots, item = given.get("slots_ptr"), tensor.element_size()
+    rows = given.get("rows", 0) if slots is None else len(slots)
     if name in ("keys_ptr", "values_ptr"):  # [slots, positions, heads, dim]
         read = min(context, tensor.shape[1])
         return rows * read * tensor.shape[2] * tensor.shape[3] * item

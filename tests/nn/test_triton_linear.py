@@ -162,6 +162,34 @@ def test_a_row_depends_on_no_other(device, dtype):
 
 @on_device
 @DTYPES
+@pytest.mark.parametrize("form", ["plain", "padded", "fp8"])
+@pytest.mark.parametrize(("rows", "heads", "kv_heads", "width"), [(1, 8, 2, 64), (3, 3, 1, 50)])
+def test_attention_of_a_frame_and_its_product_are_one_kernel(
+    device, dtype, form, rows, heads, kv_heads, width
+):
+    from vox_serve.nn import triton_attention
+
+    like = dtype, device
+    cos, sin = (t.to(device, dtype) for t in RopeConfig(500.0).table(32, 8))
+    qkv = noise(rows, (heads + 2 * kv_heads) * 32, like=like, seed=1)
+    keys, values = (noise(rows, 6, kv_heads, 32, like=like, seed=n) for n in (2, 3))
+    writer = layer(width, heads * 32, like, form)
+    for position in (1, 2, 5):
+        apart, together = [keys.clone(), values.clone()], [keys.clone(), values.clone()]
+        where = torch.arange(rows, device=device), torch.full((rows,), position, device=device)
+        seen = triton_attention.decode_attention(qkv, cos, sin, *apart, *where, heads, kv_heads)
+        sizes = held(writer), heads, kv_heads
+        parts = triton_attention.frame_parts(qkv, cos, sin, *together, position, *sizes)
+        assert parts.shape == (kv_heads, rows, width)
+        torch.testing.assert_close(
+            parts.sum(0), left_by(writer, seen[:, None]).sum(0)[:, 0], rtol=1e-4, atol=1e-4
+        )
+        assert torch.equal(apart[0], together[0])
+        assert torch.equal(apart[1], together[1])
+
+
+@on_device
+@DTYPES
 @pytest.mark.parametrize("rows", [2, 9])
 def test_a_frame_through_a_stack_equals_separate_operations(device, dtype, rows, without_kernels):
     """Two positions at once, then one by one, each with its head.

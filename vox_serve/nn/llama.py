@@ -20,7 +20,7 @@ from vox_serve.errors import CheckpointError
 from vox_serve.model import KVCache, KVLayout, KVView, Place
 from vox_serve.nn.decode_step import DecodeStep, decode_step
 from vox_serve.nn.kernels import HEAD_DIMS, decode_attention, head_norms, use_triton
-from vox_serve.nn.linear import Linear
+from vox_serve.nn.linear import Linear, held
 from vox_serve.nn.residual import RMSNorm, Rows, left_by, normed_sum, read
 from vox_serve.nn.rope import RopeConfig, rotate, signed
 
@@ -33,6 +33,10 @@ SIZES = (
     "rms_norm_eps",
 )
 """Required keys of a configuration."""
+FRAME_ROWS, FRAME_PARTS = 4, 2
+"""Up to this many rows and key/value heads, a frame's attention is repeated by each program of the
+next product.  More rows would take longer than a kernel of their own, because each reads the
+weights again; and the next layer sums one part for each key/value head."""
 
 
 @attrs.frozen
@@ -135,6 +139,32 @@ class Attention(nn.Module):
         self.output = Linear(self.heads * self.head_dim, config.hidden_size)
         self.head_norms = HeadNorms(config) if config.head_norms else None
 
+    def left(self, qkv: torch.Tensor, rotation: Rotation, kv: KVView) -> torch.Tensor:
+        """What is added to the residual; see `vox_serve.nn.residual`.
+
+        For the few positions of a frame, and few rows, it is one kernel instead of two.
+        """
+        weights = held(self.output)
+        short = isinstance(kv, FrameCache) and qkv.shape[1] == 1 and len(qkv) <= FRAME_ROWS
+        plain = weights is not None and self.head_norms is None and self.kv_heads <= FRAME_PARTS
+        if short and plain and use_triton(qkv) and self.head_dim in HEAD_DIMS:
+            from vox_serve.nn.triton_attention import frame_parts
+
+            assert isinstance(kv, FrameCache)
+            assert weights is not None
+            parts = frame_parts(
+                qkv[:, 0],
+                rotation.tables.cos,
+                rotation.tables.sin,
+                *kv.place(self.layer)[:2],
+                position=kv.position,
+                weights=weights,
+                heads=self.heads,
+                kv_heads=self.kv_heads,
+            )
+            return parts[:, :, None]
+        return left_by(self.output, self(qkv, rotation, kv))
+
     def forward(self, qkv: torch.Tensor, rotation: Rotation, kv: KVView) -> torch.Tensor:
         """Queries, keys and values `[B, T, ...]` to the input of `output`, `[B, T, ...]`."""
         batch, time, _ = qkv.shape
@@ -207,7 +237,7 @@ class Layer(nn.Module):
         """The residual, and the sum still to be added to it; see `vox_serve.nn.residual`."""
         attention, feed_forward = self.attention, self.feed_forward
         qkv, x = read(self.attention_norm, attention.qkv, x, added)
-        added = left_by(attention.output, attention(qkv, rotation, kv))
+        added = attention.left(qkv, rotation, kv)
         inner, x = read(self.feed_forward_norm, feed_forward.gate_up, x, added, gates=True)
         return x, left_by(feed_forward.down, inner)
 
@@ -308,7 +338,12 @@ class FrameCache:
     @property
     def begins(self) -> bool:
         """Whether this is the first pass."""
-        return self._positions.start == 0
+        return self.position == 0
+
+    @property
+    def position(self) -> int:
+        """The first position of this pass."""
+        return self._positions.start
 
     @cached_property
     def mask(self) -> torch.Tensor | None:

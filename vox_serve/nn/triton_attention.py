@@ -1,4 +1,5 @@
-"""The Triton kernels of attention: for one position per row, and for a frame's first two.
+"""The Triton kernels of attention: for one position per row, alone or with the product that follows
+it, and for a frame's first two positions.
 
 Imported only where it is used, because Triton exists only for Linux.  See
 `vox_serve.nn.kernels.decode_attention` for what is computed.
@@ -14,8 +15,11 @@ import torch
 import triton
 import triton.language as tl
 
-from vox_serve.nn.pdl import launch_options, start
+from vox_serve.nn.linear import Held
+from vox_serve.nn.pdl import CACHE_LINE, launch_options, start, start_after_fetching
 
+WIDTH_BLOCK = 16
+"""Outputs of a program that also computes the next product."""
 SPLIT = 256
 """Positions per split of the attention: fixed, so that a row's sums never depend on other rows."""
 
@@ -75,6 +79,73 @@ def _attend(
 
 
 @triton.jit
+def _seen(
+    packed,
+    cos,
+    sin,
+    key_rows,
+    value_rows,
+    key_stride,
+    value_stride,
+    kv_head,
+    begin,
+    end,
+    position,
+    keeps,
+    scale,
+    dims,
+    members,
+    heads: tl.constexpr,
+    kv_heads: tl.constexpr,
+    head_dim: tl.constexpr,
+    group_block: tl.constexpr,
+    block: tl.constexpr,
+    precision: tl.constexpr,
+):
+    """`_attend` over the positions of one row, one key/value head, that lie in begin .. end - 1.
+
+    The row's own position is read from `packed`, and is cached if `keeps`.
+    """
+    group: tl.constexpr = heads // kv_heads
+    in_group = (members < group)[:, None]
+    query_rows = packed + (kv_head * group + members)[:, None] * head_dim
+    queries = _rotated(query_rows, cos[None], sin[None], dims[None], in_group, head_dim)
+    highest, weights, total = _attend(
+        queries,
+        key_rows,
+        value_rows,
+        key_stride,
+        value_stride,
+        begin,
+        tl.minimum(end, position),
+        scale,
+        dims,
+        group_block,
+        head_dim,
+        block,
+        precision,
+    )
+    if position < end:
+        dtype = key_rows.dtype.element_ty
+        all_dims = dims < head_dim
+        key_row = packed + (heads + kv_head) * head_dim
+        value_row = packed + (heads + kv_heads + kv_head) * head_dim
+        own_key = _rotated(key_row, cos, sin, dims, all_dims, head_dim).to(dtype)
+        own_value = tl.load(value_row + dims).to(dtype)
+        if keeps:
+            tl.store(key_rows + position * key_stride + dims, own_key)
+            tl.store(value_rows + position * value_stride + dims, own_value)
+        score = tl.sum(queries * own_key.to(tl.float32)[None], axis=1) * scale
+        raised = tl.maximum(highest, score)
+        share = tl.exp(score - raised)
+        kept = tl.exp(highest - raised)
+        weights = weights * kept + share
+        total = total * kept[:, None] + share[:, None] * own_value.to(tl.float32)[None]
+        highest = raised
+    return highest, weights, total
+
+
+@triton.jit
 def _decode_attention(
     qkv_ptr,
     cos_ptr,
@@ -119,52 +190,34 @@ def _decode_attention(
     if begin > position:
         return
 
-    group: tl.constexpr = heads // kv_heads
     dims = tl.arange(0, head_dim)
     members = tl.arange(0, group_block)  # padded, because a product needs 16 rows
-    in_group = (members < group)[:, None]
-    dtype = keys_ptr.dtype.element_ty
     turn = tl.minimum(asked, table_size - 1)
-    cos = tl.load(cos_ptr + turn * cos_stride + dims).to(tl.float32)
-    sin = tl.load(sin_ptr + turn * sin_stride + dims).to(tl.float32)
-    packed = qkv_ptr + row * qkv_stride
-    query_rows = packed + (kv_head * group + members)[:, None] * head_dim
-    queries = _rotated(query_rows, cos[None], sin[None], dims[None], in_group, head_dim)
-    key_rows = keys_ptr + slot * key_slot_stride + kv_head * key_head_stride
-    value_rows = values_ptr + slot * value_slot_stride + kv_head * value_head_stride
-
-    highest, weights, total = _attend(
-        queries,
-        key_rows,
-        value_rows,
+    highest, weights, total = _seen(
+        qkv_ptr + row * qkv_stride,
+        tl.load(cos_ptr + turn * cos_stride + dims).to(tl.float32),
+        tl.load(sin_ptr + turn * sin_stride + dims).to(tl.float32),
+        keys_ptr + slot * key_slot_stride + kv_head * key_head_stride,
+        values_ptr + slot * value_slot_stride + kv_head * value_head_stride,
         key_position_stride,
         value_position_stride,
+        kv_head,
         begin,
-        tl.minimum(begin + split_size, position),
+        begin + split_size,
+        position,
+        True,
         scale,
         dims,
-        group_block,
+        members,
+        heads,
+        kv_heads,
         head_dim,
+        group_block,
         block,
         precision,
     )
-
-    if position < begin + split_size:  # the split that owns the position: the row's own key
-        all_dims = dims < head_dim
-        key_row = packed + (heads + kv_head) * head_dim
-        value_row = packed + (heads + kv_heads + kv_head) * head_dim
-        own_key = _rotated(key_row, cos, sin, dims, all_dims, head_dim).to(dtype)
-        own_value = tl.load(value_row + dims).to(dtype)
-        tl.store(key_rows + position * key_position_stride + dims, own_key)
-        tl.store(value_rows + position * value_position_stride + dims, own_value)
-        score = tl.sum(queries * own_key.to(tl.float32)[None], axis=1) * scale
-        raised = tl.maximum(highest, score)
-        share = tl.exp(score - raised)
-        kept = tl.exp(highest - raised)
-        weights = weights * kept + share
-        total = total * kept[:, None] + share[:, None] * own_value.to(tl.float32)[None]
-        highest = raised
-
+    group: tl.constexpr = heads // kv_heads
+    in_group = (members < group)[:, None]
     result = total / weights[:, None]
     head = row * heads + kv_head * group + members
     if splits == 1:
@@ -174,6 +227,89 @@ def _decode_attention(
         place = head * splits + split
         tl.store(out_ptr + place[:, None] * head_dim + dims[None], result, mask=in_group)
         tl.store(lse_ptr + place, highest + tl.log(weights), mask=members < group)
+
+
+@triton.jit(do_not_specialize=["rows", "position"])
+def _frame_attention(
+    qkv_ptr,
+    cos_ptr,
+    sin_ptr,
+    keys_ptr,
+    values_ptr,
+    weight_ptr,
+    scale_ptr,
+    out_ptr,
+    rows,
+    position,
+    qkv_stride,
+    key_slot_stride,
+    key_position_stride,
+    key_head_stride,
+    value_slot_stride,
+    value_position_stride,
+    value_head_stride,
+    width,
+    scale,
+    heads: tl.constexpr,
+    kv_heads: tl.constexpr,
+    head_dim: tl.constexpr,
+    group_block: tl.constexpr,
+    block: tl.constexpr,
+    scales: tl.constexpr,
+    width_block: tl.constexpr,
+    ahead: tl.constexpr,
+    precision: tl.constexpr,
+    overlaps: tl.constexpr,
+):
+    """Attention of one row, one key/value head, and its part of `width_block` outputs.
+
+    Each program repeats the attention, which is short in a frame; the first one keeps the key.
+    """
+    group: tl.constexpr = heads // kv_heads
+    lines = tl.program_id(0) * width_block + tl.arange(0, width_block)
+    kv_head = tl.program_id(1)
+    row = tl.program_id(2)
+    line = tl.minimum(lines, width - 1).to(tl.int64)[:, None]
+    weight_rows = weight_ptr + line * heads * head_dim + kv_head * group * head_dim
+    start_after_fetching(weight_rows, ahead, overlaps)
+
+    dims = tl.arange(0, head_dim)
+    members = tl.arange(0, group_block)
+    cos = tl.load(cos_ptr + position * head_dim + dims).to(tl.float32)
+    sin = tl.load(sin_ptr + position * head_dim + dims).to(tl.float32)
+    _, weights, total = _seen(
+        qkv_ptr + row * qkv_stride,
+        cos,
+        sin,
+        keys_ptr + row * key_slot_stride + kv_head * key_head_stride,
+        values_ptr + row * value_slot_stride + kv_head * value_head_stride,
+        key_position_stride,
+        value_position_stride,
+        kv_head,
+        0,
+        position + 1,
+        position,
+        tl.program_id(0) == 0,
+        scale,
+        dims,
+        members,
+        heads,
+        kv_heads,
+        head_dim,
+        group_block,
+        block,
+        precision,
+    )
+    seen = tl.trans((total / weights[:, None]).to(qkv_ptr.dtype.element_ty))
+    product = tl.zeros((width_block,), tl.float32)
+    for member in tl.static_range(group):
+        weight = tl.load(weight_rows + member * head_dim + dims[None]).to(seen.dtype)
+        all_members = tl.dot(weight, seen, input_precision=precision)
+        product += tl.sum(tl.where(members[None] == member, all_members, 0.0), axis=1)
+    if scales:
+        product *= tl.load(scale_ptr + tl.minimum(lines, width - 1))
+    at = out_ptr + (kv_head * rows + row) * width + lines
+    tl.store(at, product, mask=lines < width)
 
 
 @triton.jit
@@ -367,6 +503,63 @@ def pair_attention(
         head_dim=head_dim,
         group_block=triton.next_power_of_2(heads // kv_heads),
         num_warps=2,
+        **launch_options(qkv),
+    )
+    return out
+
+
+def frame_parts(
+    qkv: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    position: int,
+    weights: Held,
+    heads: int,
+    kv_heads: int,
+) -> torch.Tensor:
+    """`triton_linear.parts` of the attention of one position per row, as one kernel.
+
+    Args:
+        qkv: `[B, (heads + 2 * kv_heads) * D]`, not yet rotated.
+        cos, sin: the RoPE tables `[positions, D]`, contiguous.
+        keys, values: `[B, P, kv_heads, D]`; `position` is written, lower ones are read.
+        weights: of the product, `[N, heads * D]`.
+
+    Returns:
+        float32 `[kv_heads, B, N]`, to be summed.
+    """
+    batch, (capacity, _, head_dim) = len(qkv), keys.shape[1:]
+    out = torch.empty(kv_heads, batch, weights.width, dtype=torch.float32, device=qkv.device)
+    ahead = heads // kv_heads * head_dim * weights.weight.element_size() // CACHE_LINE.value
+    _frame_attention[(triton.cdiv(weights.width, WIDTH_BLOCK), kv_heads, batch)](
+        qkv,
+        cos,
+        sin,
+        keys,
+        values,
+        weights.weight,
+        qkv if weights.scale is None else weights.scale,
+        out,
+        batch,
+        position,
+        qkv.stride(0),
+        *keys.stride()[:3],
+        *values.stride()[:3],
+        weights.width,
+        head_dim**-0.5,
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        group_block=max(16, triton.next_power_of_2(heads // kv_heads)),
+        block=min(64, max(16, triton.next_power_of_2(capacity))),
+        scales=weights.scale is not None,
+        width_block=WIDTH_BLOCK,
+        ahead=1 << max(ahead.bit_length() - 1, 0),
+        precision="ieee" if qkv.dtype == torch.float32 else "tf32",
+        num_warps=4,
+        num_stages=2,
         **launch_options(qkv),
     )
     return out
