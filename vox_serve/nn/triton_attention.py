@@ -275,8 +275,7 @@ def _frame_attention(
 
     dims = tl.arange(0, head_dim)
     members = tl.arange(0, group_block)
-    cos = tl.load(cos_ptr + position * head_dim + dims).to(tl.float32)
-    sin = tl.load(sin_ptr + position * head_dim + dims).to(tl.float32)
+    cos, sin = tl.load(cos_ptr + dims).to(tl.float32), tl.load(sin_ptr + dims).to(tl.float32)
     _, weights, total = _seen(
         qkv_ptr + row * qkv_stride,
         cos,
@@ -523,7 +522,7 @@ def frame_parts(
 
     Args:
         qkv: `[B, (heads + 2 * kv_heads) * D]`, not yet rotated.
-        cos, sin: the RoPE tables `[positions, D]`, contiguous.
+        cos, sin: the RoPE tables `[positions, D]`.
         keys, values: `[B, P, kv_heads, D]`; `position` is written, lower ones are read.
         weights: of the product, `[N, heads * D]`.
 
@@ -532,11 +531,12 @@ def frame_parts(
     """
     batch, (capacity, _, head_dim) = len(qkv), keys.shape[1:]
     out = torch.empty(kv_heads, batch, weights.width, dtype=torch.float32, device=qkv.device)
+    turn = min(position, len(cos) - 1)
     ahead = heads // kv_heads * head_dim * weights.weight.element_size() // CACHE_LINE.value
     _frame_attention[(triton.cdiv(weights.width, WIDTH_BLOCK), kv_heads, batch)](
         qkv,
-        cos,
-        sin,
+        cos[turn : turn + 1],
+        sin[turn : turn + 1],
         keys,
         values,
         weights.weight,
