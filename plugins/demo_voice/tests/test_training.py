@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 import subprocess
@@ -226,6 +227,27 @@ def test_what_the_encoder_hears_ignores_unknown_frames_and_teaches_only_the_soun
     assert losses[0] == pytest.approx(losses[1], rel=1e-4), "the encoder is causal"
 
 
+def test_constant_features_become_no_line_after_even_upsampling(tiny_codec: CodecModel) -> None:
+    model = copy.deepcopy(tiny_codec)
+    ladder = [m for m in model.mimi.decoder.modules() if isinstance(m, torch.nn.ConvTranspose1d)]
+
+    def ripples() -> list[float]:
+        """How much each output varies once the input, which is constant, fills the window."""
+        with torch.no_grad():
+            steady = [
+                m(torch.ones(1, m.in_channels, 6))[..., 2 * m.stride[0] : -16] for m in ladder
+            ]
+        return [float((x - x.mean(2, keepdim=True)).abs().max()) for x in steady]
+
+    assert min(ripples()) > 1e-3
+    model.even_upsampling()
+    assert max(ripples()) < 1e-5
+    once = [m.weight.clone() for m in ladder]
+    model.even_upsampling()
+    for weight, module in zip(once, ladder, strict=True):
+        torch.testing.assert_close(weight, module.weight)
+
+
 def test_hastened_encoding_gives_the_same_codes() -> None:
     torch.manual_seed(1)
     model = CodecModel(RECIPES["tiny"].codec).eval()
@@ -288,7 +310,12 @@ def test_all_stages_run_one_after_another_at_a_tiny_size(tmp_path: Path) -> None
 
     common = ("--size", "tiny", "--work", str(tmp_path), "--device", "cpu")
     stage("data", *common, "--jobs", "1")
-    for name in ("codec", "lm", "export"):
+    for part in ("encoder", "codes"):
+        stage("codec", *common, "--part", part)
+    both = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    decoder = (*both, "-m", "plugins.demo_voice.training.codec", *common, "--part", "decoder")
+    subprocess.run([sys.executable, *decoder], check=True)
+    for name in ("lm", "export"):
         stage(name, *common)
     stage("lm", *common)  # already done, so nothing is trained again
     checkpoint, figures = tmp_path / "tiny" / "checkpoint", tmp_path / "figures.json"

@@ -5,9 +5,9 @@ encoder   Encoder and quantiser, with no waveform decoder: small heads predict t
           noise and a limit on the latents' information replace quantisation; then the codebooks
           are initialized by k-means and learn by moving averages.
 codes     Encodes all utterances into `codes/`, which is all that the language model needs.
-decoder   The waveform decoder on the frozen codes, with spectral losses.  Later it also has to
-          sound to the frozen encoder as the teacher does, and discriminators learn to tell its
-          sound from the teacher's.
+decoder   The waveform decoder on the frozen codes, with spectral losses and what the frozen
+          encoder hears.  Later discriminators learn to tell its sound from the teacher's.
+          Processes that `torchrun` starts share each batch.
 
 Each part saves its state and resumes from it.
 """
@@ -34,7 +34,16 @@ from plugins.demo_voice.training.config import FRAME_SIZE, PITCHES_PER_FRAME
 from plugins.demo_voice.training.corpus import IGNORED, Corpus
 from plugins.demo_voice.training.judges import Judges
 from plugins.demo_voice.training.quantise import Codebook, quantise
-from plugins.demo_voice.training.run import Log, Run, batches, begin, load, parser, save
+from plugins.demo_voice.training.run import (
+    Log,
+    Run,
+    average_gradients,
+    batches,
+    begin,
+    load,
+    parser,
+    save,
+)
 from plugins.demo_voice.training.spectra import log_mel, spectral_loss
 
 KMEANS_VECTORS = 16000
@@ -186,6 +195,7 @@ def follow(optimizer: torch.optim.Optimizer, loss: torch.Tensor, rate_now: float
         group["lr"] = rate_now
     optimizer.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
+    average_gradients(p for g in optimizer.param_groups for p in g["params"])
     torch.nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], 1.0)
     optimizer.step()
 
@@ -261,11 +271,11 @@ def train_decoder(run: Run, corpus: Corpus, model: CodecModel) -> None:
     for name in (state or {}).keys() & holders.keys():  # a restored state has only the model
         assert state
         holders[name].load_state_dict(state[name])
-    log = Log(run.path("codec", "decoder.jsonl"), config.decoder_steps)
+    log = Log(run.log("codec", "decoder.jsonl"), config.decoder_steps)
     frames, judged_from = config.decoder_crop_frames, config.adversarial_at * config.decoder_steps
 
     def given(step: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        drawn = draw(lengths, step, config.seed + 1, config.batch, frames)
+        drawn = draw(lengths, step, config.seed + 1, config.batch, frames)[run.rank :: run.world]
         some_codes = torch.zeros(len(drawn), config.num_codebooks, frames, dtype=torch.long)
         known = torch.ones(len(drawn), frames * FRAME_SIZE)
         for row, (number, first) in enumerate(drawn):
@@ -280,18 +290,19 @@ def train_decoder(run: Run, corpus: Corpus, model: CodecModel) -> None:
     for step, batch in batches(run, given, start, config.decoder_steps, "decoder"):
         some_codes, target, known = (x.to(run.device) for x in batch)
         made, target = model.decode(some_codes) * known, target * known
+        part = slice(-JUDGED_FRAMES * FRAME_SIZE, None)
+        shown = made[:, part], target[:, part]
         losses = {"spectral": spectral_loss(made, target)}
-        losses["total"] = losses["spectral"]
+        losses["heard"] = heard_loss(model, *shown, known[:, part])
+        losses["total"] = losses["spectral"] + config.heard_weight * losses["heard"]
         if step >= judged_from:
-            part = slice(-JUDGED_FRAMES * FRAME_SIZE, None)
-            shown = made[:, part], target[:, part]
-            losses["heard"] = heard_loss(model, *shown, known[:, part])
-            plain = losses["spectral"] + config.heard_weight * losses["heard"]
-            losses |= adversarial(judge, judge_optimizer, *shown, plain)
+            losses |= adversarial(judge, judge_optimizer, *shown, losses["total"])
         factor = trapezoid(step, config.decoder_steps, fall=config.decoder_fall, cold=cold)
         follow(optimizer, losses["total"], config.learning_rate * factor)
+        model.even_upsampling()
         log.add(step, losses)
-        if (step + 1) % run.recipe.save_every == 0 or step + 1 == config.decoder_steps:
+        saves = (step + 1) % run.recipe.save_every == 0 or step + 1 == config.decoder_steps
+        if saves and run.rank == 0:
             save(path, {n: h.state_dict() for n, h in holders.items()} | {"step": step + 1})
 
 
@@ -336,6 +347,7 @@ def adversarial(
     doubt = torch.stack([F.relu(1 - r).mean() + F.relu(1 + f).mean() for r, f in pairs]).mean()
     optimizer.zero_grad(set_to_none=True)
     doubt.backward()  # type: ignore[no-untyped-call]
+    average_gradients(judge.parameters())
     optimizer.step()
     scores, ours = judge(made)
     with torch.no_grad():
@@ -353,6 +365,8 @@ def main() -> None:
     flags.add_argument("--part", choices=[*parts, "all"], default="all")
     options = flags.parse_args()
     run = begin(options)
+    if run.world > 1 and options.part != "decoder":
+        raise SystemExit("only --part decoder runs in several processes")
     corpus = Corpus(run.path("data", "x").parent)
     for name, part in parts.items():
         if options.part in (name, "all"):

@@ -176,6 +176,19 @@ class CodecModel(nn.Module):
         return sound[:, 0, : codes.shape[2] * FRAME_SIZE]
 
     @torch.no_grad()
+    def even_upsampling(self) -> None:
+        """Give all phases of each of the decoder's upsamplings the same gain for a constant input.
+
+        Otherwise constant features, as in a pause, become lines at multiples of the features' rate
+        (checkerboard artefacts, Aitken et al. 2017, 1707.02937).
+        """
+        for module in self.mimi.decoder.modules():
+            if isinstance(module, nn.ConvTranspose1d):
+                taps = module.weight.unflatten(2, (-1, module.stride[0]))
+                gain = taps.mean(2, keepdim=True)
+                taps.sub_(gain - gain.mean(3, keepdim=True))
+
+    @torch.no_grad()
     def freeze_encoder(self) -> None:
         """Round to bfloat16, as the checkpoint will be, and stop learning.
 

@@ -50,8 +50,8 @@ class CodecConfig:
         phone_weight: of the phonemes' cross entropy relative to the mel distance.
         pitch_weight: of the pitch distance in half octaves relative to the mel distance.
         quantise_at: share of the encoder's steps after which the codebooks are made.
-        adversarial_at: share of the decoder's steps after which judges, and what the encoder
-            hears, are used; 1 means never.
+        adversarial_at: share of the decoder's steps after which judges are used;
+            1 means never.
         heard_weight: of the differences that the encoder hears, relative to the spectral
             distance of the waveform decoder.
         decoder_fall: the decoder's learning rate falls in this last share of its steps.
@@ -69,15 +69,15 @@ class CodecConfig:
     crop_frames: int = 24
     batch: int = 8
     encoder_steps: int = 5200
-    decoder_steps: int = 8300
+    decoder_steps: int = 22000
     decoder_crop_frames: int = 16
     learning_rate: float = 1e-3
     rate_nats: float = 23.0
     phone_weight: float = 1.0
     pitch_weight: float = 1.0
     quantise_at: float = 0.3
-    adversarial_at: float = 0.68
-    decoder_fall: float = 0.4
+    adversarial_at: float = 0.7
+    decoder_fall: float = 0.3
     heard_weight: float = 0.5
     judge_channels: int = 8
     seed: int = 2

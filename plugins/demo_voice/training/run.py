@@ -6,12 +6,13 @@ import argparse
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import attrs
 import torch
+import torch.distributed as dist
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
@@ -30,12 +31,19 @@ class Run:
     workers: int = 0
     half: bool = False
     """Products in bfloat16 while training."""
+    rank: int = 0
+    """This process's number among `world` processes of `torchrun`, which share each batch."""
+    world: int = 1
 
     def path(self, *parts: str) -> Path:
         """A path under the work folder, whose parent is created if needed."""
         path = self.work.joinpath(*parts)
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
+
+    def log(self, *parts: str) -> Path:
+        """The path of a log, which only the first process writes."""
+        return self.path(*parts) if self.rank == 0 else Path(os.devnull)
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
@@ -66,13 +74,31 @@ def begin(options: argparse.Namespace) -> Run:
     torch.set_num_threads(options.threads)
     torch.set_float32_matmul_precision("high")
     recipe = RECIPES[options.size]
+    if dist.is_torchelastic_launched():
+        dist.init_process_group("gloo")
+    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     return Run(
         recipe,
         options.work.expanduser() / recipe.name,
         torch.device(options.device),
         options.workers,
         options.half,
+        rank,
+        world,
     )
+
+
+def average_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
+    """Average the gradients of all processes, in place."""
+    if not dist.is_initialized():
+        return
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    dist.all_reduce(flat)
+    flat /= dist.get_world_size()
+    parts = flat.split([gradient.numel() for gradient in gradients])
+    for gradient, part in zip(gradients, parts, strict=True):
+        gradient.copy_(part.view_as(gradient))
 
 
 Made = TypeVar("Made")
