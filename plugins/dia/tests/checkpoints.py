@@ -30,6 +30,9 @@ MOST_FRAMES = 100
 """Of an utterance."""
 
 
+TOKENS = {"eos_token_id": END, "pad_token_id": PAD, "bos_token_id": BEGIN}
+
+
 def configuration(**decoder: Any) -> DiaConfig:
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "head_dim": 16}
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
@@ -44,12 +47,11 @@ def configuration(**decoder: Any) -> DiaConfig:
             "max_position_embeddings": 1000,
             "vocab_size": VOCAB,
             "num_channels": BOOKS,
-            "eos_token_id": END,
-            "pad_token_id": PAD,
-            "bos_token_id": BEGIN,
+            **TOKENS,
             **decoder,
         },
         delay_pattern=DELAYS,
+        **TOKENS,  # where transformers 4 has them
     )
 
 
