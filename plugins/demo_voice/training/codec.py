@@ -195,8 +195,9 @@ def follow(optimizer: torch.optim.Optimizer, loss: torch.Tensor, rate_now: float
         group["lr"] = rate_now
     optimizer.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
-    average_gradients(p for g in optimizer.param_groups for p in g["params"])
-    torch.nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], 1.0)
+    learning = [p for g in optimizer.param_groups for p in g["params"]]
+    average_gradients(learning)
+    torch.nn.utils.clip_grad_norm_(learning, 1.0)
     optimizer.step()
 
 
