@@ -167,7 +167,7 @@ def test_a_row_depends_on_no_other(device, dtype):
 def test_attention_of_a_frame_and_its_product_are_one_kernel(
     device, dtype, form, rows, heads, kv_heads, width
 ):
-    from vox_serve.nn import triton_attention
+    from vox_serve.nn import triton_attention, triton_frame
 
     like = dtype, device
     cos, sin = (t.to(device, dtype) for t in RopeConfig(500.0).table(32, 8))
@@ -179,7 +179,7 @@ def test_attention_of_a_frame_and_its_product_are_one_kernel(
         where = torch.arange(rows, device=device), torch.full((rows,), position, device=device)
         seen = triton_attention.decode_attention(qkv, cos, sin, *apart, *where, heads, kv_heads)
         sizes = held(writer), heads, kv_heads
-        parts = triton_attention.frame_parts(qkv, cos, sin, *together, position, *sizes)
+        parts = triton_frame.frame_parts(qkv, cos, sin, *together, position, *sizes)
         assert parts.shape == (kv_heads, rows, width)
         torch.testing.assert_close(
             parts.sum(0), left_by(writer, seen[:, None]).sum(0)[:, 0], rtol=1e-4, atol=1e-4

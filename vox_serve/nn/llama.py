@@ -148,7 +148,7 @@ class Attention(nn.Module):
         short = isinstance(kv, FrameCache) and qkv.shape[1] == 1 and len(qkv) <= FRAME_ROWS
         plain = weights is not None and self.head_norms is None and self.kv_heads <= FRAME_PARTS
         if short and plain and use_triton(qkv) and self.head_dim in HEAD_DIMS:
-            from vox_serve.nn.triton_attention import frame_parts
+            from vox_serve.nn.triton_frame import frame_parts
 
             assert isinstance(kv, FrameCache)
             assert weights is not None
@@ -177,7 +177,7 @@ class Attention(nn.Module):
                 place = kv.place(self.layer)
                 return decode_attention(qkv[:, 0], *tables, *place, heads, kv_heads)[:, None]
             if time == 2 and isinstance(kv, FrameCache) and kv.begins:
-                from vox_serve.nn.triton_attention import pair_attention
+                from vox_serve.nn.triton_frame import pair_attention
 
                 keys, values = kv.place(self.layer)[:2]
                 return pair_attention(qkv, *tables, keys, values, heads, kv_heads)
