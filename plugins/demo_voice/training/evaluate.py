@@ -110,7 +110,8 @@ def measure(
     return figures | {
         "peak": max(row["peak"] for row in rows),
         "word_errors": 100 * sum(errors["all"]) / sum(words["all"]),
-        "word_errors_long": 100 * sum(errors["long"]) / sum(words["long"]),
+        # A small choice of sentences may have no long one.
+        "word_errors_long": 100 * sum(errors["long"]) / (sum(words["long"]) or np.nan),
         "repetition": float(np.mean(fricatives)) if fricatives else float("nan"),
         "pause_ms": float(np.mean(breaths)) if breaths else float("nan"),
         "line_db": strongest,
