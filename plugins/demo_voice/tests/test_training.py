@@ -322,6 +322,8 @@ def test_all_stages_run_one_after_another_at_a_tiny_size(tmp_path: Path) -> None
     few = ("--every", "20", "--json", str(figures))
     stage("evaluate", "--checkpoint", str(checkpoint), *few)
     found = json.loads(figures.read_text())
-    assert found["sentences"] == 2
+    from plugins.demo_voice.training.evaluate import sentences  # needs the extra `voice`
+
+    assert found["sentences"] == sum(s.kind != "pair" for s in sentences()[::20])
     assert [s["teacher"] for s in found["speakers"]] == ["hts", "rms"]
     assert all(s["systems"]["teacher"]["word_errors"] < 40 for s in found["speakers"])
