@@ -46,10 +46,10 @@ def prepare(device: torch.device) -> None:
     Raises:
         ConfigError: Triton cannot launch kernels on this machine.
     """
-    # Keep cuDNN from rounding a codec's convolutions to TF32, which changes samples and codes.
-    torch.backends.cudnn.allow_tf32 = False
     if device.type != "cuda":
         return
+    # Keep cuDNN from rounding a codec's convolutions to TF32, which changes samples and codes.
+    torch.backends.cudnn.allow_tf32 = False
     # cuDNN's attention builds a plan for each new shape, that is, for each prompt length.  That
     # takes half a second, in which every stream is silent.
     torch.backends.cuda.enable_cudnn_sdp(False)

@@ -141,9 +141,10 @@ def write_checkpoint(directory: Path, seed: int = 0, **decoder: Any) -> Referenc
 
 
 def write_dac(directory: Path, seed: int = 0, **sizes: Any) -> DacModel:
-    torch.manual_seed(seed)
     dac = DacModel(dac_configuration(**sizes)).eval()
-    for name, parameter in dac.named_parameters():
+    # All drawn here: what the constructor draws differs between versions of transformers.
+    torch.manual_seed(seed)
+    for name, parameter in sorted(dac.named_parameters()):
         if name.endswith("alpha"):
             torch.nn.init.uniform_(parameter, 0.5, 1.5)
         elif name.endswith("bias"):
@@ -151,7 +152,7 @@ def write_dac(directory: Path, seed: int = 0, **sizes: Any) -> DacModel:
         elif "codebook" in name:
             torch.nn.init.normal_(parameter)
         else:
-            parameter.data.mul_(3)
+            torch.nn.init.normal_(parameter, std=0.08)
     dac.save_pretrained(directory)
     return dac
 
