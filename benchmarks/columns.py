@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -43,6 +43,8 @@ class Setting:
         directory: the checkpoint.
         frames: how many, by batch; None: until the model ends the utterance.
         most_rounds: the most rounds, by batch, for batches that take long.
+        groups: the forms that are in memory together for batches with many slots.  A form in
+            several groups keeps the figures of the first, in which the peers take part.
     """
 
     key: str
@@ -50,6 +52,7 @@ class Setting:
     directory: Path
     frames: Mapping[int, int | None]
     most_rounds: Mapping[int, int] = attrs.field(factory=dict)
+    groups: tuple[tuple[str, ...], ...] = (tuple(FORMS),)
 
     def rounds(self, batch: int, asked: int) -> int:
         """The number of rounds for a batch."""
@@ -84,10 +87,10 @@ class Column:
         return self.speak(batch, frames) | {"threads": float(self.threads[batch])}
 
 
-def our_engines(setting: Setting, slots: int) -> dict[str, Engine]:
+def our_engines(setting: Setting, slots: int, forms: Iterable[str] = FORMS) -> dict[str, Engine]:
     """A warmed-up engine for each form."""
     return {
-        form: load_engine(setting.engine_config(form, slots), load_plugins())[0] for form in FORMS
+        form: load_engine(setting.engine_config(form, slots), load_plugins())[0] for form in forms
     }
 
 

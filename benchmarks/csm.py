@@ -11,9 +11,11 @@ its picture.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import gc
 import json
 import os
+import platform
 import sys
 import time
 from collections.abc import Callable
@@ -43,6 +45,8 @@ from vox_serve.engine.engine import Engine
 RESULTS = Path(__file__).parent / "results"
 FULL_SIZE = Path.home() / ".cache/vox_serve/full-size-random"
 SMALL_BATCHES = (1, 4)
+GROUPS = (("float16", "bfloat16"), ("float16", "int8"))
+"""All forms at full size with 16 slots, and a peer, need more than 24 GB."""
 CLIENTS = (1, 4, 8)
 CLOSED_LOOP_SECONDS = 10.0
 LOADING_SECONDS = 0.4
@@ -78,7 +82,7 @@ def run(setting: Setting, rounds: int, texts: int, frames: int) -> dict[str, Any
     result["loading"] = part("memory while loading", lambda: _loading(setting))
     batches, floor, voices = _speed(setting, rounds, part, left_out)
     result |= {"batches": batches, "floor": floor, "first_audio": voices, "left_out": left_out}
-    gc.collect()  # free engines and peers before the server or the float32 form is loaded
+    _return_memory()  # before the server or the float32 form is loaded
     result["quality"] = part(
         "beside float32",
         lambda: quality.measure(setting.model, "cpu", quality.TEXTS[:texts], frames),
@@ -113,36 +117,45 @@ def _speed(
         part("threads of the peers", lambda: _try_threads(setting, peers))
     columns += peers
     rates = part("how fast weights are read", _rates)
-    batches, kept = {}, list[Column]()
-    for batch, frames in setting.frames.items():
-        if batch not in SMALL_BATCHES:
-            kept = [peer for peer in peers if batch in peer.batches]
-            columns.clear()
-            engines.clear()
-            peers.clear()
-            torch.compiler.reset()  # what it compiled holds its model
-            gc.collect()
-            engines.update(part("reload vox_serve", lambda b=batch: our_engines(setting, b)))
-            torch.set_num_threads(threads)
-            columns.extend([*our_columns(engines, setting), *kept])
-        batches[str(batch)] = part(
-            f"batch {batch}",
-            lambda b=batch, f=frames: in_turn(columns, b, f, setting.rounds(b, rounds), left_out),
-        )
-    columns.clear()
-    peers.clear()
-    kept.clear()
-    gc.collect()
+
+    def turns(name: str, batch: int) -> dict[str, dict[str, list[float]]]:
+        count, frames = setting.rounds(batch, rounds), setting.frames[batch]
+        return part(name, lambda: in_turn(columns, batch, frames, count, left_out))
+
+    batches = {str(batch): turns(f"batch {batch}", batch) for batch in SMALL_BATCHES}
     torch.set_num_threads(threads)
     voices = part("first audio", lambda: _first_audio(engines, rounds))
     sizes = {form: ours.bytes_per_frame(engine) for form, engine in engines.items()}
+    (many,) = setting.frames.keys() - set(SMALL_BATCHES)
+    peers = [peer for peer in peers if many in peer.batches]
+    found = batches[str(many)] = {}
+    for forms in setting.groups:
+        columns.clear()
+        engines.clear()
+        torch.compiler.reset()  # what it compiled holds its model
+        _return_memory()
+        shown = f"{many} slots, {', '.join(forms)}"
+        engines |= part(f"reload vox_serve, {shown}", lambda f=forms: our_engines(setting, many, f))
+        torch.set_num_threads(threads)
+        columns += our_columns(engines, setting) + peers
+        peers.clear()
+        for key, figures in turns(f"batch {shown}", many).items():
+            found.setdefault(key, figures)
+    columns.clear()
     engines.clear()
-    gc.collect()
+    _return_memory()
     again = part("how fast weights are read, again", _rates)
     rates = {form: max(rates[form], again[form]) for form in FORMS}
     floor = _floors(sizes, batches["1"], rates)
     torch.set_num_threads(threads)
     return batches, floor, voices
+
+
+def _return_memory() -> None:
+    """Return what was freed to the system: an engine makes glibc keep it, gigabytes of a model."""
+    gc.collect()
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _prompt(engine: Engine) -> torch.Tensor:
@@ -205,7 +218,7 @@ def full(directory: Path, rounds: int) -> dict[str, Any]:
     """A setting with random weights, which never end, so the number of frames is fixed."""
     log(f"full: checkpoint in {directory}")
     write_full_size(directory)
-    setting = Setting("full", str(directory), directory, {1: 6, 4: 4, 16: 3}, {16: 2})
+    setting = Setting("full", str(directory), directory, {1: 6, 4: 4, 16: 3}, {16: 2}, GROUPS)
     return run(setting, rounds, texts=2, frames=4)
 
 

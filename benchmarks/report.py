@@ -201,9 +201,11 @@ rounds; a first round, not counted, warms up. "Time over audio" below 1 is faste
 
 ## What is the same, and what is not
 
-- All columns of a setting were in memory together and ran in turn within each round; for batch 16,
-  vox_serve was reloaded with that many slots, and columns that do not take part had been unloaded.
-  Memory while loading, the comparison with float32, and the server were measured separately.
+- All columns of a setting were in memory together and ran in turn within each round. For batch 16,
+  vox_serve was reloaded with that many slots, and columns that do not take part had been unloaded;
+  at full size, the default ran in turn with bfloat16 and transformers, and then again with int8,
+  because all of them need more than 24 GB. Memory while loading, the comparison with float32, and
+  the server were measured separately.
 - The same: checkpoint, prompt, batch, greedy sampling and, with random weights, the number of
   frames. Each side decodes with its own codec. vox_serve and transformers read the same weights;
   codes differ between forms, which does not change the time per frame.

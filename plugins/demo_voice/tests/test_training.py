@@ -42,7 +42,7 @@ from plugins.demo_voice.training.sentences import (
     held_out,
     sentence,
 )
-from plugins.demo_voice.training.spectra import spectral_loss
+from plugins.demo_voice.training.spectra import period_loss, spectral_loss
 from plugins.demo_voice.training.tokenizer import VOCABULARY, encode, tokenizer_json
 from vox_serve_csm.config import CsmConfig
 from vox_serve_demo_voice.text import normalise
@@ -199,6 +199,28 @@ def test_the_loss_detects_harmonics_that_mel_bands_merge(monkeypatch: pytest.Mon
     assert fine > 2 * float(spectral_loss(one, other))
 
 
+def test_the_loss_detects_a_wrong_pitch_a_buzz_instead_of_hiss_and_ignores_silence() -> None:
+    time = torch.arange(24000) / 24000
+
+    def vowel(hertz: float) -> torch.Tensor:
+        numbers = torch.arange(1, 20)[:, None]
+        return (0.1 / numbers * torch.sin(2 * torch.pi * hertz * numbers * time)).sum(0)[None]
+
+    right = vowel(150.0)
+    near, far = (period_loss(vowel(f), right).item() for f in (153.0, 190.0))
+    assert period_loss(right, right).item() < 0.05
+    assert 0.05 < near < 0.6 * far
+    generator = torch.Generator().manual_seed(1)
+    hiss, other = 0.05 * torch.randn(2, 1, 24000, generator=generator)
+    buzz = hiss[:, :120].repeat(1, 200)
+    assert period_loss(buzz, hiss).item() > 3 * period_loss(other, hiss).item()
+    assert period_loss(1e-4 * buzz, 1e-6 * hiss).item() < 0.01, "too quiet to matter"
+    made = right.clone().zero_().requires_grad_()
+    period_loss(made, right).backward()
+    assert made.grad is not None
+    assert made.grad.isfinite().all(), "of silence too"
+
+
 @pytest.fixture(scope="module")
 def tiny_codec() -> CodecModel:
     torch.manual_seed(0)
@@ -239,9 +261,11 @@ def test_constant_features_become_no_line_after_even_upsampling(tiny_codec: Code
             ]
         return [float((x - x.mean(2, keepdim=True)).abs().max()) for x in steady]
 
-    assert min(ripples()) > 1e-3
+    before = ripples()
+    assert min(before) > 1e-3
     model.even_upsampling()
-    assert max(ripples()) < 1e-5
+    assert ripples()[:-2] == before[:-2], "the first upsamplings make the pitch"
+    assert max(ripples()[-2:]) < 1e-5
     once = [m.weight.clone() for m in ladder]
     model.even_upsampling()
     for weight, module in zip(once, ladder, strict=True):

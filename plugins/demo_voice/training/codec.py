@@ -5,8 +5,9 @@ encoder   Encoder and quantiser, with no waveform decoder: small heads predict t
           noise and a limit on the latents' information replace quantisation; then the codebooks
           are initialized by k-means and learn by moving averages.
 codes     Encodes all utterances into `codes/`, which is all that the language model needs.
-decoder   The waveform decoder on the frozen codes, with spectral losses and what the frozen
-          encoder hears.  Later discriminators learn to tell its sound from the teacher's.
+decoder   The waveform decoder on the frozen codes, with spectral losses.  Later also with what
+          the frozen encoder hears, and discriminators that learn to tell its sound from the
+          teacher's.
           Processes that `torchrun` starts share each batch.
 
 Each part saves its state and resumes from it.
@@ -44,7 +45,7 @@ from plugins.demo_voice.training.run import (
     parser,
     save,
 )
-from plugins.demo_voice.training.spectra import log_mel, spectral_loss
+from plugins.demo_voice.training.spectra import log_mel, period_loss, spectral_loss
 
 KMEANS_VECTORS = 16000
 JUDGED_FRAMES = 8
@@ -293,10 +294,11 @@ def train_decoder(run: Run, corpus: Corpus, model: CodecModel) -> None:
         made, target = model.decode(some_codes) * known, target * known
         part = slice(-JUDGED_FRAMES * FRAME_SIZE, None)
         shown = made[:, part], target[:, part]
-        losses = {"spectral": spectral_loss(made, target)}
-        losses["heard"] = heard_loss(model, *shown, known[:, part])
-        losses["total"] = losses["spectral"] + config.heard_weight * losses["heard"]
+        losses = {"spectral": spectral_loss(made, target), "period": period_loss(made, target)}
+        losses["total"] = losses["spectral"] + config.period_weight * losses["period"]
         if step >= judged_from:
+            losses["heard"] = heard_loss(model, *shown, known[:, part])
+            losses["total"] = losses["total"] + config.heard_weight * losses["heard"]
             losses |= adversarial(judge, judge_optimizer, *shown, losses["total"])
         factor = trapezoid(step, config.decoder_steps, fall=config.decoder_fall, cold=cold)
         follow(optimizer, losses["total"], config.learning_rate * factor)
@@ -343,7 +345,8 @@ def adversarial(
     spectral: torch.Tensor,
 ) -> dict[str, torch.Tensor]:
     """Train the judge (hinge loss), then add its scores and feature matching to the loss."""
-    real, fake = judge(target)[0], judge(made.detach())[0]
+    real, theirs = judge(target)
+    fake = judge(made.detach())[0]
     pairs = list(zip(real, fake, strict=True))
     doubt = torch.stack([F.relu(1 - r).mean() + F.relu(1 + f).mean() for r, f in pairs]).mean()
     optimizer.zero_grad(set_to_none=True)
@@ -351,10 +354,12 @@ def adversarial(
     average_gradients(judge.parameters())
     optimizer.step()
     scores, ours = judge(made)
-    with torch.no_grad():
-        theirs = judge(target)[1]
     fooled = -torch.stack([score.mean() for score in scores]).mean()
-    apart = [(a - b).abs().mean() / b.abs().mean() for a, b in zip(ours, theirs, strict=True)]
+    # The target's features are those before the judge's step, which saves a pass.
+    apart = [
+        (a - b.detach()).abs().mean() / b.detach().abs().mean()
+        for a, b in zip(ours, theirs, strict=True)
+    ]
     features = torch.stack(apart).mean()
     total = spectral + 0.1 * fooled + features
     return {"total": total, "judge": doubt.detach(), "features": features.detach()}

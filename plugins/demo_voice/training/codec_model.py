@@ -177,16 +177,19 @@ class CodecModel(nn.Module):
 
     @torch.no_grad()
     def even_upsampling(self) -> None:
-        """Give all phases of each of the decoder's upsamplings the same gain for a constant input.
+        """Give all phases of the last two upsamplings the same gain for a constant input.
 
         Otherwise constant features, as in a pause, become lines at multiples of the features' rate
-        (checkerboard artefacts, Aitken et al. 2017, 1707.02937).
+        (checkerboard artefacts, Aitken et al. 2017, 1707.02937).  The first two, whose features
+        are slower than a voice's pitch or about as slow, make the pitch of a vowel with constant
+        features from their different phases.
         """
-        for module in self.mimi.decoder.modules():
-            if isinstance(module, nn.ConvTranspose1d):
-                taps = module.weight.unflatten(2, (-1, module.stride[0]))
-                gain = taps.mean(2, keepdim=True)
-                taps.sub_(gain - gain.mean(3, keepdim=True))
+        modules = self.mimi.decoder.modules()
+        upsamplings = [m for m in modules if isinstance(m, nn.ConvTranspose1d)]
+        for module in upsamplings[-2:]:
+            taps = module.weight.unflatten(2, (-1, module.stride[0]))
+            gain = taps.mean(2, keepdim=True)
+            taps.sub_(gain - gain.mean(3, keepdim=True))
 
     @torch.no_grad()
     def freeze_encoder(self) -> None:

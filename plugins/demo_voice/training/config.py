@@ -54,6 +54,7 @@ class CodecConfig:
             1 means never.
         heard_weight: of the differences that the encoder hears, relative to the spectral
             distance of the waveform decoder.
+        period_weight: of the distance of autocorrelations, likewise.
         decoder_fall: the decoder's learning rate falls in this last share of its steps.
     """
 
@@ -69,16 +70,17 @@ class CodecConfig:
     crop_frames: int = 24
     batch: int = 8
     encoder_steps: int = 5200
-    decoder_steps: int = 22000
+    decoder_steps: int = 26500
     decoder_crop_frames: int = 16
     learning_rate: float = 1e-3
     rate_nats: float = 23.0
     phone_weight: float = 1.0
     pitch_weight: float = 1.0
     quantise_at: float = 0.3
-    adversarial_at: float = 0.7
+    adversarial_at: float = 0.6
     decoder_fall: float = 0.3
     heard_weight: float = 0.5
+    period_weight: float = 1.5
     judge_channels: int = 8
     seed: int = 2
 

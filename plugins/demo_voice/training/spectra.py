@@ -92,3 +92,38 @@ def spectral_loss(made: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
             total = total + 0.6 * (envelope.square().sum(1) + 1e-6).sqrt().mean()
         total = total + 0.5 * (a - b).abs().mean() / b.mean().clamp(min=FLOOR)
     return total / len(RESOLUTIONS)
+
+
+PERIOD_WINDOW, LONGEST_PERIOD = 2048, 0.029
+"""The window in which repetitions are compared, and the longest one in seconds; the shortest is
+2 ms."""
+PERIOD_BANDS = ((50, 600), (600, 2500), (3000, 11000))
+"""Hertz: the lowest harmonics, which show the pitch; the higher ones; hiss, which must not
+repeat."""
+QUIET = 1e-7
+"""Power, where a full-scale sine has 0.25, below which repetitions count little."""
+
+
+def period_loss(made: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """How differently sounds `[B, N]` repeat: the distance of their normalised autocorrelations.
+
+    Spectra show a wrong pitch only where its harmonics overlap those of the right one, and a buzz
+    has the same bands as a hiss.  The fourth power gives peaks weight, and a band counts where it
+    holds much of the target's power: hiss in fricatives, harmonics in vowels.
+    """
+    powers = [magnitudes(x, PERIOD_WINDOW, PERIOD_WINDOW // 4).square() for x in (made, target)]
+    bins = torch.arange(PERIOD_WINDOW // 2 + 1, device=made.device) * SAMPLE_RATE // PERIOD_WINDOW
+    lags = slice(int(0.002 * SAMPLE_RATE), int(LONGEST_PERIOD * SAMPLE_RATE))
+    loud = powers[1].sum(1)
+    total = made.new_zeros(())
+    for low, high in PERIOD_BANDS:
+        band = ((bins >= low) & (bins < high))[:, None]
+        ours, theirs = (torch.fft.irfft(power * band, dim=1) for power in powers)
+        # A silent frame's autocorrelation is zero instead of noise.
+        ours, theirs = (x[:, lags] / (x[:, :1] + QUIET / PERIOD_WINDOW) for x in (ours, theirs))
+        apart = ((ours - theirs) ** 4).mean(1)
+        share = (powers[1] * band).sum(1) / (loud + QUIET)
+        weight = share.square() * loud / (loud + QUIET)
+        # The root of zero has no gradient.
+        total = total + ((apart + 1e-9) ** 0.25 * weight).sum() / weight.sum().clamp(min=1)
+    return total
