@@ -15,6 +15,8 @@ from tests.triton_device import HAS_TRITON
 if not HAS_TRITON:
     pytest.skip("Triton is not installed; Linux has it", allow_module_level=True)
 
+import triton
+
 from benchmarks.gpu import full_size
 from tests.hopper import Compiled, Launches, hopper
 from vox_serve.engine.runner import ModelRunner
@@ -36,6 +38,8 @@ REGISTERS = {
     "_silu_mul": 40,
 }
 """The most registers per thread.  Two blocks must fit on a multiprocessor, or none starts early."""
+if triton.__version__.startswith("3.5."):  # of torch 2.9
+    REGISTERS |= {"_frame_attention": 152, "_ring_attention": 216}
 SHARED = {"_decode_attention": 48, "_frame_attention": 32, "_linear": 80, "_pick_wide": 8}
 """The most shared memory per block, in KiB; 4 for kernels not listed."""
 STACK = {"_decode_attention": 8, "_pick_wide": 24}
