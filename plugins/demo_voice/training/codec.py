@@ -342,7 +342,7 @@ def adversarial(
     optimizer: torch.optim.Optimizer,
     made: torch.Tensor,
     target: torch.Tensor,
-    spectral: torch.Tensor,
+    loss: torch.Tensor,
 ) -> dict[str, torch.Tensor]:
     """Train the judge (hinge loss), then add its scores and feature matching to the loss."""
     real, theirs = judge(target)
@@ -356,12 +356,10 @@ def adversarial(
     scores, ours = judge(made)
     fooled = -torch.stack([score.mean() for score in scores]).mean()
     # The target's features are those before the judge's step, which saves a pass.
-    apart = [
-        (a - b.detach()).abs().mean() / b.detach().abs().mean()
-        for a, b in zip(ours, theirs, strict=True)
-    ]
+    fixed = [features.detach() for features in theirs]
+    apart = [(a - b).abs().mean() / b.abs().mean() for a, b in zip(ours, fixed, strict=True)]
     features = torch.stack(apart).mean()
-    total = spectral + 0.1 * fooled + features
+    total = loss + 0.1 * fooled + features
     return {"total": total, "judge": doubt.detach(), "features": features.detach()}
 
 
