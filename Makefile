@@ -119,7 +119,7 @@ page:
 
 # Trains the demo voice; for requirements and time, see plugins/demo_voice/training/README.md.
 SIZE ?= cpu
-# Processes that share each batch of the waveform decoder, one per core.
+# Processes that share the codec's work, one per core.
 PROCESSES ?= $(if $(filter gpu,$(SIZE)),1,2)
 TRAIN := $(BIN)/python -m plugins.demo_voice.training
 RUN = --size $(SIZE) $(if $(WORK),--work $(WORK))
@@ -132,10 +132,8 @@ voice: export MALLOC_MMAP_MAX_ = 0
 voice: export MALLOC_TRIM_THRESHOLD_ = 8000000000
 voice: $(VENV)/.voice
 	$(TRAIN).data $(RUN)
-	$(TRAIN).codec $(RUN) $(ARGS) --part encoder
-	$(TRAIN).codec $(RUN) $(ARGS) --part codes
 	$(BIN)/torchrun --standalone --nproc-per-node $(PROCESSES) -m \
-	  plugins.demo_voice.training.codec $(RUN) $(ARGS) --part decoder
+	  plugins.demo_voice.training.codec $(RUN) $(ARGS)
 	$(TRAIN).lm $(RUN) $(ARGS)
 	$(TRAIN).export $(RUN)
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 
 from plugins.demo_voice.training import spectra
 from plugins.demo_voice.training.codec import heard_loss
@@ -297,6 +298,34 @@ def corpus(folder: Path) -> Corpus:
     return Corpus(folder)
 
 
+def _learn_from_half(rank: int, folder: str) -> None:
+    dist.init_process_group("gloo", f"file://{folder}/meeting", world_size=2, rank=rank)
+    book = _learn_from(VECTORS[rank::2])
+    torch.save(book.state_dict(), f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+VECTORS = torch.randn(64, 4, generator=torch.Generator().manual_seed(1))
+
+
+def _learn_from(x: torch.Tensor) -> Codebook:
+    torch.manual_seed(2)
+    book = Codebook(16, 4)
+    book.entries.copy_(VECTORS[:16])
+    for _ in range(9):
+        book.learn(x, book.nearest(x) // 2)  # half of the entries die and are revived
+    return book
+
+
+def test_processes_that_share_a_batch_learn_the_same_codebook(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(_learn_from_half, (str(tmp_path),), nprocs=2)
+    alone = _learn_from(torch.cat([VECTORS[::2], VECTORS[1::2]])).state_dict()
+    for rank in range(2):
+        shared = torch.load(tmp_path / f"{rank}.pt")
+        for name, wanted in alone.items():
+            torch.testing.assert_close(shared[name], wanted)
+
+
 def test_pitch_belongs_to_its_own_utterance(tmp_path: Path) -> None:
     read = corpus(tmp_path)
     assert [*map(list, read.shards)] == [[0], [1, 2]]
@@ -334,11 +363,9 @@ def test_all_stages_run_one_after_another_at_a_tiny_size(tmp_path: Path) -> None
 
     common = ("--size", "tiny", "--work", str(tmp_path), "--device", "cpu")
     stage("data", *common, "--jobs", "1")
-    for part in ("encoder", "codes"):
-        stage("codec", *common, "--part", part)
     both = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-    decoder = (*both, "-m", "plugins.demo_voice.training.codec", *common, "--part", "decoder")
-    subprocess.run([sys.executable, *decoder], check=True)
+    codec = (*both, "-m", "plugins.demo_voice.training.codec", *common)
+    subprocess.run([sys.executable, *codec], check=True)
     for name in ("lm", "export"):
         stage(name, *common)
     stage("lm", *common)  # already done, so nothing is trained again

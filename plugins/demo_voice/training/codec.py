@@ -8,9 +8,8 @@ codes     Encodes all utterances into `codes/`, which is all that the language m
 decoder   The waveform decoder on the frozen codes, with spectral losses.  Later also with what
           the frozen encoder hears, and discriminators that learn to tell its sound from the
           teacher's.
-          Processes that `torchrun` starts share each batch.
 
-Each part saves its state and resumes from it.
+Each part saves its state and resumes from it.  Processes that `torchrun` starts share the work.
 """
 
 from __future__ import annotations
@@ -44,6 +43,7 @@ from plugins.demo_voice.training.run import (
     load,
     parser,
     save,
+    wait_for_all,
 )
 from plugins.demo_voice.training.spectra import log_mel, period_loss, spectral_loss
 
@@ -118,14 +118,22 @@ def encoder_loss(
     voice = F.binary_cross_entropy_with_logits(voicing, voiced.float())
     logits = model.predict_phones(s)
     phone = F.cross_entropy(logits, phones, ignore_index=IGNORED)
-    total = mel + config.phone_weight * phone + config.pitch_weight * (off + 0.3 * voice)
+    clearer = model.predict_all_phones(s + a)
+    clear = F.cross_entropy(clearer, phones, ignore_index=IGNORED)
+    total = mel + config.phone_weight * (phone + clear)
+    total = total + config.pitch_weight * (off + 0.3 * voice)
     total = total + 0.02 * torch.as_tensor(commitment)
-    error = (logits.argmax(1) != phones)[phones != IGNORED].float().mean()
+
+    def error(logits: torch.Tensor) -> torch.Tensor:
+        return (logits.argmax(1) != phones)[phones != IGNORED].float().mean()
+
     return {
         "total": total,
         "mel": mel.detach(),
         "phone": phone.detach(),
-        "phone_error": error,
+        "phone_error": error(logits),
+        "all_phones": clear.detach(),
+        "all_phones_error": error(clearer),
         "semitones": SEMITONES * off.detach(),
         "voicing_error": ((voicing > 0) != voiced).float().mean(),
         "rate": rate(acoustic).detach(),
@@ -152,7 +160,7 @@ def train_encoder(run: Run, corpus: Corpus, model: CodecModel) -> None:
     config, path = run.recipe.codec, run.path("codec", "encoder.pt")
     parts = ("encoder", "encoder_transformer", "downsample", "quantizer")
     learning = [p for part in parts for p in getattr(model.mimi, part).parameters()]
-    for head in (model.mel_head, model.pitch_head, model.phone_head):
+    for head in (model.mel_head, model.pitch_head, model.phone_head, model.all_phones_head):
         learning += head.parameters()
     optimizer = torch.optim.AdamW(learning, config.learning_rate, (0.9, 0.98), weight_decay=1e-2)
     state = load(path, run.device)
@@ -161,13 +169,16 @@ def train_encoder(run: Run, corpus: Corpus, model: CodecModel) -> None:
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         start = state["step"]
-    log = Log(run.path("codec", "encoder.jsonl"), config.encoder_steps)
+    log = Log(run.log("codec", "encoder.jsonl"), config.encoder_steps)
     lengths = [u.frames for u in corpus.utterances]
     quantise_from = int(config.quantise_at * config.encoder_steps)
+    frames = config.crop_frames
+
+    def drawn_for(step: int) -> list[tuple[int, int]]:
+        return draw(lengths, step, config.seed, config.batch, frames)
 
     def given(step: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        frames = config.crop_frames
-        drawn = draw(lengths, step, config.seed, config.batch, frames)
+        drawn = drawn_for(step)[run.rank :: run.world]
         return (
             crops(corpus, drawn, frames),
             labels(corpus, drawn, frames),
@@ -178,14 +189,18 @@ def train_encoder(run: Run, corpus: Corpus, model: CodecModel) -> None:
     for step, batch in batches(run, given, start, config.encoder_steps, "encoder"):
         torch.manual_seed(config.seed * 7919 + step)
         if step == quantise_from:
-            start_codebooks(model, lambda number: given(number)[0].to(run.device))
+            # All processes use the same sound, so that their codebooks are the same.
+            start_codebooks(
+                model, lambda number: crops(corpus, drawn_for(number), frames).to(run.device)
+            )
         sound, phones, hertz = (x.to(run.device) for x in batch)
         losses = encoder_loss(model, sound, phones, hertz, quantised=step >= quantise_from)
         follow(
             optimizer, losses["total"], config.learning_rate * trapezoid(step, config.encoder_steps)
         )
         log.add(step, losses)
-        if (step + 1) % run.recipe.save_every == 0 or step + 1 == config.encoder_steps:
+        saves = (step + 1) % run.recipe.save_every == 0 or step + 1 == config.encoder_steps
+        if saves and run.rank == 0:
             saved = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
             save(path, saved | {"step": step + 1})
 
@@ -222,7 +237,8 @@ def make_codes(run: Run, corpus: Corpus, model: CodecModel) -> None:
     load_encoder(run, model)
     model.eval()
     model.hasten()
-    for shard, numbers in enumerate(tqdm(corpus.shards, desc="codes")):
+    shards = list(enumerate(corpus.shards))[run.rank :: run.world]
+    for shard, numbers in tqdm(shards, desc="codes"):
         path = run.path("codes", f"{shard:05d}.pt")
         if path.is_file():
             continue
@@ -369,13 +385,16 @@ def main() -> None:
     flags.add_argument("--part", choices=[*parts, "all"], default="all")
     options = flags.parse_args()
     run = begin(options)
-    if run.world > 1 and options.part != "decoder":
-        raise SystemExit("only --part decoder runs in several processes")
+    if run.recipe.codec.batch % run.world:
+        raise SystemExit(
+            f"{run.world} processes cannot share a batch of {run.recipe.codec.batch} evenly"
+        )
     corpus = Corpus(run.path("data", "x").parent)
     for name, part in parts.items():
         if options.part in (name, "all"):
             torch.manual_seed(run.recipe.codec.seed)
             part(run, corpus, CodecModel(run.recipe.codec, run.half).to(run.device))
+            wait_for_all()
 
 
 if __name__ == "__main__":

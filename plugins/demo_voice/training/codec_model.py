@@ -78,13 +78,18 @@ class CodecModel(nn.Module):
             nn.Conv1d(width, width, 3), nn.GELU(), nn.Conv1d(width, 2 * PITCHES_PER_FRAME, 1)
         )
         self.phone_head = nn.Conv1d(width, len(PHONES) * LABELS_PER_FRAME, 1)
+        self.all_phones_head = nn.Sequential(
+            nn.Conv1d(width, width, 3),
+            nn.GELU(),
+            nn.Conv1d(width, len(PHONES) * LABELS_PER_FRAME, 1),
+        )
 
     def heard(self, sound: torch.Tensor) -> dict[str, torch.Tensor]:
         """What the encoder and its heads make of sound `[B, N]`, without quantisation."""
         semantic, acoustic = self.latents(sound)
         s, a = self.project(semantic, acoustic)
         height, voicing = self.predict_pitch(s + a)
-        phones = self.predict_phones(s).log_softmax(1)
+        phones = self.predict_all_phones(s + a).log_softmax(1)
         return {
             "semantic": semantic,
             "acoustic": acoustic,
@@ -134,8 +139,11 @@ class CodecModel(nn.Module):
 
     def predict_phones(self, semantic: torch.Tensor) -> torch.Tensor:
         """`[B, H, F]` to logits `[B, phones, F, 4]`."""
-        logits: torch.Tensor = self.phone_head(semantic)
-        return logits.view(len(logits), len(PHONES), LABELS_PER_FRAME, -1).transpose(2, 3)
+        return _per_label(self.phone_head(semantic))
+
+    def predict_all_phones(self, x: torch.Tensor) -> torch.Tensor:
+        """The same from the sum of all codebooks, of the frame and the two before it."""
+        return _per_label(self.all_phones_head(nn.functional.pad(x, (2, 0))))
 
     def hasten(self) -> None:
         """Replace torch's ELU, which takes half of the time of encoding, for use without gradients.
@@ -233,6 +241,11 @@ class CodecModel(nn.Module):
         for ours, theirs in pairs:
             found += [(b, layer.codebook) for b, layer in zip(ours, theirs, strict=True)]
         return found
+
+
+def _per_label(logits: torch.Tensor) -> torch.Tensor:
+    """`[B, phones * 4, F]` to `[B, phones, F, 4]`."""
+    return logits.view(len(logits), len(PHONES), LABELS_PER_FRAME, -1).transpose(2, 3)
 
 
 def scaled_pitch(hertz: torch.Tensor) -> torch.Tensor:

@@ -69,18 +69,18 @@ class CodecConfig:
     codebook_dim: int = 64
     crop_frames: int = 24
     batch: int = 8
-    encoder_steps: int = 5200
-    decoder_steps: int = 26500
+    encoder_steps: int = 18000
+    decoder_steps: int = 29500
     decoder_crop_frames: int = 16
     learning_rate: float = 1e-3
     rate_nats: float = 23.0
     phone_weight: float = 1.0
     pitch_weight: float = 1.0
-    quantise_at: float = 0.3
+    quantise_at: float = 0.1
     adversarial_at: float = 0.6
     decoder_fall: float = 0.3
     heard_weight: float = 0.5
-    period_weight: float = 1.5
+    period_weight: float = 0.75
     judge_channels: int = 8
     seed: int = 2
 
@@ -150,7 +150,7 @@ class LmConfig:
     backbone: Stack = Stack(layers=6, width=256, heads=4, kv_heads=2, feed_forward=768)
     depth: Stack = Stack(layers=2, width=192, heads=3, kv_heads=1, feed_forward=512)
     positions: int = 2048
-    steps: int = 5200
+    steps: int = 8300
     tokens: int = 2500
     muon_rate: float = 4e-3
     adam_rate: float = 2e-3

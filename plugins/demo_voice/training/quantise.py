@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from plugins.demo_voice.training.run import gather
+
 DECAY = 0.99
 DEAD = 0.02
 """An entry is revived once its average count falls under this share of an even one."""
@@ -55,7 +57,8 @@ class Codebook(nn.Module):
 
     @torch.no_grad()
     def learn(self, x: torch.Tensor, codes: torch.Tensor) -> None:
-        """Move the averages towards what `nearest` chose."""
+        """Move the averages towards what `nearest` chose, in all processes alike."""
+        x, codes = gather(x), gather(codes)
         counts, sums = self._totals(x, codes)
         self.counts.lerp_(counts, 1 - DECAY)
         self.sums.lerp_(sums, 1 - DECAY)

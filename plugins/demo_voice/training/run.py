@@ -74,7 +74,7 @@ def begin(options: argparse.Namespace) -> Run:
     torch.set_num_threads(options.threads)
     torch.set_float32_matmul_precision("high")
     recipe = RECIPES[options.size]
-    if dist.is_torchelastic_launched():
+    if dist.is_torchelastic_launched() and int(os.environ["WORLD_SIZE"]) > 1:
         dist.init_process_group("gloo")
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     return Run(
@@ -99,6 +99,21 @@ def average_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
     parts = flat.split([gradient.numel() for gradient in gradients])
     for gradient, part in zip(gradients, parts, strict=True):
         gradient.copy_(part.view_as(gradient))
+
+
+def gather(x: torch.Tensor) -> torch.Tensor:
+    """The rows of all processes, of which each must have the same number."""
+    if not dist.is_initialized():
+        return x
+    parts = [torch.empty_like(x) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, x.contiguous())
+    return torch.cat(parts)
+
+
+def wait_for_all() -> None:
+    """Return when all processes have come here."""
+    if dist.is_initialized():
+        dist.barrier()
 
 
 Made = TypeVar("Made")
