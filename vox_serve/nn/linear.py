@@ -127,17 +127,18 @@ class Int8Linear(nn.Module):
             raise ConfigError("int8 weights need a C compiler: install gcc, or set CC")
         self._run = found.int8_product
         self.out_features, self.in_features = weight.shape
-        # Processors multiply four bytes at a time, and a block of outputs together.
-        block = ctypes.c_int64.in_dll(found, "int8_block").value
-        self._padded = self.in_features + -self.in_features % 4
+        # Processors add up a group of inputs at a time, and compute a block of outputs together.
+        sizes = (ctypes.c_int64.in_dll(found, f"int8_{name}").value for name in ("block", "group"))
+        block, group = sizes
+        self._padded = self.in_features + -self.in_features % group
         weight = F.pad(
             weight.float(), (0, self._padded - self.in_features, 0, -len(weight) % block)
         )
         scale = weight.abs().amax(1).clamp(min=1e-12) / 127
         rows = (weight / scale[:, None]).round().to(torch.int8)
-        self._rows = rows.view(-1, block, self._padded // 4, 4).transpose(1, 2).contiguous()
+        self._rows = rows.view(-1, block, self._padded // group, group).transpose(1, 2).contiguous()
         self._scale = scale
-        # The C code adds 128 to each input byte.
+        # The C code adds 128 to each rounded input.
         self._offset = 128 * rows.sum(1, dtype=torch.float32)
         self.nbytes = self._rows.nbytes + scale.nbytes + self._offset.nbytes
 
@@ -145,7 +146,8 @@ class Int8Linear(nn.Module):
         x = x.float().contiguous()
         rows = x.numel() // self.in_features
         y = x.new_empty(*x.shape[:-1], self.out_features)
-        bytes_, scales = x.new_empty(rows, self._padded, dtype=torch.uint8), x.new_empty(rows)
+        # An input is a byte or two, depending on the processor.
+        rounded, scales = x.new_empty(rows, self._padded, dtype=torch.int16), x.new_empty(rows)
         self._run(
             ctypes.c_void_p(x.data_ptr()),
             ctypes.c_int64(rows),
@@ -155,7 +157,7 @@ class Int8Linear(nn.Module):
             ctypes.c_void_p(self._scale.data_ptr()),
             ctypes.c_void_p(self._offset.data_ptr()),
             ctypes.c_int64(self.out_features),
-            ctypes.c_void_p(bytes_.data_ptr()),
+            ctypes.c_void_p(rounded.data_ptr()),
             ctypes.c_void_p(scales.data_ptr()),
             ctypes.c_void_p(y.data_ptr()),
             ctypes.c_int64(torch.get_num_threads()),
