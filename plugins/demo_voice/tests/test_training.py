@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from safetensors.torch import load_file
 
 from plugins.demo_voice.training import spectra
-from plugins.demo_voice.training.codec import heard_loss
 from plugins.demo_voice.training.codec_model import CodecModel, scaled_pitch
 from plugins.demo_voice.training.config import FRAME_SIZE, RECIPES
 from plugins.demo_voice.training.corpus import Corpus, pitch_count
@@ -24,6 +24,7 @@ from plugins.demo_voice.training.csm_json import csm_json
 from plugins.demo_voice.training.export import (
     LARGEST_MB,
     codec_tensors,
+    export,
     language_tensors,
     megabytes,
 )
@@ -37,6 +38,8 @@ from plugins.demo_voice.training.measure import (
 )
 from plugins.demo_voice.training.prose import fits, prose
 from plugins.demo_voice.training.quantise import Codebook, quantise
+from plugins.demo_voice.training.restore import restore
+from plugins.demo_voice.training.run import Run, load, save
 from plugins.demo_voice.training.sentences import (
     MOST_CHARACTERS,
     MOST_WORDS,
@@ -45,7 +48,10 @@ from plugins.demo_voice.training.sentences import (
 )
 from plugins.demo_voice.training.spectra import period_loss, spectral_loss
 from plugins.demo_voice.training.tokenizer import VOCABULARY, encode, tokenizer_json
+from plugins.demo_voice.training.train_decoder import heard_loss
+from plugins.demo_voice.training.train_encoder import train_encoder
 from vox_serve_csm.config import CsmConfig
+from vox_serve_demo_voice.plugin import CHECKPOINT
 from vox_serve_demo_voice.text import normalise
 
 NUMBERS = range(400)
@@ -296,6 +302,46 @@ def corpus(folder: Path) -> Corpus:
         pitches = [np.full(pitch_count(n), n / 10, np.float16) for n in lengths]
         np.save(folder / f"{shard:05d}.pitch.npy", np.concatenate(pitches))
     return Corpus(folder)
+
+
+def test_what_is_restored_from_a_checkpoint_exports_to_the_same_checkpoint(tmp_path: Path) -> None:
+    run = Run(RECIPES["cpu"], tmp_path, torch.device("cpu"))
+    restore(run, CHECKPOINT, decoder_steps=7, lm_steps=5)
+    steps = {p.stem: (load(p) or {})["step"] for p in tmp_path.rglob("*.pt")}
+    assert steps == {"encoder": RECIPES["cpu"].codec.encoder_steps, "decoder": 7, "lm": 5}
+    ours, theirs = (load_file(folder / "model.safetensors") for folder in (export(run), CHECKPOINT))
+    assert ours.keys() == theirs.keys()
+    assert all(
+        ours[name].dtype == t.dtype and torch.equal(ours[name], t) for name, t in theirs.items()
+    )
+    with pytest.raises(SystemExit, match="already exists; nothing was written"):
+        restore(run, CHECKPOINT, decoder_steps=7, lm_steps=5)
+
+
+def test_a_restored_encoder_learns_new_heads_and_stays_itself(tmp_path: Path) -> None:
+    run = Run(RECIPES["tiny"], tmp_path, torch.device("cpu"))
+    torch.manual_seed(0)
+    model = CodecModel(run.recipe.codec)
+    for book in (*model.semantic, *model.acoustic):
+        book.entries.normal_()
+    model.freeze_encoder()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    path = run.path("codec", "encoder.pt")
+    save(path, {"model": before, "step": run.recipe.codec.encoder_steps})
+    for _ in range(2):  # the second time, nothing is left to learn
+        train_encoder(run, corpus(tmp_path), CodecModel(run.recipe.codec))
+    after = (load(path) or {})["model"]
+    changed = {name for name, value in before.items() if not torch.equal(value, after[name])}
+    assert {name.partition(".")[0] for name in changed} == {
+        "mel_head",
+        "pitch_head",
+        "phone_head",
+        "all_phones_head",
+    }
+    assert len((tmp_path / "codec" / "heads.jsonl").read_text().splitlines()) == 5
+    save(path, {"model": before, "step": run.recipe.codec.encoder_steps - 1})
+    with pytest.raises(SystemExit, match="cannot be trained further"):
+        train_encoder(run, corpus(tmp_path), CodecModel(run.recipe.codec))
 
 
 def _learn_from_half(rank: int, folder: str) -> None:

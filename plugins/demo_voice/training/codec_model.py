@@ -84,6 +84,10 @@ class CodecModel(nn.Module):
             nn.Conv1d(width, len(PHONES) * LABELS_PER_FRAME, 1),
         )
 
+    def head_parameters(self) -> list[nn.Parameter]:
+        heads = (self.mel_head, self.pitch_head, self.phone_head, self.all_phones_head)
+        return [p for head in heads for p in head.parameters()]
+
     def heard(self, sound: torch.Tensor) -> dict[str, torch.Tensor]:
         """What the encoder and its heads make of sound `[B, N]`, without quantisation."""
         semantic, acoustic = self.latents(sound)

@@ -52,6 +52,7 @@ class CodecConfig:
         quantise_at: share of the encoder's steps after which the codebooks are made.
         adversarial_at: share of the decoder's steps after which judges are used;
             1 means never.
+        head_steps: of the heads of a restored encoder.
         heard_weight: of the differences that the encoder hears, relative to the spectral
             distance of the waveform decoder.
         period_weight: of the distance of autocorrelations, likewise.
@@ -71,6 +72,7 @@ class CodecConfig:
     batch: int = 8
     encoder_steps: int = 18000
     decoder_steps: int = 29500
+    head_steps: int = 1000
     decoder_crop_frames: int = 16
     learning_rate: float = 1e-3
     rate_nats: float = 23.0
@@ -217,6 +219,7 @@ RECIPES = {
             batch=4,
             encoder_steps=20,
             decoder_steps=10,
+            head_steps=5,
             decoder_crop_frames=8,
             adversarial_at=0.5,
             judge_channels=4,

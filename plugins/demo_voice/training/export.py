@@ -25,10 +25,14 @@ from vox_serve_csm.checkpoint import CODEC_PREFIX, load_model
 
 LARGEST_MB = 30
 AUDIO_EMBEDDING = "depth_decoder.model.embed_tokens.weight"
+DEPTH_HEADS = "depth_decoder.codebooks_head.weight"
 
 
 def language_tensors(learner: Learner) -> dict[str, torch.Tensor]:
-    """The network's weights under transformers' names; fused matrices are taken apart."""
+    """The network's weights under transformers' names; fused matrices are taken apart.
+
+    All but `DEPTH_HEADS` are views of the parameters.
+    """
     net, sizes = learner.network, learner.csm
     ours: dict[str, torch.Tensor] = dict(net.named_parameters())
     heads = [ours[f"depth_heads.{n}.weight"].t() for n in range(len(net.depth_heads))]
@@ -37,7 +41,7 @@ def language_tensors(learner: Learner) -> dict[str, torch.Tensor]:
         AUDIO_EMBEDDING: ours["audio_embedding.weight"],
         "lm_head.weight": ours["head.weight"],
         "depth_decoder.model.inputs_embeds_projector.weight": ours["projector.weight"],
-        "depth_decoder.codebooks_head.weight": torch.stack(heads),
+        DEPTH_HEADS: torch.stack(heads),
     }
     stacks = (
         ("backbone.", "backbone_model.", sizes.backbone),

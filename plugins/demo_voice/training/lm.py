@@ -15,8 +15,8 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from plugins.demo_voice.training.codec import read_codes
 from plugins.demo_voice.training.codec_model import trapezoid
+from plugins.demo_voice.training.codes import read_codes
 from plugins.demo_voice.training.config import LABELS_PER_FRAME, PHONES, LmConfig, Recipe
 from plugins.demo_voice.training.corpus import IGNORED, Corpus
 from plugins.demo_voice.training.csm_json import csm_json
@@ -173,12 +173,12 @@ def train(run: Run) -> None:
     learner.prepare(run.device)
     made = optimizers(learner)
     state = load(path, run.device)
-    start = 0
+    start = state["step"] if state else 0
+    cold = start if state and "muon" not in state else 0
     if state:
         learner.load_state_dict(state["learner"])
-        for name, optimizer in made.items():
-            optimizer.load_state_dict(state[name])
-        start = state["step"]
+        for name in made.keys() & state.keys():  # a restored state has only the learner
+            made[name].load_state_dict(state[name])
     log = Log(run.path("lm", "lm.jsonl"), config.steps)
     validation_log = Log(run.path("lm", "validation.jsonl"), 1)
     for step, batch in batches(run, turns.batch, start, config.steps, "lm"):
@@ -188,9 +188,10 @@ def train(run: Run) -> None:
         learner.zero_grad(set_to_none=True)
         losses["total"].backward()
         nn.utils.clip_grad_norm_(learner.parameters(), 1.0)
+        factor = trapezoid(step, config.steps, config.warmup, cold=cold)
         for optimizer in made.values():
             for group in optimizer.param_groups:
-                group["lr"] = group["initial_lr"] * trapezoid(step, config.steps, config.warmup)
+                group["lr"] = group["initial_lr"] * factor
             optimizer.step()
         log.add(step, losses)
         if (step + 1) % run.recipe.save_every == 0 or step + 1 == config.steps:

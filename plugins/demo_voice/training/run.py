@@ -142,7 +142,7 @@ class Log:
     """Losses over time, a JSON object per line; a resumed run appends to its file."""
 
     def __init__(self, path: Path, steps: int) -> None:
-        self._file = path.open("a", encoding="utf-8")
+        self._path = path
         self._every = max(1, min(20, steps // 5))
         self._sums: dict[str, torch.Tensor | float] = {}
         self._count = 0
@@ -160,8 +160,8 @@ class Log:
         means = {name: round(float(total) / self._count, 5) for name, total in self._sums.items()}
         now = time.monotonic()
         timing = {"step": step, "seconds_per_step": round((now - self._since) / self._count, 4)}
-        self._file.write(json.dumps(timing | means) + "\n")
-        self._file.flush()
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(timing | means) + "\n")
         self._sums, self._count, self._since = {}, 0, now
 
 
