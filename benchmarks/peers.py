@@ -58,6 +58,10 @@ class Transformers:
         # A flag of transformers; without it, `generate` compiles only on CUDA.
         self._compile_config._compile_all_devices = True
 
+    def hold(self, dtype: torch.dtype) -> None:
+        """Convert all weights, if they are held in another type."""
+        self._model.to(dtype)
+
     def compiled_twin(self) -> Transformers:
         """The same weights, compiled, in no more memory."""
         twin = copy.copy(self)
