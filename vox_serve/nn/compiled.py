@@ -34,8 +34,8 @@ THREADS = "-fopenmp"
 FOLDER = Path(__file__).parent
 SOURCES = ("decode_step.c", "int8_product.c", "mimi_transformer_step.c", "seanet_step.c")
 HEADERS = ("wide.h",)
-WIDE, BLOCK = 16, 64
-"""As in the C files: floats of a vector, and outputs of a block of a matrix."""
+UNIT, BLOCK = 16, 64
+"""As in the C files: sizes are multiples of the first; outputs of a block of a matrix."""
 
 
 class Blocks(ctypes.Structure):
@@ -53,10 +53,10 @@ def blocks(weight: torch.Tensor, bias: torch.Tensor | None, held: list[torch.Ten
     """Convert `weight` `[out, in]` and `bias` `[out]`; `held` keeps the tensors alive."""
     out, inputs = weight.shape
     parts = [
-        F.pad(part, (0, 0, 0, -len(part) % WIDE)).t().flatten()
+        F.pad(part, (0, 0, 0, -len(part) % UNIT)).t().flatten()
         for part in torch.split(weight.detach(), BLOCK)
     ]
-    offsets = F.pad(weight.new_zeros(out) if bias is None else bias.detach(), (0, -out % WIDE))
+    offsets = F.pad(weight.new_zeros(out) if bias is None else bias.detach(), (0, -out % UNIT))
     held += [torch.cat(parts), offsets]
     return Blocks(held[-2].data_ptr(), held[-1].data_ptr(), inputs, out)
 

@@ -2,7 +2,7 @@
  * operations per layer.  `decode_step.py` compiles it; its tests compare it with plain torch.
  *
  * Everything is float32, except that matrices may be bfloat16.  A row's result does not depend on
- * the other rows.  All sizes are multiples of WIDE, except the number of outputs of a matrix.
+ * the other rows.  All sizes are multiples of UNIT, except the number of outputs of a matrix.
  */
 #include "wide.h"
 
@@ -41,20 +41,25 @@ static inline wide load_bfloat16(const uint16_t *x) {
  * stay in registers. */
 static inline __attribute__((always_inline)) void tile(const Matrix *m, int64_t n, const float *x,
                                                        int rows, float *y) {
-    wide sums[TILE_ROWS][COLUMNS] = {0};
-    for (int64_t k = 0; k < m->in; k++) {
-        int64_t place = n * m->in + k * BLOCK;
-        wide w[COLUMNS];
-        for (int i = 0; i < COLUMNS; i++)
-            w[i] = m->bfloat16 ? load_bfloat16((const uint16_t *)m->data + place + i * WIDE)
-                               : load((const float *)m->data + place + i * WIDE);
+    const int columns = SUMS / rows < BLOCK / WIDE ? SUMS / rows : BLOCK / WIDE;
+    for (int64_t from = n; from < n + BLOCK && from < m->out; from += columns * WIDE) {
+        wide sums[SUMS] = {0};
+        for (int64_t k = 0; k < m->in; k++) {
+            int64_t place = n * m->in + k * BLOCK + from - n;
+            if (WIDE < 16) /* such processors do not fetch far enough ahead */
+                __builtin_prefetch((const char *)m->data + (m->bfloat16 ? 2 : 4) * place + 2048);
+            wide w[SUMS];
+            for (int i = 0; i < columns; i++)
+                w[i] = m->bfloat16 ? load_bfloat16((const uint16_t *)m->data + place + i * WIDE)
+                                   : load((const float *)m->data + place + i * WIDE);
+            for (int row = 0; row < rows; row++)
+                for (int i = 0; i < columns; i++)
+                    sums[row * columns + i] += w[i] * x[row * m->in + k];
+        }
+        int64_t count = m->out - from < columns * WIDE ? m->out - from : columns * WIDE;
         for (int row = 0; row < rows; row++)
-            for (int i = 0; i < COLUMNS; i++)
-                sums[row][i] += w[i] * x[row * m->in + k];
+            memcpy(y + row * m->out + from, sums + row * columns, count * sizeof(float));
     }
-    int64_t count = m->out - n < BLOCK ? m->out - n : BLOCK;
-    for (int row = 0; row < rows; row++)
-        memcpy(y + row * m->out + n, sums[row], count * sizeof(float));
 }
 
 static void stored_product(const Matrix *m, const float *x, int64_t rows, float *y) {
@@ -146,7 +151,7 @@ static void silu_mul(const float *gate, const float *up, int64_t size, float *y)
 
 /* x [rows, hidden] is overwritten with the residual.  out is its last norm, [rows, hidden], or the
  * product of that and `head`, [rows, head->out].  `work` has room for rows * (2 * hidden + more of
- * qkv + heads and 3 * intermediate) and for a group of capacity + WIDE. */
+ * qkv + heads and 3 * intermediate) and for a group of capacity + UNIT. */
 void decode_step(const Stack *s, const Cache *caches, int64_t capacity, const int64_t *slots,
                  const int64_t *positions, int64_t later, int64_t rows, float *x,
                  const Matrix *head, float *out, float *work) {

@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from vox_serve.nn.adapter import Adapted
-from vox_serve.nn.compiled import BLOCK, WIDE, library, operator, register
+from vox_serve.nn.compiled import BLOCK, UNIT, library, operator, register
 from vox_serve.nn.linear import HalfLinear, Linear
 from vox_serve.nn.residual import Rows
 
@@ -143,7 +143,7 @@ class DecodeStep(nn.Module):
         pointers = self._pointers(*[cache.data_ptr() for cache in caches])
         capacity = caches[0].shape[1]
         matrix = None if number < 0 else self._heads[number]
-        work = x.new_empty(rows * self._row_work + self._group * (capacity + WIDE))
+        work = x.new_empty(rows * self._row_work + self._group * (capacity + UNIT))
         out = x.new_empty(rows, hidden if matrix is None else matrix.out)
         for later in range(time):
             residual = x[:, later].clone(memory_format=torch.contiguous_format)
@@ -202,7 +202,7 @@ def decode_step(stack: Llama, heads: Iterable[nn.Module] = ()) -> DecodeStep | N
         or len(linear)
         != 4 * config.num_hidden_layers + len(heads)  # some weights are stored in another form
         or sum(layer.in_features * layer.out_features for layer in linear) > MAX_WEIGHTS
-        or any(size % WIDE for size in sizes)
+        or any(size % UNIT for size in sizes)
         or any(p.requires_grad for layer in layers for p in layer.parameters())
     ):
         return None

@@ -36,18 +36,14 @@ static void layer_norm(const float *x, const float *weight, const float *bias, f
 /* GELU with an error below 1e-6: erf by Abramowitz and Stegun, 7.1.26. */
 static void gelu(float *x, int64_t size) {
     for (int64_t i = 0; i < size; i += WIDE) {
-        wide v = load(x + i), z = v * 0.70710678f, a = z;
-        for (int j = 0; j < WIDE; j++)
-            a[j] = a[j] < 0.0f ? -a[j] : a[j];
+        wide v = load(x + i), z = v * 0.70710678f, a = choose(z < 0.0f, -z, z);
         wide t = 1.0f / (1.0f + 0.3275911f * a);
         wide p = t * 1.061405429f - 1.453152027f;
         p = p * t + 1.421413741f;
         p = p * t - 0.284496736f;
         p = p * t + 0.254829592f;
         wide rest = p * t * exponential(-a * a); /* 1 - erf(a) */
-        for (int j = 0; j < WIDE; j++)
-            rest[j] = z[j] < 0.0f ? rest[j] : 2.0f - rest[j];
-        v *= 0.5f * rest;
+        v *= 0.5f * choose(z < 0.0f, rest, 2.0f - rest);
         memcpy(x + i, &v, sizeof v);
     }
 }
@@ -90,7 +86,7 @@ static void attend(const float *q, const float *keys, const float *values, int64
 
 /* x [rows, time, size] is overwritten with the result.  A ring is [slots, 2, heads, capacity,
  * head_dim].  `work` has room for rows * time * (2 * size + heads * head_dim + the larger of
- * 3 * heads * head_dim and the inner size) and for capacity + WIDE + head_dim. */
+ * 3 * heads * head_dim and the inner size) and for capacity + UNIT + head_dim. */
 void mimi_transformer_step(const Stack *s, float *const *rings, const int64_t *slots,
                            const int64_t *first, int64_t rows, int64_t time, float *x,
                            float *work) {
@@ -98,7 +94,7 @@ void mimi_transformer_step(const Stack *s, float *const *rings, const int64_t *s
     int64_t vectors = rows * time, plane = s->capacity * dim;
     float *normed = work, *left = normed + vectors * size, *seen = left + vectors * size;
     float *cos = seen + vectors * inner, *sin = cos + dim / 2, *scores = sin + dim / 2;
-    float *big = scores + s->capacity + WIDE;
+    float *big = scores + s->capacity + UNIT;
     for (int64_t number = 0; number < s->layers; number++) {
         const Layer *l = s->layer + number;
         for (int64_t n = 0; n < vectors; n++)

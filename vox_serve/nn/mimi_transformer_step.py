@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from vox_serve.nn.compiled import WIDE, Blocks, blocks, library, operator, register
+from vox_serve.nn.compiled import UNIT, Blocks, blocks, library, operator, register
 from vox_serve.nn.mimi_transformer import Rings, StreamingLayer, StreamingTransformer
 
 MAX_WEIGHTS = 4 * 2**20
@@ -92,7 +92,7 @@ class TransformerStep(nn.Module):
         stack = self._stack
         stack.capacity = rings[0].shape[3]
         out = x.clone(memory_format=torch.contiguous_format)
-        room = stack.capacity + WIDE + stack.head_dim
+        room = stack.capacity + UNIT + stack.head_dim
         work = x.new_empty(rows * time * self._vector_work + room)
         self._run(
             ctypes.byref(stack),
@@ -123,7 +123,7 @@ class TransformerStep(nn.Module):
 def transformer_step(stack: StreamingTransformer) -> TransformerStep | None:
     """The stack's compiled step; None if plain torch must be used."""
     layers: list[Any] = list(stack.layers)
-    if stack.frequencies.device.type != "cpu" or stack.head_dim % WIDE:
+    if stack.frequencies.device.type != "cpu" or stack.head_dim % UNIT:
         return None
     if any(type(layer) is not StreamingLayer or layer.gelu != "none" for layer in layers):
         return None
@@ -133,7 +133,7 @@ def transformer_step(stack: StreamingTransformer) -> TransformerStep | None:
         for matrix in (layer.qkv, layer.out, layer.up, layer.down)
     )
     sizes = [size for layer in layers for size in (layer.qkv.in_features, layer.down.in_features)]
-    if weights > MAX_WEIGHTS or any(size % WIDE for size in sizes):
+    if weights > MAX_WEIGHTS or any(size % UNIT for size in sizes):
         return None
     found = library()
     return None if found is None else TransformerStep(stack, found)

@@ -15,9 +15,8 @@ typedef struct {
 
 static void elu(const float *x, int64_t size, float *y) {
     for (int64_t i = 0; i < size; i += WIDE) {
-        wide v = load(x + i), e = exponential(v) - 1.0f;
-        for (int j = 0; j < WIDE; j++)
-            v[j] = v[j] > 0.0f ? v[j] : e[j];
+        wide v = load(x + i);
+        v = choose(v > 0.0f, v, exponential(v) - 1.0f);
         memcpy(y + i, &v, sizeof v);
     }
 }

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from vox_serve.nn.compiled import WIDE, Blocks, blocks, library, operator, register
+from vox_serve.nn.compiled import UNIT, Blocks, blocks, library, operator, register
 from vox_serve.nn.seanet import Elu, Residual
 from vox_serve.nn.streaming import CausalConv, Past, TransposedConv
 
@@ -116,7 +116,7 @@ def seanet_step(stages: Iterable[nn.Module], time: int) -> SeanetStep | None:
         return None
     length = time
     for conv, _, _ in convs:
-        if conv.dilation != 1 or length % conv.stride or length * conv.inputs % WIDE:
+        if conv.dilation != 1 or length % conv.stride or length * conv.inputs % UNIT:
             return None
         length = length // conv.stride * conv.outputs // conv.channels
     if any(conv.matrix.plain_weight.device.type != "cpu" for conv, _, _ in convs):
