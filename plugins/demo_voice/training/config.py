@@ -71,7 +71,7 @@ class CodecConfig:
     crop_frames: int = 24
     batch: int = 8
     encoder_steps: int = 18000
-    decoder_steps: int = 29500
+    decoder_steps: int = 32900
     head_steps: int = 1000
     decoder_crop_frames: int = 16
     learning_rate: float = 1e-3

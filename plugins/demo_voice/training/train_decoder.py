@@ -20,8 +20,9 @@ from plugins.demo_voice.training.run import Log, Run, average_gradients, batches
 from plugins.demo_voice.training.spectra import period_loss, spectral_loss
 from plugins.demo_voice.training.steps import crops, draw, follow
 
-JUDGED_FRAMES = 8
-"""How much of a crop's end the judges see; they cost four times as much as the decoder."""
+HEARD_FRAMES, JUDGED_FRAMES = 8, 4
+"""How much of a crop's end the encoder hears and the judges see; for the same length, the judges
+cost eight times as much as the decoder."""
 
 
 def train_decoder(run: Run, corpus: Corpus, model: CodecModel) -> None:
@@ -66,13 +67,15 @@ def train_decoder(run: Run, corpus: Corpus, model: CodecModel) -> None:
     for step, batch in batches(run, given, start, config.decoder_steps, "decoder"):
         some_codes, target, known = (x.to(run.device) for x in batch)
         made, target = model.decode(some_codes) * known, target * known
-        part = slice(-JUDGED_FRAMES * FRAME_SIZE, None)
-        shown = made[:, part], target[:, part]
+        heard, judged = (
+            slice(-count * FRAME_SIZE, None) for count in (HEARD_FRAMES, JUDGED_FRAMES)
+        )
         losses = {"spectral": spectral_loss(made, target), "period": period_loss(made, target)}
         losses["total"] = losses["spectral"] + config.period_weight * losses["period"]
         if step >= judged_from:
-            losses["heard"] = heard_loss(model, *shown, known[:, part])
+            losses["heard"] = heard_loss(model, *(x[:, heard] for x in (made, target, known)))
             losses["total"] = losses["total"] + config.heard_weight * losses["heard"]
+            shown = made[:, judged], target[:, judged]
             losses |= adversarial(judge, judge_optimizer, *shown, losses["total"])
         factor = trapezoid(step, config.decoder_steps, fall=config.decoder_fall, cold=cold)
         follow(optimizer, losses["total"], config.learning_rate * factor)
