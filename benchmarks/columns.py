@@ -46,6 +46,8 @@ class Setting:
         most_rounds: the most rounds, by batch, for batches that take long.
         groups: the forms that are in memory together for batches with many slots.  A form in
             several groups keeps the figures of the first, in which the peers take part.
+        float32_from: the smallest batch in which transformers is faster in float32 than in
+            bfloat16, on a processor without instructions for the latter.
     """
 
     key: str
@@ -54,10 +56,16 @@ class Setting:
     frames: Mapping[int, int | None]
     most_rounds: Mapping[int, int] = attrs.field(factory=dict)
     groups: tuple[tuple[str, ...], ...] = (tuple(FORMS),)
+    float32_from: int = 1
 
     def rounds(self, batch: int, asked: int) -> int:
         """The number of rounds for a batch."""
         return min(asked, self.most_rounds.get(batch, asked))
+
+    def peer_dtype(self, batch: int) -> torch.dtype:
+        """The type in which transformers is faster."""
+        fast = fast_bfloat16() or batch < self.float32_from
+        return torch.bfloat16 if fast else torch.float32
 
     def engine_config(self, form: str, slots: int) -> EngineConfig:
         """The configuration of vox_serve on a CPU with weights in this form."""
@@ -122,13 +130,16 @@ def peer_columns(
     """
     threads = dict.fromkeys(setting.frames, ALL_THREADS)
     eager = _attempt(
-        "transformers", lambda: Transformers(setting.directory, "cpu", torch.bfloat16), left_out
+        "transformers",
+        lambda: Transformers(setting.directory, "cpu", setting.peer_dtype(1)),
+        left_out,
     )
     if eager is not None:
-        yield _transformers("transformers", eager, prompt, dict(threads), (*setting.frames,), None)
+        batches = (*setting.frames,)
+        yield _transformers("transformers", eager, setting, prompt, dict(threads), batches, None)
         twin = eager.compiled_twin()
         yield _transformers(
-            "transformers_compiled", twin, prompt, dict(threads), (1,), COMPILE_SECONDS
+            "transformers_compiled", twin, setting, prompt, dict(threads), (1,), COMPILE_SECONDS
         )
     if None in setting.frames.values():
         left_out["moshi"] = "its weights are random: it cannot speak until a text ends"
@@ -150,26 +161,17 @@ def peer_columns(
         yield Column("moshi", converse, dict(threads), (1, 4))
 
 
-def faster_dtype(batch: int) -> torch.dtype:
-    """The type in which a peer is faster.
-
-    With few rows, products take as long as reading the weights; with many, a processor without
-    bfloat16 instructions takes twice as long in bfloat16 as in float32.
-    """
-    few = batch < 8
-    return torch.bfloat16 if few or fast_bfloat16() else torch.float32
-
-
 def _transformers(
     key: str,
     model: Transformers,
+    setting: Setting,
     prompt: torch.Tensor,
     threads: dict[int, int],
     batches: tuple[int, ...],
     seconds: int | None,
 ) -> Column:
     def speak(batch: int, frames: int | None) -> dict[str, float]:
-        model.hold(faster_dtype(batch))
+        model.hold(setting.peer_dtype(batch))
         return attrs.asdict(model.speak(prompt.repeat(batch, 1), frames))
 
     return Column(key, speak, threads, batches, seconds)

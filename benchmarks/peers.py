@@ -43,13 +43,14 @@ class Transformers:
             the first run of each batch size, even on a CPU if its flag for that is set.
     """
 
+    _model: Any = None
+
     def __init__(
         self, directory: Path, device: str, dtype: torch.dtype, compiled: bool = False
     ) -> None:
-        model: Any = CsmForConditionalGeneration.from_pretrained(directory, dtype=dtype)
-        self._model = model.to(device).eval()
-        self._device = torch.device(device)
-        codec = model.config.codec_config
+        self._directory, self._device = directory, torch.device(device)
+        self.hold(dtype)
+        codec = self._model.config.codec_config
         self._sample_rate = codec.sampling_rate
         self._frame_size = round(codec.sampling_rate / codec.frame_rate)
         self._compiled = compiled
@@ -59,8 +60,15 @@ class Transformers:
         self._compile_config._compile_all_devices = True
 
     def hold(self, dtype: torch.dtype) -> None:
-        """Convert all weights, if they are held in another type."""
-        self._model.to(dtype)
+        """Load the weights in this type, if they are held in another.
+
+        Converting a loaded model is not enough: Mimi keeps its codebooks a second time.
+        """
+        if self._model is not None and self._model.dtype == dtype:
+            return
+        self._model = None  # before another one is in memory
+        model: Any = CsmForConditionalGeneration.from_pretrained(self._directory, dtype=dtype)
+        self._model = model.to(self._device).eval()
 
     def compiled_twin(self) -> Transformers:
         """The same weights, compiled, in no more memory."""

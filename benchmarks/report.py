@@ -215,8 +215,9 @@ rounds; a first round, not counted, warms up. "Time over audio" below 1 is faste
   float32. On a processor with bfloat16 instructions, products of more than two rows, prompts
   included, are in bfloat16; "float16, 4 rows" compares four copies of a text with float32. int8
   rounds weights and inputs of the language model. The peers compute in bfloat16, including the
-  codec in transformers; moshi's codec is in float32. Without bfloat16 instructions, transformers
-  is faster in float32 at batch 16, so it computes that in float32.
+  codec in transformers; moshi's codec is in float32. On a processor without bfloat16
+  instructions, transformers computes in float32, which is faster there; at full size, only for
+  batch 16.
 - All columns run in one process as vox_serve's engine sets it up: idle threads spin for
   some microseconds and then sleep, and freed memory is kept; the peers benefit from this too.
 - Threads: vox_serve chooses their number. If that is one, the peers were tried with one thread and

@@ -2,31 +2,39 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from pathlib import Path
 
 import pytest
 import torch
 
 from benchmarks import columns
-from benchmarks.peers import Timing
+from benchmarks.checkpoint import TOKENIZER
+from benchmarks.columns import Setting
+from benchmarks.peers import Transformers
 
 
-@pytest.mark.parametrize(("fast", "many"), [(True, torch.bfloat16), (False, torch.float32)])
-def test_a_peer_is_not_slowed_by_a_type_that_the_processor_lacks(
-    fast: bool, many: torch.dtype, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("fast", [True, False])
+def test_transformers_speaks_in_the_faster_type_of_each_batch(
+    fast: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    held: list[torch.dtype] = []
-
-    class Peer:
-        def hold(self, dtype: torch.dtype) -> None:
-            held.append(dtype)
-
-        def speak(self, ids: torch.Tensor, frames: int | None) -> Timing:
-            return Timing(1.0, 1.0, 1.0)
-
     monkeypatch.setattr(columns, "fast_bfloat16", lambda: fast)
-    prompt, threads = torch.zeros(1, 3), {1: 1, 4: 1, 16: 1}
-    column = columns._transformers("peer", cast(Any, Peer()), prompt, threads, (1, 4, 16), None)
-    for batch in threads:
-        column.run(batch, 2)
-    assert held == [torch.bfloat16, torch.bfloat16, many]
+    setting = Setting("demo", "demo", TOKENIZER, {1: 2, 2: 2}, float32_from=2)
+    model = Transformers(TOKENIZER, "cpu", setting.peer_dtype(1))
+    prompt, threads = torch.tensor([[1, 2, 3]]), {1: 1, 2: 1}
+    column = columns._transformers("peer", model, setting, prompt, threads, (1, 2), None)
+    held = []
+    for batch in (1, 2, 1):
+        assert column.run(batch, 2)["frame"] > 0
+        held.append(model._model.dtype)
+    many = torch.bfloat16 if fast else torch.float32
+    assert held == [torch.bfloat16, many, torch.bfloat16]
+
+
+def test_float32_is_for_processors_that_lack_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    demo, full = (Setting("", "", Path(), {}, float32_from=least) for least in (1, 16))
+    monkeypatch.setattr(columns, "fast_bfloat16", lambda: False)
+    assert [demo.peer_dtype(b) for b in (1, 4, 16)] == [torch.float32] * 3
+    assert [full.peer_dtype(b) for b in (1, 4)] == [torch.bfloat16] * 2
+    assert full.peer_dtype(16) == torch.float32
+    monkeypatch.setattr(columns, "fast_bfloat16", lambda: True)
+    assert full.peer_dtype(16) == demo.peer_dtype(1) == torch.bfloat16

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 
 from plugins.demo_voice.training import spectra
 from plugins.demo_voice.training.codec_model import CodecModel, scaled_pitch
+from plugins.demo_voice.training.codes import make_codes
 from plugins.demo_voice.training.config import FRAME_SIZE, RECIPES
 from plugins.demo_voice.training.corpus import Corpus, pitch_count
 from plugins.demo_voice.training.csm_json import csm_json
@@ -48,7 +49,7 @@ from plugins.demo_voice.training.sentences import (
 )
 from plugins.demo_voice.training.spectra import period_loss, spectral_loss
 from plugins.demo_voice.training.tokenizer import VOCABULARY, encode, tokenizer_json
-from plugins.demo_voice.training.train_decoder import heard_loss
+from plugins.demo_voice.training.train_decoder import heard_loss, train_decoder
 from plugins.demo_voice.training.train_encoder import train_encoder
 from vox_serve_csm.config import CsmConfig
 from vox_serve_demo_voice.plugin import CHECKPOINT
@@ -342,6 +343,30 @@ def test_a_restored_encoder_learns_new_heads_and_stays_itself(tmp_path: Path) ->
     save(path, {"model": before, "step": run.recipe.codec.encoder_steps - 1})
     with pytest.raises(SystemExit, match="cannot be trained further"):
         train_encoder(run, corpus(tmp_path), CodecModel(run.recipe.codec))
+
+
+def test_a_restored_decoder_hears_with_the_heads_that_were_taught(tmp_path: Path) -> None:
+    run = Run(RECIPES["tiny"], tmp_path, torch.device("cpu"))
+    torch.manual_seed(0)
+    taught, restored = (CodecModel(run.recipe.codec) for _ in range(2))
+    taught.freeze_encoder()
+    restored.load_state_dict(taught.state_dict())
+    for parameter in restored.head_parameters():
+        torch.nn.init.zeros_(parameter)
+    steps = run.recipe.codec.decoder_steps
+    encoder = {"model": taught.state_dict(), "step": run.recipe.codec.encoder_steps}
+    save(run.path("codec", "encoder.pt"), encoder)
+    save(run.path("codec", "decoder.pt"), {"model": restored.state_dict(), "step": steps - 1})
+    data = corpus(tmp_path)
+    make_codes(run, data, CodecModel(run.recipe.codec))
+    train_decoder(run, data, CodecModel(run.recipe.codec))
+    after = (load(run.path("codec", "decoder.pt")) or {})["model"]
+    assert torch.equal(after["phone_head.weight"], taught.state_dict()["phone_head.weight"])
+    assert any(
+        not torch.equal(after[name], weight)
+        for name, weight in restored.state_dict().items()
+        if name.startswith("mimi.decoder.")
+    )
 
 
 def _learn_from_half(rank: int, folder: str) -> None:

@@ -6,6 +6,7 @@ from the teacher's.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -25,13 +26,16 @@ HEARD_FRAMES, JUDGED_FRAMES = 8, 4
 cost eight times as much as the decoder."""
 
 
+PARTS = ("upsample", "decoder_transformer", "decoder")
+"""Of Mimi: what this stage trains."""
+
+
 def train_decoder(run: Run, corpus: Corpus, model: CodecModel) -> None:
     config, path = run.recipe.codec, run.path("codec", "decoder.pt")
     load_encoder(run, model)
     codes = read_codes(run, fingerprint(model))
     lengths = [c.shape[1] for c in codes]
-    parts = ("upsample", "decoder_transformer", "decoder")
-    learning = [p for part in parts for p in getattr(model.mimi, part).parameters()]
+    learning = [p for part in PARTS for p in getattr(model.mimi, part).parameters()]
     optimizer = torch.optim.AdamW(learning, config.learning_rate, (0.9, 0.98), weight_decay=1e-2)
     judge = Judges(config.judge_channels).to(run.device)
     judge_optimizer = torch.optim.AdamW(judge.parameters(), 3e-4, (0.8, 0.99))
@@ -40,9 +44,10 @@ def train_decoder(run: Run, corpus: Corpus, model: CodecModel) -> None:
     state = load(path, run.device)
     start = state["step"] if state else 0
     cold = start if state and "optimizer" not in state else 0
-    for name in (state or {}).keys() & holders.keys():  # a restored state has only the model
-        assert state
-        holders[name].load_state_dict(state[name])
+    if state:
+        load_own_weights(model, state["model"])
+        for name in state.keys() & holders.keys() - {"model"}:  # a restored state has none
+            holders[name].load_state_dict(state[name])
     log = Log(run.log("codec", "decoder.jsonl"), config.decoder_steps)
     frames, judged_from = config.decoder_crop_frames, config.adversarial_at * config.decoder_steps
     questions = [n for n in range(len(codes)) if corpus.utterances[n].text.endswith("?")]
@@ -84,6 +89,13 @@ def train_decoder(run: Run, corpus: Corpus, model: CodecModel) -> None:
         saves = (step + 1) % run.recipe.save_every == 0 or step + 1 == config.decoder_steps
         if saves and run.rank == 0:
             save(path, {n: h.state_dict() for n, h in holders.items()} | {"step": step + 1})
+
+
+def load_own_weights(model: CodecModel, weights: Mapping[str, torch.Tensor]) -> None:
+    """Load `PARTS` alone; all else is the encoder's, and a restored state has untrained heads."""
+    own = tuple(f"mimi.{part}." for part in PARTS)
+    found = {name: w for name, w in weights.items() if name.startswith(own)}
+    model.load_state_dict(found, strict=False)
 
 
 def heard_loss(
