@@ -218,9 +218,11 @@ def full(directory: Path, rounds: int) -> dict[str, Any]:
     """A setting with random weights, which never end, so the number of frames is fixed."""
     log(f"full: checkpoint in {directory}")
     write_full_size(directory)
-    frames, rounds = {1: 6, 4: 4, 16: 3}, {16: 2}
+    frames, most_rounds = {1: 6, 4: 4, 16: 3}, {16: 2}
     # Few rows take as long as reading the weights, and float32 ones do not fit beside the rest.
-    setting = Setting("full", str(directory), directory, frames, rounds, GROUPS, float32_from=16)
+    setting = Setting(
+        "full", str(directory), directory, frames, most_rounds, GROUPS, float32_from=16
+    )
     return run(setting, rounds, texts=2, frames=4)
 
 
@@ -276,7 +278,7 @@ def main() -> None:
     if asked.page:
         picture = asked.page.with_suffix(".png")
         draw(found, picture)
-        asked.page.write_text(page(found, picture.name), encoding="utf-8")
+        asked.page.write_text(page(found, asked.page.name, picture.name), encoding="utf-8")
         log(f"wrote {asked.page} and {picture}")
 
 

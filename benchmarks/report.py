@@ -26,12 +26,19 @@ def tables(found: Result) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def page(found: Result, picture: str) -> str:
-    """The text of docs/performance.md; `picture` is the name of its picture's file."""
+def page(found: Result, file: str, picture: str) -> str:
+    """The text of a page of docs/; `file` is its name, `picture` that of its picture's file."""
+    instructions = found["machine"].get("instructions")
+    title = f"Performance with {instructions}" if instructions else "Performance"
     facts = {**found["machine"], "command": f"`{found['command']}`"}
     machine = _table(["machine", ""], ([key, str(value)] for key, value in facts.items()))
     return PAGE.format(
-        machine=machine, picture=picture, limit=found["compile_seconds"], tables=tables(found)
+        title=title,
+        file=file,
+        machine=machine,
+        picture=picture,
+        limit=found["compile_seconds"],
+        tables=tables(found),
     )
 
 
@@ -186,10 +193,10 @@ def _gib(size: float) -> str:
     return f"{size / 2**30:.2f} GiB"
 
 
-PAGE = """# Performance
+PAGE = """# {title}
 
-This page is written by `make bench ARGS="--page docs/performance.md"`; nothing in it is typed by
-hand. [Benchmarking a server](benchmarking.md) says how to measure your own.
+This page is written by `make bench ARGS="--page docs/{file}"`; nothing in it is typed by hand.
+[Benchmarking a server](benchmarking.md) says how to measure your own.
 
 {machine}
 

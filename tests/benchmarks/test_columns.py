@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import columns
+from benchmarks import columns, csm
 from benchmarks.checkpoint import TOKENIZER
 from benchmarks.columns import Setting
 from benchmarks.peers import Transformers
@@ -38,3 +38,22 @@ def test_float32_is_for_processors_that_lack_bfloat16(monkeypatch: pytest.Monkey
     assert full.peer_dtype(16) == torch.float32
     monkeypatch.setattr(columns, "fast_bfloat16", lambda: True)
     assert full.peer_dtype(16) == demo.peer_dtype(1) == torch.bfloat16
+
+
+@pytest.mark.parametrize("part", ["demo", "full"])
+def test_the_parts_of_make_bench_are_set_up(
+    part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Up to the measuring, with a checkpoint that is not written: batches, rounds, columns."""
+    monkeypatch.setattr(csm, "write_full_size", lambda directory: None)
+    found: list[tuple[Setting, int]] = []
+    monkeypatch.setattr(
+        csm, "run", lambda setting, rounds, **sizes: found.append((setting, rounds))
+    )
+    csm.demo(3) if part == "demo" else csm.full(tmp_path, 3)
+    [(setting, rounds)] = found
+    assert [setting.rounds(batch, rounds) for batch in setting.frames] == (
+        [3, 3, 3] if part == "demo" else [3, 3, 2]
+    )
+    assert {form for group in setting.groups for form in group} == set(columns.FORMS)
+    assert setting.engine_config("int8", 4).quantize == "int8"
