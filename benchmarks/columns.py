@@ -46,8 +46,8 @@ class Setting:
         most_rounds: the most rounds, by batch, for batches that take long.
         groups: the forms that are in memory together for batches with many slots.  A form in
             several groups keeps the figures of the first, in which the peers take part.
-        float32_from: the smallest batch in which transformers is faster in float32 than in
-            bfloat16, on a processor without instructions for the latter.
+        float32_from: the smallest batch in which transformers computes in float32 on a processor
+            without bfloat16 instructions; larger than 1 if memory is short before.
     """
 
     key: str

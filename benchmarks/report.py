@@ -224,7 +224,8 @@ rounds; a first round, not counted, warms up. "Time over audio" below 1 is faste
   rounds weights and inputs of the language model. The peers compute in bfloat16, including the
   codec in transformers; moshi's codec is in float32. On a processor without bfloat16
   instructions, transformers computes in float32, which is faster there; at full size, only for
-  batch 16.
+  batch 16, because it does not fit beside the other columns. So bfloat16 holds transformers back
+  at batch 4 and in first audio on such a processor, and moshi everywhere.
 - All columns run in one process as vox_serve's engine sets it up: idle threads spin for
   some microseconds and then sleep, and freed memory is kept; the peers benefit from this too.
 - Threads: vox_serve chooses their number. If that is one, the peers were tried with one thread and
